@@ -1,0 +1,1 @@
+"""One module a command: what `ray job submit` runs and what the `diffseg` command calls."""

@@ -1,0 +1,1 @@
+"""Shards in, label shards out: storage, Ray and commits around diffseg."""
