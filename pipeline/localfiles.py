@@ -1,0 +1,123 @@
+"""Files of this machine: a recursive listing, and writing that shows a name only when the file is whole."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from typing import IO
+
+_TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.writing$")
+
+
+def temporary_name(path: str) -> str:
+    """A fresh name in the same folder as ``path``; ``is_temporary`` knows it again."""
+    folder, _, name = path.rpartition("/")
+    # Long names stay below the 255 bytes that file systems allow.
+    return f"{folder}/.{name[:150]}.{secrets.token_hex(8)}.writing"
+
+
+def is_temporary(path: str) -> bool:
+    """Whether ``path`` is a file that somebody is writing, or that a killed process has left."""
+    return _TEMPORARY.fullmatch(path.rpartition("/")[2]) is not None
+
+
+def files(folder: str) -> Iterator[tuple[str, int]]:
+    """(relative path, size in bytes) of each file below ``folder``; links are followed, but never round in a circle.
+
+    Yields nothing when there is no such folder. Names that are not UTF-8 come as Python's surrogate escapes.
+    """
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while pending:
+        relative, above = pending.pop()
+        try:
+            here = os.stat(os.path.join(folder, relative))
+            entries = list(os.scandir(os.path.join(folder, relative)))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        identity = (here.st_dev, here.st_ino)
+        if identity in above:
+            continue
+        for entry in entries:
+            path = f"{relative}/{entry.name}" if relative else entry.name
+            if entry.is_dir():
+                pending.append((path, above | {identity}))
+            elif entry.is_file() and not is_temporary(path):
+                yield path, entry.stat().st_size
+
+
+def write_atomically(path: str, content: bytes | IO[bytes]) -> None:
+    """Write ``content`` aside, make it durable, and give it its name in one step. Makes the folders above.
+
+    What a killed process left half-written in the same folder is removed on the way, so that a repeated run leaves
+    the same tree as an undisturbed one.
+    """
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    _remove_leftovers(folder)
+    aside, file = _create_locked(path)
+    try:
+        with file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                shutil.copyfileobj(content, file, 2**20)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(aside, path)
+    except BaseException:
+        if os.path.lexists(aside):
+            os.remove(aside)
+        raise
+    _sync_folder(folder)
+
+
+def _create_locked(path: str) -> tuple[str, IO[bytes]]:
+    """A new temporary file beside ``path``; its lock says that its writer lives, and falls with the process."""
+    while True:
+        aside = temporary_name(path)
+        file = open(aside, "xb")  # noqa: SIM115 - the caller closes it
+        _lock(file, wait=True)
+        # Another writer's clean-up may have taken the file in the moment before the lock.
+        if os.path.exists(aside):
+            return aside, file
+        file.close()
+
+
+def _remove_leftovers(folder: str) -> None:
+    for entry in os.scandir(folder):
+        if not is_temporary(entry.name):
+            continue
+        try:
+            with open(entry.path, "rb") as file:
+                if _lock(file, wait=False):
+                    os.remove(entry.path)
+        except OSError:
+            continue  # its writer has just finished, or it belongs to somebody else
+
+
+def _lock(file: IO[bytes], *, wait: bool) -> bool:
+    """Whether the lock was taken; False also where the file system knows no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
+
+
+def _sync_folder(folder: str) -> None:
+    # Without this the new name may be gone after a power failure, while a commit record that relies on it is there.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,113 @@
+"""What a shard is, and what comes out of one: the two records that all readers share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.storage import redact
+
+STATUSES: tuple[str, ...] = (
+    "ok",
+    "undecodable",
+    "too_large",
+    "too_small",
+    "nonfinite",
+    "timeout",
+    "no_image",
+    "several_images",
+    "duplicate_key",
+    "truncated",
+    "unreadable",
+)
+"""Every status that a row can have. The first is success, each other one says why there is no mask."""
+
+MAX_SAMPLE_BYTES = 2**28
+"""Encoded images above this size get the status ``too_large`` instead of memory."""
+
+MAX_META_BYTES = 2**20
+"""JSON and text of one sample above this size is left out, with a note in its place."""
+
+IMAGE_EXTENSIONS = frozenset(
+    ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
+)
+"""File name extensions, in small letters, that make a file an image."""
+
+
+class ShardError(ValueError):
+    """A whole shard cannot be read: it is missing, or is not what its name says. Another attempt may help."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(redact(url), redact(reason))
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {self.args[1]}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One unit of work, cheap to send to another process.
+
+    Attributes:
+        name: safe as a file name, unique in its source, and recognisable.
+        url: of the tar or Parquet file; of the folder for ``images``. May hold a signature: show ``redact(url)``.
+        kind: how to read it.
+        files: for ``images``, the paths of the files below ``url``, in order.
+    """
+
+    name: str
+    url: str
+    kind: Literal["tar", "parquet", "images"]
+    files: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Shard(name={self.name!r}, kind={self.kind!r}, url={redact(self.url)!r}, {len(self.files)} files)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One sample as it was stored.
+
+    Attributes:
+        index: its place in the shard, from 0.
+        key: its own key, unchanged (bytes that are not UTF-8 are written as ``\\xNN``). Never to be used as a path.
+        image: the encoded image, None unless ``status`` is ``ok``.
+        meta: a JSON object of its JSON and text fields, "" when it has none.
+        status: one of ``STATUSES``.
+        error: for people, "" when ``status`` is ``ok``.
+    """
+
+    index: int
+    key: str
+    image: bytes | None
+    meta: str = ""
+    status: str = "ok"
+    error: str = ""
+
+
+def utf8(name: str) -> str:
+    """``name`` as valid UTF-8: bytes that were not (Python's surrogate escapes) become ``\\xNN``."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def meta_text(fields: Mapping[str, Any], size: int = 0) -> str:
+    """``fields`` as the text of a JSON object with sorted keys, "" when there are none.
+
+    Args:
+        fields: values that JSON knows.
+        size: bytes of what was found, for the note that stands in the place of fields above ``MAX_META_BYTES``.
+    """
+    if not fields and not size:
+        return ""
+    text = json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False) if size <= MAX_META_BYTES else ""
+    # A lone surrogate from "\ud800" in somebody's JSON is no UTF-8; as an escape it is JSON again.
+    encoded = text.encode("utf-8", "backslashreplace")
+    if max(size, len(encoded)) > MAX_META_BYTES:
+        note = f"left out: {max(size, len(encoded))} bytes of JSON and text; at most {MAX_META_BYTES} are carried"
+        return json.dumps({"__note__": note})
+    return encoded.decode("utf-8")
