@@ -58,7 +58,9 @@ def aggregate(attention: SelfAttention, weights: Weights = "paper") -> tuple[tor
             raise ValueError(f"attention of {rows} x {columns} tokens does not divide the {height} x {width} grid")
         keys = maps
         if grid != working:
-            keys = F.interpolate(maps.view(-1, 1, rows, columns), working, mode="bilinear", align_corners=False).flatten(1)
+            keys = F.interpolate(
+                maps.view(-1, 1, rows, columns), working, mode="bilinear", align_corners=False
+            ).flatten(1)
         keys = keys * (shares[grid] / keys.sum(dim=1, keepdim=True))
         repeated = total.view(rows, height // rows, columns, width // columns, height * width)
         repeated += keys.view(rows, 1, columns, 1, height * width)

@@ -149,7 +149,9 @@ def _run(
     multiple = latent_multiple(unet)
     height, width = latents.shape[-2:]
     if not layers:
-        raise ValueError("this UNet has no self-attention layers: DiffSeg needs the transformer blocks of Stable Diffusion")
+        raise ValueError(
+            "this UNet has no self-attention layers: DiffSeg needs the transformer blocks of Stable Diffusion"
+        )
     if height % multiple or width % multiple:
         raise ValueError(f"latents of {height} x {width}: both sides must be multiples of {multiple}")
     sides = [2**level for level in range(len(unet.config.block_out_channels))]

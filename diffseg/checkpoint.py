@@ -1,0 +1,86 @@
+"""Load what DiffSeg needs of a Stable Diffusion checkpoint: the VAE encoder, the UNet, the empty prompt's embedding."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+
+from diffseg.layout import CheckpointError, check_part, fingerprint, read_json, resolve
+from diffseg.prompt import empty_prompt
+
+LATENT_CHANNELS = 4
+AUTOENCODERS: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+PAPER_TAU, PAPER_TIMESTEP = (1.1, 1.1, 1.1), 300
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """The parts in memory.
+
+    vae: encoder only. unet: its transformer blocks are what is recorded. context: [1, tokens, D], the empty prompt's
+    embedding. added: the further conditioning of SDXL, each [1, …]. tau, timestep, resolution: the checkpoint's own
+    settings for DiffSeg where its folder has a diffseg.json, else the paper's and the trained size in pixels.
+    """
+
+    name: str
+    sha256: str
+    vae: Any
+    unet: UNet2DConditionModel
+    context: torch.Tensor
+    tau: tuple[float, ...]
+    timestep: int
+    resolution: int
+    added: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def load_checkpoint(
+    model: str | os.PathLike[str] = "tiny",
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Checkpoint:
+    """Load `tiny`, a local diffusers folder or a hub id (at a revision) of any 4-channel Stable Diffusion.
+
+    The VAE is kept in float32 where `dtype` is float16, whose range its activations leave.
+    Raises CheckpointError where a part is missing or of another kind.
+    """
+    folder = resolve(model, revision)
+    own = read_json(folder / "diffseg.json") if (folder / "diffseg.json").is_file() else {}
+    unet_variant = check_part(folder, "unet", ("UNet2DConditionModel",))
+    vae_variant = check_part(folder, "vae", tuple(AUTOENCODERS))
+    vae_config, unet_config = (read_json(folder / part / "config.json") for part in ("vae", "unet"))
+    for part, key, found in (
+        ("unet", "in_channels", unet_config.get("in_channels")),
+        ("vae", "latent_channels", vae_config.get("latent_channels")),
+    ):
+        if found != LATENT_CHANNELS:
+            raise CheckpointError(
+                f"{part} of {model}: {key} is {found}; DiffSeg needs a text-to-image Stable Diffusion with 4"
+            )
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
+    vae = AUTOENCODERS[vae_config["_class_name"]].from_pretrained(
+        folder, subfolder="vae", torch_dtype=vae_dtype, variant=vae_variant, **options
+    )
+    vae.decoder = vae.post_quant_conv = None
+    unet = UNet2DConditionModel.from_pretrained(
+        folder, subfolder="unet", torch_dtype=dtype, variant=unet_variant, **options
+    )
+    resolution = int(own.get("resolution", unet.config.sample_size * 8))
+    context, added = empty_prompt(folder, unet, resolution)
+    return Checkpoint(
+        name=str(model) if revision is None else f"{model}@{revision}",
+        sha256=fingerprint(folder),
+        vae=vae.to(device).eval().requires_grad_(False),
+        unet=unet.to(device).eval().requires_grad_(False),
+        context=context.to(device, dtype),
+        added={name: value.to(device, dtype) for name, value in added.items()},
+        tau=tuple(own.get("tau", PAPER_TAU)),
+        timestep=int(own.get("timestep", PAPER_TIMESTEP)),
+        resolution=resolution,
+    )

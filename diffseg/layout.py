@@ -1,0 +1,99 @@
+"""The files of a Stable Diffusion checkpoint in the diffusers layout: found, checked and hashed, not yet loaded.
+
+safetensors only, no remote code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+TINY = Path(__file__).parent / "tiny" / "checkpoint"
+NEEDED = (
+    "model_index.json",
+    "diffseg.json",
+    *(f"{part}/{name}" for part in ("vae", "unet", "text_encoder*") for name in ("config.json", "*.safetensors*")),
+    "tokenizer*/*",
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: the message names the part, what was looked for and what was found."""
+
+
+def resolve(model: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The local folder of `tiny`, of a folder, or of a hub id, which is downloaded (only the parts that are needed)."""
+    if str(model) == "tiny":
+        return TINY
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise CheckpointError(f"{model}: is a file; a folder in the diffusers layout is needed (unet/, vae/, …)")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(model)):
+        raise CheckpointError(f"{model}: no such folder, and not a hub id (owner/name); the embedded model is 'tiny'")
+    try:
+        return Path(snapshot_download(str(model), revision=revision, allow_patterns=list(NEEDED)))
+    except (OSError, ValueError) as error:  # offline, missing, private and gated repositories all are one of these
+        raise CheckpointError(
+            f"{model}: no such folder here, and the hub gave no such repository"
+            f"{f' at revision {revision}' if revision else ''}: {error}"
+        ) from error
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256, hexadecimal, over the names and contents of the files that are read."""
+    total = hashlib.sha256()
+    for path in sorted({p for pattern in NEEDED for p in folder.glob(pattern) if p.is_file()}):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
+        total.update(f"{path.relative_to(folder).as_posix()}\0{content.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _digest(file: Any) -> Any:  # hashlib.file_digest is new in Python 3.11
+    content = hashlib.sha256()
+    while block := file.read(2**20):
+        content.update(block)
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the checkpoint. Raises CheckpointError naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def check_part(folder: Path, part: str, classes: tuple[str, ...]) -> str | None:
+    """The variant to load (None or "fp16") of a part (unet, vae) whose configuration and weights are there.
+
+    Raises CheckpointError where the part is missing, of another class, or has no safetensors.
+    """
+    config = folder / part / "config.json"
+    if not config.is_file():
+        there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        raise CheckpointError(f"{part} of {folder}: looked for {part}/config.json; the folder holds {there}")
+    found = read_json(config).get("_class_name")
+    if found not in classes:
+        raise CheckpointError(f"{part} of {folder}: is a {found}; looked for {' or '.join(classes)}")
+    for variant in (None, "fp16"):
+        middle = f".{variant}" if variant else ""
+        names = (
+            f"diffusion_pytorch_model{middle}.safetensors",
+            f"diffusion_pytorch_model.safetensors.index{middle}.json",
+        )
+        if any((folder / part / name).is_file() for name in names):
+            return variant
+    there = ", ".join(sorted(p.name for p in (folder / part).iterdir()))
+    raise CheckpointError(
+        f"{part} of {folder}: looked for diffusion_pytorch_model.safetensors (or .fp16.safetensors); found {there}. "
+        "Only safetensors are loaded: pickled .bin and .ckpt files can run code"
+    )

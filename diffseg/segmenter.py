@@ -1,0 +1,179 @@
+"""DiffSeg from images, or from attention of your own, to label maps (Tian et al., CVPR 2024).
+
+Axes: B images in the batch, H and W pixels of an image, P token positions, K segments.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffseg.aggregate import aggregate
+from diffseg.attention import Grid, SelfAttention
+from diffseg.backbone import Backbone, Step, no_step
+from diffseg.canvas import fit_image
+from diffseg.checkpoint import load_checkpoint
+from diffseg.decide import Box, Segmentation, decide
+from diffseg.images import decode_image
+from diffseg.merge import anchor_positions, kmeans, merge
+from diffseg.settings import Dtype, Preset, SegmenterSettings, settings_of, thresholds
+
+ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes
+PIXELS_PER_TOKEN = 8
+
+
+class NonFiniteError(ValueError):
+    """The model gave a number that is not finite for an image: a sign of half precision overflowing."""
+
+
+def proposals_of(
+    attention: SelfAttention, settings: SegmenterSettings, tau: Sequence[float], step: Step = no_step
+) -> tuple[torch.Tensor, Grid]:
+    """One image's self-attention into float32 [K, P] proposals and their grid (h, w), P = h·w."""
+    with step("aggregate"):
+        aggregated, grid = aggregate(attention, settings.weights)
+        if not bool(torch.isfinite(aggregated.sum())):
+            raise NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16")
+    with step("merge"):
+        anchors = anchor_positions(grid, settings.anchors_per_side, settings.anchor_layout)
+        proposals = merge(aggregated, anchors=anchors, tau=tau, consume=settings.consume)
+        if settings.kmeans:
+            proposals = kmeans(aggregated, proposals)
+    return proposals, grid
+
+
+def segment_attention(
+    maps: Mapping[int | Grid, np.ndarray | torch.Tensor],
+    *,
+    preset: Preset = "default",
+    tau: float | Sequence[float] | None = None,
+    kmeans: bool | None = None,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Label map, uint16 [H, W] with labels 0 … K−1, of self-attention that you bring yourself.
+
+    maps: {side or (h, w) in tokens: float32 [heads, h·w, h·w], rows sum to 1}; each entry counts as one layer.
+    tau: one threshold in nats, or one for each round; default: the preset's, else 1.1. size: (H, W) of the result;
+    default: 8 times the finest grid, 512 x 512 for 64. Raises ValueError where a shape does not fit its side.
+    """
+    if not maps:
+        raise ValueError("no attention maps were given")
+    means: dict[Grid, torch.Tensor] = {}
+    for key, value in maps.items():
+        grid = (key, key) if isinstance(key, int) else (int(key[0]), int(key[1]))
+        heads = torch.as_tensor(value, dtype=torch.float32)
+        tokens = grid[0] * grid[1]
+        if heads.ndim != 3 or tuple(heads.shape[1:]) != (tokens, tokens):
+            raise ValueError(f"maps[{key}]: shape {tuple(heads.shape)}; expected [heads, {tokens}, {tokens}]")
+        means[grid] = heads.mean(dim=0)
+    overrides = {} if kmeans is None else {"kmeans": kmeans}
+    settings = settings_of(preset, **overrides)
+    rounds = thresholds(tau) if isinstance(tau, (int, float)) else tuple(tau or settings.tau or thresholds(1.1))
+    attention = SelfAttention(maps=means, layers=dict.fromkeys(means, 1))
+    proposals, grid = proposals_of(attention, settings, rounds)
+    size = size or (grid[0] * PIXELS_PER_TOKEN, grid[1] * PIXELS_PER_TOKEN)
+    return decide(proposals.view(-1, *grid), size).labels
+
+
+class Segmenter:
+    """The method with a model: call it with an image, or with a list, which runs as batches.
+
+    Every batch has the same size (short ones are padded), so an image's labels do not depend on its neighbours.
+    """
+
+    def __init__(self, backbone: Backbone, settings: SegmenterSettings, *, batch_size: int = 1) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected 1 or more")
+        checkpoint = backbone.checkpoint
+        self.backbone = backbone
+        self.settings = settings
+        self.batch_size = batch_size
+        self.tau = settings.tau or checkpoint.tau
+        self.timestep = checkpoint.timestep if settings.timestep is None else settings.timestep
+        self.resolution = settings.resolution or checkpoint.resolution
+        if self.resolution % backbone.pixel_multiple:
+            raise ValueError(
+                f"resolution={self.resolution}: expected a multiple of {backbone.pixel_multiple} for this checkpoint"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] = "tiny",
+        *,
+        revision: str | None = None,
+        device: str = "cpu",
+        dtype: Dtype = "float32",
+        batch_size: int = 1,
+        preset: Preset = "default",
+        **settings: Any,
+    ) -> Segmenter:
+        """From `tiny`, a local diffusers folder or a hub id; `settings` are fields of SegmenterSettings.
+
+        Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings.
+        """
+        resolved = settings_of(preset, **settings)
+        checkpoint = load_checkpoint(model, revision=revision, device=device, dtype=getattr(torch, dtype))
+        return cls(Backbone(checkpoint), resolved, batch_size=batch_size)
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Any:
+        """Segmentation of an image (path, bytes, PIL image or uint8 [H, W, 3]), or a list of them for a list.
+
+        Raises ImageError for an image that cannot be decoded and NonFiniteError where the model overflows.
+        """
+        single = isinstance(images, (np.ndarray, Image.Image, str, os.PathLike, bytes))
+        decoded = [_as_rgb(image) for image in ([images] if single else images)]  # type: ignore[list-item]
+        results = []
+        for start in range(0, len(decoded), self.batch_size):
+            for result in self.segment_batch(decoded[start : start + self.batch_size]):
+                if isinstance(result, Exception):
+                    raise result
+                results.append(result)
+        return results[0] if single else results
+
+    def segment_batch(
+        self, images: Sequence[np.ndarray], step: Step = no_step
+    ) -> Iterator[Segmentation | NonFiniteError]:
+        """Up to `batch_size` uint8 [H, W, 3] images in one pass; an image that overflows gives its error in place.
+
+        step: a context manager factory that is told the name of each step, to time it.
+        """
+        if not 0 < len(images) <= self.batch_size:
+            raise ValueError(f"{len(images)} images: expected 1 to {self.batch_size}")
+        settings = self.settings
+        with step("resize"):
+            canvases = [
+                fit_image(image, self.resolution, settings.fit, antialias=settings.antialias) for image in images
+            ]
+            padding = [canvases[-1].pixels] * (self.batch_size - len(images))
+            pixels = torch.stack([canvas.pixels for canvas in canvases] + padding)
+        attention = self.backbone.self_attention(pixels, self.timestep, step)
+        for index, canvas in enumerate(canvases):
+            try:
+                proposals, (rows, columns) = proposals_of(attention.of_image(index), settings, self.tau, step)
+            except NonFiniteError as error:
+                yield error
+                continue
+            with step("decide"):
+                share = canvas.content
+                content = Box(
+                    top=share.top * rows,
+                    left=share.left * columns,
+                    bottom=share.bottom * rows,
+                    right=share.right * columns,
+                )
+                scores = proposals.view(-1, rows, columns)
+                yield decide(scores, images[index].shape[:2], content=content, region=canvas.region)
+
+
+def _as_rgb(image: ImageLike) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        return decode_image(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image array of {image.dtype} {list(image.shape)}: expected uint8 [height, width, 3]")
+    return image

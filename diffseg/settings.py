@@ -1,0 +1,100 @@
+"""Settings of the method, and the presets `default`, `paper` and `google`.
+
+Each difference between the paper and google/diffseg is either a field here or listed in CONTRIBUTING as not reproduced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from diffseg.aggregate import Weights
+from diffseg.merge import AnchorLayout, Consume
+
+Fit = Literal["resize", "letterbox", "crop"]
+Preset = Literal["default", "paper", "google"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterSettings:
+    """How an image becomes a label map. Where a field is None, the checkpoint's own value holds."""
+
+    fit: Fit = "resize"
+    """The whole image stretched to a square, or letterboxed in it, or its centre square alone with ignore outside."""
+    resolution: int | None = None
+    """Side of the square in pixels; None: what the checkpoint was trained at."""
+    antialias: bool = True
+    """Filter when the image is made smaller; google/diffseg does not."""
+    timestep: int | None = None
+    """Of the diffusion process, 0 to 999; None: the checkpoint's own, else 300. No noise is added."""
+    weights: Weights = "paper"
+    """Share of each resolution in the aggregated attention: paper, google, uniform, or {side: weight}."""
+    anchors_per_side: int = 16
+    """The anchor grid is this many squared."""
+    anchor_layout: AnchorLayout = "even"
+    """Over the whole grid, or in google/diffseg's integer steps."""
+    tau: tuple[float, ...] | None = None
+    """Merging threshold of each round in nats of symmetric KL; None: the checkpoint's own, else 1.1 three times."""
+    consume: Consume = "paper"
+    """Whether a merged proposal may be averaged into a later group too (google)."""
+    kmeans: bool = False
+    """Refine the proposals by k-means over all rows, as google/diffseg's demo does."""
+
+    def __post_init__(self) -> None:
+        def require(condition: bool, message: str) -> None:
+            if not condition:
+                raise ValueError(message)
+
+        require(self.fit in ("resize", "letterbox", "crop"), f"fit={self.fit!r}: expected resize, letterbox or crop")
+        require(
+            self.anchor_layout in ("even", "google"), f"anchor_layout={self.anchor_layout!r}: expected even or google"
+        )
+        require(self.consume in ("paper", "google"), f"consume={self.consume!r}: expected paper or google")
+        require(self.anchors_per_side >= 1, f"anchors_per_side={self.anchors_per_side}: expected 1 or more")
+        require(self.resolution is None or self.resolution >= 8, f"resolution={self.resolution}: expected 8 or more")
+        require(self.timestep is None or 0 <= self.timestep < 1000, f"timestep={self.timestep}: expected 0 to 999")
+        require(
+            self.tau is None or (len(self.tau) >= 1 and all(t >= 0 for t in self.tau)),
+            f"tau={self.tau}: expected one threshold ≥ 0 for each round, at least one round",
+        )
+
+
+PRESETS: Mapping[str, SegmenterSettings] = {
+    "default": SegmenterSettings(),
+    "paper": SegmenterSettings(fit="crop", timestep=300, tau=(1.1, 1.1, 1.1)),
+    "google": SegmenterSettings(
+        fit="crop",
+        antialias=False,
+        timestep=300,
+        weights="google",
+        anchor_layout="google",
+        tau=(1.1, 1.1, 1.1),
+        consume="google",
+    ),
+}
+
+
+def thresholds(tau: float | tuple[float, ...] | list[float], rounds: int = 3) -> tuple[float, ...]:
+    """One threshold for every round: a single number is used in all three rounds of the paper."""
+    if isinstance(tau, (int, float)):
+        return (float(tau),) * rounds
+    return tuple(float(t) for t in tau)
+
+
+def settings_of(preset: Preset = "default", **overrides: Any) -> SegmenterSettings:
+    """The preset with the fields that are given; `tau` may be one number for all three rounds.
+
+    Raises ValueError for an unknown preset, an unknown field or a value out of range.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r}: expected one of {', '.join(PRESETS)}")
+    known = {f.name for f in dataclasses.fields(SegmenterSettings)}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise ValueError(f"unknown settings {', '.join(unknown)}: expected some of {', '.join(sorted(known))}")
+    if overrides.get("tau") is not None:
+        overrides["tau"] = thresholds(overrides["tau"])
+    return dataclasses.replace(PRESETS[preset], **overrides)
