@@ -1,8 +1,8 @@
 """Record the self-attention of a diffusers UNet in one pass, while its output stays what it was.
 
-Fused attention returns no probabilities, and the plain form keeps [heads, P, P] of every layer. The processor here walks
-over the queries in chunks: each chunk's probabilities give both the layer's output and its share of one accumulator a
-resolution, the mean over heads and layers, which is all that DiffSeg reads (Tian et al., CVPR 2024, section 3.2).
+Fused attention returns no probabilities, and the plain form keeps [heads, P, P] of every layer. The processor here
+walks over the queries in chunks: each chunk's probabilities give both the layer's output and its share of one
+accumulator a resolution, the mean over heads and layers, which is all that DiffSeg reads (CVPR 2024, section 3.2).
 
 Axes: B images in the batch, H heads, P token positions of one resolution, D channels of a head.
 """
@@ -70,7 +70,7 @@ class _Recording:
 
 
 class _RecordingProcessor:
-    """A diffusers attention processor; probabilities are float32 whatever the weights are (lesson of half precision)."""
+    """A diffusers attention processor; probabilities are float32 whatever the weights are, safe from overflow."""
 
     def __init__(self, recording: _Recording) -> None:
         self.recording = recording

@@ -5,8 +5,8 @@ Axes: B images in the batch, S pixels of a side, h and w of the latents.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from diffusers import AutoencoderTiny

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -121,13 +121,13 @@ class Segmenter:
         checkpoint = load_checkpoint(model, revision=revision, device=device, dtype=getattr(torch, dtype))
         return cls(Backbone(checkpoint), resolved, batch_size=batch_size)
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Any:
+    def __call__(self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...]) -> Any:
         """Segmentation of an image (path, bytes, PIL image or uint8 [H, W, 3]), or a list of them for a list.
 
         Raises ImageError for an image that cannot be decoded and NonFiniteError where the model overflows.
         """
-        single = isinstance(images, (np.ndarray, Image.Image, str, os.PathLike, bytes))
-        decoded = [_as_rgb(image) for image in ([images] if single else images)]  # type: ignore[list-item]
+        single = not isinstance(images, (list, tuple))
+        decoded = [_as_rgb(image) for image in cast(Sequence[ImageLike], [images] if single else images)]
         results = []
         for start in range(0, len(decoded), self.batch_size):
             for result in self.segment_batch(decoded[start : start + self.batch_size]):
