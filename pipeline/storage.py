@@ -1,7 +1,8 @@
 """The one place that touches fsspec: a folder at a URL, read and written.
 
-A local path, ``s3://``, ``gs://``, ``memory://`` and whatever else fsspec knows look the same from here. Two promises are kept for the
-rest of the pipeline: a file appears under its name only when it is whole, and no secret of a URL or of the storage options reaches a message.
+A local path, ``s3://``, ``gs://``, ``memory://`` and whatever else fsspec knows look the same from here. Two promises
+are kept for the rest of the pipeline: a file appears under its name only when it is whole, and no secret of a URL or of
+the storage options reaches a message.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ class Storage:
             raise SourceError("an empty path or URL was given; name a folder or a URL such as s3://bucket/folder")
         if not scheme(url):
             url = os.path.abspath(os.path.expanduser(_SCHEME.sub("", url)))
-        object.__setattr__(self, "url", url.rstrip("/") or "/")
+        # "memory://" and "s3://" name the root of a store; their slashes stay.
+        stripped = url.rstrip("/")
+        object.__setattr__(self, "url", stripped if stripped and not stripped.endswith(":") else url)
 
     def __repr__(self) -> str:
         return f"Storage({self.redacted!r})"
