@@ -1,0 +1,78 @@
+"""Write the embedded model as a diffusers Stable Diffusion folder, in half precision."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+
+__all__ = ["CHECKPOINT", "TRAINED_ON", "export"]
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+TRAINED_ON = "procedurally generated images only (diffseg.tiny.scenes); no photograph, no human label"
+
+
+def export(
+    vae: AutoencoderTiny,
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+    folder: Path,
+    *,
+    recipe: dict[str, Any],
+    tau: tuple[float, ...] = (0.3, 0.3, 0.3),
+    timestep: int = 300,
+) -> None:
+    """Write `folder` in the layout of StableDiffusionPipeline; an existing one is replaced whole.
+
+    Args:
+        vae: float32, with its scaling_factor set.
+        unet: float32, with its exported weights.
+        scheduler: only its configuration is written.
+        folder: to write; its parent must exist.
+        recipe: settings, seed and steps, for the record.
+        tau: merging thresholds for this model, one per round: the paper's merge nearly everything here.
+        timestep: at which the thresholds were tuned.
+    """
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    for name, part in (("vae", vae), ("unet", unet)):
+        copy.deepcopy(part).half().save_pretrained(aside / name, safe_serialization=True)
+    _drop_derived_field(aside / "vae" / "config.json")
+    scheduler.save_pretrained(aside / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        **{name: [None, None] for name in ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")},
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "unet": ["diffusers", type(unet).__name__],
+        "vae": ["diffusers", type(vae).__name__],
+    }
+    (aside / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    notes = {
+        "tau": list(tau),
+        "timestep": timestep,
+        "resolution": unet.config.sample_size * 8,
+        "trained_on": TRAINED_ON,
+        "recipe": {**recipe, "torch": torch.__version__},
+    }
+    (aside / "diffseg.json").write_text(json.dumps(notes, indent=2) + "\n")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _drop_derived_field(path: Path) -> None:
+    """AutoencoderTiny writes a field that it warns about when it reads it back."""
+    config = json.loads(path.read_text())
+    config.pop("block_out_channels", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
