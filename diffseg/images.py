@@ -208,7 +208,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
     """uint8 [H, W] of an image with more than 8 bits a pixel, by the rules of ``decode_image``."""
-    grey = np.asarray(image)
+    grey: np.ndarray = np.asarray(image)
     if not np.isfinite(grey).all():
         raise ImageError("undecodable", "the image holds NaN or infinite values")
     low, high = float(grey.min()), float(grey.max())
@@ -218,5 +218,6 @@ def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
         low, high = 0.0, 1.0
     elif grey.dtype.kind == "f" and low >= 0 and high <= 255:
         low, high = 0.0, 255.0
-    scaled = grey.astype(np.float32 if grey.dtype.itemsize <= 2 else np.float64)
-    return np.rint((scaled - low) * (255.0 / max(high - low, 1e-30))).astype(np.uint8)
+    scale = 255.0 / max(high - low, 1e-30)
+    dtype = np.float32 if grey.dtype.itemsize <= 2 else np.float64  # half the memory where it is exact
+    return np.rint(np.subtract(grey, low, dtype=dtype) * dtype(scale)).astype(np.uint8)

@@ -104,10 +104,16 @@ def meta_text(fields: Mapping[str, Any], size: int = 0) -> str:
     """
     if not fields and not size:
         return ""
-    text = json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False) if size <= MAX_META_BYTES else ""
+    if size > MAX_META_BYTES:
+        return _note(size)
+    try:
+        text = json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except RecursionError:
+        return json.dumps({"__note__": "left out: the JSON is nested too deeply"})
     # A lone surrogate from "\ud800" in somebody's JSON is no UTF-8; as an escape it is JSON again.
     encoded = text.encode("utf-8", "backslashreplace")
-    if max(size, len(encoded)) > MAX_META_BYTES:
-        note = f"left out: {max(size, len(encoded))} bytes of JSON and text; at most {MAX_META_BYTES} are carried"
-        return json.dumps({"__note__": note})
-    return encoded.decode("utf-8")
+    return _note(len(encoded)) if len(encoded) > MAX_META_BYTES else encoded.decode("utf-8")
+
+
+def _note(size: int) -> str:
+    return json.dumps({"__note__": f"left out: {size} bytes of JSON and text; at most {MAX_META_BYTES} are carried"})

@@ -1,0 +1,181 @@
+"""WebDataset tars as samples.
+
+Members are grouped as webdataset groups them: the key is the path up to the first dot of its last part, and consecutive
+members with the same key are one sample. Members without a dot, hidden ones (a last part that starts with a dot) and
+``__name__`` ones belong to no sample, as do folders. A link or device holds no data: it counts as a member, so that a
+sample of nothing else still has its row, but never as an image.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from webdataset.tariterators import base_plus_ext
+
+from pipeline import samples
+from pipeline.samples import IMAGE_EXTENSIONS, Sample, meta_text, utf8
+from pipeline.tarstream import DamagedTar, TarStream
+
+logger = logging.getLogger(__name__)
+
+_TEXT_EXTENSIONS = frozenset(("txt", "text", "transcript", "caption", "cls"))
+_SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's own rule
+
+
+@dataclass(kw_only=True, slots=True)
+class _Group:
+    """The members of one sample so far."""
+
+    key: str
+    members: dict[str, str] = field(default_factory=dict)  # extension → "file", or what else it is
+    images: dict[str, bytes | int] = field(default_factory=dict)  # extension → data, or the size when that is too large
+    fields: dict[str, Any] = field(default_factory=dict)
+    fields_bytes: int = 0
+    damage: str = ""
+
+    def candidates(self, image_field: str | None) -> list[str]:
+        """The extensions that could be the image: plain ones, or else compound ones such as ``seg.png``."""
+        files = [extension for extension, kind in self.members.items() if kind == "file"]
+        if image_field is not None:
+            return [extension for extension in files if extension == image_field]
+        plain = [extension for extension in files if extension in IMAGE_EXTENSIONS]
+        return plain or [extension for extension in files if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
+
+
+def read_tar(file: IO[bytes], name: str, image_field: str | None = None) -> Iterator[Sample]:
+    """Stream the samples of a tar or tar.gz, one in memory at a time.
+
+    Args:
+        file: opened for binary reading, at its start.
+        name: for messages.
+        image_field: the extension that holds the image, for samples with several.
+
+    Raises:
+        NotTar: when the file is no tar at all. A tar that breaks off gives its whole samples, then one ``truncated``.
+    """
+    image_field = image_field.lower() if image_field is not None else None
+    first_seen: dict[str, int] = {}
+    for index, group in enumerate(_groups(TarStream(file, name), image_field)):
+        first = first_seen.setdefault(group.key, index)
+        # The row that tells of damage between samples has no key, so it repeats none.
+        yield _sample(index, first if group.members else index, group, image_field)
+    if not first_seen:
+        logger.warning("%s: the tar holds no samples; members must be named <key>.<extension>", name)
+
+
+def _groups(stream: TarStream, image_field: str | None) -> Iterator[_Group]:
+    group: _Group | None = None
+    try:
+        for member in stream.members():
+            key, extension = _split(member)
+            if key is None:
+                stream.skip(member)
+                continue
+            if group is None or key != group.key or extension in group.members:
+                if group is not None:
+                    yield group
+                group = _Group(key=key)
+            try:
+                _add(stream, member, extension, group, image_field)
+            except DamagedTar as damage:
+                group.damage = str(damage)
+                yield group
+                return
+    except DamagedTar as damage:
+        # The break lies between members. A sample that has its image is as whole as can be known.
+        if group is not None and group.candidates(image_field):
+            yield group
+            group = None
+        group = group or _Group(key="")
+        group.damage = str(damage)
+    if group is not None:
+        yield group
+
+
+def _split(member: tarfile.TarInfo) -> tuple[str | None, str]:
+    name = member.name
+    if member.isdir() or _SKIPPED.match(name) or name.rpartition("/")[2].startswith("."):
+        return None, ""
+    key, extension = base_plus_ext(name)
+    return (None, "") if key is None else (utf8(key), utf8(extension.lower()))
+
+
+def _kind(member: tarfile.TarInfo) -> str:
+    if member.issparse():
+        return "a sparse file"  # a few bytes can claim any size
+    if member.isreg():
+        return "file"
+    return "a symbolic link" if member.issym() else "a hard link" if member.islnk() else "a device"
+
+
+def _add(stream: TarStream, member: tarfile.TarInfo, extension: str, group: _Group, image_field: str | None) -> None:
+    group.members[extension] = _kind(member)
+    if group.members[extension] != "file":
+        return
+    last = extension.rpartition(".")[2]
+    if extension in group.candidates(image_field)[:1]:
+        # Of several candidates no data is wanted, and a plain extension takes the place of a compound one.
+        group.images.clear()
+        if member.size > samples.MAX_SAMPLE_BYTES:
+            group.images[extension] = member.size
+            stream.skip(member)
+        else:
+            group.images[extension] = stream.read(member)
+    elif last == "json" or last in _TEXT_EXTENSIONS:
+        group.fields_bytes += member.size
+        if group.fields_bytes > samples.MAX_META_BYTES:
+            stream.skip(member)
+        else:
+            group.fields[extension] = _field(stream.read(member), is_json=last == "json")
+    else:
+        stream.skip(member)
+
+
+def _field(data: bytes, *, is_json: bool) -> Any:
+    text = data.decode("utf-8", "replace")
+    if is_json:
+        try:
+            value = json.loads(text)
+            json.dumps(value, allow_nan=False)  # Python reads NaN and 1e999; no other JSON reader does
+            return value
+        except (ValueError, RecursionError):
+            pass
+    return text
+
+
+def _sample(index: int, first: int, group: _Group, image_field: str | None) -> Sample:
+    image, status, error = _image(index, first, group, image_field)
+    return Sample(
+        index=index,
+        key=group.key,
+        image=image,
+        meta=meta_text(group.fields, group.fields_bytes),
+        status=status,
+        error=error,
+    )
+
+
+def _image(index: int, first: int, group: _Group, image_field: str | None) -> tuple[bytes | None, str, str]:
+    """The image, or None with the status and the message that tell why there is none."""
+    if group.damage:
+        return None, "truncated", f"the tar cannot be read beyond this place: {group.damage}"
+    if first != index:
+        return None, "duplicate_key", f"sample {first} of this shard has the key {group.key!r} already"
+    candidates = group.candidates(image_field)
+    if len(candidates) > 1:
+        found = ", ".join(candidates)
+        return None, "several_images", f"{found}: which of them is the image must be said (--image-field)"
+    if not candidates:
+        wanted = f"a member {image_field!r}" if image_field is not None else "an image"
+        found = ", ".join(ext if kind == "file" else f"{ext} ({kind})" for ext, kind in sorted(group.members.items()))
+        return None, "no_image", f"{wanted} is missing; the sample has {found}"
+    image = group.images[candidates[0]]
+    if isinstance(image, int):
+        return None, "too_large", f"{candidates[0]} has {image} bytes; at most {samples.MAX_SAMPLE_BYTES} are read"
+    return image, "ok", ""
