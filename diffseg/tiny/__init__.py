@@ -1,0 +1,1 @@
+"""The embedded checkpoint, and the recipe that makes it again."""

@@ -1,7 +1,7 @@
 """The embedded networks: a Stable Diffusion of 4.3 million parameters, built from diffusers' own classes.
 
-The UNet has the block layout of Stable Diffusion 1.x, so its 16 self-attention layers lie 5/5/5/1 on four resolutions, as there.
-There is no text encoder: the context is always one zero token.
+The UNet has the block layout of Stable Diffusion 1.x, so its 16 self-attention layers lie 5/5/5/1 on four resolutions,
+as there. There is no text encoder: the context is always one zero token.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def empty_context(batch: int) -> Tensor:
 def _preserve_colour(vae: AutoencoderTiny) -> None:
     """Start as an autoencoder that keeps 8x8 mean colours, so that training is left with texture alone.
 
-    Without this, a network this small spends its few minutes on rediscovering colour (16 times the error after two minutes).
+    Without this, a network this small spends its few minutes on rediscovering colour.
     """
     for block in [*vae.encoder.layers, *vae.decoder.layers]:
         if hasattr(block, "fuse"):

@@ -1,7 +1,8 @@
 """What the embedded UNet is trained on: denoising, and attention rows that stay inside their own region.
 
-DiffSeg reads an attention row as a distribution over positions and merges rows that look alike; a row is right when it is uniform
-over its region. The second loss says exactly that, for a few sampled queries per image, on the same aggregate that DiffSeg forms.
+DiffSeg reads an attention row as a distribution over positions and merges rows that look alike; a row is right when it
+is uniform over its region. The second loss says exactly that, for a few sampled queries per image, on the same aggregate
+that DiffSeg forms.
 
 Axes: B batch, S sampled queries, P positions of the working grid (w·w), p positions of a layer's own grid, H heads.
 """
@@ -37,7 +38,7 @@ class RowRecorder:
     rows: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
 
     def attach(self, unet: UNet2DConditionModel) -> RowRecorder:
-        unet.set_attn_processor(self)  # type: ignore[arg-type]
+        unet.set_attn_processor(self)
         return self
 
     def start(self, queries: Tensor | None, side: int) -> None:
@@ -86,8 +87,8 @@ def region_targets(labels_BYX: Tensor, queries_BS: Tensor, side: int) -> Tensor:
     """The uniform distribution over each query's own region, float32 [B, S, P].
 
     Args:
-        labels_BYX: integer [B, 2w, 2w], labels at twice the working grid: a position on a border belongs to two regions by parts,
-            and so gets parts of the mass.
+        labels_BYX: integer [B, 2w, 2w], labels at twice the working grid: a position on a border belongs to two regions
+            by parts, and so gets parts of the mass.
         queries_BS: int64 [B, S], positions of the working grid.
         side: w.
     """
@@ -99,7 +100,7 @@ def region_targets(labels_BYX: Tensor, queries_BS: Tensor, side: int) -> Tensor:
 
 
 def attention_loss(recorder: RowRecorder, target_BSP: Tensor, *, per_resolution: float = 0.3) -> Tensor:
-    """Cross-entropy of the aggregated rows against their regions, less the targets' entropy: float32 [B], nats, 0 is perfect.
+    """KL divergence of the aggregated rows from their regions: float32 [B], nats, 0 is perfect.
 
     Args:
         recorder: after a forward pass of the UNet.

@@ -18,21 +18,23 @@ __all__ = ["save_reconstructions", "save_rows"]
 
 
 @torch.no_grad()
-def save_reconstructions(vae: AutoencoderTiny, path: Path, *, count: int = 6) -> None:
+def save_reconstructions(vae: AutoencoderTiny, path: Path, *, size: int = 256, count: int = 6) -> None:
     """Write validation scenes above what the autoencoder makes of them."""
-    images = np.stack([generate_scene(seed).image for seed in VALIDATION_SEEDS[:count]])
+    images = [generate_scene(seed, size).image for seed in VALIDATION_SEEDS[:count]]
     rebuilt = vae.decode(vae.encode(to_network(images)).latents).sample
     pixels = (rebuilt.clamp(-1, 1).permute(0, 2, 3, 1).numpy() * 127.5 + 127.5).astype(np.uint8)
-    Image.fromarray(np.concatenate([np.concatenate(list(images), 1), np.concatenate(list(pixels), 1)])).save(path)
+    Image.fromarray(np.concatenate([np.concatenate(images, 1), np.concatenate(list(pixels), 1)])).save(path)
 
 
 @torch.no_grad()
-def save_rows(vae: AutoencoderTiny, unet: UNet2DConditionModel, scale: float, path: Path, *, count: int = 4) -> None:
+def save_rows(
+    vae: AutoencoderTiny, unet: UNet2DConditionModel, scale: float, path: Path, *, size: int = 256, count: int = 4
+) -> None:
     """Write validation scenes, each beside the aggregated attention rows of six positions (a white dot) at t = 300.
 
     The UNet must hold a `RowRecorder` as its processor, as it does in training.
     """
-    images = np.stack([generate_scene(seed).image for seed in VALIDATION_SEEDS[:count]])
+    images = [generate_scene(seed, size).image for seed in VALIDATION_SEEDS[:count]]
     latents = encode_images(vae, images) * scale
     side = latents.shape[-1]
     places = [(side * y // 4, side * x // 6) for y in (1, 3) for x in (1, 3, 5)]

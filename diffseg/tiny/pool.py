@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 CHUNK = 100  # scenes a file: what a kill can cost
 
 
-def to_network(images: Sequence[np.ndarray] | np.ndarray) -> Tensor:
+def to_network(images: Sequence[np.ndarray]) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 @torch.no_grad()
-def encode_images(vae: AutoencoderTiny, images: Sequence[np.ndarray] | np.ndarray) -> Tensor:
+def encode_images(vae: AutoencoderTiny, images: Sequence[np.ndarray]) -> Tensor:
     """uint8 [B, H, W, 3] -> latents float32 [B, 4, H/8, W/8], before scaling."""
     return vae.encode(to_network(images)).latents
 
@@ -89,9 +89,8 @@ def _chunk(folder: Path, vae: AutoencoderTiny, seeds: Iterable[int], size: int) 
     path = folder / f"{seeds[0]:06d}-{len(seeds)}.npz"
     if not path.exists():
         scenes = [generate_scene(seed, size) for seed in seeds]
-        latents = torch.cat(
-            [encode_images(vae, [scene.image for scene in scenes[i : i + 4]]) for i in range(0, len(scenes), 4)]
-        )
+        parts = [scenes[first : first + 4] for first in range(0, len(scenes), 4)]
+        latents = torch.cat([encode_images(vae, [scene.image for scene in part]) for part in parts])
         labels = np.stack([scene.labels[2::4, 2::4] for scene in scenes]).astype(np.uint8)
         aside = path.with_suffix(".partial")
         with open(aside, "wb") as file:

@@ -1,12 +1,12 @@
 """Procedural images with exact masks: "dead leaves" in the widest sense (Lee, Mumford, Huang, IJCV 2001).
 
-Occluding shapes of power-law sizes lie over a few large backgrounds. Every region has its own colours, texture, gradient and
-1/f noise, so that colour alone does not give the answer away. Everything follows from the seed; numpy only.
+Occluding shapes of power-law sizes lie over a few large backgrounds. Every region has its own colours, texture,
+gradient and 1/f noise, so that colour alone does not give the answer away. Everything follows from the seed; numpy only.
 
-Shapes are laid front to back: a pixel belongs to the first shape that claims it, so occlusion costs nothing, and a shape of which
-too little would show is never laid. Ids are therefore dense without any renumbering.
+Shapes are laid front to back: a pixel belongs to the first shape that claims it, so occlusion costs nothing, and a
+shape of which too little would show is never laid. Ids are therefore dense without any renumbering.
 
-Axes: H, W image; coordinates are in units of the image side, so that a seed gives the same scene at every size but for its noise.
+Axes: H, W image. Coordinates are in units of the image side.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 __all__ = ["HELD_OUT_SEEDS", "TRAINING_SEEDS", "VALIDATION_SEEDS", "Scene", "generate_scene"]
 
 # Disjoint, so that nothing is ever scored on what it was trained or tuned on.
-TRAINING_SEEDS = range(0, 10_000_000)
+TRAINING_SEEDS = range(10_000_000)
 VALIDATION_SEEDS = range(10_000_000, 20_000_000)
 HELD_OUT_SEEDS = range(20_000_000, 30_000_000)
 
@@ -91,7 +91,7 @@ def _fractal(rng: np.random.Generator, size: int, exponent: float) -> Array:
     return field / (field.std() + 1e-9)
 
 
-# --- shapes ---------------------------------------------------------------------------------------------------------------------
+# Shapes
 
 
 def _shapes(rng: np.random.Generator) -> list[Callable[[Array], tuple[Array, tuple[slice, slice]]]]:
@@ -178,7 +178,7 @@ def _fill_slivers(labels: Array, canvas: Array) -> Array:
     return labels
 
 
-# --- surfaces -------------------------------------------------------------------------------------------------------------------
+# Surfaces
 
 
 def _painter(rng: np.random.Generator, colours: list[Array]) -> Painter:

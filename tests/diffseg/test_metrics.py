@@ -1,0 +1,111 @@
+"""Scores against brute force over masks, and against cases whose answer is known by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from diffseg.metrics import bootstrap_mean, covering, match_per_image, mean_best_iou, overlap
+
+LABELS = hnp.arrays(np.uint16, (5, 7), elements=st.integers(0, 4))
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def brute_best(truth: np.ndarray, prediction: np.ndarray, counted: np.ndarray, ignore: int) -> dict[int, float]:
+    segments = [prediction == k for k in np.unique(prediction) if k != ignore]
+    return {
+        int(t): max((iou((truth == t) & counted, s & counted) for s in segments), default=0.0)
+        for t in np.unique(truth[counted])
+    }
+
+
+@given(truth=LABELS, prediction=LABELS)
+def test_scores_equal_brute_force_with_both_ignores(truth: np.ndarray, prediction: np.ndarray) -> None:
+    counted = truth != 4
+    if not counted.any():
+        return
+    table = overlap(truth, prediction, ignore_truth=4, ignore_prediction=3)
+    best = brute_best(truth, prediction, counted, ignore=3)
+    areas = {t: int(((truth == t) & counted).sum()) for t in best}
+    assert covering(table) == pytest.approx(sum(best[t] * areas[t] for t in best) / counted.sum())
+    assert mean_best_iou(table) == pytest.approx(np.mean(list(best.values())))
+
+
+@given(truth=LABELS, prediction=LABELS)
+def test_matching_is_the_best_of_all_assignments(truth: np.ndarray, prediction: np.ndarray) -> None:
+    table = overlap(truth, prediction)
+    shared = table.shared if table.shared.shape[0] <= table.shared.shape[1] else table.shared.T
+    best = max(
+        sum(int(shared[row, column]) for row, column in enumerate(columns))
+        for columns in itertools.permutations(range(shared.shape[1]), shared.shape[0])
+    )
+    matching = match_per_image(table)
+    assert matching.accuracy == pytest.approx(best / truth.size)
+    found = sum(iou(truth == t, prediction == k) for t, k in matching.segment_of.items())
+    assert matching.miou == pytest.approx(found / len(np.unique(truth)))
+    assert len(set(matching.segment_of.values())) == len(matching.segment_of)
+
+
+@given(labels=LABELS, data=st.data())
+def test_ids_carry_no_meaning(labels: np.ndarray, data: st.DataObject) -> None:
+    renamed = np.array(data.draw(st.permutations([7, 100, 3, 65534, 12])), np.uint16)[labels]
+    table = overlap(labels, renamed)
+    assert (
+        covering(table) == mean_best_iou(table) == match_per_image(table).miou == match_per_image(table).accuracy == 1
+    )
+
+
+def test_one_region_over_two_halves() -> None:
+    truth = np.repeat(np.array([[0, 1]], np.uint8), 4, axis=0)
+    table = overlap(truth, np.zeros_like(truth))
+    assert covering(table) == 0.5
+    assert match_per_image(table).miou == 0.25
+    assert match_per_image(table).accuracy == 0.5
+
+
+def test_pixels_that_the_prediction_ignores_are_missed() -> None:
+    truth = np.zeros((1, 4), np.int64)
+    prediction = np.array([[0, 0, 0, 65535]], np.uint16)
+    table = overlap(truth, prediction)
+    assert covering(table) == match_per_image(table).miou == match_per_image(table).accuracy == 0.75
+    assert covering(overlap(truth, prediction, ignore_prediction=None)) == 0.75
+    assert covering(overlap(truth, np.full_like(prediction, 65535))) == 0
+
+
+def test_pixels_that_the_truth_ignores_count_for_nothing() -> None:
+    truth = np.array([[0, 0, 255, 255]], np.uint8)
+    prediction = np.array([[1, 1, 1, 2]], np.uint8)
+    assert covering(overlap(truth, prediction, ignore_truth=255)) == 1
+    assert covering(overlap(truth, prediction)) < 1
+
+
+def test_nothing_to_score_is_nan_and_left_out_of_means() -> None:
+    table = overlap(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8), ignore_truth=255)
+    scores = [covering(table), mean_best_iou(table), match_per_image(table).miou, match_per_image(table).accuracy]
+    assert np.isnan(scores).all()
+    assert bootstrap_mean([scores[0], 0.5, 0.5]).mean == 0.5
+    with pytest.raises(ValueError, match="no image"):
+        bootstrap_mean(scores)
+
+
+def test_interval_shrinks_with_the_root_of_the_count() -> None:
+    values = np.random.default_rng(0).normal(0.5, 0.1, 400)
+    interval = bootstrap_mean(values)
+    assert interval.count == 400
+    assert interval.half_width == pytest.approx(1.96 * 0.1 / 20, rel=0.15)
+    assert bootstrap_mean(values) == interval
+
+
+def test_refuses_what_it_cannot_compare() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 3\)"):
+        overlap(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
+    with pytest.raises(ValueError, match="float"):
+        overlap(np.zeros((2, 2), np.uint8), np.zeros((2, 2)))
