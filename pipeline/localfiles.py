@@ -26,10 +26,11 @@ def is_temporary(path: str) -> bool:
     return _TEMPORARY.fullmatch(path.rpartition("/")[2]) is not None
 
 
-def files(folder: str) -> Iterator[tuple[str, int]]:
+def files(folder: str, depth: int | None = None) -> Iterator[tuple[str, int]]:
     """(relative path, size in bytes) of each file below ``folder``; links are followed, but never round in a circle.
 
-    Yields nothing when there is no such folder. Names that are not UTF-8 come as Python's surrogate escapes.
+    Yields nothing when there is no such folder; ``depth`` 1 is the folder without those in it. Names that are not UTF-8
+    come as Python's surrogate escapes.
     """
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:
@@ -45,7 +46,8 @@ def files(folder: str) -> Iterator[tuple[str, int]]:
         for entry in entries:
             path = f"{relative}/{entry.name}" if relative else entry.name
             if entry.is_dir():
-                pending.append((path, above | {identity}))
+                if depth is None or path.count("/") + 1 < depth:
+                    pending.append((path, above | {identity}))
             elif entry.is_file() and not is_temporary(path):
                 yield path, entry.stat().st_size
 

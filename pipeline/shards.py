@@ -1,10 +1,12 @@
-"""Shards: find them at a URL, and read one as a stream of samples.
-
-The readers of the three kinds live in ``tarshard``, ``parquetshard`` and ``imageshard``.
-"""
+"""Shards: find them at a URL (``find_shards``), and read one as a stream of samples (``read_shard``)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.findshards import find_shards, split_url
+from pipeline.imageshard import read_images
 from pipeline.samples import (
     IMAGE_EXTENSIONS,
     MAX_META_BYTES,
@@ -14,6 +16,7 @@ from pipeline.samples import (
     Shard,
     ShardError,
 )
+from pipeline.storage import Storage
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -23,4 +26,43 @@ __all__ = [
     "Sample",
     "Shard",
     "ShardError",
+    "find_shards",
+    "read_shard",
 ]
+
+
+def read_shard(
+    shard: Shard, *, options: Mapping[str, Any] | None = None, image_field: str | None = None
+) -> Iterator[Sample]:
+    """Stream the samples of a shard in order, one in memory at a time.
+
+    Args:
+        shard: from ``find_shards``.
+        options: storage options for its URL.
+        image_field: the member extension (tar) or the column (Parquet) that holds the image, where several could.
+
+    Yields:
+        One ``Sample`` for everything the shard holds; what is wrong with a sample is its ``status``.
+
+    Raises:
+        ShardError: when nothing can be read: the file is missing, or of another kind.
+        OSError: when the store fails; another attempt may help.
+    """
+    if shard.kind == "images":
+        yield from read_images(Storage(url=shard.url, options=options), shard.files)
+        return
+    folder, name = split_url(shard.url)
+    try:
+        file = Storage(url=folder, options=options).open(name)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ShardError(shard.url, "there is no such file") from error
+    with file:
+        # Imported here: both readers load libraries that commands which only list shards do without.
+        if shard.kind == "parquet":
+            from pipeline.parquetshard import read_parquet
+
+            yield from read_parquet(file, shard.url, image_field)
+        else:
+            from pipeline.tarshard import read_tar
+
+            yield from read_tar(file, shard.url, image_field)

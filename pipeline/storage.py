@@ -54,8 +54,7 @@ def redact(text: str, options: Mapping[str, Any] | None = None) -> str:
 
     def without_userinfo(match: re.Match[str]) -> str:
         # In abfs://container@account the part before @ is an address, not a secret.
-        is_address = match[1].startswith(("abfs", "az", "wasb")) and ":" not in match[2]
-        return match[0] if is_address else match[1]
+        return match[0] if match[1].startswith(("abfs", "az")) and ":" not in match[2] else match[1]
 
     text = _QUERY.sub(r"\1", _USERINFO.sub(without_userinfo, text))
     for secret in sorted(_secrets(options or {}), key=len, reverse=True):
@@ -128,18 +127,19 @@ class Storage:
         """The full URL of ``path`` as it may be shown."""
         return redact(self._full(path))
 
-    def files(self, prefix: str = "") -> list[tuple[str, int]]:
-        """Every file below ``prefix``, recursively: (path relative to ``url``, size in bytes), sorted by path.
+    def files(self, prefix: str = "", *, depth: int | None = None) -> list[tuple[str, int]]:
+        """Every file below ``prefix``: (path relative to ``url``, size in bytes), sorted by path.
 
-        [] when the folder does not exist. Files that are still being written are not listed.
+        With ``depth`` 1 only those in the folder itself, and so on; None is without limit. [] when the folder does not
+        exist. Files that are still being written are not listed.
         """
         if self._is_local:
-            found = localfiles.files(self._full(prefix))
+            found = localfiles.files(self._full(prefix), depth)
             return sorted((f"{prefix}/{path}" if prefix else path, size) for path, size in found)
         fs, root = self._remote()
         folder = f"{root}/{prefix}" if prefix else root
         try:
-            entries = fs.find(folder, detail=True)
+            entries = fs.find(folder, maxdepth=depth, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         listed = []
@@ -226,7 +226,7 @@ class Storage:
     def _full(self, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/"):
             raise ValueError(f"{path!r} is not a path below {self.redacted}: it must be relative and without '..'")
-        return f"{self.url.rstrip('/')}/{path}" if path else self.url
+        return f"{self.url if self.url.endswith('/') else self.url + '/'}{path}" if path else self.url
 
     def _remote(self) -> tuple[Any, str]:
         """The filesystem, with nothing remembered of earlier listings, and the root as it names it.

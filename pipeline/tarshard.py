@@ -19,8 +19,9 @@ from typing import IO, Any
 from webdataset.tariterators import base_plus_ext
 
 from pipeline import samples
-from pipeline.samples import IMAGE_EXTENSIONS, Sample, meta_text, utf8
-from pipeline.tarstream import DamagedTar, TarStream
+from pipeline.samples import IMAGE_EXTENSIONS, Sample, ShardError, meta_text, utf8
+from pipeline.storage import redact
+from pipeline.tarstream import DamagedTar, NotTar, TarStream
 
 logger = logging.getLogger(__name__)
 
@@ -48,25 +49,29 @@ class _Group:
         return plain or [extension for extension in files if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
 
 
-def read_tar(file: IO[bytes], name: str, image_field: str | None = None) -> Iterator[Sample]:
+def read_tar(file: IO[bytes], url: str, image_field: str | None = None) -> Iterator[Sample]:
     """Stream the samples of a tar or tar.gz, one in memory at a time.
 
     Args:
         file: opened for binary reading, at its start.
-        name: for messages.
+        url: for messages.
         image_field: the extension that holds the image, for samples with several.
 
     Raises:
-        NotTar: when the file is no tar at all. A tar that breaks off gives its whole samples, then one ``truncated``.
+        ShardError: when the file is no tar. One that breaks off gives its whole samples, then one that is ``truncated``.
     """
     image_field = image_field.lower() if image_field is not None else None
     first_seen: dict[str, int] = {}
-    for index, group in enumerate(_groups(TarStream(file, name), image_field)):
+    try:
+        stream = TarStream(file, redact(url))
+    except NotTar as error:
+        raise ShardError(url, str(error)) from error
+    for index, group in enumerate(_groups(stream, image_field)):
         first = first_seen.setdefault(group.key, index)
         # The row that tells of damage between samples has no key, so it repeats none.
         yield _sample(index, first if group.members else index, group, image_field)
     if not first_seen:
-        logger.warning("%s: the tar holds no samples; members must be named <key>.<extension>", name)
+        logger.warning("%s: the tar holds no samples; members must be named <key>.<extension>", redact(url))
 
 
 def _groups(stream: TarStream, image_field: str | None) -> Iterator[_Group]:

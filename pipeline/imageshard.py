@@ -1,0 +1,37 @@
+"""Plain image files as samples: one a file, the path is the key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline import samples
+from pipeline.samples import Sample, utf8
+from pipeline.storage import Storage
+
+_BLOCK_BYTES = 2**20
+
+
+def read_images(storage: Storage, files: tuple[str, ...]) -> Iterator[Sample]:
+    """Stream ``files``, which are paths below ``storage``. A file that is gone or forbidden costs only its own row."""
+    for index, path in enumerate(files):
+        image, status, error = _read(storage, path)
+        yield Sample(index=index, key=utf8(path), image=image, status=status, error=error)
+
+
+def _read(storage: Storage, path: str) -> tuple[bytes | None, str, str]:
+    blocks: list[bytes] = []
+    size = 0
+    try:
+        with storage.open(path) as file:
+            while block := file.read(_BLOCK_BYTES):
+                size += len(block)
+                if size > samples.MAX_SAMPLE_BYTES:
+                    return (
+                        None,
+                        "too_large",
+                        f"the file has more than the {samples.MAX_SAMPLE_BYTES} bytes that are read",
+                    )
+                blocks.append(block)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        return None, "unreadable", f"the file cannot be opened: {type(error).__name__}"
+    return b"".join(blocks), "ok", ""
