@@ -58,7 +58,7 @@ def read_tar(file: IO[bytes], url: str, image_field: str | None = None) -> Itera
         image_field: the extension that holds the image, for samples with several.
 
     Raises:
-        ShardError: when the file is no tar. One that breaks off gives its whole samples, then one that is ``truncated``.
+        ShardError: when the file is no tar. A broken one gives its whole samples, then a ``truncated`` one.
     """
     image_field = image_field.lower() if image_field is not None else None
     first_seen: dict[str, int] = {}
