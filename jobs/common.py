@@ -1,0 +1,83 @@
+"""What the commands share: storage options, errors as exit codes, tables."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from diffseg import CheckpointError
+from pipeline.commit import totals
+from pipeline.manifest import RunRefused
+from pipeline.pool import RunFailed
+from pipeline.storage import SourceError, redact
+
+OK, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def storage_options(text: str) -> dict[str, Any]:
+    """The JSON object of --storage-options. Raises SourceError, without repeating what may be a secret."""
+    try:
+        options = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise SourceError(f"--storage-options is not JSON ({error.msg} at character {error.pos})") from None
+    if not isinstance(options, dict):
+        raise SourceError(f"--storage-options is a JSON {type(options).__name__}; expected an object")
+    return options
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; what the user can mend becomes a message and an exit code instead of a traceback."""
+    console = Console(stderr=True)
+    handler = RichHandler(console=console, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    try:
+        return command()
+    except (SourceError, RunRefused, CheckpointError, ValueError) as error:
+        console.print(f"diffseg: {redact(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return REFUSED
+    except (RunFailed, OSError) as error:
+        console.print(f"diffseg: {redact(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return SOME_FAILED
+    except KeyboardInterrupt:
+        console.print("diffseg: stopped; run the same command again to go on where it stopped", style="yellow")
+        return INTERRUPTED
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on standard output."""
+    json.dump(value, sys.stdout, indent=1, sort_keys=True)
+    sys.stdout.write("\n")
+
+
+def counts_table(counts: Mapping[str, int], seconds: Mapping[str, float], images: int) -> Table:
+    """Rows by status, and seconds an image by step over the `images` that the seconds are of."""
+    table = Table(title=None, show_header=True, header_style="bold")
+    table.add_column("rows")
+    table.add_column("", justify="right")
+    table.add_column("step")
+    table.add_column("ms an image", justify="right")
+    left = [(status, f"{n:,}") for status, n in sorted(counts.items(), key=lambda item: (item[0] != "ok", item[0]))]
+    right = [(name, f"{1000 * s / images:.1f}") for name, s in seconds.items() if images and name != "total"]
+    for i in range(max(len(left), len(right))):
+        table.add_row(*(left[i] if i < len(left) else ("", "")), *(right[i] if i < len(right) else ("", "")))
+    return table
+
+
+__all__ = [
+    "INTERRUPTED",
+    "OK",
+    "REFUSED",
+    "SOME_FAILED",
+    "counts_table",
+    "guarded",
+    "print_json",
+    "storage_options",
+    "totals",
+]

@@ -1,0 +1,127 @@
+"""Label images: DiffSeg pseudo-labels for every sample of SRC, into OUT.
+
+Runs on the Ray cluster that it finds (or --address), else on a local Ray on this machine. Stopped or killed at any
+moment, the same command goes on where it stopped. Exit code: 0 all done; 1 some shards, or more samples than
+--allowed-failures, failed; 2 wrong usage or refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from diffseg.settings import PRESETS, Preset, thresholds
+from jobs.common import OK, SOME_FAILED, counts_table, guarded, print_json, storage_options
+from pipeline.manifest import LabelSettings
+from pipeline.run import RunSettings, RunSummary, label_run
+from pipeline.worker import WorkerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelCommand:
+    """The flags of `diffseg label`."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    """Folder, glob or URL of WebDataset tars, of Parquet files with an image column, or of image files."""
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
+    """Folder or URL for labels/, commits/ and run.json."""
+    preset: Preset = "default"
+    """Settings that the flags of the method start from."""
+    storage_options: str = ""
+    """JSON object for fsspec (credentials, endpoint) for SRC and OUT; better: the store's own environment variables."""
+    allowed_failures: float = 0.1
+    """Share of samples that may fail before the exit code is 1."""
+    json: bool = False
+    """Print the summary as JSON."""
+    label: Annotated[LabelSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelSettings)
+    worker: Annotated[WorkerSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=WorkerSettings)
+    run: Annotated[RunSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=RunSettings)
+
+
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _comma_separated(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """--tau takes one word, so that it never swallows SRC: a number for all rounds, or one a round behind commas."""
+    if info.type != tuple[float, ...] | None:
+        return None
+
+    def parsed(words: list[str]) -> tuple[float, ...]:
+        numbers = tuple(float(word) for word in words[0].split(","))
+        return numbers if len(numbers) > 1 else thresholds(numbers[0])
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NUMBER[,NUMBER…]",
+        instance_from_str=parsed,
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: ["None" if value is None else ",".join(f"{t:g}" for t in value)],
+    )
+
+
+def parse(argv: list[str]) -> LabelCommand:
+    """The command line, where --preset sets the defaults of the method's flags."""
+    names = [value for flag, value in itertools.pairwise(argv) if flag == "--preset"]
+    names += [word.removeprefix("--preset=") for word in argv if word.startswith("--preset=")]
+    method = PRESETS[names[-1] if names and names[-1] in PRESETS else "default"]
+    default = LabelCommand(source=tyro.MISSING, out=tyro.MISSING, label=LabelSettings(method=method))
+    return tyro.cli(
+        LabelCommand,
+        args=argv,
+        default=default,
+        prog="diffseg label",
+        description=__doc__,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        registry=_registry,
+    )
+
+
+def _label(command: LabelCommand) -> int:
+    console = Console(stderr=command.json)
+    options = storage_options(command.storage_options)
+    summary = label_run(
+        command.source,
+        command.out,
+        settings=command.label,
+        worker=command.worker,
+        run=command.run,
+        source_options=options,
+        out_options=options,
+        console=console,
+    )
+    if command.json:
+        print_json(dataclasses.asdict(summary))
+    else:
+        _print(console, summary)
+    bad = bool(summary.failed) or summary.failed_share() > command.allowed_failures
+    return SOME_FAILED if bad else OK
+
+
+def _print(console: Console, summary: RunSummary) -> None:
+    console.print(counts_table(summary.counts, summary.seconds, summary.images))
+    done = summary.shards - len(summary.failed)
+    line = f"{done} of {summary.shards} shards done"
+    if summary.done_before:
+        line += f", {summary.done_before} of them before"
+    if summary.images:
+        line += f"; {summary.images} images in {summary.wall:.1f} s"
+    console.print(line, highlight=False)
+    for name, error in summary.failed.items():
+        console.print(f"failed: {name}: {error}", style="red", markup=False, highlight=False)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `diffseg label`; the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: _label(parse(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""Ray actors around LabelWorker: started, fed, watched, replaced.
+
+One loop in the driver owns all state; actors are sent shards by name and URL and answer with commit records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.commit import Commit
+from pipeline.queue import ShardQueue, Task
+from pipeline.worker import Job, LabelWorker, WorkerReport
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+MAX_START_FAILURES = 3
+DEVICE_ERRORS = ("CUDA", "HIP error", "MPS backend", "AcceleratorError", "OutOfMemoryError")
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on: no worker starts. The message says what was asked for and what there is."""
+
+
+class Observer(Protocol):
+    """What the pool tells the run."""
+
+    def ready(self, report: WorkerReport) -> None:
+        """A worker has its model loaded. Raises where it does not belong to this run."""
+
+    def committed(self, commit: Commit) -> None:
+        """A shard is done."""
+
+    def attempt_failed(self, task: Task, error: str, *, again: bool) -> None:
+        """An attempt failed; the shard will be tried again, or has failed for good."""
+
+    def working(self, workers: int, samples_in_hand: int) -> None:
+        """Once every POLL_SECONDS: workers with a model, and samples labelled in the shards in hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """How many actors, what each asks Ray for, and how long to wait.
+
+    cpus, gpus: of Ray's resources for each actor; gpus may be a fraction. shard_timeout: seconds for one attempt at a
+    shard. start_timeout: seconds without any live worker until the run fails.
+    """
+
+    workers: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+    shard_timeout: float = 7200.0
+    start_timeout: float = 600.0
+
+
+@dataclass(kw_only=True, eq=False)
+class _Actor:
+    handle: Any
+    ref: Any  # of the call under way: load, then label
+    since: float
+    task: Task | None = None
+    ready: bool = False
+    progress: Any = None
+    samples: int = 0
+
+
+class ActorPool:
+    """Runs a queue to its end on actors; kills them when done, on errors and on Ctrl-C."""
+
+    def __init__(self, job: Job, settings: PoolSettings, queue: ShardQueue, observer: Observer) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._observer = observer
+        # a second thread, so that progress can be asked for while a shard is labelled
+        self._actor_class = ray.remote(LabelWorker).options(
+            num_cpus=settings.cpus, num_gpus=settings.gpus, max_concurrency=2, max_restarts=0
+        )
+        self._job = ray.put(job)
+        self._actors: list[_Actor] = []
+        self._start_failures = 0
+        self._target = settings.workers
+        self._alive_at = time.monotonic()
+
+    def run(self) -> None:
+        """Until every shard is done or has failed. Raises RunFailed, and whatever the observer raises."""
+        try:
+            while self._queue.unfinished:
+                self._start_missing()
+                self._hand_out()
+                self._collect()
+                self._enforce_deadlines()
+                self._report_progress()
+        finally:
+            for actor in list(self._actors):
+                self._drop(actor)
+
+    def _start_missing(self) -> None:
+        while len(self._actors) < min(self._target, self._queue.unfinished):
+            handle: Any = self._actor_class.remote(self._job)
+            self._actors.append(_Actor(handle=handle, ref=handle.load.remote(), since=time.monotonic()))
+
+    def _hand_out(self) -> None:
+        for actor in self._actors:
+            if actor.ready and actor.task is None and (task := self._queue.take()):
+                actor.task, actor.samples, actor.since = task, 0, time.monotonic()
+                actor.ref = actor.handle.label.remote(task.shard, task.attempt)
+
+    def _collect(self) -> None:
+        busy = {actor.ref: actor for actor in self._actors if actor.ref is not None}
+        if not busy:
+            time.sleep(POLL_SECONDS)
+            return
+        done, _ = ray.wait(list(busy), num_returns=1, timeout=POLL_SECONDS)
+        for ref in done:
+            actor = busy[ref]
+            actor.ref = None
+            try:
+                answer = ray.get(ref)
+            except RayTaskError as error:
+                self._call_failed(actor, _cause(error))
+            except RayError as error:  # the process, its node or its memory is gone
+                self._actor_lost(actor, f"{type(error).__name__}: {_first_line(error)}")
+            else:
+                self._answered(actor, answer)
+
+    def _answered(self, actor: _Actor, answer: WorkerReport | Commit) -> None:
+        if isinstance(answer, WorkerReport):
+            self._observer.ready(answer)
+            actor.ready, self._start_failures = True, 0
+            return
+        actor.task = None
+        self._queue.succeeded()
+        self._observer.committed(answer)
+
+    def _call_failed(self, actor: _Actor, error: BaseException) -> None:
+        text = f"{type(error).__name__}: {error}"
+        if not actor.ready:
+            self._drop(actor)
+            if not any(other.ready for other in self._actors):
+                raise RunFailed(f"no worker could load the model: {text}") from error
+            self._target -= 1
+            log.warning("one worker fewer, as it could not load the model: %s", text)
+            return
+        self._attempt_failed(actor, text)
+        if any(sign in text for sign in DEVICE_ERRORS):  # the device's state cannot be trusted any more
+            self._drop(actor)
+
+    def _actor_lost(self, actor: _Actor, text: str) -> None:
+        self._drop(actor)
+        if actor.ready:
+            log.warning("a worker was lost and is replaced: %s", text)
+            self._attempt_failed(actor, text)
+            return
+        self._start_failures += 1
+        if self._start_failures >= MAX_START_FAILURES:
+            raise RunFailed(f"{MAX_START_FAILURES} workers in a row died while loading the model: {text}")
+
+    def _attempt_failed(self, actor: _Actor, text: str) -> None:
+        task, actor.task = actor.task, None
+        if task is not None:
+            self._observer.attempt_failed(task, text, again=self._queue.failed(task))
+
+    def _enforce_deadlines(self) -> None:
+        now = time.monotonic()
+        for actor in list(self._actors):
+            if actor.task is not None and now - actor.since > self._settings.shard_timeout:
+                self._drop(actor)
+                limit = self._settings.shard_timeout
+                self._attempt_failed(actor, f"not done within {limit:.0f} s; the worker was killed")
+        if any(actor.ready for actor in self._actors):
+            self._alive_at = now
+        elif now - self._alive_at > self._settings.start_timeout:
+            limit = self._settings.start_timeout
+            raise RunFailed(f"no worker became ready within {limit:.0f} s. {resources_message(self._settings)}")
+
+    def _report_progress(self) -> None:
+        for actor in self._actors:
+            if actor.task is None:
+                actor.progress = None
+                continue
+            if actor.progress is None:
+                actor.progress = actor.handle.progress.remote()
+            ready, _ = ray.wait([actor.progress], timeout=0)
+            if ready:
+                with contextlib.suppress(RayError):  # its death shows in the label call
+                    actor.samples = ray.get(actor.progress)
+                actor.progress = None
+        ready_actors = [actor for actor in self._actors if actor.ready]
+        self._observer.working(len(ready_actors), sum(actor.samples for actor in ready_actors if actor.task))
+
+    def _drop(self, actor: _Actor) -> None:
+        self._actors.remove(actor)
+        ray.kill(actor.handle)
+
+
+def resources_message(settings: PoolSettings) -> str:
+    """What each actor asks Ray for, what the cluster has and what of it is free, in a sentence."""
+
+    def shown(resources: dict[str, float]) -> str:
+        return f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
+
+    return (
+        f"Each worker asks for {settings.cpus:g} CPU, {settings.gpus:g} GPU; the cluster has "
+        f"{shown(ray.cluster_resources())}, of which free are {shown(ray.available_resources())}"
+    )
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")

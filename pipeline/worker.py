@@ -1,0 +1,131 @@
+"""A worker: one model on one device. The driver calls the same class in its own process or as a Ray actor."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from diffseg import Segmenter
+from diffseg.backbone import Backbone
+from diffseg.checkpoint import load_checkpoint
+from pipeline.commit import Commit
+from pipeline.label import label_shard
+from pipeline.manifest import LabelSettings, fingerprint_of, versions
+from pipeline.shards import Shard
+from pipeline.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """How a worker runs. These may change the last bits of a float and are recorded in run.json as its environment."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: cuda where the cluster or this machine has it, else cpu."""
+    batch_size: int = 1
+    """Images in one pass of the model; short batches are padded."""
+    threads: int = 1
+    """CPU threads of the model in each worker."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.threads < 1:
+            raise ValueError(f"batch size {self.batch_size}, threads {self.threads}: expected 1 or more of each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker must be told; the storage options appear in no repr."""
+
+    settings: LabelSettings
+    worker: WorkerSettings
+    out: Storage
+    source_options: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerReport:
+    """What a worker says of itself once its model is loaded."""
+
+    model_sha256: str
+    resolved: Mapping[str, Any]
+    fingerprint: str
+    environment: Mapping[str, Any]
+    host: str
+    pid: int
+
+
+class LabelWorker:
+    """Loads the model once, then labels one shard at a time."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.samples = 0
+
+    def load(self) -> WorkerReport:
+        """Load the model. Not part of the construction, so that its errors are told from those of the process.
+
+        Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings.
+        """
+        job, settings = self.job, self.job.settings
+        checkpoint = load_checkpoint(
+            settings.model,
+            revision=settings.revision,
+            device=job.worker.device,
+            dtype=getattr(torch, settings.dtype),
+        )
+        self.segmenter = Segmenter(Backbone(checkpoint), settings.method, batch_size=job.worker.batch_size)
+        resolved = {
+            "tau": list(self.segmenter.tau),
+            "timestep": self.segmenter.timestep,
+            "resolution": self.segmenter.resolution,
+        }
+        self.report = WorkerReport(
+            model_sha256=checkpoint.sha256,
+            resolved=resolved,
+            fingerprint=fingerprint_of(settings, checkpoint.sha256, resolved),
+            environment={
+                "device": job.worker.device,
+                "batch_size": job.worker.batch_size,
+                "threads": job.worker.threads,
+                "versions": versions(),
+            },
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        return self.report
+
+    def progress(self) -> int:
+        """Samples of the shard in hand that have a row by now."""
+        return self.samples
+
+    def label(self, shard: Shard, attempt: int) -> Commit:
+        """Label and commit one shard, after `load`. Errors: see `label_shard`."""
+        # OpenMP's setting belongs to the calling thread, and an actor's calls come in threads of their own
+        torch.set_num_threads(self.job.worker.threads)
+        self.samples = 0
+        report = self.report
+        metadata = {
+            "method": "diffseg",
+            "fingerprint": report.fingerprint,
+            "model": self.job.settings.model,
+            "model_sha256": report.model_sha256,
+            "resolved": report.resolved,
+            "versions": report.environment["versions"],
+        }
+        return label_shard(
+            shard,
+            segmenter=self.segmenter,
+            settings=self.job.settings,
+            metadata=metadata,
+            out=self.job.out,
+            source_options=self.job.source_options,
+            attempt=attempt,
+            on_sample=self._count,
+        )
+
+    def _count(self) -> None:
+        self.samples += 1
