@@ -1,8 +1,8 @@
 """What the embedded UNet is trained on: denoising, and attention rows that stay inside their own region.
 
-DiffSeg reads an attention row as a distribution over positions and merges rows that look alike; a row is right when it
-is uniform over its region. The second loss says exactly that, for a few sampled queries per image, on the same aggregate
-that DiffSeg forms.
+DiffSeg reads an attention row as a distribution over positions and merges rows that look alike; a row is right when
+it is uniform over its region. The second loss says exactly that, for a few sampled queries per image, on the same
+aggregate that DiffSeg forms.
 
 Axes: B batch, S sampled queries, P positions of the working grid (w·w), p positions of a layer's own grid, H heads.
 """

@@ -1,7 +1,7 @@
 """Procedural images with exact masks: "dead leaves" in the widest sense (Lee, Mumford, Huang, IJCV 2001).
 
 Occluding shapes of power-law sizes lie over a few large backgrounds. Every region has its own colours, texture,
-gradient and 1/f noise, so that colour alone does not give the answer away. Everything follows from the seed; numpy only.
+gradient and 1/f noise, so that colour alone does not give the answer away. Everything follows from the seed.
 
 Shapes are laid front to back: a pixel belongs to the first shape that claims it, so occlusion costs nothing, and a
 shape of which too little would show is never laid. Ids are therefore dense without any renumbering.

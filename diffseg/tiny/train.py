@@ -84,11 +84,13 @@ class Command:
         out: working folder.
         checkpoint: where the diffusers folder is written.
         export: only export what --out holds, be it unfinished.
+        save_every: steps between checkpoints; does not change the result.
     """
 
     out: Path = Path("tiny-training")
     checkpoint: Path = CHECKPOINT
     export: bool = False
+    save_every: int = 100
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -96,7 +98,7 @@ def main(command: Command) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)  # the sums, and so the weights, depend on it
     if not command.export:
-        train(command.recipe, command.out)
+        train(command.recipe, command.out, save_every=command.save_every)
     export_state(command.recipe, command.out, command.checkpoint)
 
 

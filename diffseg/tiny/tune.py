@@ -1,0 +1,95 @@
+"""Choose the merging thresholds that ship with the embedded model: `python -m diffseg.tiny.tune`.
+
+Every candidate is scored on validation scenes, whose seeds are neither trained on nor reported on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from diffseg.canvas import fit_image
+from diffseg.decide import decide
+from diffseg.metrics import covering, mean_best_iou, overlap
+from diffseg.segmenter import Segmenter, proposals_of
+from diffseg.tiny.export import CHECKPOINT
+from diffseg.tiny.scenes import VALIDATION_SEEDS, generate_scene
+
+__all__ = ["Tuning", "grid_scores", "tune"]
+
+log = logging.getLogger(__name__)
+
+Tau = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Score all pairs of a first and a later threshold on validation scenes and write the best into diffseg.json.
+
+    Attributes:
+        model: a folder in the layout of the embedded checkpoint.
+        images: number of validation scenes.
+        timesteps: to try.
+        first: thresholds of the first round, which averages rows into proposals.
+        later: thresholds of the two rounds after it, which merge proposals.
+        write: whether to write the best into the folder.
+    """
+
+    model: Path = CHECKPOINT
+    images: int = 100
+    timesteps: tuple[int, ...] = (300,)
+    first: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+    later: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+    write: bool = False
+
+
+def grid_scores(segmenter: Segmenter, candidates: Sequence[Tau], *, images: int, timestep: int) -> np.ndarray:
+    """Mean covering and mean best IoU of every candidate over validation scenes, float64 [candidates, 2].
+
+    The network runs once per image; only the merging is done again for each candidate.
+    """
+    scores = np.zeros((len(candidates), 2))
+    for seed in VALIDATION_SEEDS[:images]:
+        scene = generate_scene(seed)
+        canvas = fit_image(scene.image, segmenter.resolution, segmenter.settings.fit)
+        attention = segmenter.backbone.self_attention(canvas.pixels[None], timestep).of_image(0)
+        for index, tau in enumerate(candidates):
+            proposals, grid = proposals_of(attention, segmenter.settings, tau)
+            table = overlap(scene.labels, decide(proposals.view(-1, *grid), scene.labels.shape).labels)
+            scores[index] += covering(table), mean_best_iou(table)
+    return scores / images
+
+
+def tune(settings: Tuning) -> tuple[Tau, int]:
+    """Log every candidate's score and return the thresholds and the timestep of the best mean covering."""
+    segmenter = Segmenter.from_pretrained(settings.model, device="cpu")
+    candidates = [(first, later, later) for first, later in itertools.product(settings.first, settings.later)]
+    best = (-1.0, candidates[0], settings.timesteps[0])
+    for timestep in settings.timesteps:
+        scores = grid_scores(segmenter, candidates, images=settings.images, timestep=timestep)
+        for tau, (covered, best_iou) in sorted(zip(candidates, scores.tolist(), strict=True), key=lambda pair: pair[1]):
+            log.info("t %d  tau %s  covering %.4f  best IoU %.4f", timestep, tau, covered, best_iou)
+            best = max(best, (covered, tau, timestep))
+    return best[1], best[2]
+
+
+def main(settings: Tuning) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    tau, timestep = tune(settings)
+    if settings.write:
+        path = settings.model / "diffseg.json"
+        notes = json.loads(path.read_text()) | {"tau": list(tau), "timestep": timestep}
+        path.write_text(json.dumps(notes, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Tuning))

@@ -1,0 +1,152 @@
+"""The recipe on a scale of seconds: it learns, and a kill costs nothing but time."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from torch.nn import functional as F
+
+from diffseg.tiny.learning import load_state
+from diffseg.tiny.model import build, empty_context
+from diffseg.tiny.objective import RowRecorder, attention_loss, region_targets
+from diffseg.tiny.pool import encode_images, to_network
+from diffseg.tiny.recipe import Recipe
+from diffseg.tiny.scenes import VALIDATION_SEEDS, generate_scene
+from diffseg.tiny.train import train
+
+MINI = Recipe(
+    size=128,
+    scenes=12,
+    vae_scenes=6,
+    vae_steps=20,
+    vae_batch=2,
+    vae_lr=4e-3,
+    crop_steps=8,
+    crop_batch=2,
+    whole_steps=8,
+    whole_batch=2,
+    warmup=2,
+)
+Networks = tuple[AutoencoderTiny, UNet2DConditionModel]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Networks:
+    return train(MINI, tmp_path_factory.mktemp("undisturbed"))
+
+
+def command(out: Path) -> list[str]:
+    changed = [
+        f"--recipe.{field.name.replace('_', '-')}={getattr(MINI, field.name)}"
+        for field in dataclasses.fields(MINI)
+        if getattr(MINI, field.name) != field.default
+    ]
+    return [
+        sys.executable,
+        "-m",
+        "diffseg.tiny.train",
+        f"--out={out}",
+        f"--checkpoint={out}/made",
+        "--save-every=1",
+        *changed,
+    ]
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: Networks, tmp_path: Path) -> None:
+    with subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "unet.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert 0 < load_state(tmp_path / "unet.pt") < MINI.crop_steps + MINI.whole_steps, "the kill came too late to test"
+    resumed = train(MINI, tmp_path, save_every=3)
+    for network, expected in zip(resumed, undisturbed, strict=True):
+        for (name, value), wanted in zip(network.state_dict().items(), expected.state_dict().values(), strict=True):
+            assert torch.equal(value, wanted), name
+    assert resumed[0].config.scaling_factor == undisturbed[0].config.scaling_factor
+
+
+def test_other_settings_on_the_same_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"recipe\.json.*seed"):
+        train(MINI, tmp_path)
+    with pytest.raises(ValueError, match="128"):
+        Recipe(size=100)
+
+
+def mean_losses(networks: Networks, scale: float) -> tuple[float, float]:
+    """Reconstruction error and attention loss on scenes that the training did not see."""
+    vae, unet = networks
+    scenes = [generate_scene(seed, MINI.size) for seed in VALIDATION_SEEDS[:4]]
+    images = [scene.image for scene in scenes]
+    labels = torch.from_numpy(np.stack([scene.labels[2::4, 2::4] for scene in scenes]).astype(np.int64))
+    queries = torch.arange(0, 256, 5).expand(4, -1)
+    recorder = RowRecorder().attach(unet)
+    recorder.start(queries, 16)
+    with torch.no_grad():
+        latents = encode_images(vae, images)
+        rebuilt = F.mse_loss(vae.decode(latents).sample, to_network(images))
+        unet(latents * scale, 300, empty_context(4))
+    return float(rebuilt), float(attention_loss(recorder, region_targets(labels, queries, 16)).mean())
+
+
+def test_both_losses_fall(undisturbed: Networks) -> None:
+    vae, unet, _ = build(MINI.seed)
+    scale = undisturbed[0].config.scaling_factor
+    before, after = mean_losses((vae, unet), scale), mean_losses(undisturbed, scale)
+    assert after[0] < 0.98 * before[0]
+    assert after[1] < 0.9 * before[1]
+
+
+def test_recording_leaves_the_output_and_gives_the_true_rows() -> None:
+    _, unet, _ = build(1)
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = unet(latents, 300, empty_context(2)).sample
+        recorder = RowRecorder().attach(unet)
+        recorder.start(torch.arange(256).expand(2, -1), 16)
+        torch.testing.assert_close(unet(latents, 300, empty_context(2)).sample, plain, rtol=0, atol=2e-5)
+    assert {side: len(rows) for side, rows in recorder.rows.items()} == {16: 5, 8: 5, 4: 5, 2: 1}
+    # All queries are recorded, so the queries under one coarse cell share a row: rows 0, 1, 16, 17 of 8x8.
+    coarse = recorder.rows[8][0]
+    assert torch.equal(coarse[:, 0], coarse[:, 17])
+    assert not torch.equal(coarse[:, 0], coarse[:, 2])
+    torch.testing.assert_close(recorder.aggregate().sum(-1), torch.ones(2, 256))
+
+
+def test_the_attention_loss_is_zero_for_perfect_rows_alone() -> None:
+    labels = torch.zeros(1, 16, 16, dtype=torch.int64)
+    labels[:, :, 8:] = 1
+    queries = torch.tensor([[0, 7, 63]])
+    target = region_targets(labels, queries, 8)
+    assert target[0, 0].view(8, 8)[:, :4].eq(1 / 32).all()
+    assert target[0, 1].view(8, 8)[:, 4:].eq(1 / 32).all()
+    recorder = RowRecorder(queries=queries, side=8)
+    recorder.rows = {8: [target.clone()]}
+    assert attention_loss(recorder, target).item() == pytest.approx(0, abs=1e-5)
+    recorder.rows = {8: [torch.full_like(target, 1 / 64)]}
+    assert attention_loss(recorder, target).item() == pytest.approx(1.3 * np.log(2), rel=1e-5)
+
+
+def test_a_border_position_gives_each_region_its_share() -> None:
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64)
+    labels[:, :, 3] = 1
+    target = region_targets(labels, torch.tensor([[0]]), 2)
+    np.testing.assert_allclose(target[0, 0], np.array([1, 0.5, 1, 0.5]) / 3)
