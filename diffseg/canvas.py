@@ -59,6 +59,6 @@ def _resized(image: np.ndarray, rows: int, columns: int, *, antialias: bool) -> 
         return image
     if antialias:
         return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32, order="C")).permute(2, 0, 1)[None]
     resized = F.interpolate(pixels, (rows, columns), mode="bilinear", align_corners=False)
     return resized[0].permute(1, 2, 0).round().to(torch.uint8).numpy()

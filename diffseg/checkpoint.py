@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from diffseg.layout import CheckpointError, check_part, fingerprint, read_json, resolve
-from diffseg.prompt import empty_prompt
+from diffseg.layout import CheckpointError, check_part, fingerprint, load_part, read_json, resolve
+from diffseg.prompt import ADDED_SDXL, empty_prompt
 
-LATENT_CHANNELS = 4
+LATENT_CHANNELS, LATENT_PIXELS = 4, 8
 AUTOENCODERS: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 PAPER_TAU, PAPER_TIMESTEP = (1.1, 1.1, 1.1), 300
 
@@ -62,16 +62,21 @@ def load_checkpoint(
             raise CheckpointError(
                 f"{part} of {model}: {key} is {found}; DiffSeg needs a text-to-image Stable Diffusion with 4"
             )
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    if unet_config.get("addition_embed_type") not in (None, ADDED_SDXL):
+        found = unet_config["addition_embed_type"]
+        raise CheckpointError(f"unet of {model}: addition_embed_type is {found}; expected none or {ADDED_SDXL}")
+    resolution = own.get("resolution", _trained_side(unet_config, model))
     vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-    vae = AUTOENCODERS[vae_config["_class_name"]].from_pretrained(
-        folder, subfolder="vae", torch_dtype=vae_dtype, variant=vae_variant, **options
+    vae = load_part(
+        folder,
+        "vae",
+        AUTOENCODERS[vae_config["_class_name"]],
+        unused=("decoder.", "post_quant_conv."),
+        torch_dtype=vae_dtype,
+        variant=vae_variant,
     )
     vae.decoder = vae.post_quant_conv = None
-    unet = UNet2DConditionModel.from_pretrained(
-        folder, subfolder="unet", torch_dtype=dtype, variant=unet_variant, **options
-    )
-    resolution = int(own.get("resolution", unet.config.sample_size * 8))
+    unet = load_part(folder, "unet", UNet2DConditionModel, torch_dtype=dtype, variant=unet_variant)
     context, added = empty_prompt(folder, unet, resolution)
     return Checkpoint(
         name=str(model) if revision is None else f"{model}@{revision}",
@@ -84,3 +89,11 @@ def load_checkpoint(
         timestep=int(own.get("timestep", PAPER_TIMESTEP)),
         resolution=resolution,
     )
+
+
+def _trained_side(unet_config: dict[str, Any], model: str | os.PathLike[str]) -> int:
+    """Side in pixels of the images that the UNet was trained on."""
+    side = unet_config.get("sample_size")
+    if not isinstance(side, int):
+        raise CheckpointError(f"unet of {model}: looked for the side of its latents; sample_size is {side}")
+    return side * LATENT_PIXELS

@@ -62,7 +62,7 @@ def _axis(tokens: int, pixels: int, start: float, stop: float) -> tuple[torch.Te
 
 
 def _best_and_margin(scores: torch.Tensor, size: tuple[int, int], content: Box) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the best proposal, int64 [H, W], ties to the lowest, and 1 − second / best, float32 [H, W]."""
+    """Index of the best proposal, int64 [H, W], ties to the lowest, and (best − second) / best, float32 [H, W]."""
     count, rows, columns = scores.shape
     height, width = size
     left, right, along = (t.to(scores.device) for t in _axis(columns, width, content.left, content.right))
@@ -79,7 +79,7 @@ def _best_and_margin(scores: torch.Tensor, size: tuple[int, int], content: Box) 
         if count > 1:
             second = fine.scatter_(0, index[None], -1).amax(dim=0)
         best[stripe] = index.cpu().numpy()
-        margin[stripe] = (1 - second / first.clamp_min(torch.finfo(torch.float32).tiny)).cpu().numpy()
+        margin[stripe] = ((first - second) / first.clamp_min(torch.finfo(torch.float32).tiny)).cpu().numpy()
     return best, margin
 
 

@@ -1,4 +1,4 @@
-"""The files of a Stable Diffusion checkpoint in the diffusers layout: found, checked and hashed, not yet loaded.
+"""The files of a Stable Diffusion checkpoint in the diffusers layout: found, checked, hashed, and loaded whole.
 
 safetensors only, no remote code.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 
 TINY = Path(__file__).parent / "tiny" / "checkpoint"
 NEEDED = (
@@ -21,6 +22,7 @@ NEEDED = (
     *(f"{part}/{name}" for part in ("vae", "unet", "text_encoder*") for name in ("config.json", "*.safetensors*")),
     "tokenizer*/*",
 )
+UNUSED = "*.non_ema.*"  # a second set of weights that some repositories hold beside the one to use
 
 
 class CheckpointError(ValueError):
@@ -39,18 +41,19 @@ def resolve(model: str | os.PathLike[str], revision: str | None = None) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(model)):
         raise CheckpointError(f"{model}: no such folder, and not a hub id (owner/name); the embedded model is 'tiny'")
     try:
-        return Path(snapshot_download(str(model), revision=revision, allow_patterns=list(NEEDED)))
+        found = snapshot_download(str(model), revision=revision, allow_patterns=list(NEEDED), ignore_patterns=UNUSED)
     except (OSError, ValueError) as error:  # offline, missing, private and gated repositories all are one of these
         raise CheckpointError(
             f"{model}: no such folder here, and the hub gave no such repository"
             f"{f' at revision {revision}' if revision else ''}: {error}"
         ) from error
+    return Path(found)
 
 
 def fingerprint(folder: Path) -> str:
     """sha256, hexadecimal, over the names and contents of the files that are read."""
     total = hashlib.sha256()
-    for path in sorted({p for pattern in NEEDED for p in folder.glob(pattern) if p.is_file()}):
+    for path in sorted({p for pattern in NEEDED for p in folder.glob(pattern) if p.is_file() and not p.match(UNUSED)}):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
         total.update(f"{path.relative_to(folder).as_posix()}\0{content.hexdigest()}\n".encode())
@@ -97,3 +100,21 @@ def check_part(folder: Path, part: str, classes: tuple[str, ...]) -> str | None:
         f"{part} of {folder}: looked for diffusion_pytorch_model.safetensors (or .fp16.safetensors); found {there}. "
         "Only safetensors are loaded: pickled .bin and .ckpt files can run code"
     )
+
+
+def load_part(folder: Path, part: str, model_class: Any, *, unused: tuple[str, ...] = (), **options: Any) -> Any:
+    """A model of diffusers or transformers, every weight of it from the files but for names that begin as in `unused`.
+
+    Both libraries fill weights that a file lacks with random numbers and go on; here that is a CheckpointError, as are
+    files that are cut off or do not fit the configuration.
+    """
+    try:
+        model, report = model_class.from_pretrained(
+            folder, subfolder=part, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{part} of {folder}: its files do not load: {error}") from error
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(unused))
+    if missing:
+        raise CheckpointError(f"{part} of {folder}: its files lack weights, {missing[0]} to name one of {len(missing)}")
+    return model

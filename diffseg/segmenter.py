@@ -65,17 +65,16 @@ def segment_attention(
         raise ValueError("no attention maps were given")
     means: dict[Grid, torch.Tensor] = {}
     for key, value in maps.items():
-        grid = (key, key) if isinstance(key, int) else (int(key[0]), int(key[1]))
+        grid = (int(key[0]), int(key[1])) if isinstance(key, tuple) else (int(key), int(key))
         heads = torch.as_tensor(value, dtype=torch.float32)
         tokens = grid[0] * grid[1]
         if heads.ndim != 3 or tuple(heads.shape[1:]) != (tokens, tokens):
             raise ValueError(f"maps[{key}]: shape {tuple(heads.shape)}; expected [heads, {tokens}, {tokens}]")
         means[grid] = heads.mean(dim=0)
-    overrides = {} if kmeans is None else {"kmeans": kmeans}
-    settings = settings_of(preset, **overrides)
-    rounds = thresholds(tau) if isinstance(tau, (int, float)) else tuple(tau or settings.tau or thresholds(1.1))
+    given = {"kmeans": kmeans, "tau": tau}
+    settings = settings_of(preset, **{name: value for name, value in given.items() if value is not None})
     attention = SelfAttention(maps=means, layers=dict.fromkeys(means, 1))
-    proposals, grid = proposals_of(attention, settings, rounds)
+    proposals, grid = proposals_of(attention, settings, settings.tau or thresholds(1.1))
     size = size or (grid[0] * PIXELS_PER_TOKEN, grid[1] * PIXELS_PER_TOKEN)
     return decide(proposals.view(-1, *grid), size).labels
 

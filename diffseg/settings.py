@@ -49,6 +49,11 @@ class SegmenterSettings:
                 raise ValueError(message)
 
         require(self.fit in ("resize", "letterbox", "crop"), f"fit={self.fit!r}: expected resize, letterbox or crop")
+        named = isinstance(self.weights, str) and self.weights in ("paper", "google", "uniform")
+        require(
+            named or (isinstance(self.weights, Mapping) and min(self.weights.values(), default=-1) >= 0),
+            f"weights={self.weights!r}: expected paper, google, uniform or a mapping of sides to weights ≥ 0",
+        )
         require(
             self.anchor_layout in ("even", "google"), f"anchor_layout={self.anchor_layout!r}: expected even or google"
         )
