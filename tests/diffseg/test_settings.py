@@ -1,0 +1,86 @@
+"""Settings are checked when they are made, and presets say what their sources do."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from diffseg.settings import PRESETS, SegmenterSettings, settings_of, thresholds
+
+
+def test_presets_differ_where_paper_and_release_do() -> None:
+    paper, google = (dataclasses.asdict(PRESETS[name]) for name in ("paper", "google"))
+    assert {name: (paper[name], google[name]) for name in paper if paper[name] != google[name]} == {
+        "antialias": (True, False),
+        "weights": ("paper", "google"),
+        "anchor_layout": ("even", "google"),
+        "consume": ("paper", "google"),
+    }
+    assert paper["tau"] == google["tau"] == (1.1, 1.1, 1.1)
+    assert paper["timestep"] == google["timestep"] == 300
+    assert paper["fit"] == google["fit"] == "crop"
+    assert paper["anchors_per_side"] == 16
+
+
+def test_default_labels_the_whole_image_and_leaves_the_rest_to_the_checkpoint() -> None:
+    default = settings_of()
+    assert default == PRESETS["default"] == SegmenterSettings()
+    assert default.fit == "resize"
+    assert (default.tau, default.timestep, default.resolution) == (None, None, None)
+
+
+def test_overrides_leave_the_preset_itself_alone() -> None:
+    changed = settings_of("google", kmeans=True, tau=0.9)
+    assert changed.kmeans
+    assert changed.tau == (0.9, 0.9, 0.9)
+    assert changed.weights == "google"
+    assert PRESETS["google"].tau == (1.1, 1.1, 1.1)
+
+
+@pytest.mark.parametrize(
+    ("tau", "expected"),
+    [(1, (1.0, 1.0, 1.0)), (0.5, (0.5, 0.5, 0.5)), ([0.9, 1.1], (0.9, 1.1)), ((0.7,), (0.7,)), (None, None)],
+)
+def test_tau_is_one_number_or_one_a_round(tau: Any, expected: tuple[float, ...] | None) -> None:
+    assert settings_of("google", tau=tau).tau == expected
+    if tau is not None:
+        assert thresholds(tau) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("fit", ["stretch", None]),
+        ("anchor_layout", ["odd"]),
+        ("consume", ["all"]),
+        ("anchors_per_side", [0, -1]),
+        ("resolution", [0, 7]),
+        ("timestep", [-1, 1000]),
+        ("tau", [-0.1, (), (1.0, -1.0), float("nan")]),
+        ("weights", ["none", None, {}, {64: -1.0, 32: 2.0}]),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(field: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{field}="):
+            settings_of(**{field: value})
+
+
+def test_values_at_the_ends_of_the_range_are_accepted() -> None:
+    settings = settings_of(timestep=999, tau=0, anchors_per_side=1, resolution=8, weights={64: 1.0, 32: 0.0})
+    assert settings.tau == (0.0, 0.0, 0.0)
+    assert settings_of(timestep=0).timestep == 0
+
+
+def test_unknown_names_are_refused_with_those_that_exist() -> None:
+    with pytest.raises(ValueError, match=r"preset='gogle': expected one of default, paper, google"):
+        settings_of("gogle")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"unknown settings noise, taus: expected some of .*\btau\b"):
+        settings_of(taus=1, noise="none")
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings_of().kmeans = True  # type: ignore[misc]
