@@ -71,8 +71,8 @@ class LabelShardWriter:
         if self._bytes >= ROW_GROUP_BYTES or len(self._rows) >= ROW_GROUP_ROWS:
             self._flush()
         if self._tar is not None:
-            fields.pop("mask")
-            text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
+            described = {name: value for name, value in fields.items() if name != "mask"}
+            text = json.dumps(described, sort_keys=True, ensure_ascii=False)
             sample: dict[str, Any] = {"__key__": member_key(row), "json": text.encode()}
             if row.mask is not None:
                 sample["png"] = row.mask

@@ -1,0 +1,57 @@
+# Everything a person runs, each with its own environment made on the way: `make help`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format tiny-eval tiny-train full-size clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# torch is installed by itself and first, at the version of constraints.txt: on a machine without a GPU a CPU build at
+# that version (from a wheel folder or an index that pip is set up with) is taken instead of gigabytes of CUDA.
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.demo ## Label photographs and generated scenes on this machine; ends with a picture to open
+	$(BIN)/diffseg demo demo
+
+test: $(VENV)/.test ## Install what the tests need and run them all
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## Formatter, linter and type checker
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Apply the formatter and the linter's fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+tiny-eval: $(VENV)/.demo ## Score the embedded model on generated scenes it never saw, beside its controls
+	$(BIN)/python -m diffseg.tiny.evaluate
+
+tiny-train: $(VENV)/.demo ## Train the embedded model again (about an hour on one core; resumes where it was stopped)
+	$(BIN)/python -m diffseg.tiny.train
+
+full-size: $(VENV)/.test ## Label with all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
+	DIFFSEG_FULL_SIZE=1 $(BIN)/python -m pytest -s tests/end_to_end/test_full_size.py
+
+clean: ## Remove the environment, caches and the demo
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

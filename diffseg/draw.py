@@ -1,0 +1,75 @@
+"""Pictures of label maps, since people look before they read.
+
+Axes: H and W pixels.
+"""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+from PIL import Image
+
+from diffseg.decide import IGNORE
+
+GOLDEN_TURN = 0.618033988749895  # of the hue circle: neighbours in number are far apart in colour
+GAP = 8
+BACKGROUND = (255, 255, 255)
+
+
+def palette(count: int) -> np.ndarray:
+    """uint8 [count, 3] colours; a label has the same one whatever the count."""
+    colours = [
+        colorsys.hsv_to_rgb((0.02 + k * GOLDEN_TURN) % 1, (0.75, 0.5)[k % 2], (1.0, 0.8)[k // 2 % 2])
+        for k in range(count)
+    ]
+    return np.rint(np.array(colours).reshape(count, 3) * 255).astype(np.uint8)
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, *, opacity: float = 0.55) -> np.ndarray:
+    """uint8 [H, W, 3]: segments coloured over the image with white borders; ignored pixels are darkened.
+
+    image: uint8 [H, W, 3]. labels: uint16 [H, W], 65535 = ignore. opacity: of the colours, 0 to 1.
+    """
+    ignored = labels == IGNORE
+    shown = np.where(ignored, 0, labels)
+    colours = palette(int(shown.max()) + 1)[shown].astype(np.float32)
+    mixed = image * (1 - opacity) + colours * opacity
+    mixed[ignored] = image[ignored] * 0.25
+    mixed[borders(labels)] = 255
+    return np.rint(mixed).astype(np.uint8)
+
+
+def borders(labels: np.ndarray) -> np.ndarray:
+    """bool [H, W]: pixels whose right or lower neighbour has another label."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edge[:-1] |= labels[:-1] != labels[1:]
+    return edge
+
+
+def contact_sheet(rows: list[list[np.ndarray]], *, height: int = 256, columns: int = 1) -> Image.Image:
+    """One picture of rows of uint8 [H, W, 3] images, each scaled to `height` pixels; `columns` rows side by side."""
+    strips = [_strip(images, height) for images in rows]
+    width = max(strip.width for strip in strips)
+    lines = -(-len(strips) // columns)
+    sheet = Image.new("RGB", (columns * (width + 2 * GAP) - GAP + GAP, lines * (height + GAP) + GAP), BACKGROUND)
+    for index, strip in enumerate(strips):
+        line, column = divmod(index, columns)
+        sheet.paste(strip, (GAP + column * (width + 2 * GAP), GAP + line * (height + GAP)))
+    return sheet
+
+
+def _strip(images: list[np.ndarray], height: int) -> Image.Image:
+    scaled = []
+    for pixels in images:
+        image = Image.fromarray(pixels)
+        scaled.append(
+            image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)
+        )
+    strip = Image.new("RGB", (sum(image.width for image in scaled) + GAP * (len(scaled) - 1), height), BACKGROUND)
+    x = 0
+    for image in scaled:
+        strip.paste(image, (x, 0))
+        x += image.width + GAP
+    return strip
