@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ _SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _EXTENSION = re.compile(r"\.(tar|tar\.gz|tgz|parquet|parq|pq)$", re.IGNORECASE)
 _QUERY = re.compile(r"\?.*=.*$")  # what signs a URL is no part of the name
 _BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
+
+_RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.-?\d+)?\}")
 
 Kind = Literal["tar", "parquet", "images"]
 
@@ -65,12 +68,13 @@ def split_url(url: str) -> tuple[str, str]:
 def _find(source: str, options: Mapping[str, Any] | None) -> tuple[str, list[str]]:
     """A folder, and the paths below it of all files of a known kind, sorted."""
     whole = Storage(url=source, options=options)
-    folder, name = split_url(source.rstrip("/"))
-    if name and _kind(name) and Storage(url=folder, options=options).is_file(name):
-        return folder, [name]  # also a file whose name only looks like a pattern
     # In http URLs a question mark starts the query.
     wild = re.compile(r"[*[]" if scheme(source) in ("http", "https") else r"[*?[]")
+    # Local names may hold such characters themselves; a store is not asked about names that are patterns.
     if not (wild.search(source) or _BRACES.search(source)) or (not scheme(source) and whole.exists()):
+        folder, name = split_url(source.rstrip("/"))
+        if name and _kind(name) and Storage(url=folder, options=options).is_file(name):
+            return folder, [name]
         return source, _listed(whole)
     root, pattern = _fixed_part(source, wild)
     storage = Storage(url=root, options=options)
@@ -118,12 +122,17 @@ def _fixed_part(source: str, wild: re.Pattern[str]) -> tuple[str, str]:
 
 
 def _expanded(pattern: str, source: str) -> list[str]:
+    too_many = f"{redact(source)}: the braces stand for more than {_MAX_EXPANDED} names; use a glob (*)"
+    # Counted first, since braceexpand makes the list of a range before it gives the first name.
+    ranges = [abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(pattern)]
+    if math.prod(ranges) > _MAX_EXPANDED:
+        raise SourceError(too_many)
     try:
         expanded = list(itertools.islice(braceexpand(pattern), _MAX_EXPANDED + 1))
     except ValueError as error:
         raise SourceError(f"{redact(source)}: the braces do not match; write ranges as {{0000..0999}}") from error
     if len(expanded) > _MAX_EXPANDED:
-        raise SourceError(f"{redact(source)}: the braces stand for more than {_MAX_EXPANDED} names; use a glob (*)")
+        raise SourceError(too_many)
     return expanded
 
 

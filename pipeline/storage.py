@@ -1,8 +1,7 @@
 """The one place that touches fsspec: a folder at a URL, read and written.
 
-A local path, ``s3://``, ``gs://``, ``memory://`` and whatever else fsspec knows look the same from here. Two promises
-are kept for the rest of the pipeline: a file appears under its name only when it is whole, and no secret of a URL or of
-the storage options reaches a message.
+Two promises are kept for the rest of the pipeline: a file appears under its name only when it is whole, and no secret
+of a URL or of the storage options reaches a message.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -151,24 +151,19 @@ class Storage:
 
     def exists(self, path: str = "") -> bool:
         """Whether there is a file or a folder at ``path``."""
-        if self._is_local:
-            return os.path.exists(self._full(path))
-        fs, _ = self._remote()
-        return bool(fs.exists(self._full(path)))
+        return os.path.exists(self._full(path)) if self._is_local else self._info(path) is not None
 
     def is_file(self, path: str) -> bool:
         """Whether there is a file at ``path``."""
         if self._is_local:
             return os.path.isfile(self._full(path))
-        fs, _ = self._remote()
-        return bool(fs.isfile(self._full(path)))
+        return (self._info(path) or {}).get("type") == "file"
 
     def open(self, path: str) -> IO[bytes]:
         """The file at ``path`` for binary reading from its start on; missing files raise ``FileNotFoundError``."""
         if self._is_local:
             return open(self._full(path), "rb")
-        fs, _ = self._remote()
-        return fs.open(self._full(path), "rb", block_size=_READ_BLOCK_BYTES)
+        return self._remote()[0].open(self._full(path), "rb", block_size=_READ_BLOCK_BYTES)
 
     def read_bytes(self, path: str) -> bytes:
         """The whole content of the file at ``path``."""
@@ -192,13 +187,18 @@ class Storage:
 
     def delete(self, path: str) -> None:
         """Remove the file at ``path``; a missing one is fine."""
-        try:
+        with suppress(FileNotFoundError):
             if self._is_local:
                 os.remove(self._full(path))
             else:
                 self._remote()[0].rm_file(self._full(path))
+
+    def _info(self, path: str) -> dict[str, Any] | None:
+        # Not fsspec's exists and isfile, which take a refused connection for a missing file.
+        try:
+            return self._remote()[0].info(self._full(path))
         except FileNotFoundError:
-            pass
+            return None
 
     def _upload(self, path: str, put: Any) -> None:
         fs, _ = self._remote()

@@ -13,6 +13,7 @@ import logging
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -66,10 +67,11 @@ def read_tar(file: IO[bytes], url: str, image_field: str | None = None) -> Itera
         stream = TarStream(file, redact(url))
     except NotTar as error:
         raise ShardError(url, str(error)) from error
-    for index, group in enumerate(_groups(stream, image_field)):
-        first = first_seen.setdefault(group.key, index)
-        # The row that tells of damage between samples has no key, so it repeats none.
-        yield _sample(index, first if group.members else index, group, image_field)
+    with closing(stream):
+        for index, group in enumerate(_groups(stream, image_field)):
+            first = first_seen.setdefault(group.key, index)
+            # The row that tells of damage between samples has no key, so it repeats none.
+            yield _sample(index, first if group.members else index, group, image_field)
     if not first_seen:
         logger.warning("%s: the tar holds no samples; members must be named <key>.<extension>", redact(url))
 

@@ -56,7 +56,7 @@ class _TarInfo(tarfile.TarInfo):
             raise
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             # Not a HeaderError any more, which the caller would take for the end of the archive.
-            raise DamagedTar(f"a member's header is broken: {error}") from error
+            raise DamagedTar(f"broken header of a member: {error}") from error
 
 
 class _TarFile(tarfile.TarFile):
@@ -84,10 +84,15 @@ class TarStream:
                 bufsize=2**16,
             )
         except (tarfile.TarError, DamagedTar) as error:
+            self._source.close()
             reason = self._source.damage or error
             raise NotTar(
                 f"{self._source.seen} bytes were read, which do not start with a tar header ({reason})"
             ) from error
+
+    def close(self) -> None:
+        """Let go of the file, which stays open."""
+        self._source.close()
 
     def members(self) -> Iterator[tarfile.TarInfo]:
         """Each member; its data must be read or skipped before the next one is asked for.
@@ -98,7 +103,7 @@ class TarStream:
         while True:
             try:
                 member = self._tar.next()
-            except (tarfile.TarError, OverflowError, UnicodeError, ValueError) as error:
+            except (DamagedTar, tarfile.TarError, OverflowError, ValueError) as error:
                 raise DamagedTar(self._source.damage or f"the archive breaks off: {error}") from error
             if member is None:
                 break
@@ -142,11 +147,17 @@ class _Source:
     """The bytes of the archive, decompressed; damaged compression ends them and is noted in ``damage``."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        buffered = io.BufferedReader(cast("Any", file), _BUFFER_BYTES)
-        is_gzip = buffered.peek(2)[:2] == b"\x1f\x8b"
-        self._file: Any = gzip.GzipFile(fileobj=buffered) if is_gzip else buffered
+        self._buffered = io.BufferedReader(cast("Any", file), _BUFFER_BYTES)
+        is_gzip = self._buffered.peek(2)[:2] == b"\x1f\x8b"
+        self._file: Any = gzip.GzipFile(fileobj=self._buffered) if is_gzip else self._buffered
         self.seen = 0
         self.damage = ""
+
+    def close(self) -> None:
+        if self._file is not self._buffered:
+            self._file.close()
+        # Or the buffer would close the file of somebody else when it is collected.
+        self._buffered.detach()
 
     def read(self, size: int) -> bytes:
         blocks = []
