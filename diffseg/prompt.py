@@ -82,7 +82,7 @@ def _encode(folder: Path, encoder: str, tokenizer: str, *, penultimate: bool) ->
     model = load_part(folder, encoder, classes[architectures[0]], dtype=torch.float32, variant=variant).eval()
     try:
         words = CLIPTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises no class of its own
         raise CheckpointError(f"{tokenizer} of {folder}: its files do not load: {error}") from error
     tokens = words("", padding="max_length", max_length=model.config.max_position_embeddings, return_tensors="pt")
     with torch.inference_mode():

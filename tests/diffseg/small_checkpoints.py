@@ -19,13 +19,11 @@ def write_checkpoint(folder: Path, layout: str) -> None:
     """One of LAYOUTS; sdxl asks for zeros in place of the empty prompt, sdxl-prompt does not."""
     family = layout.split("-")[0].replace("textless", "sd1")
     sample_size = 96 if layout == "sd2-768" else 16
-    with torch.random.fork_rng(devices=[]):
-        small_unet(family, sample_size=sample_size).save_pretrained(folder / "unet")
-        small_vae().save_pretrained(folder / "vae")
+    small_unet(family, sample_size=sample_size).save_pretrained(folder / "unet")
+    small_vae().save_pretrained(folder / "vae")
     prediction = "v_prediction" if layout == "sd2-768" else "epsilon"
-    write_json(
-        folder / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", "prediction_type": prediction}
-    )
+    scheduler = {"_class_name": "DDIMScheduler", "clip_sample": False, "steps_offset": 1, "prediction_type": prediction}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline",
         "_diffusers_version": "0.21.0",

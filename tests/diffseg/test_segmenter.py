@@ -1,0 +1,258 @@
+"""The whole method: golden label maps on planted attention, and what must hold with any weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from planted import adjusted_rand_index, permuted_columns, planted_heads, same_partition, voronoi
+from references import segment_by_elements
+
+from diffseg import IGNORE, ImageError, NonFiniteError, Segmentation, Segmenter, SegmenterSettings, segment_attention
+from diffseg.merge import anchor_positions
+
+GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
+CASES = {
+    1: (4, 0.02, 0.3, 0.9),
+    2: (6, 0.05, 0.6, 0.9),
+    3: (6, 0.1, 0.6, 1.1),
+    4: (9, 0.12, 0.8, 0.9),
+    5: (5, 0.1, 0.6, 0.7),
+}
+
+
+@pytest.mark.parametrize("kmeans", [False, True])
+@pytest.mark.parametrize("seed", CASES)
+def test_google_preset_agrees_with_elements_on_every_pixel(seed: int, kmeans: bool) -> None:
+    regions, leak, noise, tau = CASES[seed]
+    truth = voronoi(16, regions, seed)
+    heads = planted_heads(truth, (16, 8, 4), leak=leak, noise=noise, seed=seed)
+    anchors = anchor_positions((16, 16), 16, "google")
+    expected = segment_by_elements(heads, anchors, (tau,) * 3, refine=kmeans, consume="google")
+    found = segment_attention(heads, preset="google", tau=tau, kmeans=kmeans)
+    assert found.shape == (128, 128)
+    assert same_partition(found, expected)
+    assert adjusted_rand_index(found[4::8, 4::8], truth) > 0.6, "the planted regions are what is found"
+
+
+def reference_case(seed: int) -> dict[Any, Any]:
+    spec = importlib.util.spec_from_file_location("planted_attention", GOLDEN / "planted_attention.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.planted(seed)
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference's label maps are not beside this checkout")
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_google_preset_agrees_with_the_released_implementation(seed: int) -> None:
+    case = reference_case(seed)
+    labels = np.load(GOLDEN / "reference_labels.npz")
+    np.testing.assert_allclose(case[64][:, ::512, ::512], labels[f"rowsum64_{seed}"], rtol=1e-5)
+    maps = {side: case[side] for side in (64, 32, 16, 8)}
+    found = segment_attention(maps, preset="google", tau=case["tau"], kmeans=case["kmeans"])
+    assert same_partition(found, labels[f"labels_{seed}"])
+
+
+def test_permuted_attention_is_at_chance() -> None:
+    truth = voronoi(16, 5, 0)
+    heads = planted_heads(truth, (16,), leak=0.05, noise=0.3, seed=0)
+    assert adjusted_rand_index(segment_attention(heads, tau=0.9)[4::8, 4::8], truth) > 0.9
+    shuffled = {16: permuted_columns(heads[16].reshape(-1, 256)).reshape(heads[16].shape)}
+    assert abs(adjusted_rand_index(segment_attention(shuffled, tau=0.9)[4::8, 4::8], truth)) < 0.05
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "google"])
+def test_uniform_attention_is_one_segment(preset: Any) -> None:
+    maps = {side: np.full((2, side**2, side**2), side**-2, dtype=np.float32) for side in (16, 8)}
+    assert not segment_attention(maps, preset=preset).any()
+
+
+def test_attention_of_rectangles_and_any_size_of_the_result() -> None:
+    left = (np.arange(12 * 20) % 20 < 7).astype(int)
+    rows = np.where(left[:, None] == left[None, :], 1.0, 0.02)
+    maps = {(12, 20): torch.from_numpy(rows / rows.sum(axis=1, keepdims=True))[None]}
+    labels = segment_attention(maps, size=(90, 100))
+    assert labels.shape == (90, 100)
+    assert len(np.unique(labels)) == 2
+    assert (labels == labels[:1]).all()
+    assert np.flatnonzero(np.diff(labels[0].astype(int)))[0] == pytest.approx(35, abs=1)
+    assert segment_attention(maps).shape == (96, 160)
+
+
+def test_thresholds_may_be_given_for_each_round() -> None:
+    heads = planted_heads(voronoi(16, 6, 1), (16, 8), leak=0.1, noise=0.3, seed=1)
+    once, never, thrice = (segment_attention(heads, tau=tau).max() + 1 for tau in (0.9, (0.0, 0.0), [0.9, 0.9, 0.9]))
+    assert once == thrice < 20
+    assert never > 200, "nothing is merged: one segment for each position that its own row peaks at"
+
+
+@pytest.mark.parametrize(
+    ("maps", "options", "message"),
+    [
+        ({}, {}, "no attention maps"),
+        ({4: np.ones((16, 16))}, {}, r"maps\[4\]: shape \(16, 16\); expected \[heads, 16, 16\]"),
+        ({4: np.ones((1, 16, 9))}, {}, r"expected \[heads, 16, 16\]"),
+        ({4: np.ones((1, 16, 16))}, {"tau": -1.0}, "tau="),
+        ({4: np.ones((1, 16, 16))}, {"tau": ()}, "tau="),
+        ({4: np.ones((1, 16, 16))}, {"preset": "none"}, "preset="),
+        ({4: np.full((1, 16, 16), np.nan)}, {}, "not finite"),
+        ({4: np.zeros((1, 16, 16))}, {}, "not finite"),
+    ],
+)
+def test_attention_that_does_not_fit_is_refused(maps: Any, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        segment_attention(maps, **options)
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[np.ndarray]:
+    """Pictures with structure, of odd sizes."""
+    generator = np.random.default_rng(0)
+    sizes = [(128, 128), (77, 201), (201, 77), (16, 300), (33, 1), (1, 1)]
+    return [
+        np.asarray(
+            Image.fromarray(generator.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize(size[::-1], resample=0)
+        )
+        for size in sizes
+    ]
+
+
+@pytest.fixture(scope="module")
+def segmenters(checkpoints: dict[str, Path]) -> dict[int, Segmenter]:
+    """By batch size; random weights, so only invariants may be asserted, with a threshold that leaves many segments."""
+    first = Segmenter.from_pretrained(checkpoints["sd1"], tau=0.05)
+    return {size: Segmenter(first.backbone, first.settings, batch_size=size) for size in (1, 3, 4)}
+
+
+def check_partition(found: Segmentation, size: tuple[int, int]) -> None:
+    assert found.labels.shape == size
+    assert found.labels.dtype == np.uint16
+    labelled = found.labels[found.labels != IGNORE]
+    assert np.array_equal(np.unique(labelled), np.arange(len(found.segments)))
+    assert [segment.id for segment in found.segments] == [*range(len(found.segments))]
+    assert sum(segment.area for segment in found.segments) == labelled.size
+    assert 0 <= found.confidence <= 1
+
+
+@pytest.mark.parametrize("fit", ["resize", "letterbox", "crop"])
+def test_every_pixel_of_images_of_any_size_is_labelled(
+    fit: Any, segmenters: dict[int, Segmenter], photographs: list[np.ndarray]
+) -> None:
+    segmenter = Segmenter(segmenters[1].backbone, SegmenterSettings(fit=fit, tau=(0.05,) * 3), batch_size=2)
+    for image, found in zip(photographs, segmenter(photographs), strict=True):
+        height, width = image.shape[:2]
+        check_partition(found, (height, width))
+        outside = (found.labels == IGNORE).sum()
+        assert outside == (height * width - min(height, width) ** 2 if fit == "crop" else 0)
+
+
+def test_an_image_does_not_depend_on_its_batch(segmenters: dict[int, Segmenter], photographs: list[np.ndarray]) -> None:
+    alone = [segmenters[1](image) for image in photographs]
+    assert max(len(found.segments) for found in alone) > 10, "one segment would agree with anything"
+    for found in (segmenters[4](photographs), segmenters[3](photographs[::-1])[::-1]):
+        for one, other in zip(alone, found, strict=True):
+            assert (one.labels == other.labels).mean() > 0.99  # sums in another order may move a border
+            assert other.confidence == pytest.approx(one.confidence, abs=1e-3)
+
+
+def test_an_image_does_not_depend_on_its_neighbours(
+    segmenters: dict[int, Segmenter], photographs: list[np.ndarray]
+) -> None:
+    segmenter, image = segmenters[3], photographs[1]
+    batches = ([image], [image, *photographs[2:4]], [photographs[0], image], [*photographs[2:4], image])
+    found = [list(segmenter.segment_batch(b))[[x is image for x in b].index(True)] for b in batches]
+    assert len(found[0].segments) > 10
+    for other in found[1:]:
+        assert np.array_equal(found[0].labels, other.labels)
+        assert found[0].segments == other.segments
+        assert found[0].confidence == other.confidence
+
+
+def test_paths_bytes_and_images_are_the_same_picture(
+    segmenters: dict[int, Segmenter], photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(photographs[0]).save(path)
+    with Image.open(path) as opened:
+        found = segmenters[1]([photographs[0], path, str(path), path.read_bytes(), opened])
+    assert all(np.array_equal(found[0].labels, other.labels) for other in found[1:])
+    assert segmenters[1]([]) == []
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8), dtype=np.uint8), np.zeros((8, 8, 4), dtype=np.uint8), np.zeros((8, 8, 3))]
+)
+def test_arrays_that_are_no_rgb_image_are_refused(image: np.ndarray, segmenters: dict[int, Segmenter]) -> None:
+    with pytest.raises(ValueError, match=r"image array of .*: expected uint8 \[height, width, 3\]"):
+        segmenters[1](image)
+    with pytest.raises(ImageError):
+        segmenters[1](b"not an image")
+
+
+def test_an_image_that_overflows_leaves_the_others_of_its_batch(
+    segmenters: dict[int, Segmenter], photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = segmenters[3]
+    expected = list(segmenter.segment_batch(photographs[:3]))
+    latents = segmenter.backbone.latents
+
+    def overflowing(pixels: torch.Tensor) -> torch.Tensor:
+        result = latents(pixels).clone()
+        result[1, 2, 3, 4] = torch.inf
+        return result
+
+    monkeypatch.setattr(segmenter.backbone, "latents", overflowing)
+    first, second, third = segmenter.segment_batch(photographs[:3])
+    assert isinstance(second, NonFiniteError)
+    assert np.array_equal(first.labels, expected[0].labels)
+    assert np.array_equal(third.labels, expected[2].labels)
+    with pytest.raises(NonFiniteError, match="float32 or bfloat16"):
+        segmenter(photographs[:3])
+
+
+def test_weights_that_are_not_finite_are_noticed(checkpoints: dict[str, Path], photographs: list[np.ndarray]) -> None:
+    segmenter = Segmenter.from_pretrained(checkpoints["sd1"])
+    segmenter.backbone.checkpoint.unet.mid_block.attentions[0].norm.weight.data[0] = torch.nan
+    with pytest.raises(NonFiniteError):
+        segmenter(photographs[0])
+
+
+@pytest.mark.parametrize("layout", ["sd2", "sdxl", "sdxl-prompt", "textless"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_layout_gives_a_partition(
+    layout: str, dtype: Any, checkpoints: dict[str, Path], photographs: list[np.ndarray]
+) -> None:
+    segmenter = Segmenter.from_pretrained(checkpoints[layout], dtype=dtype, batch_size=2, tau=0.02)
+    for image, found in zip(photographs[:3], segmenter(photographs[:3]), strict=True):
+        check_partition(found, image.shape[:2])
+
+
+def test_the_embedded_model_labels_an_image(photographs: list[np.ndarray]) -> None:
+    segmenter = Segmenter.from_pretrained("tiny")
+    check_partition(segmenter(photographs[1]), photographs[1].shape[:2])
+
+
+def test_settings_of_the_checkpoint_hold_where_none_are_given(segmenters: dict[int, Segmenter]) -> None:
+    backbone = segmenters[1].backbone
+    own = Segmenter(backbone, SegmenterSettings())
+    assert (own.tau, own.timestep, own.resolution) == ((1.1, 1.1, 1.1), 300, 128)
+    given = Segmenter(backbone, SegmenterSettings(tau=(0.5,), timestep=0, resolution=192))
+    assert (given.tau, given.timestep, given.resolution) == ((0.5,), 0, 192)
+
+
+def test_what_the_model_cannot_do_is_refused(segmenters: dict[int, Segmenter], photographs: list[np.ndarray]) -> None:
+    backbone, settings = segmenters[1].backbone, segmenters[1].settings
+    with pytest.raises(ValueError, match="resolution=100: expected a multiple of 64"):
+        Segmenter(backbone, SegmenterSettings(resolution=100))
+    with pytest.raises(ValueError, match="batch_size=0"):
+        Segmenter(backbone, settings, batch_size=0)
+    for images in ([], photographs[:4]):
+        with pytest.raises(ValueError, match="images: expected 1 to 3"):
+            next(segmenters[3].segment_batch(images))
