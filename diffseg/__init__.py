@@ -1,19 +1,37 @@
 """Images in, label maps out: DiffSeg (CVPR 2024) on any Stable Diffusion checkpoint."""
 
-from diffseg.decide import IGNORE, Segment, Segmentation
-from diffseg.images import ImageError
-from diffseg.layout import CheckpointError
-from diffseg.segmenter import NonFiniteError, Segmenter, segment_attention
-from diffseg.settings import SegmenterSettings
+from __future__ import annotations
 
-__all__ = [
-    "IGNORE",
-    "CheckpointError",
-    "ImageError",
-    "NonFiniteError",
-    "Segment",
-    "Segmentation",
-    "Segmenter",
-    "SegmenterSettings",
-    "segment_attention",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffseg.decide import IGNORE as IGNORE
+    from diffseg.decide import Segment as Segment
+    from diffseg.decide import Segmentation as Segmentation
+    from diffseg.images import ImageError as ImageError
+    from diffseg.layout import CheckpointError as CheckpointError
+    from diffseg.segmenter import NonFiniteError as NonFiniteError
+    from diffseg.segmenter import Segmenter as Segmenter
+    from diffseg.segmenter import segment_attention as segment_attention
+    from diffseg.settings import SegmenterSettings as SegmenterSettings
+
+# torch and diffusers take seconds to import, so a name is loaded when it is asked for: `--help` needs none of them.
+_HOME = {
+    "IGNORE": "decide",
+    "CheckpointError": "layout",
+    "ImageError": "images",
+    "NonFiniteError": "segmenter",
+    "Segment": "decide",
+    "Segmentation": "decide",
+    "Segmenter": "segmenter",
+    "SegmenterSettings": "settings",
+    "segment_attention": "segmenter",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'diffseg' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"diffseg.{_HOME[name]}"), name)

@@ -6,15 +6,12 @@ Axes: P = h·w positions of the finest resolution, the working grid.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from diffseg.attention import Grid, SelfAttention
-
-Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
-"""How much each resolution counts: see `resolution_weights`."""
+from diffseg.settings import Weights
 
 
 def resolution_weights(layers: Mapping[Grid, int], weights: Weights) -> dict[Grid, float]:

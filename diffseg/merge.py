@@ -6,16 +6,14 @@ Axes: P = h·w positions, M anchors, K proposals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 
 from diffseg.attention import Grid
 from diffseg.distance import symmetric_kl
+from diffseg.settings import AnchorLayout, Consume
 
-AnchorLayout = Literal["even", "google"]
-Consume = Literal["paper", "google"]
 KMEANS_ITERATIONS = 300
 KMEANS_TOLERANCE = 1e-4  # of the mean variance of a column, as in scikit-learn
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffseg.aggregate import Weights
-from diffseg.merge import AnchorLayout, Consume
-
+Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
+"""How much each resolution counts: see `diffseg.aggregate.resolution_weights`."""
+AnchorLayout = Literal["even", "google"]
+Consume = Literal["paper", "google"]
 Fit = Literal["resize", "letterbox", "crop"]
 Preset = Literal["default", "paper", "google"]
 Dtype = Literal["float32", "bfloat16", "float16"]

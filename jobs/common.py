@@ -12,10 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from diffseg import CheckpointError
-from pipeline.commit import totals
-from pipeline.manifest import RunRefused
-from pipeline.pool import RunFailed
+from pipeline.settings import RunFailed
 from pipeline.storage import SourceError, redact
 
 OK, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -39,7 +36,7 @@ def guarded(command: Callable[[], int]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     try:
         return command()
-    except (SourceError, RunRefused, CheckpointError, ValueError) as error:
+    except ValueError as error:  # SourceError, RunRefused, CheckpointError and bad settings are all of this kind
         console.print(f"diffseg: {redact(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
         return REFUSED
     except (RunFailed, OSError) as error:
@@ -68,16 +65,3 @@ def counts_table(counts: Mapping[str, int], seconds: Mapping[str, float], images
     for i in range(max(len(left), len(right))):
         table.add_row(*(left[i] if i < len(left) else ("", "")), *(right[i] if i < len(right) else ("", "")))
     return table
-
-
-__all__ = [
-    "INTERRUPTED",
-    "OK",
-    "REFUSED",
-    "SOME_FAILED",
-    "counts_table",
-    "guarded",
-    "print_json",
-    "storage_options",
-    "totals",
-]

@@ -26,12 +26,11 @@ from diffseg.images import decode_image
 from diffseg.metrics import covering, overlap
 from diffseg.tiny.scenes import HELD_OUT_SEEDS, generate_scene
 from jobs.common import OK, SOME_FAILED, counts_table, guarded
-from pipeline.manifest import LabelSettings
 from pipeline.pack import pack_images
 from pipeline.rows import decode_mask
-from pipeline.run import RunSettings, label_run
+from pipeline.run import label_run
+from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import SourceError
-from pipeline.worker import WorkerSettings
 
 PHOTOGRAPHS = (
     "astronaut.png",

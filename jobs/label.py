@@ -11,16 +11,17 @@ import dataclasses
 import itertools
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
 from diffseg.settings import PRESETS, Preset, thresholds
 from jobs.common import OK, SOME_FAILED, counts_table, guarded, print_json, storage_options
-from pipeline.manifest import LabelSettings
-from pipeline.run import RunSettings, RunSummary, label_run
-from pipeline.worker import WorkerSettings
+from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
+
+if TYPE_CHECKING:
+    from pipeline.run import RunSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,8 @@ def parse(argv: list[str]) -> LabelCommand:
 
 
 def _label(command: LabelCommand) -> int:
+    from pipeline.run import label_run  # ray and torch take seconds to import, which --help need not wait for
+
     console = Console(stderr=command.json)
     options = storage_options(command.storage_options)
     summary = label_run(

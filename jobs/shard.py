@@ -9,6 +9,8 @@ from typing import Annotated
 
 import tyro
 
+from jobs.common import OK, guarded, print_json, storage_options
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCommand:
@@ -27,8 +29,7 @@ class ShardCommand:
 
 
 def _shard(command: ShardCommand) -> int:
-    from jobs.common import OK, print_json, storage_options
-    from pipeline.pack import pack_images
+    from pipeline.pack import pack_images  # webdataset is slow to import, and --help should not wait for it
 
     packed = pack_images(
         command.images,
@@ -47,9 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run `diffseg shard`; exit code 0 when all is packed, 1 when the store failed, 2 if refused."""
     arguments = sys.argv[1:] if argv is None else argv
     command = tyro.cli(ShardCommand, args=arguments, prog="diffseg shard", description=__doc__)
-    # Only now: torch comes along, and --help should not wait for it.
-    from jobs.common import guarded
-
     return guarded(lambda: _shard(command))
 
 

@@ -22,6 +22,7 @@ class Commit:
     """What became of one shard.
 
     state: done, or failed after all attempts (then there are no files, and the next run tries again).
+    inputs: digest of what the shard was made of, so that a folder whose files changed is labelled again.
     counts: rows by status. files: {path below OUT: {bytes, sha256}}. seconds: by step, summed over samples and threads;
     `total` is the wall time. started, finished: seconds since the epoch. attempt: from 1.
     """
@@ -30,6 +31,7 @@ class Commit:
     state: Literal["done", "failed"]
     fingerprint: str
     attempt: int
+    inputs: str = ""
     rows: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

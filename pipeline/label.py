@@ -17,9 +17,9 @@ import numpy as np
 from diffseg import ImageError, Segmenter
 from diffseg.images import decode_image
 from pipeline.commit import Commit, write_commit
-from pipeline.manifest import LabelSettings
 from pipeline.outputs import LabelShardWriter
 from pipeline.rows import Row, failed_row, labelled_row
+from pipeline.settings import LabelSettings
 from pipeline.shards import Sample, Shard, read_shard
 from pipeline.storage import Storage
 from pipeline.timing import StepTimer
@@ -67,6 +67,7 @@ def label_shard(
         state="done",
         fingerprint=metadata["fingerprint"],
         attempt=attempt,
+        inputs=shard.digest(),
         rows=counts.total(),
         counts=dict(counts),
         files=files,

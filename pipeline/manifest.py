@@ -7,59 +7,16 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from diffseg import SegmenterSettings
-from diffseg.settings import Dtype
-from pipeline.outputs import Format
+from pipeline.settings import LabelSettings, RunRefused
 from pipeline.storage import Storage
 
 PATH = "run.json"
 PACKAGES = ("diffseg-pipeline", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow", "webdataset", "ray")
 RUN_FOLDERS = ("labels", "webdataset", "commits", "report")
-
-
-class RunRefused(ValueError):
-    """OUT belongs to a run with other settings; the message names both values."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelSettings:
-    """All that determines the labels, apart from what `environment` records."""
-
-    model: str = "tiny"
-    """`tiny` (embedded), a local diffusers folder, or a hub id of a Stable Diffusion with 4 latent channels."""
-    revision: str | None = None
-    """Branch, tag or commit of the hub id."""
-    dtype: Dtype = "float32"
-    """Of the model's weights; attention is float32 always."""
-    method: SegmenterSettings = field(default_factory=SegmenterSettings)
-    """How an image becomes a label map."""
-    format: str = "parquet"
-    """parquet, or parquet,webdataset to write tar shards as well."""
-    include_image: bool = False
-    """Put the photographs into the WebDataset shards too."""
-    image_field: str | None = None
-    """Extension (tar) or column (Parquet) of the image where a sample has several."""
-    samples_per_shard: int = 256
-    """How many image files of a folder make a virtual shard."""
-    max_pixels: int = 2**26
-    """Larger images are not decoded and get the status too_large."""
-
-    def __post_init__(self) -> None:
-        if self.format not in ("parquet", "parquet,webdataset"):
-            raise ValueError(f"format {self.format!r}: expected parquet or parquet,webdataset")
-        if self.samples_per_shard < 1 or self.max_pixels < 1:
-            raise ValueError(
-                f"samples_per_shard {self.samples_per_shard}, max_pixels {self.max_pixels}: expected 1 or more of each"
-            )
-
-    @property
-    def formats(self) -> tuple[Format, ...]:
-        """`format` as a tuple."""
-        return ("parquet",) if self.format == "parquet" else ("parquet", "webdataset")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,16 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset
 
 from pipeline.rows import SCHEMA, Row
+from pipeline.settings import Format
 from pipeline.storage import Storage
 
-Format = Literal["parquet", "webdataset"]
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 4096
 COMPRESSION = "zstd"

@@ -16,6 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.commit import Commit
 from pipeline.queue import ShardQueue, Task
+from pipeline.settings import RunFailed
 from pipeline.worker import Job, LabelWorker, WorkerReport
 
 log = logging.getLogger(__name__)
@@ -23,10 +24,6 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 MAX_START_FAILURES = 3
 DEVICE_ERRORS = ("CUDA", "HIP error", "MPS backend", "AcceleratorError", "OutOfMemoryError")
-
-
-class RunFailed(RuntimeError):
-    """The run cannot go on: no worker starts. The message says what was asked for and what there is."""
 
 
 class Observer(Protocol):

@@ -18,43 +18,16 @@ import torch
 from rich.console import Console
 
 from pipeline.commit import Commit, read_commits, totals, write_commit
-from pipeline.manifest import (
-    LabelSettings,
-    Manifest,
-    RunRefused,
-    check_same_run,
-    clear_run,
-    read_manifest,
-    write_manifest,
-)
-from pipeline.pool import ActorPool, PoolSettings, RunFailed, resources_message
+from pipeline.manifest import Manifest, check_same_run, clear_run, read_manifest, write_manifest
+from pipeline.pool import ActorPool, PoolSettings, resources_message
 from pipeline.progress import RunProgress
 from pipeline.queue import ShardQueue, Task
+from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
 from pipeline.shards import Shard, find_shards
 from pipeline.storage import Storage, redact
-from pipeline.worker import Job, LabelWorker, WorkerReport, WorkerSettings
+from pipeline.worker import Job, LabelWorker, WorkerReport
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """How a run is carried out; none of it changes a label."""
-
-    workers: int | None = None
-    """Actors; default: one per GPU, else one for every `threads` CPU cores."""
-    no_ray: bool = False
-    """Label in this process, without Ray, workers and deadlines."""
-    address: str | None = None
-    """Of a Ray cluster; default: the one that Ray finds, else a local Ray on this machine."""
-    gpus_per_worker: float = 1.0
-    """Of Ray's GPUs where the device is cuda; a fraction lets workers share one."""
-    shard_timeout: float = 7200.0
-    """Seconds for one attempt at a shard; then its worker is killed and the shard is tried again."""
-    start_timeout: float = 600.0
-    """Seconds without any worker until the run fails."""
-    overwrite: bool = False
-    """Delete what an earlier run left in OUT and start over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +100,13 @@ class _Run:
         now = time.time()
         assert self.fingerprint is not None
         record = Commit(
-            shard=name, state="failed", fingerprint=self.fingerprint, attempt=task.attempt, error=error, finished=now
+            shard=name,
+            state="failed",
+            fingerprint=self.fingerprint,
+            attempt=task.attempt,
+            inputs=task.shard.digest(),
+            error=error,
+            finished=now,
         )
         write_commit(self.out, record)
         self.failed[name] = error
@@ -162,7 +141,8 @@ def label_run(
     if before is not None:
         _refuse_early(before, shown_source, settings, target)
     commits = read_commits(target) if before is not None else {}
-    todo = [s for s in shards if not (s.name in commits and before and commits[s.name].is_done(before.fingerprint))]
+    fingerprint = before.fingerprint if before else ""
+    todo = [s for s in shards if not (s.name in commits and _is_done(commits[s.name], s, fingerprint))]
     started = time.perf_counter()
     with RunProgress(len(todo), console=console or Console(quiet=True), shown=console is not None) as progress:
         observer = _Run(
@@ -186,6 +166,10 @@ def label_run(
         images=sum(commit.rows for commit in observer.labelled.values()),
         wall=time.perf_counter() - started,
     )
+
+
+def _is_done(commit: Commit, shard: Shard, fingerprint: str) -> bool:
+    return commit.is_done(fingerprint) and commit.inputs == shard.digest()
 
 
 def _refuse_early(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:

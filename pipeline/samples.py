@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ class Shard:
     url: str
     kind: Literal["tar", "parquet", "images"]
     files: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of what the shard is made of: its files where it is a group of them, else its name."""
+        return hashlib.sha256("\n".join(self.files or (self.name,)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"Shard(name={self.name!r}, kind={self.kind!r}, url={redact(self.url)!r}, {len(self.files)} files)"

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,25 +15,10 @@ from diffseg.backbone import Backbone
 from diffseg.checkpoint import load_checkpoint
 from pipeline.commit import Commit
 from pipeline.label import label_shard
-from pipeline.manifest import LabelSettings, fingerprint_of, versions
+from pipeline.manifest import fingerprint_of, versions
+from pipeline.settings import LabelSettings, WorkerSettings
 from pipeline.shards import Shard
 from pipeline.storage import Storage
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
-    """How a worker runs. These may change the last bits of a float and are recorded in run.json as its environment."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: cuda where the cluster or this machine has it, else cpu."""
-    batch_size: int = 1
-    """Images in one pass of the model; short batches are padded."""
-    threads: int = 1
-    """CPU threads of the model in each worker."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.threads < 1:
-            raise ValueError(f"batch size {self.batch_size}, threads {self.threads}: expected 1 or more of each")
 
 
 @dataclass(frozen=True, kw_only=True)

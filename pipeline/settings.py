@@ -1,0 +1,91 @@
+"""Settings, one dataclass a component, and what refuses or ends a run. Light to import: the CLI is made of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from diffseg.settings import Dtype, SegmenterSettings
+
+Format = Literal["parquet", "webdataset"]
+
+
+class RunRefused(ValueError):
+    """OUT belongs to a run with other settings; the message names both values."""
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on: no worker starts. The message says what was asked for and what there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSettings:
+    """All that determines the labels, apart from what `environment` records."""
+
+    model: str = "tiny"
+    """`tiny` (embedded), a local diffusers folder, or a hub id of a Stable Diffusion with 4 latent channels."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub id."""
+    dtype: Dtype = "float32"
+    """Of the model's weights; attention is float32 always."""
+    method: SegmenterSettings = field(default_factory=SegmenterSettings)
+    """How an image becomes a label map."""
+    format: str = "parquet"
+    """parquet, or parquet,webdataset to write tar shards as well."""
+    include_image: bool = False
+    """Put the photographs into the WebDataset shards too."""
+    image_field: str | None = None
+    """Extension (tar) or column (Parquet) of the image where a sample has several."""
+    samples_per_shard: int = 256
+    """How many image files of a folder make a virtual shard."""
+    max_pixels: int = 2**26
+    """Larger images are not decoded and get the status too_large."""
+
+    def __post_init__(self) -> None:
+        if self.format not in ("parquet", "parquet,webdataset"):
+            raise ValueError(f"format {self.format!r}: expected parquet or parquet,webdataset")
+        if self.samples_per_shard < 1 or self.max_pixels < 1:
+            raise ValueError(
+                f"samples_per_shard {self.samples_per_shard}, max_pixels {self.max_pixels}: expected 1 or more of each"
+            )
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """`format` as a tuple."""
+        return ("parquet",) if self.format == "parquet" else ("parquet", "webdataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """How a worker runs. These may change the last bits of a float and are recorded in run.json as its environment."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: cuda where the cluster or this machine has it, else cpu."""
+    batch_size: int = 1
+    """Images in one pass of the model; short batches are padded."""
+    threads: int = 1
+    """CPU threads of the model in each worker."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.threads < 1:
+            raise ValueError(f"batch size {self.batch_size}, threads {self.threads}: expected 1 or more of each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a run is carried out; none of it changes a label."""
+
+    workers: int | None = None
+    """Actors; default: one per GPU, else one for every `threads` CPU cores."""
+    no_ray: bool = False
+    """Label in this process, without Ray, workers and deadlines."""
+    address: str | None = None
+    """Of a Ray cluster; default: the one that Ray finds, else a local Ray on this machine."""
+    gpus_per_worker: float = 1.0
+    """Of Ray's GPUs where the device is cuda; a fraction lets workers share one."""
+    shard_timeout: float = 7200.0
+    """Seconds for one attempt at a shard; then its worker is killed and the shard is tried again."""
+    start_timeout: float = 600.0
+    """Seconds without any worker until the run fails."""
+    overwrite: bool = False
+    """Delete what an earlier run left in OUT and start over."""

@@ -1,0 +1,48 @@
+"""What tests of several folders share: small images, and one local Ray for all of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffseg.tiny.scenes import generate_scene
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
+
+
+@pytest.fixture(scope="session")
+def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 generated scenes of 96 px as PNG and JPEG, in two folders; read only."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for seed in range(20):
+        image = Image.fromarray(generate_scene(seed, 96).image)
+        kind = "png" if seed % 2 else "jpg"
+        path = folder / ("a" if seed < 12 else "b") / f"{seed:03d}.{kind}"
+        path.parent.mkdir(exist_ok=True)
+        image.save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray with four CPUs: starting it takes seconds, so all tests use the same."""
+    import logging
+
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
