@@ -1,0 +1,86 @@
+"""A checkpoint of the size of Stable Diffusion 1.5, with random weights: does one image pass, in how much memory?
+
+Not part of the ordinary run: it writes 2 GB and needs 8 GB of memory. DIFFSEG_FULL_SIZE=1 turns it on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+pytestmark = pytest.mark.skipif(os.environ.get("DIFFSEG_FULL_SIZE") != "1", reason="set DIFFSEG_FULL_SIZE=1 to run it")
+
+UNET = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+    "layers_per_block": 2,
+}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": 512,
+}
+# In a process of its own, so that its peak of memory is that of labelling alone.
+LABEL = """
+import json, resource, sys, time
+import numpy as np
+from diffseg import Segmenter
+
+started = time.perf_counter()
+segmenter = Segmenter.from_pretrained(sys.argv[1], tau=0.001)
+loaded = time.perf_counter()
+image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+found = segmenter(image)
+labelled = time.perf_counter()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+np.save(sys.argv[2], found.labels)
+parameters = sum(p.numel() for m in (segmenter.backbone.checkpoint.unet, segmenter.backbone.checkpoint.vae)
+                 for p in m.parameters())
+print(json.dumps({"parameters": parameters, "load": loaded - started, "label": labelled - loaded,
+                  "segments": len(found.segments), "peak_gib": peak * 1024 / 2**30 if sys.platform != "darwin"
+                  else peak / 2**30}))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """SD 1.5's own configuration of UNet and VAE, in float16 files, without a text encoder."""
+    torch.manual_seed(0)
+    for part, model_class, config in (("unet", UNet2DConditionModel, UNET), ("vae", AutoencoderKL, VAE)):
+        model_class(**config).half().save_pretrained(tmp_path / part)
+    index = {"_class_name": "StableDiffusionPipeline", "text_encoder": [None, None], "tokenizer": [None, None]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+def test_one_image_at_512_pixels(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = tmp_path / "labels.npy"
+    command = [sys.executable, "-c", LABEL, str(folder), str(labels)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    with capsys.disabled():
+        print(
+            f"\nSD 1.5 size, {figures['parameters'] / 1e9:.2f} G parameters, one 512 px image in float32: loading "
+            f"{figures['load']:.0f} s, labelling {figures['label']:.0f} s, peak memory {figures['peak_gib']:.1f} GiB"
+        )
+    found = np.load(labels)
+    assert found.shape == (480, 640)
+    assert np.array_equal(np.unique(found), np.arange(figures["segments"]))
+    assert figures["parameters"] > 0.85e9
+    assert figures["peak_gib"] < 8
