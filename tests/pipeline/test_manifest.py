@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from diffseg import SegmenterSettings
+from pipeline.manifest import (
+    Manifest,
+    check_same_run,
+    clear_run,
+    fingerprint_of,
+    read_manifest,
+    versions,
+    write_manifest,
+)
+from pipeline.settings import LabelSettings, RunRefused, WorkerSettings
+from pipeline.storage import Storage
+
+RESOLVED = {"tau": [0.3, 0.3, 0.3], "timestep": 300, "resolution": 256}
+
+
+def manifest(settings: LabelSettings, **changes: object) -> Manifest:
+    fields = {
+        "source": "s3://in",
+        "settings": dataclasses.asdict(settings),
+        "model_sha256": "m",
+        "resolved": RESOLVED,
+        "environment": {"threads": 1},
+        "fingerprint": fingerprint_of(settings, "m", RESOLVED),
+        "shards": 3,
+    }
+    return Manifest(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
+    out = Storage(url=str(tmp_path))
+    assert read_manifest(out) is None
+    written = manifest(LabelSettings(method=SegmenterSettings(tau=(0.5,))))
+    write_manifest(out, written)
+    read = read_manifest(out)
+    assert read is not None
+    assert check_same_run(read, written, out) == []
+    assert read.fingerprint == written.fingerprint
+
+
+def test_a_foreign_run_json_is_refused(tmp_path: Path) -> None:
+    out = Storage(url=str(tmp_path))
+    out.write_bytes("run.json", b'{"something": "else"}')
+    with pytest.raises(RunRefused, match="not a run record"):
+        read_manifest(out)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (LabelSettings(method=SegmenterSettings(kmeans=True)), r"kmeans: False there, True now"),
+        (LabelSettings(method=SegmenterSettings(tau=(0.5, 0.5))), r"tau: None there, \[0.5, 0.5\] now"),
+        (LabelSettings(format="parquet,webdataset"), r"format: 'parquet' there, 'parquet,webdataset' now"),
+        (LabelSettings(dtype="bfloat16"), r"dtype: 'float32' there, 'bfloat16' now"),
+    ],
+)
+def test_other_settings_are_refused_with_both_values(changed: LabelSettings, said: str, tmp_path: Path) -> None:
+    with pytest.raises(RunRefused, match=said):
+        check_same_run(manifest(LabelSettings()), manifest(changed), Storage(url=str(tmp_path)))
+
+
+def test_another_source_and_another_model_are_refused(tmp_path: Path) -> None:
+    out, settings = Storage(url=str(tmp_path)), LabelSettings()
+    with pytest.raises(RunRefused, match=re.escape("source: 's3://in' there, 's3://other' now")):
+        check_same_run(manifest(settings), manifest(settings, source="s3://other"), out)
+    other = manifest(settings, model_sha256="n", fingerprint=fingerprint_of(settings, "n", RESOLVED))
+    with pytest.raises(RunRefused, match="model_sha256: 'm' there, 'n' now"):
+        check_same_run(manifest(settings), other, out)
+
+
+def test_the_same_model_elsewhere_is_the_same_run(tmp_path: Path) -> None:
+    here, there = LabelSettings(model="a"), LabelSettings(model="b", revision="main")
+    assert check_same_run(manifest(here), manifest(there), Storage(url=str(tmp_path))) == []
+
+
+def test_another_environment_is_told_and_not_refused(tmp_path: Path) -> None:
+    settings = LabelSettings()
+    said = check_same_run(
+        manifest(settings), manifest(settings, environment={"threads": 2}), Storage(url=str(tmp_path))
+    )
+    assert said == ["threads: 1 before, 2 now"]
+
+
+def test_clear_run_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
+    out = Storage(url=str(tmp_path))
+    for path in ("run.json", "labels/a.parquet", "webdataset/a.tar", "commits/a.json", "mine/notes.txt"):
+        out.write_bytes(path, b"x")
+    clear_run(out)
+    assert [path for path, _ in out.files()] == ["mine/notes.txt"]
+
+
+@pytest.mark.parametrize("wrong", [{"format": "webdataset"}, {"samples_per_shard": 0}, {"max_pixels": 0}])
+def test_wrong_settings_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        LabelSettings(**wrong)
+
+
+def test_wrong_worker_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch size 0"):
+        WorkerSettings(batch_size=0)
+
+
+def test_versions_name_what_touches_pixels() -> None:
+    assert {"python", "torch", "diffusers", "pillow", "pyarrow"} <= set(versions())

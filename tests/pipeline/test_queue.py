@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pipeline.queue import MAX_ATTEMPTS, ShardQueue
+from pipeline.shards import Shard
+
+
+def test_every_shard_is_handed_out_once_in_order() -> None:
+    shards = [Shard(name=str(i), url="", kind="tar") for i in range(3)]
+    queue = ShardQueue(shards)
+    taken = [queue.take() for _ in range(4)]
+    assert [task.shard if task else None for task in taken] == [*shards, None]
+    assert queue.unfinished == 3
+    for _ in range(3):
+        queue.succeeded()
+    assert queue.unfinished == 0
+
+
+def test_a_failing_shard_goes_to_the_end_and_is_given_up_after_its_attempts() -> None:
+    bad, good = (Shard(name=name, url="", kind="tar") for name in ("bad", "good"))
+    queue = ShardQueue([bad, good])
+    seen = []
+    while task := queue.take():
+        seen.append((task.shard.name, task.attempt))
+        if task.shard is bad:
+            assert queue.failed(task) == (task.attempt < MAX_ATTEMPTS)
+        else:
+            queue.succeeded()
+    assert seen == [("bad", 1), ("good", 1), ("bad", 2), ("bad", 3)]
+    assert queue.unfinished == 0

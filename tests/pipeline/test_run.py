@@ -1,0 +1,199 @@
+"""Runs of the driver on a real local Ray and in this process, on the embedded model at 64 px."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tarfile
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from diffseg import CheckpointError, SegmenterSettings
+from pipeline.commit import read_commits
+from pipeline.pack import pack_images
+from pipeline.run import RunSummary, label_run
+from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
+from pipeline.storage import SourceError, Storage
+
+FAST = SegmenterSettings(resolution=64)
+
+
+@pytest.fixture(scope="module")
+def tars(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tars")
+    pack_images(str(scene_folder), str(folder), samples_per_shard=4)
+    return folder
+
+
+def run(
+    source: Path, out: Path, *, label: dict | None = None, worker: dict | None = None, **settings: object
+) -> RunSummary:
+    return label_run(
+        str(source),
+        str(out),
+        settings=LabelSettings(**({"method": FAST} | (label or {}))),
+        worker=WorkerSettings(**({"device": "cpu"} | (worker or {}))),  # type: ignore[arg-type]
+        run=RunSettings(**({"workers": 2} | settings)),  # type: ignore[arg-type]
+    )
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """What must be the same however a run went: data files, run.json, and the commits without their times."""
+    found = {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    for path in found:
+        if path.startswith("commits/"):
+            record = json.loads(found[path])
+            for name in ("seconds", "started", "finished", "attempt", "worker"):
+                record.pop(name)
+            found[path] = json.dumps(record, sort_keys=True).encode()
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    summary = run(tars, out, no_ray=True)
+    assert (summary.shards, summary.done_before, summary.images, dict(summary.counts)) == (5, 0, 20, {"ok": 20})
+    return out
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_gives_the_bytes_of_one_process(workers: int, tars: Path, tmp_path: Path, undisturbed: Path) -> None:
+    summary = run(tars, tmp_path, workers=workers)
+    assert (summary.images, summary.failed) == (20, {})
+    assert files(tmp_path) == files(undisturbed)
+
+
+@pytest.mark.parametrize("lost", ["commit", "data"])
+def test_a_run_goes_on_where_commits_are_missing(lost: str, tars: Path, tmp_path: Path, undisturbed: Path) -> None:
+    run(tars, tmp_path, no_ray=True)
+    (tmp_path / "commits" / "000002.json").unlink()
+    if lost == "data":
+        (tmp_path / "labels" / "000002.parquet").write_bytes(b"half a fi")
+    summary = run(tars, tmp_path, no_ray=True)
+    assert (summary.done_before, summary.images) == (4, 4)
+    assert files(tmp_path) == files(undisturbed)
+
+
+def test_nothing_to_do_loads_no_model(tars: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.worker.load_checkpoint", lambda *a, **k: pytest.fail("a model was loaded"))
+    summary = run(tars, undisturbed, no_ray=True)
+    assert (summary.done_before, summary.images, dict(summary.counts)) == (5, 0, {"ok": 20})
+
+
+def test_other_settings_are_refused_and_change_nothing(tars: Path, undisturbed: Path) -> None:
+    before = files(undisturbed)
+    with pytest.raises(RunRefused, match="kmeans: False there, True now"):
+        run(tars, undisturbed, no_ray=True, label={"method": SegmenterSettings(resolution=64, kmeans=True)})
+    with pytest.raises(RunRefused, match="source"):
+        run(tars / "000000.tar", undisturbed, no_ray=True)
+    assert files(undisturbed) == before
+
+
+def test_overwrite_starts_over(tars: Path, tmp_path: Path) -> None:
+    run(tars, tmp_path, no_ray=True)
+    other = {"method": SegmenterSettings(resolution=64, tau=(0.1,) * 3)}
+    summary = run(tars / "000001.tar", tmp_path, no_ray=True, label=other, overwrite=True)
+    assert (summary.shards, summary.done_before) == (1, 0)
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["000001.parquet"]
+
+
+def test_another_environment_is_warned_of(tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(tars, tmp_path, no_ray=True)
+    (tmp_path / "commits" / "000000.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        run(tars, tmp_path, no_ray=True, worker={"batch_size": 2})
+    assert "batch_size: 1 before, 2 now" in caplog.text
+
+
+def test_a_folder_that_grew_is_labelled_again_where_it_changed(scene_folder: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    images = sorted((scene_folder / "a").iterdir())
+    for path in images[:6]:
+        (source / path.name).write_bytes(path.read_bytes())
+    run(source, out, no_ray=True, label={"samples_per_shard": 4})
+    for path in images[6:9]:
+        (source / path.name).write_bytes(path.read_bytes())
+    summary = run(source, out, no_ray=True, label={"samples_per_shard": 4})
+    assert (summary.done_before, summary.images, dict(summary.counts)) == (1, 5, {"ok": 9})
+
+
+def with_a_broken_shard(tars: Path, folder: Path) -> Path:
+    for path in tars.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "broken.tar").write_bytes(b"this is no tar")
+    return folder
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("no_ray", [True, False])
+def test_a_bad_shard_is_recorded_after_three_attempts_and_mended_later(
+    no_ray: bool, tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    with_a_broken_shard(tars, source)
+    with caplog.at_level(logging.WARNING):
+        summary = run(source, out, no_ray=no_ray)
+    assert list(summary.failed) == ["broken"]
+    assert (summary.images, dict(summary.counts)) == (20, {"ok": 20})
+    assert caplog.text.count("at shard broken failed") == 3
+    record = read_commits(Storage(url=str(out)))["broken"]
+    assert (record.state, record.attempt, record.files) == ("failed", 3, {})
+    assert "broken.tar" in record.error
+    with tarfile.open(source / "broken.tar", "w") as tar:
+        member = tarfile.TarInfo("k.txt")
+        tar.addfile(member, io.BytesIO())
+    mended = run(source, out, no_ray=True)
+    assert (mended.failed, mended.done_before, mended.counts["no_image"]) == ({}, 5, 1)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_shard_beyond_its_deadline_fails_and_its_worker_is_replaced(tars: Path, tmp_path: Path) -> None:
+    summary = run(tars / "000000.tar", tmp_path, shard_timeout=0.05, workers=1)
+    assert "not done within" in summary.failed["000000"]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_no_resources_fails_loudly(tars: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"asks for 1 CPU, 1 GPU; the cluster has 4 CPU, 0 GPU"):
+        run(tars, tmp_path, worker={"device": "cuda"}, start_timeout=2.0)
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_missing_checkpoint_fails_at_once(tars: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"no worker could load the model: CheckpointError: .*no-such-model"):
+        run(tars, tmp_path, label={"model": str(tmp_path / "no-such-model")})
+    with pytest.raises(CheckpointError, match="no-such-model"):
+        run(tars, tmp_path, no_ray=True, label={"model": str(tmp_path / "no-such-model")})
+
+
+def test_an_empty_source_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(SourceError, match="in"):
+        run(tmp_path / "in", tmp_path / "out", no_ray=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_progress_is_shown_in_lines_without_a_terminal(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.progress.LINE_SECONDS", 0.0)
+    text = io.StringIO()
+    label_run(
+        str(tars),
+        str(tmp_path),
+        settings=LabelSettings(method=FAST),
+        worker=WorkerSettings(device="cpu"),
+        run=RunSettings(workers=1),
+        console=Console(file=text),
+    )
+    assert "5/5 shards · 20 images" in text.getvalue()
+    assert "1 worker" in text.getvalue()
