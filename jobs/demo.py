@@ -41,6 +41,7 @@ PHOTOGRAPHS = (
     "hubble_deep_field.jpg",
 )
 SCENES = 24
+SCENES_DRAWN = 9
 SAMPLES_PER_SHARD = 6
 
 
@@ -105,20 +106,28 @@ def _demo(command: DemoCommand) -> int:
     if scores:
         mean = float(np.mean(scores))
         console.print(f"covering of the {len(scores)} scenes' true regions: {mean:.2f} (1 is perfect)", highlight=False)
+    _draw_scenes(images, labels, truth, folder / "scenes.png")
     picture = folder / "labels.png"
-    _draw(images, labels, picture)
+    _draw_photographs(images, labels, picture)
     console.print(f"\nNow open [bold]{picture}[/bold]: image | overlay of segments, for every photograph.")
     return SOME_FAILED if summary.failed or summary.failed_share() > 0 else OK
 
 
-def _draw(images: Path, labels: dict[str, np.ndarray], picture: Path) -> None:
+def _draw_photographs(images: Path, labels: dict[str, np.ndarray], picture: Path) -> None:
     rows = []
-    for path in [*sorted((images / "photographs").iterdir()), *sorted((images / "scenes").iterdir())[:4]]:
-        key = f"{path.parent.name}/{path.stem}"
-        if key in labels:
-            pixels = decode_image(path)
-            rows.append([pixels, overlay(pixels, labels[key])])
+    for path in sorted((images / "photographs").iterdir()):
+        pixels = decode_image(path)
+        rows.append([pixels, overlay(pixels, labels[f"photographs/{path.stem}"])])
     contact_sheet(rows, columns=2).save(picture)
+
+
+def _draw_scenes(images: Path, labels: dict[str, np.ndarray], truth: dict[str, np.ndarray], picture: Path) -> None:
+    """image | true regions | segments."""
+    rows = []
+    for key in list(truth)[:SCENES_DRAWN]:
+        pixels = decode_image(images / f"{key}.png")
+        rows.append([pixels, overlay(pixels, truth[key]), overlay(pixels, labels[key])])
+    contact_sheet(rows, columns=3, height=128).save(picture, optimize=True)
 
 
 def main(argv: list[str] | None = None) -> int:
