@@ -41,7 +41,7 @@ def guarded(command: Callable[[], int]) -> int:
         return REFUSED
     except (RunFailed, OSError) as error:
         console.print(f"diffseg: {redact(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return SOME_FAILED
+        return REFUSED if isinstance(error.__cause__, ValueError) else SOME_FAILED  # a checkpoint that cannot be used
     except KeyboardInterrupt:
         console.print("diffseg: stopped; run the same command again to go on where it stopped", style="yellow")
         return INTERRUPTED

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -17,7 +17,9 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.commit import Commit
 from pipeline.queue import ShardQueue, Task
 from pipeline.settings import RunFailed
-from pipeline.worker import Job, LabelWorker, WorkerReport
+
+if TYPE_CHECKING:
+    from pipeline.worker import Job, WorkerReport
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ class ActorPool:
     """Runs a queue to its end on actors; kills them when done, on errors and on Ctrl-C."""
 
     def __init__(self, job: Job, settings: PoolSettings, queue: ShardQueue, observer: Observer) -> None:
+        from pipeline.worker import LabelWorker  # with torch and diffusers: seconds
+
         self._settings = settings
         self._queue = queue
         self._observer = observer
@@ -128,7 +132,7 @@ class ActorPool:
                 self._answered(actor, answer)
 
     def _answered(self, actor: _Actor, answer: WorkerReport | Commit) -> None:
-        if isinstance(answer, WorkerReport):
+        if not isinstance(answer, Commit):
             self._observer.ready(answer)
             actor.ready, self._start_failures = True, 0
             return
@@ -140,7 +144,7 @@ class ActorPool:
         text = f"{type(error).__name__}: {error}"
         if not actor.ready:
             self._drop(actor)
-            if not any(other.ready for other in self._actors):
+            if not self._actors:
                 raise RunFailed(f"no worker could load the model: {text}") from error
             self._target -= 1
             log.warning("one worker fewer, as it could not load the model: %s", text)
