@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             torch.manual_seed(1)
             write_checkpoint(root / name, name)
     return {name: root / name for name in LAYOUTS}
+
+
+@pytest.fixture
+def copy(checkpoints: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A checkpoint of its own for the test to change, by layout."""
+    return lambda layout: Path(shutil.copytree(checkpoints[layout], tmp_path / layout))

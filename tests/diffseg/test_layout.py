@@ -1,0 +1,144 @@
+"""Files that cannot be used are refused, naming the part at fault; hub ids come from the local cache."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+from small_checkpoints import TEXT, UNET, VAE, change_json, change_weights, write_json
+
+from diffseg.checkpoint import load_checkpoint
+from diffseg.layout import CheckpointError, fingerprint
+
+Copy = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As HF_HUB_OFFLINE=1 and an empty HF_HUB_CACHE, which the library reads once, when it is imported."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_fingerprint_is_of_the_files_that_are_read(copy: Copy) -> None:
+    folder = copy("sdxl")
+    before = fingerprint(folder)
+    assert load_checkpoint(folder).sha256 == before
+    assert len(bytes.fromhex(before)) == hashlib.sha256().digest_size
+    (folder / "README.md").write_text("other")
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"other")
+    (folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"other")
+    write_json(folder / "scheduler" / "scheduler_config.json", {})
+    assert fingerprint(folder) == before
+    seen = {before}
+    for name in (UNET, VAE, TEXT, "text_encoder_2/model.safetensors", "tokenizer_2/vocab.json", "model_index.json"):
+        content = bytearray((folder / name).read_bytes())
+        content[-1] ^= 1
+        (folder / name).write_bytes(content)
+        seen.add(fingerprint(folder))
+    assert len(seen) == 7
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+
+def cut_off(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1000])
+
+
+def without_weight(name: str, key: str) -> Callable[[Path], None]:
+    return lambda folder: change_weights(folder / name, lambda weights: weights.pop(key))
+
+
+def with_config(name: str, **changes: Any) -> Callable[[Path], None]:
+    return lambda folder: change_json(folder / name, **changes)
+
+
+def pickled(part: str, file: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / part / file).rename((folder / part / file).with_suffix(".bin"))
+
+
+T5 = {"architectures": ["T5EncoderModel"], "model_type": "t5"}
+LAYER_NORM = "text_model.encoder.layers.0.layer_norm2.bias"
+
+
+@pytest.mark.parametrize(
+    ("layout", "damage", "message"),
+    [
+        ("sd1", remove("unet"), r"unet of .*: looked for unet/config.json; the folder holds model_index.json, sched"),
+        ("sd1", remove("vae"), r"vae of .*: looked for vae/config.json"),
+        ("sd1", remove("text_encoder"), r"text_encoder of .*: looked for text_encoder/\*.safetensors; found nothing"),
+        ("sd1", remove("text_encoder/config.json"), r"text_encoder.config.json: cannot be read as JSON"),
+        (
+            "sd1",
+            remove("tokenizer"),
+            r"tokenizer of .*: looked for tokenizer/vocab.json and merges.txt .*found nothing",
+        ),
+        ("sd1", remove("tokenizer/merges.txt"), r"tokenizer of .*; found special_tokens_map.json, token.*, vocab.json"),
+        ("sdxl", remove("text_encoder_2"), r"text_encoder_2 of .*: looked for text_encoder_2/\*.safetensors"),
+        ("sdxl", remove("model_index.json"), r"looked for text_encoder and text_encoder_2 in model_index.json"),
+        ("sdxl", with_config("model_index.json", text_encoder=[None, None]), r"refiner"),
+        ("sd1", pickled("unet", Path(UNET).name), r"unet of .*; found config.json, .*\.bin\. Only safetensors"),
+        ("sd1", pickled("vae", Path(VAE).name), r"vae of .*; found config.json, .*\.bin\. Only safetensors"),
+        ("sd1", pickled("text_encoder", "model.safetensors"), r"text_encoder of .*; found config.json, model.bin"),
+        ("sd1", cut_off(UNET), r"unet of .*: its files do not load"),
+        ("sd1", cut_off(VAE), r"vae of .*: its files do not load"),
+        ("sd1", cut_off(TEXT), r"text_encoder of .*: its files do not load"),
+        ("sd1", cut_off("tokenizer/vocab.json"), r"tokenizer of .*: its files do not load"),
+        ("sd1", without_weight(UNET, "conv_in.bias"), r"unet of .*: its files lack weights, conv_in.bias"),
+        ("sd1", without_weight(VAE, "quant_conv.bias"), r"vae of .*: its files lack weights, quant_conv.bias"),
+        ("sd1", without_weight(TEXT, LAYER_NORM), r"text_encoder of .*: its files lack weights, .*layer_norm2.bias"),
+        ("sd1", with_config("unet/config.json", in_channels=9), r"unet of .*: in_channels is 9; .* with 4"),
+        ("sd1", with_config("vae/config.json", latent_channels=16), r"vae of .*: latent_channels is 16"),
+        ("sd1", with_config("unet/config.json", _class_name="FluxTransformer2DModel"), r"is a FluxTransformer2DModel"),
+        ("sd1", with_config("vae/config.json", _class_name="VQModel"), r"is a VQModel; looked for AutoencoderKL or"),
+        ("sd1", with_config("unet/config.json", addition_embed_type="image"), r"addition_embed_type is image"),
+        ("sd1", with_config("unet/config.json", sample_size=None), r"unet of .*sample_size is None"),
+        ("sd1", with_config("unet/config.json", cross_attention_dim=64), r"unet of .*: its files do not load"),
+        ("sd1", with_config("text_encoder/config.json", **T5), r"is a \['T5EncoderModel'\]; looked for CLIPTextModel"),
+        ("sdxl", with_config("model_index.json", text_encoder_2=[None, None]), r"which go together"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_part(
+    layout: str, damage: Callable[[Path], None], message: str, copy: Copy
+) -> None:
+    folder = copy(layout)
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)
+
+
+def test_a_single_file_a_missing_folder_and_no_hub_id_are_told_apart(checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"is a file; a folder in the diffusers layout is needed"):
+        load_checkpoint(checkpoints["sd1"] / UNET)
+    for nothing in ("/nowhere/at/all", "sd15", "a/b/c", "../sd/x"):
+        with pytest.raises(CheckpointError, match=r"no such folder, and not a hub id \(owner/name\)"):
+            load_checkpoint(nothing)
+
+
+def test_an_unknown_hub_id_says_what_was_looked_for() -> None:
+    with pytest.raises(CheckpointError, match=r"^nobody/nothing: no such folder here, and the hub gave no such"):
+        load_checkpoint("nobody/nothing")
+    with pytest.raises(CheckpointError, match=r"nobody/nothing: .* at revision v2: "):
+        load_checkpoint("nobody/nothing", revision="v2")
+
+
+def test_a_hub_id_and_its_revisions_come_from_the_local_cache(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--owner--name"
+    for reference, commit, layout in (("main", "a" * 40, "sd1"), ("v2", "b" * 40, "textless")):
+        shutil.copytree(checkpoints[layout], repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / reference).write_text(commit)
+    latest = load_checkpoint("owner/name")
+    assert (latest.name, latest.sha256) == ("owner/name", fingerprint(checkpoints["sd1"]))
+    for revision in ("v2", "b" * 40):
+        named = load_checkpoint("owner/name", revision=revision)
+        assert (named.name, named.sha256) == (f"owner/name@{revision}", fingerprint(checkpoints["textless"]))
+    with pytest.raises(CheckpointError, match="at revision v3"):
+        load_checkpoint("owner/name", revision="v3")
