@@ -6,16 +6,42 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
+import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from pipeline.commit import Commit, read_commits
+from pipeline.manifest import Manifest, read_manifest
 from pipeline.settings import RunFailed
-from pipeline.storage import SourceError, redact
+from pipeline.storage import SourceError, Storage, redact
 
 OK, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+Command = TypeVar("Command")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """The flags of commands that look at a run."""
+
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
+    """Folder or URL of a run."""
+    storage_options: str = ""
+    """JSON object for fsspec (credentials, endpoint)."""
+    json: bool = False
+    """Print JSON."""
+
+    def read(self) -> tuple[Storage, Manifest, dict[str, Commit]]:
+        """The folder, its run.json and its commit records by shard. Raises SourceError where there is no run."""
+        out = Storage(url=self.out, options=storage_options(self.storage_options))
+        manifest = read_manifest(out)
+        if manifest is None:
+            raise SourceError(f"{out.redacted}: no run.json here; expected the OUT of `diffseg label`")
+        return out, manifest, read_commits(out)
 
 
 def storage_options(text: str) -> dict[str, Any]:
@@ -27,6 +53,13 @@ def storage_options(text: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise SourceError(f"--storage-options is a JSON {type(options).__name__}; expected an object")
     return options
+
+
+def parsed(kind: type[Command], argv: list[str] | None, name: str, about: str | None) -> Command:
+    """The flags of a command, made from its dataclass; ends the process with exit code 2 where they do not fit."""
+    arguments = sys.argv[1:] if argv is None else argv
+    no_pairs = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(kind, args=arguments, prog=f"diffseg {name}", description=about, config=no_pairs)
 
 
 def guarded(command: Callable[[], int]) -> int:

@@ -25,7 +25,7 @@ from diffseg.draw import contact_sheet, overlay
 from diffseg.images import decode_image
 from diffseg.metrics import covering, overlap
 from diffseg.tiny.scenes import HELD_OUT_SEEDS, generate_scene
-from jobs.common import OK, SOME_FAILED, counts_table, guarded
+from jobs.common import OK, SOME_FAILED, counts_table, guarded, parsed
 from pipeline.pack import pack_images
 from pipeline.rows import decode_mask
 from pipeline.run import label_run
@@ -132,8 +132,7 @@ def _draw_scenes(images: Path, labels: dict[str, np.ndarray], truth: dict[str, n
 
 def main(argv: list[str] | None = None) -> int:
     """Run `diffseg demo`; the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    command = tyro.cli(DemoCommand, args=arguments, prog="diffseg demo", description=__doc__)
+    command = parsed(DemoCommand, argv, "demo", __doc__)
     return guarded(lambda: _demo(command))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from jobs.common import OK, guarded, print_json, storage_options
+from jobs.common import OK, guarded, parsed, print_json, storage_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,7 @@ def _shard(command: ShardCommand) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `diffseg shard`; exit code 0 when all is packed, 1 when the store failed, 2 if refused."""
-    arguments = sys.argv[1:] if argv is None else argv
-    command = tyro.cli(ShardCommand, args=arguments, prog="diffseg shard", description=__doc__)
+    command = parsed(ShardCommand, argv, "shard", __doc__)
     return guarded(lambda: _shard(command))
 
 

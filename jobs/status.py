@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
 from rich.console import Console
 
-from jobs.common import OK, SOME_FAILED, counts_table, guarded, print_json, storage_options
-from pipeline.commit import read_commits, totals
-from pipeline.manifest import read_manifest
-from pipeline.storage import SourceError, Storage
+from jobs.common import OK, SOME_FAILED, RunFolder, counts_table, guarded, parsed, print_json
+from pipeline.commit import totals
 
 
-@dataclass(frozen=True, kw_only=True)
-class StatusCommand:
-    """The flags of `diffseg status`."""
-
-    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
-    """Folder or URL of a run."""
-    storage_options: str = ""
-    """JSON object for fsspec (credentials, endpoint)."""
-    json: bool = False
-    """Print JSON."""
-
-
-def _status(command: StatusCommand) -> int:
-    out = Storage(url=command.out, options=storage_options(command.storage_options))
-    manifest = read_manifest(out)
-    if manifest is None:
-        raise SourceError(f"{out.redacted}: no run.json here; expected the OUT of `diffseg label`")
-    commits = read_commits(out)
+def _status(command: RunFolder) -> int:
+    out, manifest, commits = command.read()
     done = {name: c for name, c in commits.items() if c.is_done(manifest.fingerprint)}
     failed = {name: c.error for name, c in commits.items() if c.state == "failed"}
     counts, seconds = totals(done.values())
@@ -64,8 +43,7 @@ def _status(command: StatusCommand) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `diffseg status`; exit code 0 when every shard is done, 1 when some failed or are missing, 2 if refused."""
-    arguments = sys.argv[1:] if argv is None else argv
-    command = tyro.cli(StatusCommand, args=arguments, prog="diffseg status", description=__doc__)
+    command = parsed(RunFolder, argv, "status", __doc__)
     return guarded(lambda: _status(command))
 
 

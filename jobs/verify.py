@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
 from rich.console import Console
 
-from jobs.common import OK, SOME_FAILED, guarded, print_json, storage_options
-from pipeline.commit import read_commits, verify_commit
-from pipeline.manifest import read_manifest
-from pipeline.storage import SourceError, Storage
+from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json
+from pipeline.commit import verify_commit
 
 READERS = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class VerifyCommand:
-    """The flags of `diffseg verify`."""
-
-    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
-    """Folder or URL of a run."""
-    storage_options: str = ""
-    """JSON object for fsspec (credentials, endpoint)."""
-    json: bool = False
-    """Print JSON."""
-
-
-def _verify(command: VerifyCommand) -> int:
-    out = Storage(url=command.out, options=storage_options(command.storage_options))
-    manifest = read_manifest(out)
-    if manifest is None:
-        raise SourceError(f"{out.redacted}: no run.json here; expected the OUT of `diffseg label`")
-    commits = read_commits(out)
+def _verify(command: RunFolder) -> int:
+    out, manifest, commits = command.read()
     done = [commit for _, commit in sorted(commits.items()) if commit.is_done(manifest.fingerprint)]
     with ThreadPoolExecutor(READERS) as pool:
         problems = [line for found in pool.map(lambda commit: verify_commit(out, commit), done) for line in found]
@@ -58,8 +37,7 @@ def _verify(command: VerifyCommand) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `diffseg verify`; exit code 0 when all is as committed, 1 when something is not, 2 if refused."""
-    arguments = sys.argv[1:] if argv is None else argv
-    command = tyro.cli(VerifyCommand, args=arguments, prog="diffseg verify", description=__doc__)
+    command = parsed(RunFolder, argv, "verify", __doc__)
     return guarded(lambda: _verify(command))
 
 

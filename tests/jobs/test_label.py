@@ -1,0 +1,49 @@
+"""The command line of `diffseg label`, as far as it decides settings."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from diffseg.settings import PRESETS
+from jobs.label import parse
+from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
+
+
+def test_without_flags_all_settings_are_the_defaults() -> None:
+    command = parse(["in", "out"])
+    assert (command.source, command.out) == ("in", "out")
+    assert (command.label, command.worker, command.run) == (LabelSettings(), WorkerSettings(), RunSettings())
+
+
+@pytest.mark.parametrize("flag", [["--preset", "google"], ["--preset=google"]])
+def test_a_preset_sets_what_the_other_flags_start_from(flag: list[str]) -> None:
+    assert parse(["in", "out", *flag]).label.method == PRESETS["google"]
+    changed = parse([*flag, "in", "out", "--fit", "resize"]).label.method
+    assert (changed.fit, changed.consume) == ("resize", "google")
+
+
+@pytest.mark.parametrize(
+    ("text", "tau"), [("0.9", (0.9, 0.9, 0.9)), ("0.9,1.1", (0.9, 1.1)), ("1,1,1,1", (1.0, 1.0, 1.0, 1.0))]
+)
+def test_tau_takes_one_word_wherever_it_stands(text: str, tau: tuple[float, ...]) -> None:
+    assert parse(["--tau", text, "in", "out"]).label.method.tau == tau
+    assert parse(["in", "out", "--tau", text]).label.method.tau == tau
+
+
+def test_every_flag_that_scripts_rely_on_is_there() -> None:
+    line = "in out --model m --workers 3 --no-ray --format parquet,webdataset --batch-size 2 --preset paper --tau 1"
+    command = parse([*line.split(), "--device", "cpu", "--storage-options", '{"a": 1}', "--json"])
+    assert (command.label.model, command.run.workers, command.run.no_ray) == ("m", 3, True)
+    assert (command.label.formats, command.worker.batch_size) == (("parquet", "webdataset"), 2)
+    assert (command.worker.device, command.storage_options, command.json) == ("cpu", '{"a": 1}', True)
+
+
+@pytest.mark.parametrize("wrong", [["--tau", "x"], ["--fit", "stretch"], ["--batch-size", "0"], ["--no-such-flag"], []])
+def test_wrong_usage_ends_with_2(wrong: list[str]) -> None:
+    line = [sys.executable, "-m", "jobs.label", *(["in", "out"] if wrong else []), *wrong]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
