@@ -11,10 +11,9 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
-import torch
 from rich.console import Console
 
 from pipeline.commit import Commit, read_commits, totals, write_commit
@@ -25,7 +24,9 @@ from pipeline.queue import ShardQueue, Task
 from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
 from pipeline.shards import Shard, find_shards
 from pipeline.storage import Storage, redact
-from pipeline.worker import Job, LabelWorker, WorkerReport
+
+if TYPE_CHECKING:
+    from pipeline.worker import Job, WorkerReport
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,8 @@ def label_run(
     commits = read_commits(target) if before is not None else {}
     fingerprint = before.fingerprint if before else ""
     todo = [s for s in shards if not (s.name in commits and _is_done(commits[s.name], s, fingerprint))]
+    from pipeline.worker import Job  # torch and diffusers take seconds, which a refused run need not wait for
+
     started = time.perf_counter()
     with RunProgress(len(todo), console=console or Console(quiet=True), shown=console is not None) as progress:
         observer = _Run(
@@ -191,6 +194,10 @@ def _on_device(job: Job, has_cuda: bool) -> Job:
 
 
 def _run_here(job: Job, queue: ShardQueue, observer: _Run) -> None:
+    import torch
+
+    from pipeline.worker import LabelWorker
+
     worker = LabelWorker(_on_device(job, torch.cuda.is_available()))
     observer.ready(worker.load())
     observer.working(1, 0)
