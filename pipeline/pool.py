@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -17,9 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.commit import Commit
 from pipeline.queue import ShardQueue, Task
 from pipeline.settings import RunFailed
-
-if TYPE_CHECKING:
-    from pipeline.worker import Job, WorkerReport
+from pipeline.worker import Job, LabelWorker, WorkerReport
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +72,6 @@ class ActorPool:
     """Runs a queue to its end on actors; kills them when done, on errors and on Ctrl-C."""
 
     def __init__(self, job: Job, settings: PoolSettings, queue: ShardQueue, observer: Observer) -> None:
-        from pipeline.worker import LabelWorker  # with torch and diffusers: seconds
-
         self._settings = settings
         self._queue = queue
         self._observer = observer
@@ -132,7 +128,7 @@ class ActorPool:
                 self._answered(actor, answer)
 
     def _answered(self, actor: _Actor, answer: WorkerReport | Commit) -> None:
-        if not isinstance(answer, Commit):
+        if isinstance(answer, WorkerReport):
             self._observer.ready(answer)
             actor.ready, self._start_failures = True, 0
             return

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import ray
 from rich.console import Console
@@ -24,9 +24,7 @@ from pipeline.queue import ShardQueue, Task
 from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
 from pipeline.shards import Shard, find_shards
 from pipeline.storage import Storage, redact
-
-if TYPE_CHECKING:
-    from pipeline.worker import Job, WorkerReport
+from pipeline.worker import Job, LabelWorker, WorkerReport
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +142,6 @@ def label_run(
     commits = read_commits(target) if before is not None else {}
     fingerprint = before.fingerprint if before else ""
     todo = [s for s in shards if not (s.name in commits and _is_done(commits[s.name], s, fingerprint))]
-    from pipeline.worker import Job  # torch and diffusers take seconds, which a refused run need not wait for
-
     started = time.perf_counter()
     with RunProgress(len(todo), console=console or Console(quiet=True), shown=console is not None) as progress:
         observer = _Run(
@@ -194,9 +190,7 @@ def _on_device(job: Job, has_cuda: bool) -> Job:
 
 
 def _run_here(job: Job, queue: ShardQueue, observer: _Run) -> None:
-    import torch
-
-    from pipeline.worker import LabelWorker
+    import torch  # only where a model runs: it takes seconds and hundreds of megabytes, and so does diffusers
 
     worker = LabelWorker(_on_device(job, torch.cuda.is_available()))
     observer.ready(worker.load())
@@ -229,16 +223,17 @@ def _run_on_ray(job: Job, run: RunSettings, queue: ShardQueue, observer: _Run) -
 def _start_ray(run: RunSettings, worker: WorkerSettings) -> bool:
     """Connect to the cluster that is named or found, else start a Ray on this machine; whether it was started."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if run.address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=run.address, **options)
-        return False
-    try:
-        ray.init(address="auto", **options)
-        return False
-    except ConnectionError:
-        cores = max(os.cpu_count() or 1, (run.workers or 1) * worker.threads)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
-        return True
+    named = run.address or os.environ.get("RAY_ADDRESS")
+    if named != "local":
+        try:
+            ray.init(address=named or "auto", **options)
+            return False
+        except ConnectionError:
+            if named:
+                raise
+    cores = max(os.cpu_count() or 1, (run.workers or 1) * worker.threads)
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
+    return True
 
 
 def _pool_settings(run: RunSettings, worker: WorkerSettings) -> PoolSettings:

@@ -80,7 +80,7 @@ class RunSettings:
     no_ray: bool = False
     """Label in this process, without Ray, workers and deadlines."""
     address: str | None = None
-    """Of a Ray cluster; default: the one that Ray finds, else a local Ray on this machine."""
+    """Of a Ray cluster, or local; default: the one that Ray finds, else a local Ray on this machine."""
     gpus_per_worker: float = 1.0
     """Of Ray's GPUs where the device is cuda; a fraction lets workers share one."""
     shard_timeout: float = 7200.0

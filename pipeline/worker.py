@@ -1,4 +1,7 @@
-"""A worker: one model on one device. The driver calls the same class in its own process or as a Ray actor."""
+"""A worker: one model on one device. The driver calls the same class in its own process or as a Ray actor.
+
+A driver of actors needs this module but no model: torch and diffusers are imported where the model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from diffseg import Segmenter
-from diffseg.backbone import Backbone
-from diffseg.checkpoint import load_checkpoint
 from pipeline.commit import Commit
-from pipeline.label import label_shard
 from pipeline.manifest import fingerprint_of, versions
 from pipeline.settings import LabelSettings, WorkerSettings
 from pipeline.shards import Shard
@@ -55,6 +52,12 @@ class LabelWorker:
 
         Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings.
         """
+        import torch
+
+        from diffseg import Segmenter
+        from diffseg.backbone import Backbone
+        from diffseg.checkpoint import load_checkpoint
+
         job, settings = self.job, self.job.settings
         checkpoint = load_checkpoint(
             settings.model,
@@ -89,6 +92,10 @@ class LabelWorker:
 
     def label(self, shard: Shard, attempt: int) -> Commit:
         """Label and commit one shard, after `load`. Errors: see `label_shard`."""
+        import torch
+
+        from pipeline.label import label_shard
+
         # OpenMP's setting belongs to the calling thread, and an actor's calls come in threads of their own
         torch.set_num_threads(self.job.worker.threads)
         self.samples = 0
