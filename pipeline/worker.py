@@ -102,6 +102,8 @@ class LabelWorker:
         report = self.report
         metadata = {
             "method": "diffseg",
+            "context": "empty prompt",
+            "noise": "none",
             "fingerprint": report.fingerprint,
             "model": self.job.settings.model,
             "model_sha256": report.model_sha256,
