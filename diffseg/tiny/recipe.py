@@ -35,7 +35,7 @@ class Recipe:
     crop_steps: int = 1500
     crop_batch: int = 12
     crop_lr: tuple[float, float] = (1.5e-3, 6e-4)
-    whole_steps: int = 1600
+    whole_steps: int = 800
     whole_batch: int = 6
     whole_lr: float = 9e-4
     warmup: int = 200

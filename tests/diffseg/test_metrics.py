@@ -71,6 +71,12 @@ def test_one_region_over_two_halves() -> None:
     assert match_per_image(table).accuracy == 0.5
 
 
+def test_a_region_that_no_segment_touches_is_not_matched() -> None:
+    matching = match_per_image(overlap(np.array([[0, 0, 1, 1]]), np.array([[5, 6, 65535, 65535]])))
+    assert list(matching.segment_of) == [0]
+    assert matching.miou == 0.25
+
+
 def test_pixels_that_the_prediction_ignores_are_missed() -> None:
     truth = np.zeros((1, 4), np.int64)
     prediction = np.array([[0, 0, 0, 65535]], np.uint16)
