@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -78,6 +79,9 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         console.print("diffseg: stopped; run the same command again to go on where it stopped", style="yellow")
         return INTERRUPTED
+    except Exception:  # a fault of this program or of a library: whoever reports it needs the place, but no secret
+        console.print(redact(traceback.format_exc()), markup=False, highlight=False, soft_wrap=True)
+        return SOME_FAILED
 
 
 def print_json(value: Mapping[str, Any]) -> None:

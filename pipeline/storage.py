@@ -244,7 +244,7 @@ class Storage:
             raise SourceError(
                 f"{self.redacted}: the package that opens {name}:// is not installed; {remedy}"
             ) from error
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: an option that the filesystem does not know
             raise SourceError(f"{self.redacted}: cannot open {name}://: {redact(str(error), self.options)}") from error
         fs.invalidate_cache()
         return fs, root.rstrip("/")
