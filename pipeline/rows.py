@@ -79,7 +79,7 @@ def labelled_row(sample: Sample, shard: str, result: Segmentation) -> Row:
             "id": s.id,
             "area": s.area,
             "bbox": list(s.bbox),
-            "confidence": s.confidence,
+            "confidence": _float32(s.confidence),
             "name": None,
             "name_score": None,
         }
@@ -95,9 +95,14 @@ def labelled_row(sample: Sample, shard: str, result: Segmentation) -> Row:
         mask=encode_mask(result.labels),
         n_segments=len(segments),
         segments=segments,
-        confidence=result.confidence,
+        confidence=_float32(result.confidence),
         meta=sample.meta,
     )
+
+
+def _float32(value: float) -> float:
+    """The nearest value that a Parquet column of the schema can hold, so that the JSON says the same number."""
+    return float(np.float32(value))
 
 
 def failed_row(
