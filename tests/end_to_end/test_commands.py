@@ -1,0 +1,210 @@
+"""The commands as scripts use them: exit codes, JSON, what a second run does, and that no secret shows anywhere."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from runs import BOTH, FAST, command, differences, label, rows_of
+
+from jobs.common import guarded
+
+SECRET = "s3cr3t-w0rd"
+
+
+@pytest.fixture
+def run(labelled: Path, tmp_path: Path) -> Path:
+    """A copy of a whole run, to be changed."""
+    return Path(shutil.copytree(labelled, tmp_path / "run"))
+
+
+def test_shard_status_and_verify_speak_json(scene_folder: Path, run: Path, tmp_path: Path) -> None:
+    packed = command("jobs.shard", scene_folder, tmp_path / "tars", "--samples-per-shard", "8", "--json")
+    assert (packed.returncode, json.loads(packed.stdout)["shards"]) == (0, 3)
+    assert len(list((tmp_path / "tars").glob("*.tar"))) == 3
+    again = command("jobs.cli", "shard", scene_folder, tmp_path / "tars")
+    assert again.returncode == 2
+    assert "3 tars already" in again.stderr
+
+    status = command("jobs.status", run, "--json")
+    facts = json.loads(status.stdout)
+    assert status.returncode == 0
+    assert (facts["shards"], facts["done"], facts["missing"], facts["failed"]) == (5, 5, 0, {})
+    assert (facts["counts"], facts["model"]) == ({"ok": 20}, "tiny")
+    shown = command("jobs.cli", "status", run)
+    assert (shown.returncode, "5 of 5 shards done" in shown.stdout) == (0, True)
+
+    checked = command("jobs.cli", "verify", run, "--json")
+    assert checked.returncode == 0
+    assert json.loads(checked.stdout) == {"shards": 5, "rows": 20, "files": 10, "problems": []}
+
+
+def test_verify_names_what_is_damaged_and_status_what_is_missing(run: Path) -> None:
+    damaged = run / "labels" / "000001.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9] + b"X" + damaged.read_bytes()[-8:])
+    (run / "webdataset" / "000002.tar").unlink()
+    (run / "commits" / "000004.json").unlink()
+    checked = command("jobs.verify", run, "--json")
+    problems = json.loads(checked.stdout)["problems"]
+    assert checked.returncode == 1
+    for sign in ("labels/000001.parquet: the content differs", "webdataset/000002.tar: missing", "1 of 5 shards"):
+        assert any(sign in line for line in problems), sign
+    # The files of the shard without a record are there, but nothing vouches for them.
+    assert sorted(line.partition(":")[0] for line in problems if "belongs to no commit" in line) == [
+        "labels/000004.parquet",
+        "webdataset/000004.tar",
+    ]
+    status = command("jobs.status", run, "--json")
+    assert (status.returncode, json.loads(status.stdout)["missing"]) == (1, 1)
+
+
+def test_only_the_shard_whose_commit_is_gone_is_done_again(
+    scene_tars: Path, run: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "commits" / "000003.json").unlink()
+    (run / "labels" / "000003.parquet").write_bytes(b"half a file")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.name != "run.json"}
+    assert label(scene_tars, run, "--no-ray", *BOTH) == 0
+    assert "5 of 5 shards done, 4 of them before; 4 images" in capsys.readouterr().out
+    touched = {path.relative_to(run).as_posix() for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert touched == {"labels/000003.parquet", "webdataset/000003.tar"}
+    assert differences(run, labelled) == []
+
+
+def test_grown_sources_are_labelled_further(
+    scene_tars: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    for count in (3, 5):
+        for path in sorted(scene_tars.iterdir())[:count]:
+            shutil.copy(path, source)
+        assert label(source, out, "--no-ray", *BOTH) == 0
+    assert "5 of 5 shards done, 3 of them before; 8 images" in capsys.readouterr().out
+    assert differences(out, labelled) == ["run.json"]  # which names the source
+
+
+def test_a_grown_folder_of_images_redoes_only_the_groups_that_changed(
+    scene_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    images = sorted((scene_folder / "a").iterdir())
+    for count in (6, 7):
+        for path in images[:count]:
+            shutil.copy(path, source)
+        assert label(source, out, "--no-ray", "--samples-per-shard", "4") == 0
+    assert "2 of 2 shards done, 1 of them before; 3 images" in capsys.readouterr().out
+    assert [row["key"] for row in rows_of(out)] == [path.name for path in images[:7]]
+
+
+def test_other_settings_are_refused_with_both_values_until_overwrite(scene_tars: Path, run: Path) -> None:
+    line = ["jobs.cli", "label", scene_tars, run, *FAST, "--no-ray", "--tau", "0.07", "--fit", "letterbox"]
+    before = {path: path.read_bytes() for path in run.rglob("*.*")}
+    refused = command(*line)
+    assert refused.returncode == 2
+    for value in ("0.05", "0.07", "resize", "letterbox", "parquet,webdataset", "--overwrite"):
+        assert value in refused.stderr
+    assert {path: path.read_bytes() for path in run.rglob("*.*")} == before
+
+    (run / "labels" / "stale.parquet").write_bytes(b"of an earlier run")
+    assert label(scene_tars, run, "--no-ray", "--tau", "0.07", "--fit", "letterbox", "--overwrite") == 0
+    assert json.loads((run / "run.json").read_text())["settings"]["method"]["fit"] == "letterbox"
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*.*")}
+    shards = [f"{number:06d}" for number in range(5)]
+    expected = {f"commits/{s}.json" for s in shards} | {f"labels/{s}.parquet" for s in shards} | {"run.json"}
+    assert names == expected  # without the tars, which were not asked for this time
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["jobs.label", "nowhere", "OUT", "--no-ray"], "nowhere: no .tar"),
+        (["jobs.label", "pipe:cat x", "OUT", "--no-ray"], "pipe: URLs are refused"),
+        (["jobs.label", "SRC", "OUT", "--no-ray", "--model", "/no/such/model"], "/no/such/model"),
+        (["jobs.label", "SRC", "OUT", "--storage-options", f"{{'secret': '{SECRET}'"], "--storage-options is not JSON"),
+        (["jobs.label", "SRC", "OUT", "--storage-options", f'["{SECRET}"]'], "expected an object"),
+        (["jobs.status", f"ftp://me:{SECRET}@127.0.0.1/x", "--storage-options", '{"host": ""}'], "ftp://127.0.0.1/x"),
+        (["jobs.verify", "OUT"], "no run.json"),
+        (["jobs.cli", "lable"], "no command 'lable'"),
+    ],
+)
+def test_what_a_user_can_mend_is_told_in_a_line_and_ends_with_2(
+    line: list[str], says: str, scene_tars: Path, tmp_path: Path
+) -> None:
+    places = {"SRC": str(scene_tars), "OUT": str(tmp_path / "out")}
+    done = command(*[places.get(word, word) for word in line])
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fault_that_nobody_foresaw_shows_its_place_but_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    def fault() -> int:
+        raise KeyError(f"https://me:{SECRET}@host/x.tar?signature={SECRET}")
+
+    assert guarded(fault) == 1
+    shown = capsys.readouterr().err
+    assert "in fault" in shown
+    assert "KeyError: 'https://host/x.tar" in shown
+    assert SECRET not in shown
+
+
+class _Guarded(http.server.SimpleHTTPRequestHandler):
+    """Files for those who know the password, the signature and the header."""
+
+    def do_GET(self) -> None:
+        expected = base64.b64encode(f"me:{SECRET}".encode()).decode()
+        known = self.headers.get("Authorization") == f"Basic {expected}" and self.headers.get("X-Token") == SECRET
+        if known and self.path.endswith(f"?signature={SECRET}"):
+            super().do_GET()
+        else:
+            self.send_error(403)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(scene_tars: Path) -> Iterator[int]:
+    handler = partial(_Guarded, directory=str(scene_tars))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        thread = threading.Thread(target=served.serve_forever)
+        thread.start()
+        yield served.server_address[1]
+        served.shutdown()
+        thread.join()
+
+
+def test_no_secret_of_a_url_or_of_options_is_shown_or_written(server: int, labelled: Path, tmp_path: Path) -> None:
+    """One of the six shards is not there, so that there are errors to tell as well."""
+    source = f"http://me:{SECRET}@127.0.0.1:{server}/{{000000..000005}}.tar?signature={SECRET}"
+    options = json.dumps({"headers": {"X-Token": SECRET}})
+    line = ["jobs.label", source, tmp_path / "out", *FAST, "--no-ray", "--storage-options", options]
+    done = command(*line, "--json")
+    assert done.returncode == 1, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["counts"] == {"ok": 20}
+    assert list(summary["failed"]) == ["000005"]
+    assert "000005.tar" in summary["failed"]["000005"]
+    outputs = [done.stdout, done.stderr]
+    for name in ("status", "verify"):
+        again = command(f"jobs.{name}", tmp_path / "out", "--storage-options", options)
+        assert again.returncode == 1
+        outputs += [again.stdout, again.stderr]
+    assert not any(SECRET in text for text in outputs)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 5 + 6 + 1
+    assert not any(SECRET.encode() in path.read_bytes() for path in files)
+    assert [row["mask"] for row in rows_of(tmp_path / "out")] == [row["mask"] for row in rows_of(labelled)]
