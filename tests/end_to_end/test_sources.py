@@ -1,0 +1,172 @@
+"""The same photographs as tars, as Parquet and as a folder: identical masks from all, with any number of actors."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from rich.table import Table
+from runs import BOTH, FAST, command, differences, label, masks_of, rows_of
+
+import jobs.label
+import jobs.shard
+
+PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data"
+SETS = ("coco", "voc", "captions")
+EVERY = 10
+"""Of the photographs, in the ordinary run: the whole set takes minutes."""
+KINDS = ("folder", "tars", "parquet", "datasets")
+
+
+def _in_files(rows: list[dict], folder: Path, each: int) -> Iterator[tuple[Path, list[dict]]]:
+    folder.mkdir()
+    for start in range(0, len(rows), each):
+        yield folder / f"{start // each:04d}.parquet", rows[start : start + each]
+
+
+def write_sources(images: Path, root: Path, each: int) -> dict[str, Path]:
+    """The images of a folder in every form that SRC may have, `each` a shard, by kind; keys are the file names."""
+    datasets = pytest.importorskip("datasets")
+    paths = sorted(path for path in images.rglob("*") if path.is_file())
+    assert jobs.shard.main([str(images), str(root / "tars"), "--samples-per-shard", str(each)]) == 0
+    rows = [{"key": path.relative_to(images).as_posix(), "image": path.read_bytes()} for path in paths]
+    for path, part in _in_files(rows, root / "parquet", each):
+        pq.write_table(pa.Table.from_pylist(part), path)
+    # What `datasets` itself writes: the struct of bytes and path, with its own metadata in the footer.
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    structs = [{"image": {"bytes": row["image"], "path": row["key"]}, "caption": row["key"]} for row in rows]
+    datasets.disable_progress_bars()
+    for path, part in _in_files(structs, root / "datasets", each):
+        datasets.Dataset.from_list(part, features=features).to_parquet(path)
+    return {"folder": images, **{kind: root / kind for kind in KINDS if kind != "folder"}}
+
+
+def stems(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By key without extension: in a tar that is the key."""
+    return {key.rpartition(".")[0] if "." in key else key: mask for key, mask in masks.items()}
+
+
+def assert_same_masks(masks: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    ours, theirs = stems(masks), stems(expected)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in theirs if not np.array_equal(ours[key], theirs[key])] == []
+
+
+@pytest.fixture(scope="module")
+def sources(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_sources(scene_folder, tmp_path_factory.mktemp("sources"), 4)
+
+
+@pytest.fixture(scope="module")
+def expected(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OUT of the folder of images, labelled in this process."""
+    out = tmp_path_factory.mktemp("expected")
+    assert label(sources["folder"], out, "--no-ray", "--samples-per-shard", "4", *BOTH) == 0
+    return out
+
+
+def test_the_masks_say_something(expected: Path) -> None:
+    """Or everything below would hold for a program that gives every photograph the same single segment."""
+    masks = masks_of(expected)
+    assert len(masks) == 20
+    assert np.mean([row["n_segments"] for row in rows_of(expected)]) > 3
+    assert len({mask.tobytes() for mask in masks.values()}) == 20
+
+
+@pytest.mark.parametrize("kind", ["tars", "parquet", "datasets"])
+def test_every_kind_of_source_gives_the_masks_of_the_folder(
+    kind: str, sources: dict[str, Path], expected: Path, tmp_path: Path
+) -> None:
+    assert label(sources[kind], tmp_path, "--no-ray") == 0
+    assert_same_masks(masks_of(tmp_path), masks_of(expected))
+    if kind != "tars":  # whose keys have no extension, since webdataset ends a key at the first dot
+        assert [row["key"] for row in rows_of(tmp_path)] == [row["key"] for row in rows_of(expected)]
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(("kind", "actors"), [("tars", 2), ("datasets", 1)])
+def test_actors_give_the_masks_of_one_process(
+    kind: str, actors: int, sources: dict[str, Path], expected: Path, tmp_path: Path
+) -> None:
+    assert label(sources[kind], tmp_path, "--workers", str(actors)) == 0
+    assert_same_masks(masks_of(tmp_path), masks_of(expected))
+
+
+def test_the_command_in_a_process_of_its_own_leaves_the_same_tree(
+    sources: dict[str, Path], expected: Path, tmp_path: Path
+) -> None:
+    """Without Ray; test_kill.py has the command with a Ray of its own."""
+    line = ["jobs.label", str(sources["folder"]), str(tmp_path), *FAST, *BOTH, "--samples-per-shard", "4"]
+    done = command(*line, "--no-ray", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["counts"] == {"ok": 20}
+    assert differences(tmp_path, expected) == []
+
+
+def photographs(root: Path, every: int) -> Path:
+    """A folder of links to the photographs beside this checkout, one in `every` of each set."""
+    if not PHOTOGRAPHS.is_dir():
+        pytest.skip("the photographs are not beside this checkout (../shared/data)")
+    for name in SETS:
+        (root / name).mkdir(parents=True)
+        for path in sorted((PHOTOGRAPHS / name / "images").iterdir())[::every]:
+            (root / name / path.name).symlink_to(path)
+    return root
+
+
+def test_photographs(tmp_path: Path) -> None:
+    sources = write_sources(photographs(tmp_path / "images", EVERY), tmp_path, 5)
+    for kind in KINDS:
+        assert label(sources[kind], tmp_path / f"out-{kind}", "--no-ray", "--samples-per-shard", "5") == 0
+    expected = masks_of(tmp_path / "out-folder")
+    assert len(expected) == 25
+    for kind in KINDS[1:]:
+        assert_same_masks(masks_of(tmp_path / f"out-{kind}"), expected)
+
+
+@pytest.mark.skipif(os.environ.get("DIFFSEG_PHOTOGRAPHS") != "1", reason="set DIFFSEG_PHOTOGRAPHS=1 to run it: an hour")
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.timeout(4 * 3600)
+def test_all_photographs_as_every_source_with_any_number_of_actors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the checkpoint's own settings. Prints a line for every run; they all must agree in every pixel."""
+    sources = write_sources(photographs(tmp_path / "images", 1), tmp_path, 25)
+    table = Table(title="250 photographs, the embedded model at its own resolution, CPU")
+    for name in ("SRC", "actors", "Ray", "images", "images/s", "masks identical"):
+        table.add_column(name, justify="left" if name in ("SRC", "Ray") else "right")
+    first: dict[str, np.ndarray] = {}
+    wrong = 0
+    for actors in (0, 1, 2):
+        for kind in KINDS:
+            out = tmp_path / f"{kind}-{actors}"
+            flags = ["--workers", str(actors)] if actors else ["--no-ray"]
+            line = [str(sources[kind]), str(out), "--device", "cpu", "--samples-per-shard", "25", *flags]
+            start = time.perf_counter()
+            assert jobs.label.main(line) == 0
+            seconds = time.perf_counter() - start
+            masks = stems(masks_of(out))
+            first = first or masks
+            assert masks.keys() == first.keys()
+            same = sum(np.array_equal(masks[key], first[key]) for key in first)
+            wrong += len(first) - same
+            ray = "yes" if actors else "no"
+            table.add_row(kind, str(actors or "–"), ray, str(len(masks)), f"{len(masks) / seconds:.2f}", str(same))
+            capsys.readouterr()
+            with capsys.disabled():
+                print(f"{kind}, {actors} actors: {len(masks)} images in {seconds:.0f} s", flush=True)
+    text = io.StringIO()
+    Console(file=text, width=100).print(table)
+    with capsys.disabled():
+        print(f"\n{text.getvalue()}")
+    assert len(first) == 250
+    assert wrong == 0
