@@ -1,9 +1,11 @@
-"""The same photographs as tars, as Parquet and as a folder: identical masks from all, with any number of actors."""
+"""The same photographs as tars, as Parquet and as a folder: identical masks from all, with any number of actors.
+
+The command as a process of its own is in test_kill.py (with Ray) and test_commands.py (without).
+"""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -15,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from rich.table import Table
-from runs import BOTH, FAST, command, differences, label, masks_of, rows_of
+from runs import label, masks_of, rows_of
 
 import jobs.label
 import jobs.shard
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data"
 SETS = ("coco", "voc", "captions")
-EVERY = 10
+EVERY = 25
 """Of the photographs, in the ordinary run: the whole set takes minutes."""
 KINDS = ("folder", "tars", "parquet", "datasets")
 
@@ -70,7 +72,7 @@ def sources(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def expected(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OUT of the folder of images, labelled in this process."""
     out = tmp_path_factory.mktemp("expected")
-    assert label(sources["folder"], out, "--no-ray", "--samples-per-shard", "4", *BOTH) == 0
+    assert label(sources["folder"], out, "--no-ray", "--samples-per-shard", "4") == 0
     return out
 
 
@@ -101,17 +103,6 @@ def test_actors_give_the_masks_of_one_process(
     assert_same_masks(masks_of(tmp_path), masks_of(expected))
 
 
-def test_the_command_in_a_process_of_its_own_leaves_the_same_tree(
-    sources: dict[str, Path], expected: Path, tmp_path: Path
-) -> None:
-    """Without Ray; test_kill.py has the command with a Ray of its own."""
-    line = ["jobs.label", str(sources["folder"]), str(tmp_path), *FAST, *BOTH, "--samples-per-shard", "4"]
-    done = command(*line, "--no-ray", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["counts"] == {"ok": 20}
-    assert differences(tmp_path, expected) == []
-
-
 def photographs(root: Path, every: int) -> Path:
     """A folder of links to the photographs beside this checkout, one in `every` of each set."""
     if not PHOTOGRAPHS.is_dir():
@@ -128,7 +119,7 @@ def test_photographs(tmp_path: Path) -> None:
     for kind in KINDS:
         assert label(sources[kind], tmp_path / f"out-{kind}", "--no-ray", "--samples-per-shard", "5") == 0
     expected = masks_of(tmp_path / "out-folder")
-    assert len(expected) == 25
+    assert len(expected) == 10
     for kind in KINDS[1:]:
         assert_same_masks(masks_of(tmp_path / f"out-{kind}"), expected)
 
