@@ -6,13 +6,15 @@ import base64
 import http.server
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from runs import BOTH, FAST, command, differences, label, rows_of
+from runs import BOTH, DEADLINE, FAST, command, differences, environment, label, rows_of
 
 from jobs.common import guarded
 
@@ -145,6 +147,14 @@ def test_what_a_user_can_mend_is_told_in_a_line_and_ends_with_2(
     assert "Traceback" not in done.stderr
     assert SECRET not in done.stdout + done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_driver_of_actors_needs_neither_torch_nor_diffusers() -> None:
+    """Seconds until a refusal, and hundreds of megabytes on the head node of a cluster."""
+    code = "import sys, pipeline.run; sys.exit(' '.join({'torch', 'diffusers'} & set(sys.modules)) or 0)"
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=DEADLINE, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_checkpoint_that_is_not_there_is_named(

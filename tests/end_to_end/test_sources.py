@@ -124,7 +124,9 @@ def test_photographs(tmp_path: Path) -> None:
         assert_same_masks(masks_of(tmp_path / f"out-{kind}"), expected)
 
 
-@pytest.mark.skipif(os.environ.get("DIFFSEG_PHOTOGRAPHS") != "1", reason="set DIFFSEG_PHOTOGRAPHS=1 to run it: an hour")
+@pytest.mark.skipif(
+    os.environ.get("DIFFSEG_PHOTOGRAPHS") != "1", reason="set DIFFSEG_PHOTOGRAPHS=1 to run it: 20 minutes"
+)
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.timeout(4 * 3600)
 def test_all_photographs_as_every_source_with_any_number_of_actors(
@@ -132,7 +134,9 @@ def test_all_photographs_as_every_source_with_any_number_of_actors(
 ) -> None:
     """At the checkpoint's own settings. Prints a line for every run; they all must agree in every pixel."""
     sources = write_sources(photographs(tmp_path / "images", 1), tmp_path, 25)
-    table = Table(title="250 photographs, the embedded model at its own resolution, CPU")
+    table = Table(
+        title="250 photographs, embedded model at its own resolution, CPU; start of model and actors included"
+    )
     for name in ("SRC", "actors", "Ray", "images", "images/s", "masks identical"):
         table.add_column(name, justify="left" if name in ("SRC", "Ray") else "right")
     first: dict[str, np.ndarray] = {}
