@@ -142,6 +142,8 @@ def label_run(
     commits = read_commits(target) if before is not None else {}
     fingerprint = before.fingerprint if before else ""
     todo = [s for s in shards if not (s.name in commits and _is_done(commits[s.name], s, fingerprint))]
+    if before is not None and not todo:
+        _refuse_another_model(before, settings, target)
     started = time.perf_counter()
     with RunProgress(len(todo), console=console or Console(quiet=True), shown=console is not None) as progress:
         observer = _Run(
@@ -172,14 +174,20 @@ def _is_done(commit: Commit, shard: Shard, fingerprint: str) -> bool:
 
 
 def _refuse_early(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
-    """Compare all that is known before a model is loaded."""
-    now = dataclasses.replace(
-        before,
-        source=source,
-        settings=dataclasses.asdict(settings),
-        fingerprint="not known before the model is loaded",
-    )
-    check_same_run(before, now, out)
+    """Compare all that is known before a model is loaded: not the model itself, which may lie elsewhere now."""
+    same_model = {name: before.settings[name] for name in ("model", "revision")}
+    plain = dataclasses.asdict(settings) | same_model
+    check_same_run(before, dataclasses.replace(before, source=source, settings=plain, fingerprint="unknown"), out)
+
+
+def _refuse_another_model(before: Manifest, settings: LabelSettings, out: Storage) -> None:
+    """Compare the files of the model, where nothing is left to do and so no worker would."""
+    if (settings.model, settings.revision) == (before.settings["model"], before.settings["revision"]):
+        return
+    from diffseg.layout import fingerprint, resolve
+
+    found = fingerprint(resolve(settings.model, settings.revision))
+    check_same_run(before, dataclasses.replace(before, model_sha256=found, fingerprint="unknown"), out)
 
 
 def _on_device(job: Job, has_cuda: bool) -> Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from diffseg import CheckpointError, SegmenterSettings
+from diffseg.layout import TINY
 from pipeline.commit import read_commits
 from pipeline.pack import pack_images
 from pipeline.run import RunSummary, label_run
@@ -92,6 +94,20 @@ def test_other_settings_are_refused_and_change_nothing(tars: Path, undisturbed: 
     with pytest.raises(RunRefused, match="source"):
         run(tars / "000000.tar", undisturbed, no_ray=True)
     assert files(undisturbed) == before
+
+
+def test_the_model_is_told_by_its_files_and_not_by_its_name(tars: Path, tmp_path: Path) -> None:
+    source, out = tars / "000000.tar", tmp_path / "out"
+    run(source, out, no_ray=True)
+    copy = tmp_path / "copy"
+    shutil.copytree(TINY, copy)
+    assert run(source, out, no_ray=True, label={"method": FAST, "model": str(copy)}).done_before == 1
+    (copy / "unet" / "config.json").write_text((copy / "unet" / "config.json").read_text() + "\n")
+    with pytest.raises(RunRefused, match="model_sha256"):
+        run(source, out, no_ray=True, label={"method": FAST, "model": str(copy)})
+    (out / "commits" / "000000.json").unlink()
+    with pytest.raises(RunRefused, match="model_sha256"):
+        run(source, out, no_ray=True, label={"method": FAST, "model": str(copy)})
 
 
 def test_overwrite_starts_over(tars: Path, tmp_path: Path) -> None:
