@@ -41,8 +41,8 @@ def to_lab(image: np.ndarray) -> np.ndarray:
     )
 
 
-def cluster_colours(image: np.ndarray, *, clusters: int = 6, reach: float = 40.0, seed: int = 0) -> np.ndarray:
-    """k-means on L*a*b* and position: uint8 [H, W, 3] -> uint16 [H, W].
+def cluster_colours(image: np.ndarray, *, clusters: int = 8, reach: float = 20.0, seed: int = 0) -> np.ndarray:
+    """k-means on L*a*b* and position: uint8 [H, W, 3] -> uint16 [H, W]. The defaults are the best on validation scenes.
 
     Args:
         image: any size; colours are averaged over 4x4 pixels first, as the model's latents are over 8x8.

@@ -43,7 +43,7 @@ def train_denoiser(
     """
     optimiser = optimiser_of(unet)
     average = {name: value.clone() for name, value in unet.state_dict().items()}
-    steps = recipe.crop_steps + recipe.whole_steps
+    steps = recipe.unet_steps
     done = load_state(out / "unet.pt", unet=unet, optimiser=optimiser, average=average)
     recorder = RowRecorder().attach(unet.train())
     progress = Progress("unet", steps)
@@ -69,9 +69,12 @@ def train_denoiser(
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:
-    """Warm-up, constant, then cosine; the second stage starts higher than the first one ends."""
+    """Warm-up, constant, then cosine on crops; then two cosines (a warm restart; Loshchilov, Hutter, 2017)."""
     if step >= recipe.crop_steps:
-        return recipe.whole_lr * cosine((step - recipe.crop_steps) / recipe.whole_steps)
+        run, start = 0, recipe.crop_steps
+        if step >= start + recipe.whole_steps[0]:
+            run, start = 1, start + recipe.whole_steps[0]
+        return recipe.whole_lr[run] * cosine((step - start) / recipe.whole_steps[run])
     high, low = recipe.crop_lr
     through = max(0.0, 2 * step / recipe.crop_steps - 1)
     return (low + (high - low) * cosine(through)) * min(1.0, (step + 1) / recipe.warmup)

@@ -17,7 +17,7 @@ class Recipe:
         scenes: size of the pool.
         vae_scenes, vae_steps, vae_batch, vae_lr: autoencoder, on half-size crops of the pool's first scenes.
         crop_steps, crop_batch, crop_lr: UNet on quarter-area crops; learning rate at the start and at the end.
-        whole_steps, whole_batch, whole_lr: UNet on whole latents; from this learning rate to 0.
+        whole_steps, whole_batch, whole_lr: UNet on whole latents, in two runs; in each, from its learning rate to 0.
         warmup: steps of linear warm-up.
         queries: sampled attention rows per image (crops, whole).
         attention_weight: of the attention loss beside the denoising loss.
@@ -35,14 +35,18 @@ class Recipe:
     crop_steps: int = 1500
     crop_batch: int = 12
     crop_lr: tuple[float, float] = (1.5e-3, 6e-4)
-    whole_steps: int = 800
+    whole_steps: tuple[int, int] = (800, 450)
     whole_batch: int = 6
-    whole_lr: float = 9e-4
+    whole_lr: tuple[float, float] = (9e-4, 6e-4)
     warmup: int = 200
     queries: tuple[int, int] = (48, 64)
     attention_weight: float = 0.5
     clean_share: float = 0.5
     average: float = 0.998
+
+    @property
+    def unet_steps(self) -> int:
+        return self.crop_steps + sum(self.whole_steps)
 
     def __post_init__(self) -> None:
         if self.size % 128:
