@@ -2,7 +2,7 @@
 
 Stages: autoencoder; pool of encoded scenes; UNet on quarter-area crops of latents; UNet on whole latents; export. Every
 random number of a step follows from (seed, stage, step), so a killed run goes on from its last checkpoint to exactly
-the weights of an undisturbed one. Schedules are in steps, never in seconds. One thread: about 65 minutes.
+the weights of an undisturbed one. Schedules are in steps, never in seconds. One thread: about an hour.
 """
 
 from __future__ import annotations
