@@ -19,6 +19,7 @@ from diffseg.backbone import Backbone, Step, no_step
 from diffseg.canvas import fit_image
 from diffseg.checkpoint import load_checkpoint
 from diffseg.decide import Box, Segmentation, decide
+from diffseg.distance import symmetric_kl
 from diffseg.images import decode_image
 from diffseg.merge import anchor_positions, kmeans, merge
 from diffseg.settings import Dtype, Preset, SegmenterSettings, settings_of, thresholds
@@ -31,10 +32,14 @@ class NonFiniteError(ValueError):
     """The model gave a number that is not finite for an image: a sign of half precision overflowing."""
 
 
-def proposals_of(
+def scores_of(
     attention: SelfAttention, settings: SegmenterSettings, tau: Sequence[float], step: Step = no_step
 ) -> tuple[torch.Tensor, Grid]:
-    """One image's self-attention into float32 [K, P] proposals and their grid (h, w), P = h·w."""
+    """One image's self-attention into float32 [K, h, w] scores of K proposals, ≥ 0, and their grid (h, w).
+
+    assign "peak": the proposals themselves, each a distribution, so that compact ones win by their height (the paper).
+    "nearest": exp(−J) of each position's own row to each proposal, J the symmetric KL, so that height does not count.
+    """
     with step("aggregate"):
         aggregated, grid = aggregate(attention, settings.weights)
         if not bool(torch.isfinite(aggregated.sum())):
@@ -44,7 +49,8 @@ def proposals_of(
         proposals = merge(aggregated, anchors=anchors, tau=tau, consume=settings.consume)
         if settings.kmeans:
             proposals = kmeans(aggregated, proposals)
-    return proposals, grid
+        scores = proposals if settings.assign == "peak" else symmetric_kl(proposals, aggregated).neg_().exp_()
+    return scores.view(-1, *grid), grid
 
 
 def segment_attention(
@@ -74,9 +80,9 @@ def segment_attention(
     given = {"kmeans": kmeans, "tau": tau}
     settings = settings_of(preset, **{name: value for name, value in given.items() if value is not None})
     attention = SelfAttention(maps=means, layers=dict.fromkeys(means, 1))
-    proposals, grid = proposals_of(attention, settings, settings.tau or thresholds(1.1))
+    scores, grid = scores_of(attention, settings, settings.tau or thresholds(1.1))
     size = size or (grid[0] * PIXELS_PER_TOKEN, grid[1] * PIXELS_PER_TOKEN)
-    return decide(proposals.view(-1, *grid), size).labels
+    return decide(scores, size).labels
 
 
 class Segmenter:
@@ -154,7 +160,7 @@ class Segmenter:
         attention = self.backbone.self_attention(pixels, self.timestep, step)
         for index, canvas in enumerate(canvases):
             try:
-                proposals, (rows, columns) = proposals_of(attention.of_image(index), settings, self.tau, step)
+                scores, (rows, columns) = scores_of(attention.of_image(index), settings, self.tau, step)
             except NonFiniteError as error:
                 yield error
                 continue
@@ -166,7 +172,6 @@ class Segmenter:
                     bottom=share.bottom * rows,
                     right=share.right * columns,
                 )
-                scores = proposals.view(-1, rows, columns)
                 yield decide(scores, images[index].shape[:2], content=content, region=canvas.region)
 
 

@@ -14,6 +14,7 @@ Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
 """How much each resolution counts: see `diffseg.aggregate.resolution_weights`."""
 AnchorLayout = Literal["even", "google"]
 Consume = Literal["paper", "google"]
+Assign = Literal["nearest", "peak"]
 Fit = Literal["resize", "letterbox", "crop"]
 Preset = Literal["default", "paper", "google"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -43,6 +44,8 @@ class SegmenterSettings:
     """Whether a merged proposal may be averaged into a later group too (google)."""
     kmeans: bool = False
     """Refine the proposals by k-means over all rows, as google/diffseg's demo does."""
+    assign: Assign = "nearest"
+    """A pixel goes to the proposal nearest to its own attention, or to the one that peaks there, as in the paper."""
 
     def __post_init__(self) -> None:
         def require(condition: bool, message: str) -> None:
@@ -59,6 +62,7 @@ class SegmenterSettings:
             self.anchor_layout in ("even", "google"), f"anchor_layout={self.anchor_layout!r}: expected even or google"
         )
         require(self.consume in ("paper", "google"), f"consume={self.consume!r}: expected paper or google")
+        require(self.assign in ("nearest", "peak"), f"assign={self.assign!r}: expected nearest or peak")
         require(self.anchors_per_side >= 1, f"anchors_per_side={self.anchors_per_side}: expected 1 or more")
         require(self.resolution is None or self.resolution >= 8, f"resolution={self.resolution}: expected 8 or more")
         require(self.timestep is None or 0 <= self.timestep < 1000, f"timestep={self.timestep}: expected 0 to 999")
@@ -70,7 +74,7 @@ class SegmenterSettings:
 
 PRESETS: Mapping[str, SegmenterSettings] = {
     "default": SegmenterSettings(),
-    "paper": SegmenterSettings(fit="crop", timestep=300, tau=(1.1, 1.1, 1.1)),
+    "paper": SegmenterSettings(fit="crop", timestep=300, tau=(1.1, 1.1, 1.1), assign="peak"),
     "google": SegmenterSettings(
         fit="crop",
         antialias=False,
@@ -79,6 +83,7 @@ PRESETS: Mapping[str, SegmenterSettings] = {
         anchor_layout="google",
         tau=(1.1, 1.1, 1.1),
         consume="google",
+        assign="peak",
     ),
 }
 

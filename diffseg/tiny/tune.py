@@ -19,7 +19,7 @@ import tyro
 from diffseg.canvas import fit_image
 from diffseg.decide import decide
 from diffseg.metrics import covering, mean_best_iou, overlap
-from diffseg.segmenter import Segmenter, proposals_of
+from diffseg.segmenter import Segmenter, scores_of
 from diffseg.tiny.export import CHECKPOINT
 from diffseg.tiny.scenes import VALIDATION_SEEDS, generate_scene
 
@@ -62,8 +62,8 @@ def grid_scores(segmenter: Segmenter, candidates: Sequence[Tau], *, images: int,
         canvas = fit_image(scene.image, segmenter.resolution, segmenter.settings.fit)
         attention = segmenter.backbone.self_attention(canvas.pixels[None], timestep).of_image(0)
         for index, tau in enumerate(candidates):
-            proposals, grid = proposals_of(attention, segmenter.settings, tau)
-            table = overlap(scene.labels, decide(proposals.view(-1, *grid), scene.labels.shape).labels)
+            proposal_scores, _ = scores_of(attention, segmenter.settings, tau)
+            table = overlap(scene.labels, decide(proposal_scores, scene.labels.shape).labels)
             scores[index] += covering(table), mean_best_iou(table)
     return scores / images
 
