@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format tiny-eval tiny-train full-size clean
+.PHONY: help demo test check format tiny-eval tiny-train full-size photographs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ tiny-train: $(VENV)/.demo ## Train the embedded model again (about an hour on on
 
 full-size: $(VENV)/.test ## Label with all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
 	DIFFSEG_FULL_SIZE=1 $(BIN)/python -m pytest -s tests/end_to_end/test_full_size.py
+
+photographs: $(VENV)/.test ## Identical masks from tars, Parquet and folders, 0 to 2 actors, over ../shared/data if it is there
+	DIFFSEG_PHOTOGRAPHS=1 $(BIN)/python -m pytest -s tests/end_to_end/test_sources.py -k all_photographs --timeout 3600
 
 clean: ## Remove the environment, caches and the demo
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
