@@ -41,7 +41,7 @@ PHOTOGRAPHS = (
     "hubble_deep_field.jpg",
 )
 SCENES = 24
-SCENES_DRAWN = 9
+SCENES_DRAWN = 6
 SAMPLES_PER_SHARD = 6
 
 
@@ -127,7 +127,7 @@ def _draw_scenes(images: Path, labels: dict[str, np.ndarray], truth: dict[str, n
     for key in list(truth)[:SCENES_DRAWN]:
         pixels = decode_image(images / f"{key}.png")
         rows.append([pixels, overlay(pixels, truth[key]), overlay(pixels, labels[key])])
-    contact_sheet(rows, columns=3, height=128).save(picture, optimize=True)
+    contact_sheet(rows, columns=3, height=128).quantize().save(picture, optimize=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +89,7 @@ def evaluate(settings: Evaluation) -> Iterator[Row]:
     torch.set_num_threads(settings.threads)
     scenes = [generate_scene(seed, settings.size) for seed in HELD_OUT_SEEDS[: settings.images]]
     yield _row("embedded model", [score(_model(settings.model), scenes)])
+    yield _row("the same, assign=peak as in the paper", [score(_model(settings.model, assign="peak"), scenes)])
     yield _row("k-means, Lab + position", [score(cluster_colours, scenes)])
     with tempfile.TemporaryDirectory() as folder:
         runs = []
@@ -100,8 +102,8 @@ def evaluate(settings: Evaluation) -> Iterator[Row]:
     yield _row("one region", [score(one_region, scenes)])
 
 
-def _model(folder: Path, tau: tuple[float, ...] | None = None) -> Method:
-    segmenter = Segmenter.from_pretrained(folder, device="cpu", tau=tau)
+def _model(folder: Path, **settings: Any) -> Method:
+    segmenter = Segmenter.from_pretrained(folder, device="cpu", **settings)
     return lambda image: segmenter(image).labels
 
 
@@ -124,8 +126,9 @@ def _table(rows: Sequence[Row], settings: Evaluation) -> Table:
 
 
 def main(settings: Evaluation) -> None:
+    """Print the table, or JSON."""
     errors = Console(stderr=True)
-    rows = list(track(evaluate(settings), description="scoring", total=3 + (settings.untrained > 0), console=errors))
+    rows = list(track(evaluate(settings), description="scoring", total=4 + (settings.untrained > 0), console=errors))
     if settings.json:
         document = {"images": settings.images, "size": settings.size, "rows": [asdict(row) for row in rows]}
         print(json.dumps(document, indent=2))

@@ -20,8 +20,8 @@ from diffseg.tiny.export import CHECKPOINT
 from diffseg.tiny.pool import encode_images, to_network
 from diffseg.tiny.scenes import HELD_OUT_SEEDS, Scene, generate_scene
 
-# Measured .66 here (clusters of colour about .46): a broken step anywhere from the VAE to the merging falls below.
-FLOOR = 0.58
+# Measured .74 here (clusters of colour about .46): a broken step anywhere from the VAE to the merging falls below.
+FLOOR = 0.68
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,6 @@ def test_baselines() -> None:
 
 def test_the_table_has_a_row_for_every_method() -> None:
     rows = list(evaluate(Evaluation(images=1, untrained=1)))
-    assert len(rows) == 4
+    assert len(rows) == 5
     assert all(0 <= row.covering.mean <= 1 and row.covering.count == 1 for row in rows)
     assert rows[0].seconds > 0
