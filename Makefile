@@ -49,6 +49,7 @@ tiny-eval: $(VENV)/.demo ## Score the embedded model on generated scenes it neve
 
 tiny-train: $(VENV)/.demo ## Train the embedded model again (about an hour on one core; resumes where it was stopped)
 	$(BIN)/python -m diffseg.tiny.train
+	$(BIN)/python -m diffseg.tiny.tune --write
 
 full-size: $(VENV)/.test ## Label with all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
 	DIFFSEG_FULL_SIZE=1 $(BIN)/python -m pytest -s tests/end_to_end/test_full_size.py

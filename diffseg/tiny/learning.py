@@ -51,10 +51,12 @@ def cosine(through: float) -> float:
 
 
 def optimiser_of(network: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW over all parameters of `network`; the rate is set before each step by `set_lr`."""
     return torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group."""
     for group in optimiser.param_groups:
         group["lr"] = lr
 

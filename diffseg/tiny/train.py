@@ -95,6 +95,7 @@ class Command:
 
 
 def main(command: Command) -> None:
+    """Train from where the folder stands, then export; only export where that was asked for."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)  # the sums, and so the weights, depend on it
     if not command.export:

@@ -85,6 +85,7 @@ def tune(settings: Tuning) -> tuple[Tau, int]:
 
 
 def main(settings: Tuning) -> None:
+    """Tune, and write the best into the folder's diffseg.json where that was asked for."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     tau, timestep = tune(settings)

@@ -20,7 +20,6 @@ from diffseg.attention import (
     self_attention_layers,
 )
 from diffseg.checkpoint import load_checkpoint
-from diffseg.layout import TINY
 
 LAYERS_AT_16 = {
     "sd1": {(16, 16): 5, (8, 8): 5, (4, 4): 5, (2, 2): 1},
@@ -89,7 +88,6 @@ def test_layers_are_counted_by_resolution(layout: str) -> None:
     assert len(self_attention_layers(unet)) == sum(LAYERS_AT_16[layout].values())
 
 
-@pytest.mark.skipif(not (TINY / "unet").is_dir(), reason="the embedded checkpoint is not in place")
 def test_embedded_model_is_untouched() -> None:
     checkpoint = load_checkpoint("tiny")
     side = checkpoint.resolution // 8

@@ -141,4 +141,4 @@ def test_a_decoder_is_not_needed(copy: Copy) -> None:
     change_weights(
         folder / VAE, lambda weights: [weights.pop(key) for key in [*weights] if key.startswith(("decoder", "post"))]
     )
-    Backbone(load_checkpoint(folder)).latents(torch.zeros(1, 3, 64, 64))
+    assert Backbone(load_checkpoint(folder)).latents(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 8, 8)
