@@ -38,9 +38,9 @@ def test_labelled_row_has_the_result() -> None:
         Segment(id=1, area=30, bbox=(3, 2, 6, 5), confidence=0.25),
     )
     sample = Sample(index=4, key="a/b", image=b"", meta='{"txt": "x"}')
-    row = labelled_row(sample, "shard", Segmentation(labels=labels, segments=segments, confidence=0.4))
+    row = labelled_row(sample, "shard", Segmentation(labels=labels, segments=segments, confidence=0.375))
     assert (row.key, row.shard, row.index, row.status, row.meta) == ("a/b", "shard", 4, "ok", '{"txt": "x"}')
-    assert (row.height, row.width, row.n_segments, row.confidence) == (7, 9, 2, 0.4)
+    assert (row.height, row.width, row.n_segments, row.confidence) == (7, 9, 2, 0.375)
     assert row.segments[1]["bbox"] == [3, 2, 6, 5]
     assert row.mask is not None
     assert np.array_equal(decode_mask(row.mask), labels)
