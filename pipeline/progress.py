@@ -61,6 +61,8 @@ class RunProgress:
 
     def said(self) -> str:
         """The state in a phrase: shards, images, images a second, workers."""
+        if not self._workers:
+            return f"{self._done_shards}/{self._total} shards · starting workers"
         images = self._done_images + self._in_hand
         rate = images / max(1e-9, time.monotonic() - self._started)
         workers = f"{self._workers} worker{'' if self._workers == 1 else 's'}"
