@@ -16,7 +16,6 @@ STATUSES: tuple[str, ...] = (
     "too_large",
     "too_small",
     "nonfinite",
-    "timeout",
     "no_image",
     "several_images",
     "duplicate_key",

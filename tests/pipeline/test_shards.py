@@ -89,6 +89,6 @@ def test_errors_hide_secrets_and_survive_pickling():
 
 def test_the_list_of_statuses_is_closed():
     assert STATUSES == (
-        "ok", "undecodable", "too_large", "too_small", "nonfinite", "timeout", "no_image", "several_images",
+        "ok", "undecodable", "too_large", "too_small", "nonfinite", "no_image", "several_images",
         "duplicate_key", "truncated", "unreadable",
     )  # fmt: skip
