@@ -5,7 +5,6 @@ A driver of actors needs this module but no model: torch and diffusers are impor
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,7 +36,6 @@ class WorkerReport:
     fingerprint: str
     environment: Mapping[str, Any]
     host: str
-    pid: int
 
 
 class LabelWorker:
@@ -82,7 +80,6 @@ class LabelWorker:
                 "versions": versions(),
             },
             host=socket.gethostname(),
-            pid=os.getpid(),
         )
         return self.report
 

@@ -12,9 +12,10 @@ import diffusers
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 
+from diffseg.layout import TINY as CHECKPOINT
+
 __all__ = ["CHECKPOINT", "TRAINED_ON", "export"]
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
 TRAINED_ON = "procedurally generated images only (diffseg.tiny.scenes); no photograph, no human label"
 
 

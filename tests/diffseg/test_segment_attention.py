@@ -13,7 +13,12 @@ from planted import adjusted_rand_index, permuted_columns, planted_heads, same_p
 from references import segment_by_elements
 
 from diffseg import segment_attention
+from diffseg.aggregate import aggregate
+from diffseg.attention import SelfAttention
+from diffseg.decide import decide
 from diffseg.merge import anchor_positions
+from diffseg.segmenter import scores_of
+from diffseg.settings import settings_of
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 CASES = {
@@ -108,3 +113,34 @@ def test_thresholds_may_be_given_for_each_round() -> None:
 def test_attention_that_does_not_fit_is_refused(maps: Any, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         segment_attention(maps, **options)
+
+
+def test_nearest_is_the_divergence_to_each_proposal_element_by_element() -> None:
+    heads = planted_heads(voronoi(16, 5, 3), (16, 8), leak=0.1, noise=0.5, seed=3)
+    maps = {(side, side): torch.as_tensor(value, dtype=torch.float32).mean(dim=0) for side, value in heads.items()}
+    attention = SelfAttention(maps=maps, layers=dict.fromkeys(maps, 1))
+    tau = (0.9, 0.9, 0.9)
+    scores, grid = scores_of(attention, settings_of("default"), tau)
+    proposals, _ = scores_of(attention, settings_of("default", assign="peak"), tau)
+    rows = aggregate(attention)[0].double()
+    for proposal, score in zip(proposals.flatten(1).double(), scores.flatten(1), strict=True):
+        divergence = ((proposal - rows) * (proposal.log() - rows.log())).sum(dim=1) / 2
+        torch.testing.assert_close(score.double(), (-divergence).exp(), atol=1e-3, rtol=0)
+    assert grid == (16, 16)
+
+
+def test_nearest_keeps_pixels_that_a_compact_neighbour_looks_at() -> None:
+    # Position 0 looks at itself and at 1; all others look at each other evenly, so that its .4 beats their 1/15 at 1.
+    rows = np.full((16, 16), 1e-6)
+    rows[0, :2] = 0.6, 0.4
+    rows[1:, 1:] = 1 / 15
+    heads = {4: (rows / rows.sum(axis=1, keepdims=True))[None]}
+    assert segment(heads, "nearest") == [0] + [1] * 15
+    assert segment(heads, "peak") == [0, 0] + [1] * 14
+
+
+def segment(heads: dict[int, np.ndarray], assign: str) -> list[int]:
+    maps = {(side, side): torch.as_tensor(value[0], dtype=torch.float32) for side, value in heads.items()}
+    attention = SelfAttention(maps=maps, layers=dict.fromkeys(maps, 1))
+    scores, grid = scores_of(attention, settings_of("default", assign=assign), (0.1, 0.1, 0.1))
+    return decide(scores, grid).labels.ravel().tolist()

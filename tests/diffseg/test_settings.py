@@ -55,6 +55,7 @@ def test_tau_is_one_number_or_one_a_round(tau: Any, expected: tuple[float, ...] 
         ("fit", ["stretch", None]),
         ("anchor_layout", ["odd"]),
         ("consume", ["all"]),
+        ("assign", ["farthest"]),
         ("anchors_per_side", [0, -1]),
         ("resolution", [0, 7]),
         ("timestep", [-1, 1000]),
