@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format tiny-eval tiny-train full-size photographs clean
+.PHONY: help demo test check format tiny-eval tiny-train full-size photographs chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ full-size: $(VENV)/.test ## Label with all of SD 1.5's 0.86 G parameters (random
 
 photographs: $(VENV)/.test ## Identical masks from tars, Parquet and folders, 0 to 2 actors, over ../shared/data if it is there
 	DIFFSEG_PHOTOGRAPHS=1 $(BIN)/python -m pytest -s tests/end_to_end/test_sources.py -k all_photographs --timeout 3600
+
+chaos: $(VENV)/.test ## Kill runs in every way, 25 rounds (half an hour; goes on where it was stopped): the same tree each time
+	$(BIN)/python tests/end_to_end/chaos.py --rounds 25 --seed 0 --folder chaos
 
 clean: ## Remove the environment, caches and the demo
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,149 @@
+"""Ray clusters of a head and a second node on one machine, beside any other Ray there, and killed without `ray stop`.
+
+Every node has a folder that is the current folder of all its processes, whoever started them and whatever they call
+themselves: that is how they are found again, and why no process of another Ray can be hit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+from runs import environment
+
+START_SECONDS = 120.0
+STORE_BYTES = 80_000_000  # about the least that Ray takes; a commit record is all that passes through it
+LONGEST_TEMPORARY = 30  # characters: the paths of Ray's sockets have about a hundred in all
+NOT_OURS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
+
+
+def processes(folder: Path) -> list[psutil.Process]:
+    """All that live with this folder, or one below it, as their current folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def kill_all(find: Callable[[], list[psutil.Process]]) -> None:
+    """SIGKILL to what is found, until nothing is: a process may start another one in the moment of its death."""
+    while found := find():
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=0.1)
+
+
+def title(process: psutil.Process) -> str:
+    """What a process calls itself; "" once it is gone."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline()).strip()
+    return ""
+
+
+class Node:
+    """`ray start`, and what it leaves running."""
+
+    def __init__(self, folder: Path, flags: list[str], variables: dict[str, str]) -> None:
+        self.folder = folder
+        folder.mkdir()
+        line = [sys.executable, "-m", "ray.scripts.scripts", "start", *flags, "--num-cpus", "1", "--temp-dir", folder]
+        line += ["--object-store-memory", STORE_BYTES, "--disable-usage-stats", "--include-log-monitor", "false"]
+        with (folder / "start.log").open("wb") as log:
+            self.starting = subprocess.Popen(
+                [str(word) for word in line], cwd=folder, env=variables, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def raylet(self) -> psutil.Process | None:
+        """The node's own process, once it is up and while it lives."""
+        if self.starting.poll() is None:
+            return None
+        return next((process for process in processes(self.folder) if process.name() == "raylet"), None)
+
+    def wait(self) -> None:
+        """Until it is up. Raises RuntimeError, with what `ray start` said."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.starting.wait(START_SECONDS)
+        if self.starting.poll() != 0:
+            raise RuntimeError(f"ray start: {self.starting.poll()}: {(self.folder / 'start.log').read_text()}")
+
+
+class Cluster:
+    """A head and a second node with a CPU each, and a token that nobody else has."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.environment = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.head = Node(folder / "0", ["--head", "--port", "0", "--include-dashboard", "false"], self.environment)
+        self._nodes = [self.head]
+        self.head.wait()
+        self.address = (self.head.folder / "ray_current_cluster").read_text().strip()
+        self.join()
+
+    def join(self) -> None:
+        """Let a fresh second node come, in its own time."""
+        folder = self.folder / str(len(self._nodes))
+        self._nodes.append(Node(folder, ["--address", self.address], self.environment))
+
+    def second_raylet(self) -> psutil.Process | None:
+        """Of the second node, once it is up and while it lives."""
+        return self._nodes[-1].raylet()
+
+    def whole(self) -> bool:
+        """Both nodes are up; a second one that is just coming is waited for."""
+        with contextlib.suppress(RuntimeError):
+            self._nodes[-1].wait()
+        return self.head.raylet() is not None and self.second_raylet() is not None
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes of actors on all nodes, dead nodes too, oldest first."""
+        found = []
+        for process in processes(self.folder):
+            words = title(process)
+            if words.startswith("ray::") and not words.removeprefix("ray::").startswith(NOT_OURS):
+                found.append(process)
+        return sorted(found, key=_age, reverse=True)
+
+    def kill(self) -> None:
+        """Everything at once, as when the machines lose their power."""
+        kill_all(lambda: processes(self.folder))
+        for node in self._nodes:
+            node.starting.wait()
+
+
+def _age(process: psutil.Process) -> float:
+    return time.time() - process.create_time()
+
+
+def young(process: psutil.Process, seconds: float) -> bool:
+    """Whether it was started within the last seconds."""
+    return _age(process) < seconds
+
+
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder for clusters; when the block ends nothing lives there any more, and it is gone."""
+    base = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir=base if len(base) <= LONGEST_TEMPORARY else "/tmp")).resolve()
+    try:
+        yield folder
+    finally:
+        clear(folder)
+
+
+def clear(folder: Path) -> None:
+    """Kill all that lives there, and remove it."""
+    kill_all(lambda: [process for process in processes(folder) if process.pid != os.getpid()])
+    shutil.rmtree(folder, ignore_errors=True)
