@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from pipeline.commit import Commit, read_commits
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.settings import RunFailed
 from pipeline.storage import SourceError, Storage, redact
@@ -36,13 +35,13 @@ class RunFolder:
     json: bool = False
     """Print JSON."""
 
-    def read(self) -> tuple[Storage, Manifest, dict[str, Commit]]:
-        """The folder, its run.json and its commit records by shard. Raises SourceError where there is no run."""
+    def open(self) -> tuple[Storage, Manifest]:
+        """The folder and its run.json. Raises SourceError where there is no run."""
         out = Storage(url=self.out, options=storage_options(self.storage_options))
         manifest = read_manifest(out)
         if manifest is None:
             raise SourceError(f"{out.redacted}: no run.json here; expected the OUT of `diffseg label`")
-        return out, manifest, read_commits(out)
+        return out, manifest
 
 
 def storage_options(text: str) -> dict[str, Any]:

@@ -7,12 +7,13 @@ import sys
 from rich.console import Console
 
 from jobs.common import OK, SOME_FAILED, RunFolder, counts_table, guarded, parsed, print_json
-from pipeline.commit import totals
+from pipeline.commit import read_commits, totals
 
 
 def _status(command: RunFolder) -> int:
-    out, manifest, commits = command.read()
-    done = {name: c for name, c in commits.items() if c.is_done(manifest.fingerprint)}
+    out, manifest = command.open()
+    commits = read_commits(out)
+    done = {name: c for name, c in commits.items() if c.state == "done" and c.fingerprint == manifest.fingerprint}
     failed = {name: c.error for name, c in commits.items() if c.state == "failed"}
     counts, seconds = totals(done.values())
     missing = max(0, manifest.shards - len(done) - len(failed))

@@ -1,43 +1,69 @@
-"""Check every committed file of a run against its size, checksum and rows."""
+"""Check every committed file of a run against its size, checksum and rows, and tell which shards to label again."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from rich.console import Console
 
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json
-from pipeline.commit import verify_commit
-
-READERS = 4
+from pipeline.verify import Verdict, verify_run
 
 
-def _verify(command: RunFolder) -> int:
-    out, manifest, commits = command.read()
-    done = [commit for _, commit in sorted(commits.items()) if commit.is_done(manifest.fingerprint)]
-    with ThreadPoolExecutor(READERS) as pool:
-        problems = [line for found in pool.map(lambda commit: verify_commit(out, commit), done) for line in found]
-    if len(done) < manifest.shards:
-        problems.append(f"{manifest.shards - len(done)} of {manifest.shards} shards have no commit; run `label` again")
-    committed = {path for commit in done for path in commit.files}
-    stray = [path for folder in ("labels", "webdataset") for path, _ in out.files(folder) if path not in committed]
-    problems += [f"{path}: belongs to no commit; `label` will write it again or it may be deleted" for path in stray]
-    rows = sum(commit.rows for commit in done)
+@dataclass(frozen=True, kw_only=True)
+class VerifyCommand(RunFolder):
+    """The flags of `diffseg verify`."""
+
+    redo: bool = False
+    """Remove the records of the shards with problems, so that the next `diffseg label` does them again."""
+
+
+def _verify(command: VerifyCommand) -> int:
+    out, manifest = command.open()
+    verdict = verify_run(out, manifest)
+    if command.redo:
+        for shard in verdict.problems:
+            for path in verdict.records[shard]:
+                out.delete(path)
     if command.json:
-        print_json({"shards": len(done), "rows": rows, "files": len(committed), "problems": problems})
+        facts = dataclasses.asdict(verdict)
+        del facts["records"]
+        print_json(facts)
     else:
-        console = Console()
-        for line in problems:
-            console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
-        verdict = f"{len(problems)} problems" if problems else "all as committed"
-        console.print(f"{len(done)} shards, {rows} rows, {len(committed)} files: {verdict}", highlight=False)
-    return SOME_FAILED if problems else OK
+        _print(verdict, redone=command.redo)
+    return OK if verdict.is_whole else SOME_FAILED
+
+
+def _print(verdict: Verdict, *, redone: bool) -> None:
+    console = Console()
+
+    def red(line: str) -> None:
+        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+    for shard, problems in verdict.problems.items():
+        for problem in problems:
+            red(f"shard {shard}: {problem}")
+    for path in verdict.stray:
+        red(f"{path}: belongs to no done shard; `label` writes it again, or it may be deleted")
+    if verdict.failed:
+        red(f"{len(verdict.failed)} shards failed ({', '.join(verdict.failed[:5])} …); `diffseg status` tells why")
+    if verdict.missing:
+        red(f"{verdict.missing} shards have no record; run the same `diffseg label` again")
+    if verdict.problems:
+        names = ", ".join(verdict.problems)
+        how = (
+            "run the same `diffseg label` again" if redone else "`diffseg verify --redo`, then the same `diffseg label`"
+        )
+        console.print(f"to be labelled again ({how}): {names}", markup=False, highlight=False, soft_wrap=True)
+    said = "all as committed" if verdict.is_whole else "not as it should be"
+    console.print(f"{verdict.shards} shards, {verdict.rows} rows, {verdict.files} files: {said}", highlight=False)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `diffseg verify`; exit code 0 when all is as committed, 1 when something is not, 2 if refused."""
-    command = parsed(RunFolder, argv, "verify", __doc__)
+    command = parsed(VerifyCommand, argv, "verify", __doc__)
     return guarded(lambda: _verify(command))
 
 

@@ -1,12 +1,17 @@
-"""The commit record of a shard: written last, it alone makes a shard done."""
+"""The record of a shard: written last, it alone makes a shard done.
+
+Its name holds a tag of the run's fingerprint and of what the shard was made of, so a listing tells what is done and no
+record need be opened to go on with a run. What failed after all attempts lies in a folder of its own.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +19,12 @@ from typing import Any, Literal
 from pipeline.storage import Storage
 
 FOLDER = "commits"
-READERS = 16
+FAILURES = "failures"
+READERS = 32
+PASSING_STATUSES = ("unreadable",)
+"""Of rows whose input may be there another time."""
+
+_RECORD = re.compile(rf"{FOLDER}/(.+)\.([0-9a-f]{{16}})\.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,8 +33,9 @@ class Commit:
 
     state: done, or failed after all attempts (then there are no files, and the next run tries again).
     inputs: digest of what the shard was made of, so that a folder whose files changed is labelled again.
-    counts: rows by status. files: {path below OUT: {bytes, sha256}}. seconds: by step, summed over samples and threads;
-    `total` is the wall time. started, finished: seconds since the epoch. attempt: from 1.
+    counts: rows by status. files: {path below OUT: {bytes, sha256}}. passing: of a failure, whether its reason may pass
+    by itself. seconds: by step, summed over samples and threads; `total` is the wall time. started, finished: seconds
+    since the epoch. attempt: from 1.
     """
 
     shard: str
@@ -36,39 +47,65 @@ class Commit:
     counts: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     error: str = ""
+    passing: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     started: float = 0.0
     finished: float = 0.0
     worker: str = ""
 
-    def is_done(self, fingerprint: str) -> bool:
-        """Whether the shard needs no more work under these settings."""
-        return self.state == "done" and self.fingerprint == fingerprint
+    @property
+    def path(self) -> str:
+        """Where the record lies below OUT."""
+        if self.state == "failed":
+            return failure_path(self.shard)
+        return commit_path(self.shard, self.fingerprint, self.inputs)
+
+    def has_passing(self) -> bool:
+        """Whether another attempt may give more: what failed the shard, or a row of it, may have passed."""
+        return self.passing or any(self.counts.get(status) for status in PASSING_STATUSES)
 
 
-def commit_path(shard: str) -> str:
-    """Where the record of a shard lies below OUT."""
-    return f"{FOLDER}/{shard}.json"
+def commit_path(shard: str, fingerprint: str, inputs: str) -> str:
+    """Where the record of a done shard lies below OUT."""
+    tag = hashlib.sha256(f"{fingerprint} {inputs}".encode()).hexdigest()[:16]
+    return f"{FOLDER}/{shard}.{tag}.json"
+
+
+def failure_path(shard: str) -> str:
+    """Where the record of a failed shard lies below OUT."""
+    return f"{FAILURES}/{shard}.json"
+
+
+def shard_of(path: str) -> str | None:
+    """The shard that a path of ``FOLDER`` is the record of; None where it is no record's."""
+    match = _RECORD.fullmatch(path)
+    return match[1] if match else None
 
 
 def write_commit(out: Storage, commit: Commit) -> None:
     """Put the record in place, whole or not at all."""
     text = json.dumps(dataclasses.asdict(commit), indent=1, sort_keys=True)
-    out.write_bytes(commit_path(commit.shard), text.encode() + b"\n")
+    out.write_bytes(commit.path, text.encode() + b"\n")
+
+
+def read_records(out: Storage, paths: Sequence[str]) -> dict[str, Commit]:
+    """The records by their paths; one that is gone or cannot be read does not count, as if it had not been written."""
+    with ThreadPoolExecutor(READERS, thread_name_prefix="records") as pool:
+        records = pool.map(lambda path: _read(out, path), paths)
+        return {path: record for path, record in zip(paths, records, strict=True) if record is not None}
 
 
 def read_commits(out: Storage) -> dict[str, Commit]:
-    """All records below OUT by shard name; one that cannot be read does not count, as if it had not been written."""
-    paths = [path for path, _ in out.files(FOLDER) if path.endswith(".json")]
-    with ThreadPoolExecutor(READERS) as pool:
-        records = pool.map(lambda path: _parse(out.read_bytes(path)), paths)
-        return {record.shard: record for record in records if record is not None}
+    """All records below OUT by shard name; the latest where a shard has several."""
+    paths = [path for folder in (FAILURES, FOLDER) for path, _ in out.files(folder)]
+    records = sorted(read_records(out, paths).values(), key=lambda record: (record.state == "done", record.finished))
+    return {record.shard: record for record in records}
 
 
-def _parse(data: bytes) -> Commit | None:
+def _read(out: Storage, path: str) -> Commit | None:
     try:
-        return Commit(**json.loads(data))
-    except (ValueError, TypeError):
+        return Commit(**json.loads(out.read_bytes(path)))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
@@ -80,30 +117,3 @@ def totals(commits: Iterable[Commit]) -> tuple[Counter[str], Counter[str]]:
         counts.update(commit.counts)
         seconds.update(commit.seconds)
     return counts, seconds
-
-
-def verify_commit(out: Storage, commit: Commit) -> list[str]:
-    """What is wrong with the files of a done shard: missing, of another size or content, or with other rows.
-
-    Empty when all is as committed. Reads every byte once.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    problems = []
-    for path, expected in commit.files.items():
-        try:
-            data = out.read_bytes(path)
-        except FileNotFoundError:
-            problems.append(f"{path}: missing; {expected['bytes']} bytes were committed")
-            continue
-        if len(data) != expected["bytes"]:
-            problems.append(f"{path}: {len(data)} bytes; {expected['bytes']} were committed")
-        elif hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            problems.append(f"{path}: the content differs from what was committed (sha256)")
-        elif path.endswith(".parquet"):
-            table = pq.read_table(pa.BufferReader(data), columns=["index", "status"])
-            counts = Counter(table["status"].to_pylist())
-            if table["index"].to_pylist() != list(range(commit.rows)) or counts != Counter(commit.counts):
-                problems.append(f"{path}: {table.num_rows} rows {dict(counts)}; committed were {commit.rows}")
-    return problems

@@ -7,8 +7,8 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from braceexpand import braceexpand
 from fsspec.utils import glob_translate
@@ -28,14 +28,14 @@ _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.-?\d+)?\}")
 Kind = Literal["tar", "parquet", "images"]
 
 
-def find_shards(source: str, *, options: Mapping[str, Any] | None = None, samples_per_shard: int = 256) -> list[Shard]:
+def find_shards(source: str, store: Storage | None = None, *, samples_per_shard: int = 256) -> list[Shard]:
     """The shards that ``source`` names, sorted by name.
 
     Args:
         source: a folder or URL (searched recursively) of tars, of Parquet files or of image files; one such file; a
             glob (``**`` spans folders); brace ranges as in ``train-{0000..0999}.tar``, which are taken as they are,
             without looking whether each file is there.
-        options: storage options for the URL.
+        store: how its store is reached (options, patience); its URL does not matter. None for the defaults.
         samples_per_shard: how many image files make one shard, where the source is of image files.
 
     Raises:
@@ -43,9 +43,10 @@ def find_shards(source: str, *, options: Mapping[str, Any] | None = None, sample
     """
     if samples_per_shard < 1:
         raise SourceError(f"samples per shard must be at least 1, not {samples_per_shard}")
-    root, paths = _find(source, options)
+    store = store or Storage(url=".")
+    root, paths = _find(source, store)
     kind = _one_kind(paths, root, source)
-    storage = Storage(url=root, options=options)
+    storage = store.at(root)
     if kind == "images":
         groups = [paths[start : start + samples_per_shard] for start in range(0, len(paths), samples_per_shard)]
         digits = max(6, len(str(len(groups) - 1)))
@@ -65,19 +66,19 @@ def split_url(url: str) -> tuple[str, str]:
     return (folder + slash if not folder or folder.endswith("/") else folder) or ".", name + question + query
 
 
-def _find(source: str, options: Mapping[str, Any] | None) -> tuple[str, list[str]]:
+def _find(source: str, store: Storage) -> tuple[str, list[str]]:
     """A folder, and the paths below it of all files of a known kind, sorted."""
-    whole = Storage(url=source, options=options)
+    whole = store.at(source)
     # In http URLs a question mark starts the query.
     wild = re.compile(r"[*[]" if scheme(source) in ("http", "https") else r"[*?[]")
     # Local names may hold such characters themselves; a store is not asked about names that are patterns.
     if not (wild.search(source) or _BRACES.search(source)) or (not scheme(source) and whole.exists()):
         folder, name = split_url(source.rstrip("/"))
-        if name and _kind(name) and Storage(url=folder, options=options).is_file(name):
+        if name and _kind(name) and store.at(folder).is_file(name):
             return folder, [name]
         return source, _listed(whole)
     root, pattern = _fixed_part(source, wild)
-    storage = Storage(url=root, options=options)
+    storage = store.at(root)
     paths: set[str] = set()
     globs = []
     for path in _expanded(pattern, source):
@@ -86,7 +87,7 @@ def _find(source: str, options: Mapping[str, Any] | None) -> tuple[str, list[str
         elif _kind(path):
             paths.add(path)
         else:
-            below = _listed(Storage(url=_join(storage.url, path), options=options))
+            below = _listed(store.at(_join(storage.url, path)))
             if not below:
                 raise SourceError(
                     f"{storage.joined(path)}: no shards or images were found there, though {redact(source)} names it"

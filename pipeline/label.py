@@ -40,19 +40,20 @@ def label_shard(
     settings: LabelSettings,
     metadata: Mapping[str, Any],
     out: Storage,
-    source_options: Mapping[str, Any] | None = None,
+    source: Storage,
     attempt: int = 1,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Commit:
     """Label every sample of a shard and commit; doing it again writes the same bytes to the same names.
 
-    metadata: goes into the Parquet footer; its `fingerprint` into the commit record. on_sample: called once a row.
+    metadata: goes into the Parquet footer; its `fingerprint` into the commit record. source: how the shard's store is
+    reached. on_sample: called once a row.
     Raises ShardError where the shard itself cannot be read, OSError where a store fails.
     """
     started, clock, step = time.time(), time.perf_counter(), StepTimer()
     counts: Counter[str] = Counter()
     with LabelShardWriter(shard.name, formats=settings.formats, metadata=metadata) as writer:
-        samples = _timed(read_shard(shard, options=source_options, image_field=settings.image_field), step)
+        samples = _timed(read_shard(shard, source, image_field=settings.image_field), step)
         decoded = decode_ahead(samples, shard.name, settings.max_pixels, step, ahead=segmenter.batch_size + DECODERS)
         for sample, row in label_samples(decoded, segmenter, shard.name, step):
             with step("write"):

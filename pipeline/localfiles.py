@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import IO
 
+_SCRATCH = "diffseg-scratch-"
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.writing$")
 
 
@@ -58,6 +61,65 @@ def write_atomically(path: str, content: bytes | IO[bytes]) -> None:
     What a killed process left half-written in the same folder is removed on the way, so that a repeated run leaves
     the same tree as an undisturbed one.
     """
+    _write(path, content, os.replace)
+
+
+def create_atomically(path: str, content: bytes) -> bool:
+    """As ``write_atomically``, but a file that is there already stays; whether ``content`` was written."""
+    try:
+        _write(path, content, _give_new_name)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _give_new_name(aside: str, path: str) -> None:
+    try:
+        os.link(aside, path)  # refuses to replace, which no rename does
+        os.remove(aside)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        # A file system without hard links: two creators in the same instant may both succeed.
+        if os.path.exists(path):
+            raise FileExistsError(path) from error
+        os.replace(aside, path)
+
+
+class ScratchFolder:
+    """A fresh folder for this process alone, until ``remove``. Those of killed processes are removed on the way."""
+
+    _LOCK = "lock"
+
+    def __init__(self) -> None:
+        base = tempfile.gettempdir()
+        for left in glob.glob(os.path.join(glob.escape(base), f"{_SCRATCH}*", self._LOCK)):
+            self._remove_if_left(left)
+        while True:
+            self.path = tempfile.mkdtemp(prefix=_SCRATCH)
+            self._file = open(os.path.join(self.path, self._LOCK), "wb")  # noqa: SIM115 - held until remove
+            _lock(self._file, wait=True)
+            # Another process may have taken the folder for a left one in the moment before the lock.
+            if os.path.exists(self._file.name):
+                return
+            self._file.close()
+
+    def remove(self) -> None:
+        """The folder and all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._file.close()
+
+    @staticmethod
+    def _remove_if_left(lock: str) -> None:
+        try:
+            with open(lock, "rb") as file:
+                if _lock(file, wait=False):
+                    shutil.rmtree(os.path.dirname(lock), ignore_errors=True)
+        except OSError:
+            return  # it has just gone, or belongs to somebody else
+
+
+def _write(path: str, content: bytes | IO[bytes], give_name: Callable[[str, str], None]) -> None:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     _remove_leftovers(folder)
@@ -70,7 +132,7 @@ def write_atomically(path: str, content: bytes | IO[bytes]) -> None:
                 shutil.copyfileobj(content, file, 2**20)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(aside, path)
+            give_name(aside, path)
     except BaseException:
         if os.path.lexists(aside):
             os.remove(aside)

@@ -16,7 +16,7 @@ from pipeline.storage import Storage
 
 PATH = "run.json"
 PACKAGES = ("diffseg-pipeline", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow", "webdataset", "ray")
-RUN_FOLDERS = ("labels", "webdataset", "commits", "report")
+RUN_FOLDERS = ("labels", "webdataset", "commits", "failures", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,16 @@ def read_manifest(out: Storage) -> Manifest | None:
 
 def write_manifest(out: Storage, manifest: Manifest) -> None:
     """Put run.json in place."""
-    out.write_bytes(PATH, json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True).encode() + b"\n")
+    out.write_bytes(PATH, _text(manifest))
+
+
+def create_manifest(out: Storage, manifest: Manifest) -> bool:
+    """Put run.json in place unless another run has just done so; whether it was put."""
+    return out.create_bytes(PATH, _text(manifest))
+
+
+def _text(manifest: Manifest) -> bytes:
+    return json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True).encode() + b"\n"
 
 
 def check_same_run(before: Manifest, now: Manifest, out: Storage) -> list[str]:

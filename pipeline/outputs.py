@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset
 
+from pipeline.localfiles import ScratchFolder
 from pipeline.rows import SCHEMA, Row
 from pipeline.settings import Format
 from pipeline.storage import Storage
@@ -47,7 +47,7 @@ class LabelShardWriter:
     def __init__(self, shard: str, *, formats: tuple[Format, ...], metadata: Mapping[str, Any]) -> None:
         self._shard = shard
         self._formats = formats
-        self._folder = tempfile.TemporaryDirectory(prefix="diffseg-")
+        self._folder = ScratchFolder()
         schema = SCHEMA.with_metadata({"diffseg": json.dumps(metadata, sort_keys=True)})
         self._schema = schema
         self._rows: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ class LabelShardWriter:
             )
 
     def _local(self, name: str) -> Path:
-        return Path(self._folder.name) / name
+        return Path(self._folder.path) / name
 
     def add(self, row: Row, *, image: tuple[str, bytes] | None = None) -> None:
         """Append a row. image: (extension, bytes) of the photograph, to go into the tar beside its label map."""
@@ -107,7 +107,7 @@ class LabelShardWriter:
         self._parquet.close()
         if self._tar is not None:
             self._tar.close()
-        self._folder.cleanup()
+        self._folder.remove()
 
 
 def sha256_of(path: Path) -> str:

@@ -44,7 +44,7 @@ def pack_images(
     Raises:
         SourceError: no images were found, an image could not be read, or ``shards`` holds tars already.
     """
-    found = find_shards(images, options=options, samples_per_shard=samples_per_shard)
+    found = find_shards(images, Storage(url=images, options=options), samples_per_shard=samples_per_shard)
     if found[0].kind != "images":
         raise SourceError(f"{redact(images)}: holds {found[0].kind} shards, which need no packing; name image files")
     out = Storage(url=shards, options=options)
@@ -54,7 +54,7 @@ def pack_images(
     keys: set[str] = set()
     count = size = 0
     for number, shard in enumerate(found):
-        samples = _whole(read_shard(shard, options=options), images)
+        samples = _whole(read_shard(shard, out), images)
         with tempfile.TemporaryDirectory(prefix="diffseg-shard-") as folder:
             local = os.path.join(folder, "shard.tar")
             count += _write_tar(local, samples, keys)

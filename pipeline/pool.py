@@ -5,9 +5,9 @@ One loop in the driver owns all state; actors are sent shards by name and URL an
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,13 +16,14 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.commit import Commit
 from pipeline.queue import ShardQueue, Task
-from pipeline.settings import RunFailed
-from pipeline.worker import Job, LabelWorker, WorkerReport
+from pipeline.settings import RunFailed, WorkerLost
+from pipeline.worker import Job, Worker, WorkerProgress, WorkerReport
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 MAX_START_FAILURES = 3
+_NO_PROGRESS = WorkerProgress(samples=0, waiting="")
 DEVICE_ERRORS = ("CUDA", "HIP error", "MPS backend", "AcceleratorError", "OutOfMemoryError")
 
 
@@ -35,11 +36,11 @@ class Observer(Protocol):
     def committed(self, commit: Commit) -> None:
         """A shard is done."""
 
-    def attempt_failed(self, task: Task, error: str, *, again: bool) -> None:
-        """An attempt failed; the shard will be tried again, or has failed for good."""
+    def attempt_failed(self, task: Task, error: BaseException, *, again: bool) -> None:
+        """An attempt failed; the shard is tried again, or has failed for good. Raises where the run cannot go on."""
 
-    def working(self, workers: int, samples_in_hand: int) -> None:
-        """Once every POLL_SECONDS: workers with a model, and samples labelled in the shards in hand."""
+    def working(self, workers: int, samples_in_hand: int, waiting: Sequence[str]) -> None:
+        """Every POLL_SECONDS: workers with a model, samples labelled in the shards in hand, stores waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +65,26 @@ class _Actor:
     since: float
     task: Task | None = None
     ready: bool = False
-    progress: Any = None
-    samples: int = 0
+    asked: Any = None  # the progress call under way
+    progress: WorkerProgress = _NO_PROGRESS
 
 
 class ActorPool:
     """Runs a queue to its end on actors; kills them when done, on errors and on Ctrl-C."""
 
-    def __init__(self, job: Job, settings: PoolSettings, queue: ShardQueue, observer: Observer) -> None:
+    def __init__(
+        self,
+        job: Job,
+        settings: PoolSettings,
+        queue: ShardQueue,
+        observer: Observer,
+        worker_class: Callable[[Job], Worker],
+    ) -> None:
         self._settings = settings
         self._queue = queue
         self._observer = observer
         # a second thread, so that progress can be asked for while a shard is labelled
-        self._actor_class = ray.remote(LabelWorker).options(
+        self._actor_class = ray.remote(worker_class).options(
             num_cpus=settings.cpus, num_gpus=settings.gpus, max_concurrency=2, max_restarts=0
         )
         self._job = ray.put(job)
@@ -84,6 +92,7 @@ class ActorPool:
         self._start_failures = 0
         self._target = settings.workers
         self._alive_at = time.monotonic()
+        self._asked_at = 0.0
 
     def run(self) -> None:
         """Until every shard is done or has failed. Raises RunFailed, and whatever the observer raises."""
@@ -92,8 +101,10 @@ class ActorPool:
                 self._start_missing()
                 self._hand_out()
                 self._collect()
-                self._enforce_deadlines()
-                self._report_progress()
+                if time.monotonic() - self._asked_at >= POLL_SECONDS:
+                    self._asked_at = time.monotonic()
+                    self._enforce_deadlines()
+                    self._ask_progress()
         finally:
             for actor in list(self._actors):
                 self._drop(actor)
@@ -106,7 +117,8 @@ class ActorPool:
     def _hand_out(self) -> None:
         for actor in self._actors:
             if actor.ready and actor.task is None and (task := self._queue.take()):
-                actor.task, actor.samples, actor.since = task, 0, time.monotonic()
+                actor.task, actor.since = task, time.monotonic()
+                actor.progress = _NO_PROGRESS
                 actor.ref = actor.handle.label.remote(task.shard, task.attempt)
 
     def _collect(self) -> None:
@@ -114,9 +126,13 @@ class ActorPool:
         if not busy:
             time.sleep(POLL_SECONDS)
             return
-        done, _ = ray.wait(list(busy), num_returns=1, timeout=POLL_SECONDS)
+        done, rest = ray.wait(list(busy), num_returns=1, timeout=POLL_SECONDS)
+        if done and rest:
+            done += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         for ref in done:
             actor = busy[ref]
+            if actor not in self._actors:
+                continue  # dropped on account of another answer
             actor.ref = None
             try:
                 answer = ray.get(ref)
@@ -145,7 +161,7 @@ class ActorPool:
             self._target -= 1
             log.warning("one worker fewer, as it could not load the model: %s", text)
             return
-        self._attempt_failed(actor, text)
+        self._attempt_failed(actor, error)
         if any(sign in text for sign in DEVICE_ERRORS):  # the device's state cannot be trusted any more
             self._drop(actor)
 
@@ -153,16 +169,16 @@ class ActorPool:
         self._drop(actor)
         if actor.ready:
             log.warning("a worker was lost and is replaced: %s", text)
-            self._attempt_failed(actor, text)
+            self._attempt_failed(actor, WorkerLost(text))
             return
         self._start_failures += 1
-        if self._start_failures >= MAX_START_FAILURES:
+        if self._start_failures >= MAX_START_FAILURES and not any(other.ready for other in self._actors):
             raise RunFailed(f"{MAX_START_FAILURES} workers in a row died while loading the model: {text}")
 
-    def _attempt_failed(self, actor: _Actor, text: str) -> None:
+    def _attempt_failed(self, actor: _Actor, error: BaseException) -> None:
         task, actor.task = actor.task, None
         if task is not None:
-            self._observer.attempt_failed(task, text, again=self._queue.failed(task))
+            self._observer.attempt_failed(task, error, again=self._queue.failed(task))
 
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()
@@ -170,27 +186,33 @@ class ActorPool:
             if actor.task is not None and now - actor.since > self._settings.shard_timeout:
                 self._drop(actor)
                 limit = self._settings.shard_timeout
-                self._attempt_failed(actor, f"not done within {limit:.0f} s; the worker was killed")
+                self._attempt_failed(actor, WorkerLost(f"not done within {limit:.0f} s; the worker was killed"))
         if any(actor.ready for actor in self._actors):
             self._alive_at = now
         elif now - self._alive_at > self._settings.start_timeout:
             limit = self._settings.start_timeout
             raise RunFailed(f"no worker became ready within {limit:.0f} s. {resources_message(self._settings)}")
 
-    def _report_progress(self) -> None:
-        for actor in self._actors:
-            if actor.task is None:
-                actor.progress = None
-                continue
-            if actor.progress is None:
-                actor.progress = actor.handle.progress.remote()
-            ready, _ = ray.wait([actor.progress], timeout=0)
-            if ready:
-                with contextlib.suppress(RayError):  # its death shows in the label call
-                    actor.samples = ray.get(actor.progress)
-                actor.progress = None
-        ready_actors = [actor for actor in self._actors if actor.ready]
-        self._observer.working(len(ready_actors), sum(actor.samples for actor in ready_actors if actor.task))
+    def _ask_progress(self) -> None:
+        ready = [actor for actor in self._actors if actor.ready]
+        for actor in ready:
+            if actor.asked is None:
+                actor.asked = actor.handle.progress.remote()
+        asked = {actor.asked: actor for actor in ready}
+        answered = ray.wait(list(asked), num_returns=len(asked), timeout=0)[0] if asked else []
+        for ref in answered:
+            actor = asked[ref]
+            actor.asked = None
+            try:
+                actor.progress = ray.get(ref)
+            except RayError as error:
+                # The death of one with a shard shows in the answer to that; an idle one must not be given another.
+                if actor.task is None:
+                    self._actor_lost(actor, f"{type(error).__name__}: {_first_line(error)}")
+        samples = sum(actor.progress.samples for actor in ready if actor.task)
+        self._observer.working(
+            len(ready), samples, [a.progress.waiting for a in ready if a.task and a.progress.waiting]
+        )
 
     def _drop(self, actor: _Actor) -> None:
         self._actors.remove(actor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -25,6 +26,7 @@ class RunProgress:
         self._done_images = 0
         self._in_hand = 0
         self._workers = 0
+        self._waiting = False
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("labelling"),
@@ -52,12 +54,20 @@ class RunProgress:
         self._done_images += images
         self._update()
 
-    def working(self, workers: int, samples_in_hand: int) -> None:
-        """Workers with a model, and images labelled in the shards in hand."""
+    def working(self, workers: int, samples_in_hand: int, waiting: Sequence[str] = ()) -> None:
+        """Workers with a model, images labelled in the shards in hand, and the stores that workers wait for."""
+        self._tell_waiting(waiting, workers)
         if not self._workers:  # loading the model is not labelling
             self._started = time.monotonic()
         self._workers, self._in_hand = workers, samples_in_hand
         self._update()
+
+    def _tell_waiting(self, waiting: Sequence[str], workers: int) -> None:
+        if bool(waiting) == self._waiting or not self._shown:
+            return
+        self._waiting = bool(waiting)
+        line = f"{len(waiting)} of {workers} workers wait: {waiting[0]}" if waiting else "all workers go on"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def said(self) -> str:
         """The state in a phrase: shards, images, images a second, workers."""

@@ -9,31 +9,35 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
 from rich.console import Console
 
-from pipeline.commit import Commit, read_commits, totals, write_commit
-from pipeline.manifest import Manifest, check_same_run, clear_run, read_manifest, write_manifest
+from pipeline.commit import Commit, totals, write_commit
+from pipeline.manifest import Manifest, check_same_run, clear_run, create_manifest, read_manifest, write_manifest
+from pipeline.plan import Plan, make_plan
 from pipeline.pool import ActorPool, PoolSettings, resources_message
 from pipeline.progress import RunProgress
 from pipeline.queue import ShardQueue, Task
-from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
-from pipeline.shards import Shard, find_shards
-from pipeline.storage import Storage, redact
-from pipeline.worker import Job, LabelWorker, WorkerReport
+from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerLost, WorkerSettings
+from pipeline.shards import Shard, find_shards, split_url
+from pipeline.storage import Storage, StoreUnavailable, redact
+from pipeline.worker import Job, LabelWorker, Worker, WorkerReport
 
 log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 30.0
+"""How long the driver itself tries to reach a store that a worker could not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """What OUT holds after a run.
 
-    shards: of SRC. done_before: shards that an earlier run had done. failed: {shard: error} of those that failed.
+    shards: of SRC. done_before: shards that an earlier run had done. failed: {shard: error} of those that have failed.
     counts: rows by status. seconds: by step, of the shards labelled now. images, wall: rows labelled now, and seconds.
     """
 
@@ -55,10 +59,9 @@ class RunSummary:
 class _Run:
     """The observer of a run: guards the manifest, keeps the commits, moves the bar."""
 
-    out: Storage
+    job: Job
     source: str
-    settings: LabelSettings
-    shards: list[Shard]
+    plan: Plan
     before: Manifest | None
     progress: RunProgress
     fingerprint: str | None = None
@@ -70,33 +73,39 @@ class _Run:
             if report.fingerprint != self.fingerprint:
                 raise RunRefused(f"the checkpoint on {report.host} differs from the one that this run began with")
             return
+        out = self.job.out
         now = Manifest(
             source=self.source,
-            settings=dataclasses.asdict(self.settings),
+            settings=dataclasses.asdict(self.job.settings),
             model_sha256=report.model_sha256,
             resolved=report.resolved,
             environment=report.environment,
             fingerprint=report.fingerprint,
-            shards=len(self.shards),
+            shards=self.plan.shards,
         )
+        if self.before is None and not create_manifest(out, now):
+            self.before = read_manifest(out)  # another run has begun in the same moment
         if self.before is not None:
-            for difference in check_same_run(self.before, now, self.out):
+            for difference in check_same_run(self.before, now, out):
                 log.warning("resuming with another environment, so single pixels may differ: %s", difference)
-        write_manifest(self.out, now)
+            write_manifest(out, now)
         self.fingerprint = report.fingerprint
 
     def committed(self, commit: Commit) -> None:
         self.labelled[commit.shard] = commit
+        if failure := self.plan.failures.pop(commit.shard, None):
+            self.job.out.delete(failure.path)
         self.progress.shard_finished(commit.rows)
 
-    def attempt_failed(self, task: Task, error: str, *, again: bool) -> None:
-        error = redact(error)
+    def attempt_failed(self, task: Task, error: BaseException, *, again: bool) -> None:
+        text = redact(str(error) if isinstance(error, WorkerLost) else f"{type(error).__name__}: {error}")
         name = task.shard.name
         then = ", it will be tried again" if again else ""
-        log.warning("attempt %d at shard %s failed%s: %s", task.attempt, name, then, error)
+        log.warning("attempt %d at shard %s failed%s: %s", task.attempt, name, then, text)
+        if isinstance(error, StoreUnavailable):
+            self._fail_if_stores_are_gone(task.shard)
         if again:
             return
-        now = time.time()
         assert self.fingerprint is not None
         record = Commit(
             shard=name,
@@ -104,15 +113,28 @@ class _Run:
             fingerprint=self.fingerprint,
             attempt=task.attempt,
             inputs=task.shard.digest(),
-            error=error,
-            finished=now,
+            error=text,
+            passing=isinstance(error, (OSError, WorkerLost, MemoryError)),
+            finished=time.time(),
         )
-        write_commit(self.out, record)
-        self.failed[name] = error
+        write_commit(self.job.out, record)
+        self.failed[name] = text
         self.progress.shard_finished(0)
 
-    def working(self, workers: int, samples_in_hand: int) -> None:
-        self.progress.working(workers, samples_in_hand)
+    def working(self, workers: int, samples_in_hand: int, waiting: Sequence[str]) -> None:
+        self.progress.working(workers, samples_in_hand, waiting)
+
+    def _fail_if_stores_are_gone(self, shard: Shard) -> None:
+        """One worker's store trouble is its shard's; a store that the driver cannot reach either ends the run."""
+        folder = shard.url if shard.kind == "images" else split_url(shard.url)[0]
+        for storage in (self.job.source.at(folder), self.job.out):
+            probe = dataclasses.replace(storage, patience=min(PROBE_SECONDS, storage.patience))
+            try:
+                probe.exists()
+            except StoreUnavailable as error:
+                raise RunFailed(f"{error}; the same command goes on where this run stopped") from error
+            except OSError:
+                continue  # it answers
 
 
 def label_run(
@@ -125,52 +147,46 @@ def label_run(
     source_options: Mapping[str, Any] | None = None,
     out_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
+    worker_class: Callable[[Job], Worker] = LabelWorker,
 ) -> RunSummary:
     """Label all shards of SRC into OUT and return what OUT holds then.
 
-    Raises SourceError (nothing to label), RunRefused (OUT belongs to other settings), RunFailed (no worker starts);
-    shards and samples that fail are recorded, not raised. console: where progress is shown; None shows nothing.
+    Raises SourceError (nothing to label), RunRefused (OUT belongs to other settings), RunFailed (no worker starts, a
+    store is gone), OSError (a store fails the driver); shards and samples that fail are recorded, not raised. console:
+    where progress is shown; None shows nothing. worker_class: what labels.
     """
-    target = Storage(url=out, options=out_options)
-    shards = find_shards(source, options=source_options, samples_per_shard=settings.samples_per_shard)
+    reached = Storage(url=".", options=source_options, patience=run.store_timeout)
+    target = Storage(url=out, options=out_options, patience=run.store_timeout)
+    job = Job(settings=settings, worker=worker, source=reached, out=target)
+    shards = find_shards(source, reached, samples_per_shard=settings.samples_per_shard)
     if run.overwrite:
         clear_run(target)
     before = read_manifest(target)
     shown_source = Storage(url=source).redacted
     if before is not None:
         _refuse_early(before, shown_source, settings, target)
-    commits = read_commits(target) if before is not None else {}
-    fingerprint = before.fingerprint if before else ""
-    todo = [s for s in shards if not (s.name in commits and _is_done(commits[s.name], s, fingerprint))]
-    if before is not None and not todo:
+    plan = make_plan(target, shards, before.fingerprint if before else None, retry_failed=run.retry_failed)
+    if before is not None and not plan.todo:
         _refuse_another_model(before, settings, target)
     started = time.perf_counter()
-    with RunProgress(len(todo), console=console or Console(quiet=True), shown=console is not None) as progress:
-        observer = _Run(
-            out=target, source=shown_source, settings=settings, shards=shards, before=before, progress=progress
-        )
-        job = Job(settings=settings, worker=worker, out=target, source_options=source_options)
-        if todo and run.no_ray:
-            _run_here(job, ShardQueue(todo), observer)
-        elif todo:
-            _run_on_ray(job, run, ShardQueue(todo), observer)
-    done = {name: commit for name, commit in commits.items() if commit.state == "done"} | observer.labelled
-    wanted = {shard.name for shard in shards}
-    counts, _ = totals(commit for name, commit in done.items() if name in wanted)
+    with RunProgress(len(plan.todo), console=console or Console(quiet=True), shown=console is not None) as progress:
+        observer = _Run(job=job, source=shown_source, plan=plan, before=before, progress=progress)
+        if plan.todo and run.no_ray:
+            _run_here(job, ShardQueue(plan.todo), observer, worker_class)
+        elif plan.todo:
+            _run_on_ray(job, run, ShardQueue(plan.todo), observer, worker_class)
+    wall = time.perf_counter() - started
+    counts, _ = totals([*plan.read_done(), *observer.labelled.values()])
     _, seconds = totals(observer.labelled.values())
     return RunSummary(
         shards=len(shards),
-        done_before=len(shards) - len(todo),
-        failed=observer.failed,
+        done_before=len(plan.done),
+        failed={name: failure.error for name, failure in sorted(plan.failures.items())} | observer.failed,
         counts=dict(counts),
         seconds=dict(seconds),
         images=sum(commit.rows for commit in observer.labelled.values()),
-        wall=time.perf_counter() - started,
+        wall=wall,
     )
-
-
-def _is_done(commit: Commit, shard: Shard, fingerprint: str) -> bool:
-    return commit.is_done(fingerprint) and commit.inputs == shard.digest()
 
 
 def _refuse_early(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
@@ -197,23 +213,25 @@ def _on_device(job: Job, has_cuda: bool) -> Job:
     return dataclasses.replace(job, worker=dataclasses.replace(job.worker, device=device))
 
 
-def _run_here(job: Job, queue: ShardQueue, observer: _Run) -> None:
+def _run_here(job: Job, queue: ShardQueue, observer: _Run, worker_class: Callable[[Job], Worker]) -> None:
     import torch  # only where a model runs: it takes seconds and hundreds of megabytes, and so does diffusers
 
-    worker = LabelWorker(_on_device(job, torch.cuda.is_available()))
+    worker = worker_class(_on_device(job, torch.cuda.is_available()))
     observer.ready(worker.load())
-    observer.working(1, 0)
+    observer.working(1, 0, ())
     while task := queue.take():
         try:
             commit = worker.label(task.shard, task.attempt)
         except Exception as error:  # law 3: whatever a shard does, the others go on
-            observer.attempt_failed(task, f"{type(error).__name__}: {error}", again=queue.failed(task))
+            observer.attempt_failed(task, error, again=queue.failed(task))
         else:
             queue.succeeded()
             observer.committed(commit)
 
 
-def _run_on_ray(job: Job, run: RunSettings, queue: ShardQueue, observer: _Run) -> None:
+def _run_on_ray(
+    job: Job, run: RunSettings, queue: ShardQueue, observer: _Run, worker_class: Callable[[Job], Worker]
+) -> None:
     started_here = not ray.is_initialized()
     local = started_here and _start_ray(run, job.worker)
     try:
@@ -222,7 +240,7 @@ def _run_on_ray(job: Job, run: RunSettings, queue: ShardQueue, observer: _Run) -
         pool = _pool_settings(run, job.worker)
         if local and (pool.gpus > cluster.get("GPU", 0) or pool.cpus > cluster.get("CPU", 0)):
             raise RunFailed(f"no worker can start on this machine. {resources_message(pool)}")
-        ActorPool(job, pool, queue, observer).run()
+        ActorPool(job, pool, queue, observer, worker_class).run()
     finally:
         if started_here:
             ray.shutdown()

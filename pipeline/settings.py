@@ -15,7 +15,11 @@ class RunRefused(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on: no worker starts. The message says what was asked for and what there is."""
+    """The run cannot go on: no worker starts, or a store is gone. The message says what was tried and found."""
+
+
+class WorkerLost(RuntimeError):
+    """The process that had a shard in hand is gone: it died, its node did, or it was killed at a deadline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,5 +91,10 @@ class RunSettings:
     """Seconds for one attempt at a shard; then its worker is killed and the shard is tried again."""
     start_timeout: float = 600.0
     """Seconds without any worker until the run fails."""
+    store_timeout: float = 300.0
+    """Seconds for which a store may fail to answer; it is asked again and again meanwhile."""
+    retry_failed: bool = False
+    """Do again what failed for reasons that may have passed (a store, a lost worker, a file that could not be opened),
+    and nothing else."""
     overwrite: bool = False
     """Delete what an earlier run left in OUT and start over."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from pipeline.findshards import find_shards, split_url
 from pipeline.imageshard import read_images
@@ -31,14 +30,12 @@ __all__ = [
 ]
 
 
-def read_shard(
-    shard: Shard, *, options: Mapping[str, Any] | None = None, image_field: str | None = None
-) -> Iterator[Sample]:
+def read_shard(shard: Shard, source: Storage | None = None, *, image_field: str | None = None) -> Iterator[Sample]:
     """Stream the samples of a shard in order, one in memory at a time.
 
     Args:
         shard: from ``find_shards``.
-        options: storage options for its URL.
+        source: how its store is reached (options, patience); its URL does not matter. None for the defaults.
         image_field: the member extension (tar) or the column (Parquet) that holds the image, where several could.
 
     Yields:
@@ -48,12 +45,13 @@ def read_shard(
         ShardError: when nothing can be read: the file is missing, or of another kind.
         OSError: when the store fails; another attempt may help.
     """
+    source = source or Storage(url=".")
     if shard.kind == "images":
-        yield from read_images(Storage(url=shard.url, options=options), shard.files)
+        yield from read_images(source.at(shard.url), shard.files)
         return
     folder, name = split_url(shard.url)
     try:
-        file = Storage(url=folder, options=options).open(name)
+        file = source.at(folder).open(name)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ShardError(shard.url, "there is no such file") from error
     with file:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from pipeline.commit import Commit
 from pipeline.manifest import fingerprint_of, versions
+from pipeline.retries import waiting
 from pipeline.settings import LabelSettings, WorkerSettings
 from pipeline.shards import Shard
 from pipeline.storage import Storage
@@ -19,12 +20,12 @@ from pipeline.storage import Storage
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker must be told; the storage options appear in no repr."""
+    """All that a worker must be told. source: how the shards' store is reached."""
 
     settings: LabelSettings
     worker: WorkerSettings
+    source: Storage
     out: Storage
-    source_options: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,27 @@ class WorkerReport:
     fingerprint: str
     environment: Mapping[str, Any]
     host: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerProgress:
+    """samples: of the shard in hand that have a row by now. waiting: the store that does not answer, "" for none."""
+
+    samples: int
+    waiting: str
+
+
+class Worker(Protocol):
+    """What the driver asks of a worker; ``label`` runs in one thread while ``progress`` is asked for in another."""
+
+    def load(self) -> WorkerReport:
+        """Get ready; called once, before any shard."""
+
+    def label(self, shard: Shard, attempt: int) -> Commit:
+        """Label and commit one shard."""
+
+    def progress(self) -> WorkerProgress:
+        """How far it is."""
 
 
 class LabelWorker:
@@ -83,9 +105,9 @@ class LabelWorker:
         )
         return self.report
 
-    def progress(self) -> int:
-        """Samples of the shard in hand that have a row by now."""
-        return self.samples
+    def progress(self) -> WorkerProgress:
+        """How far the shard in hand is."""
+        return WorkerProgress(samples=self.samples, waiting=waiting())
 
     def label(self, shard: Shard, attempt: int) -> Commit:
         """Label and commit one shard, after `load`. Errors: see `label_shard`."""
@@ -113,7 +135,7 @@ class LabelWorker:
             settings=self.job.settings,
             metadata=metadata,
             out=self.job.out,
-            source_options=self.job.source_options,
+            source=self.job.source,
             attempt=attempt,
             on_sample=self._count,
         )

@@ -40,6 +40,12 @@ def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=DEADLINE, check=False)
 
 
+def record_of(out: Path, shard: str) -> Path:
+    """The record of a done shard."""
+    (path,) = (out / "commits").glob(f"{shard}.*.json")
+    return path
+
+
 def rows_of(out: Path) -> list[dict[str, Any]]:
     """All rows under OUT, shard by shard in their order."""
     return [row for path in sorted((out / "labels").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
@@ -54,7 +60,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden ones too, by its path; commit records without what only tells the time."""
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for path, data in found.items():
-        if path.startswith("commits/"):
+        if path.startswith(("commits/", "failures/")):
             record = {name: value for name, value in json.loads(data).items() if name not in TIMES}
             found[path] = json.dumps(record, sort_keys=True).encode()
     return found

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from runs import BOTH, DEADLINE, FAST, command, differences, environment, label, rows_of
+from runs import BOTH, DEADLINE, FAST, command, differences, environment, label, record_of, rows_of
 
 from jobs.common import guarded
 
@@ -45,24 +45,24 @@ def test_shard_status_and_verify_speak_json(scene_folder: Path, run: Path, tmp_p
 
     checked = command("jobs.cli", "verify", run, "--json")
     assert checked.returncode == 0
-    assert json.loads(checked.stdout) == {"shards": 5, "rows": 20, "files": 10, "problems": []}
+    nothing = {"problems": {}, "failed": [], "missing": 0, "stray": []}
+    assert json.loads(checked.stdout) == {"shards": 5, "rows": 20, "files": 10} | nothing
 
 
 def test_verify_names_what_is_damaged_and_status_what_is_missing(run: Path) -> None:
     damaged = run / "labels" / "000001.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-9] + b"X" + damaged.read_bytes()[-8:])
     (run / "webdataset" / "000002.tar").unlink()
-    (run / "commits" / "000004.json").unlink()
+    record_of(run, "000004").unlink()
     checked = command("jobs.verify", run, "--json")
-    problems = json.loads(checked.stdout)["problems"]
+    found = json.loads(checked.stdout)
     assert checked.returncode == 1
-    for sign in ("labels/000001.parquet: the content differs", "webdataset/000002.tar: missing", "1 of 5 shards"):
-        assert any(sign in line for line in problems), sign
-    # The files of the shard without a record are there, but nothing vouches for them.
-    assert sorted(line.partition(":")[0] for line in problems if "belongs to no commit" in line) == [
-        "labels/000004.parquet",
-        "webdataset/000004.tar",
+    assert [(shard, *(line.partition(";")[0] for line in lines)) for shard, lines in found["problems"].items()] == [
+        ("000001", "labels/000001.parquet: the content differs from what was committed (sha256)"),
+        ("000002", "webdataset/000002.tar: missing"),
     ]
+    # The files of the shard without a record are there, but nothing vouches for them.
+    assert (found["missing"], found["stray"]) == (1, ["labels/000004.parquet", "webdataset/000004.tar"])
     status = command("jobs.status", run, "--json")
     assert (status.returncode, json.loads(status.stdout)["missing"]) == (1, 1)
 
@@ -70,7 +70,7 @@ def test_verify_names_what_is_damaged_and_status_what_is_missing(run: Path) -> N
 def test_only_the_shard_whose_commit_is_gone_is_done_again(
     scene_tars: Path, run: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run / "commits" / "000003.json").unlink()
+    record_of(run, "000003").unlink()
     (run / "labels" / "000003.parquet").write_bytes(b"half a file")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.name != "run.json"}
     assert label(scene_tars, run, "--no-ray", *BOTH) == 0
@@ -121,7 +121,8 @@ def test_other_settings_are_refused_with_both_values_until_overwrite(scene_tars:
     assert json.loads((run / "run.json").read_text())["settings"]["method"]["fit"] == "letterbox"
     names = {path.relative_to(run).as_posix() for path in run.rglob("*.*")}
     shards = [f"{number:06d}" for number in range(5)]
-    expected = {f"commits/{s}.json" for s in shards} | {f"labels/{s}.parquet" for s in shards} | {"run.json"}
+    records = {record_of(run, s).relative_to(run).as_posix() for s in shards}
+    expected = records | {f"labels/{s}.parquet" for s in shards} | {"run.json"}
     assert names == expected  # without the tars, which were not asked for this time
 
 
@@ -225,4 +226,4 @@ def test_no_secret_of_a_url_or_of_options_is_shown_or_written(server: int, label
     assert len(files) == 5 + 5 + 6 + 1
     assert not any(SECRET.encode() in path.read_bytes() for path in files)
     # A process of its own, over HTTP, left the bytes of the run in this process from files.
-    assert differences(tmp_path / "out", labelled) == ["commits/000005.json", "run.json"]
+    assert differences(tmp_path / "out", labelled) == ["failures/000005.json", "run.json"]

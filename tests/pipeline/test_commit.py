@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.commit import Commit, commit_path, read_commits, totals, verify_commit, write_commit
+from pipeline.commit import Commit, commit_path, read_commits, shard_of, totals, write_commit
 from pipeline.outputs import LabelShardWriter
 from pipeline.rows import Row, encode_mask
 from pipeline.storage import Storage
@@ -42,37 +42,25 @@ def test_a_damaged_record_does_not_count(tmp_path: Path) -> None:
     out = Storage(url=str(tmp_path))
     write_commit(out, commit(out))
     for damage in (b"", b"{", b"[]", b"{}", b'{"shard": 1}'):
-        out.write_bytes(commit_path("broken"), damage)
+        out.write_bytes(commit_path("broken", "f", ""), damage)
         assert set(read_commits(out)) == {"s"}
 
 
-def test_only_the_same_settings_make_it_done(tmp_path: Path) -> None:
-    record = commit(Storage(url=str(tmp_path)))
-    assert record.is_done("f")
-    assert not record.is_done("g")
-    assert not Commit(shard="s", state="failed", fingerprint="f", attempt=3).is_done("f")
+def test_the_name_tells_the_shard_and_differs_by_settings_and_input() -> None:
+    paths = {commit_path("a.b--c", fingerprint, inputs) for fingerprint in "fg" for inputs in ("", "x")}
+    assert len(paths) == 4
+    assert {shard_of(path) for path in paths} == {"a.b--c"}
+    for other in ("commits/a.json", "commits/a.0123456789abcdeX.json", "labels/a.0123456789abcdef.json", "commits/x"):
+        assert shard_of(other) is None
 
 
-def test_verify_sees_every_damage(tmp_path: Path) -> None:
+def test_a_failure_gives_way_to_a_record_of_the_done_shard(tmp_path: Path) -> None:
     out = Storage(url=str(tmp_path))
-    record = commit(out)
-    assert verify_commit(out, record) == []
-    path = tmp_path / "labels" / "s.parquet"
-    good = path.read_bytes()
-    path.write_bytes(good[:-1])
-    assert "bytes" in verify_commit(out, record)[0]
-    path.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
-    assert "sha256" in verify_commit(out, record)[0]
-    path.unlink()
-    assert "missing" in verify_commit(out, record)[0]
-    path.write_bytes(good)
-    (tmp_path / "webdataset" / "s.tar").write_bytes(b"")
-    assert [line.split(":")[0] for line in verify_commit(out, record)] == ["webdataset/s.tar"]
-
-
-def test_verify_counts_rows(tmp_path: Path) -> None:
-    out = Storage(url=str(tmp_path))
-    record = commit(out)
-    for wrong in ({"rows": 3}, {"counts": {"ok": 2}}):
-        fields = {name: getattr(record, name) for name in record.__dataclass_fields__} | wrong
-        assert "rows" in verify_commit(out, Commit(**fields))[0]
+    failure = Commit(shard="s", state="failed", fingerprint="f", attempt=3, error="lost", passing=True, finished=9.0)
+    write_commit(out, failure)
+    assert read_commits(out) == {"s": failure}
+    assert failure.has_passing()
+    done = commit(out)
+    write_commit(out, done)
+    assert read_commits(out) == {"s": done}
+    assert not done.has_passing()

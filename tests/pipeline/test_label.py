@@ -12,7 +12,7 @@ import torch
 
 from diffseg import NonFiniteError, Segmenter
 from diffseg.images import decode_image
-from pipeline.commit import read_commits, verify_commit
+from pipeline.commit import read_commits
 from pipeline.label import decode_ahead, label_shard
 from pipeline.rows import decode_mask
 from pipeline.samples import Sample
@@ -20,6 +20,7 @@ from pipeline.settings import LabelSettings
 from pipeline.shards import find_shards
 from pipeline.storage import Storage
 from pipeline.timing import StepTimer
+from pipeline.verify import verify_commit
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,7 @@ def label(source: Path, out: Path, segmenter: Segmenter, **options: object) -> d
             segmenter=segmenter,
             settings=LabelSettings(**options),  # type: ignore[arg-type]
             metadata={"fingerprint": "f"},
+            source=storage,
             out=storage,
         )
     rows = [row for path in sorted((out / "labels").iterdir()) for row in pq.read_table(path).to_pylist()]

@@ -91,7 +91,14 @@ def test_another_environment_is_told_and_not_refused(tmp_path: Path) -> None:
 
 def test_clear_run_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
     out = Storage(url=str(tmp_path))
-    for path in ("run.json", "labels/a.parquet", "webdataset/a.tar", "commits/a.json", "mine/notes.txt"):
+    for path in (
+        "run.json",
+        "labels/a.parquet",
+        "webdataset/a.tar",
+        "commits/a.json",
+        "failures/a.json",
+        "mine/notes.txt",
+    ):
         out.write_bytes(path, b"x")
     clear_run(out)
     assert [path for path, _ in out.files()] == ["mine/notes.txt"]

@@ -1,19 +1,22 @@
 """A folder at a URL: reading, listing, and writing that shows only whole files."""
 
+import errno
 import fcntl
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import localfiles
-from pipeline.storage import SourceError, Storage, redact
+from pipeline.storage import SourceError, Storage
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -52,6 +55,52 @@ def test_missing_things(storage):
     storage.write_bytes("x", b"")
     storage.delete("x")
     assert storage.files() == []
+
+
+def test_of_several_creators_one_succeeds(storage):
+    assert storage.create_bytes("run.json", b"first")
+    assert not storage.create_bytes("run.json", b"second")
+    assert storage.read_bytes("run.json") == b"first"
+    assert storage.files() == [("run.json", 5)]
+
+
+def test_creating_at_once_and_without_hard_links(tmp_path, monkeypatch):
+    storage = Storage(url=str(tmp_path))
+
+    def race(path):
+        with ThreadPoolExecutor(8) as pool:
+            return sorted(pool.map(lambda number: storage.create_bytes(path, b"%d" % number), range(8)))
+
+    assert [race(f"{number}") for number in range(20)] == [[False] * 7 + [True]] * 20
+
+    def refuse(source, target):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert storage.create_bytes("x", b"first")
+    assert not storage.create_bytes("x", b"second")
+    assert storage.read_bytes("x") == b"first"
+
+
+def test_scratch_folders_of_killed_processes_go_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import time; from pipeline.localfiles import ScratchFolder\n"
+        "folder = ScratchFolder(); open(folder.path + '/half', 'w').close()\n"
+        "print(folder.path, flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(localfiles.__file__))}
+    environment["TMPDIR"] = str(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True) as other:
+        path = other.stdout.readline().strip()
+        mine = localfiles.ScratchFolder()
+        assert os.path.isfile(f"{path}/half"), "the folder of a living process stays"
+        mine.remove()
+        other.send_signal(signal.SIGKILL)
+    mine = localfiles.ScratchFolder()
+    assert os.listdir(tmp_path) == [os.path.basename(mine.path)]
+    mine.remove()
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x"])
@@ -207,29 +256,3 @@ def test_missing_packages_are_named(monkeypatch):
         Storage(url="nonsense://x").files()
     with pytest.raises(SourceError, match="empty"):
         Storage(url="")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("https://user:pa%20ss@host/x.tar?X-Sig=abc%2F&b=c", "https://host/x.tar"),
-        ("cannot open 's3://KEY:SECRET@bucket/a' now", "cannot open 's3://bucket/a' now"),
-        ("http://a@b@host/x", "http://host/x"),
-        ("two https://h/a?s=1 and https://h/b?s=2.", "two https://h/a and https://h/b"),
-        ("s3://bucket/part-?.tar", "s3://bucket/part-?.tar"),
-        ("hf://datasets/user/name@main/x.parquet", "hf://datasets/user/name@main/x.parquet"),
-        ("abfs://container@account.dfs.core.windows.net/x", "abfs://container@account.dfs.core.windows.net/x"),
-        ("/data/what?=x", "/data/what?=x"),
-    ],
-)
-def test_redaction(text, expected):
-    assert redact(text) == expected
-
-
-def test_secrets_are_shown_nowhere():
-    options = {"key": "AKIA1234", "secret": "s3cr3t", "client_kwargs": {"aws_session_token": "tok3n", "region": "eu"}}
-    storage = Storage(url="https://user:pw@host/folder?sig=abc", options=options)
-    shown = f"{storage!r} {storage.redacted} {storage.joined('x')}"
-    assert not any(secret in shown for secret in ("pw", "abc", "AKIA1234", "s3cr3t", "tok3n"))
-    assert redact("403 for AKIA1234 with s3cr3t, tok3n in eu", options) == "403 for *** with ***, *** in eu"
-    assert pickle.loads(pickle.dumps(storage)).options == options

@@ -1,0 +1,151 @@
+"""Each corruption that can be planted is found, and told of with the shard that must be labelled again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import jobs.verify
+from pipeline.commit import Commit, commit_path, read_commits, write_commit
+from pipeline.manifest import Manifest, write_manifest
+from pipeline.outputs import LabelShardWriter
+from pipeline.rows import Row, encode_mask
+from pipeline.storage import Storage
+from pipeline.verify import Verdict, verify_run
+
+MANIFEST = Manifest(source="in", settings={}, model_sha256="m", resolved={}, environment={}, fingerprint="f", shards=3)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Storage:
+    """A whole run of three shards of two rows."""
+    storage = Storage(url=str(tmp_path))
+    write_manifest(storage, MANIFEST)
+    mask = encode_mask(np.zeros((8, 8), dtype=np.uint16))
+    for shard in "abc":
+        with LabelShardWriter(shard, formats=("parquet", "webdataset"), metadata={}) as writer:
+            writer.add(Row(key="x", shard=shard, index=0, status="ok", mask=mask))
+            writer.add(Row(key="y", shard=shard, index=1, status="no_image"))
+            files = writer.publish(storage)
+        counts = {"ok": 1, "no_image": 1}
+        write_commit(
+            storage,
+            Commit(shard=shard, state="done", fingerprint="f", attempt=1, rows=2, counts=counts, files=files),
+        )
+    return storage
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def flipped_bit(root: Path) -> None:
+    flip(root / "labels" / "b.parquet")
+
+
+def flipped_bit_in_tar(root: Path) -> None:
+    flip(root / "webdataset" / "b.tar")
+
+
+def truncated(root: Path) -> None:
+    path = root / "labels" / "b.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def missing(root: Path) -> None:
+    (root / "webdataset" / "b.tar").unlink()
+
+
+def record_of(root: Path) -> Path:
+    return root / commit_path("b", "f", "")
+
+
+def row_missing(root: Path) -> None:
+    """As a program would do it that mends size and checksum in the record."""
+    path = root / "labels" / "b.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 1), path)
+    record = json.loads(record_of(root).read_text())
+    data = path.read_bytes()
+    record["files"]["labels/b.parquet"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    record_of(root).write_text(json.dumps(record))
+
+
+def not_parquet(root: Path) -> None:
+    data = b"no parquet"
+    (root / "labels" / "b.parquet").write_bytes(data)
+    record = json.loads(record_of(root).read_text())
+    record["files"]["labels/b.parquet"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    record_of(root).write_text(json.dumps(record))
+
+
+def record_of_another_run(root: Path) -> None:
+    record = json.loads(record_of(root).read_text())
+    record_of(root).write_text(json.dumps(record | {"fingerprint": "other"}))
+
+
+def record_of_another_shard(root: Path) -> None:
+    record_of(root).write_bytes((root / commit_path("a", "f", "")).read_bytes())
+
+
+def record_damaged(root: Path) -> None:
+    record_of(root).write_text("{")
+
+
+def record_doubled(root: Path) -> None:
+    (root / commit_path("b", "f", "of an older folder")).write_bytes(record_of(root).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("plant", "told"),
+    [
+        (flipped_bit, "labels/b.parquet: the content differs"),
+        (flipped_bit_in_tar, "webdataset/b.tar: the content differs"),
+        (truncated, "were committed"),
+        (missing, "webdataset/b.tar: missing"),
+        (row_missing, "1 rows"),
+        (not_parquet, "cannot be read as Parquet"),
+        (record_of_another_run, "is of another run (other; run.json says f)"),
+        (record_of_another_shard, "is the record that belongs at commits/a."),
+        (record_damaged, "cannot be read as a record"),
+        (record_doubled, "more than one record"),
+    ],
+)
+def test_damage_is_found_and_its_shard_named(
+    plant: Callable[[Path], None], told: str, out: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify_run(out, MANIFEST).is_whole
+    plant(tmp_path)
+    verdict = verify_run(out, MANIFEST)
+    assert list(verdict.problems) == ["b"]
+    assert told in "; ".join(verdict.problems["b"])
+    assert jobs.verify.main([str(tmp_path), "--redo"]) == 1
+    assert "run the same `diffseg label` again): b" in capsys.readouterr().out.replace("\n", " ")
+    assert set(read_commits(out)) == {"a", "c"}
+    again = verify_run(out, MANIFEST)
+    assert (again.problems, again.missing) == ({}, 1)
+
+
+def only(verdict: Verdict) -> dict[str, object]:
+    empty: tuple[object, ...] = ({}, [], 0)
+    fields = dataclasses.asdict(verdict)
+    return {name: fields[name] for name in ("problems", "failed", "missing", "stray") if fields[name] not in empty}
+
+
+def test_extra_files_missing_and_failed_shards_are_told_apart(out: Storage, tmp_path: Path) -> None:
+    (tmp_path / "labels" / "extra.parquet").write_bytes(b"")
+    (tmp_path / "commits" / "notes.txt").write_bytes(b"")
+    assert only(verify_run(out, MANIFEST)) == {"stray": ["commits/notes.txt", "labels/extra.parquet"]}
+    four = dataclasses.replace(MANIFEST, shards=5)
+    (tmp_path / "labels" / "extra.parquet").unlink()
+    (tmp_path / "commits" / "notes.txt").unlink()
+    write_commit(out, Commit(shard="d", state="failed", fingerprint="f", attempt=3, error="no tar"))
+    assert only(verify_run(out, four)) == {"failed": ["d"], "missing": 1}
