@@ -30,6 +30,12 @@ MAX_SAMPLE_BYTES = 2**28
 MAX_META_BYTES = 2**20
 """JSON and text of one sample above this size is left out, with a note in its place."""
 
+MAX_KEY_BYTES = 2**13
+"""Of a longer key the row has the beginning and a digest, and the status ``too_large``."""
+
+MAX_MESSAGE_CHARACTERS = 2000
+"""What is quoted from a shard can have any length; an error is read by people."""
+
 IMAGE_EXTENSIONS = frozenset(
     ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
 )
@@ -40,7 +46,7 @@ class ShardError(ValueError):
     """A whole shard cannot be read: it is missing, or is not what its name says. Another attempt may help."""
 
     def __init__(self, url: str, reason: str) -> None:
-        super().__init__(redact(url), redact(reason))
+        super().__init__(redact(url), redact(shorten(reason)))
 
     def __str__(self) -> str:
         return f"{self.args[0]}: {self.args[1]}"
@@ -97,6 +103,38 @@ def utf8(name: str) -> str:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
         return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shorten(text: str, limit: int = MAX_MESSAGE_CHARACTERS) -> str:
+    """``text`` for a message: what is beyond ``limit`` characters is left out, and counted."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more characters)"
+
+
+def bounded_key(key: str) -> tuple[str, str]:
+    """(``key``, "") or, above ``MAX_KEY_BYTES``, (its beginning and a digest of all of it, what is wrong with it)."""
+    if len(key) <= MAX_KEY_BYTES // 4:  # a character has at most four bytes
+        return key, ""
+    encoded = key.encode()
+    if len(encoded) <= MAX_KEY_BYTES:
+        return key, ""
+    start = encoded[: MAX_KEY_BYTES - 80].decode("utf-8", "ignore")
+    digest = hashlib.sha256(encoded).hexdigest()
+    return f"{start}…sha256:{digest}", f"the key has {len(encoded)} bytes; at most {MAX_KEY_BYTES} are carried"
+
+
+class FirstSeen:
+    """The first place of each key in a shard, in bounded memory a key."""
+
+    def __init__(self) -> None:
+        self._places: dict[str | bytes, int] = {}
+
+    def __call__(self, key: str, index: int) -> int:
+        """The place of the first sample with this key: ``index``, or an earlier one."""
+        short = key if len(key) <= 64 else hashlib.blake2b(key.encode(), digest_size=16).digest()
+        return self._places.setdefault(short, index)
+
+    def __bool__(self) -> bool:
+        return bool(self._places)
 
 
 def meta_text(fields: Mapping[str, Any], size: int = 0) -> str:

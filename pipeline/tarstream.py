@@ -12,13 +12,16 @@ import logging
 import tarfile
 import zlib
 from collections.abc import Iterator
+from itertools import count
 from typing import IO, Any, cast
 
 logger = logging.getLogger(__name__)
 
 _BUFFER_BYTES = 2**20
-# Extended headers hold names; tarfile reads them into memory whatever size they claim.
-_MAX_EXTENDED_HEADER_BYTES = 2**20
+# Extended headers hold names; tarfile reads them into memory whatever size they claim, one inside the call of another.
+_MAX_EXTENDED_HEADER_BYTES = 12 * 2**20
+_MAX_GLOBAL_HEADER_BYTES = 2**16  # it is copied for every member behind it
+_MAX_HEADERS = 8  # for one member: its own, and what stands before it
 _EXTENDED_TYPES = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -40,7 +43,8 @@ class _TarInfo(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _TarInfo:
         info = super().frombuf(buf, encoding, errors)
-        if info.type in _EXTENDED_TYPES and info.size > _MAX_EXTENDED_HEADER_BYTES:
+        limit = _MAX_GLOBAL_HEADER_BYTES if info.type == tarfile.XGLTYPE else _MAX_EXTENDED_HEADER_BYTES
+        if info.type in _EXTENDED_TYPES and info.size > limit:
             raise tarfile.InvalidHeaderError(f"an extended header claims {info.size} bytes")  # type: ignore[attr-defined]
         if info.size < 0:
             raise tarfile.InvalidHeaderError(f"a size of {info.size} bytes")  # type: ignore[attr-defined]
@@ -49,6 +53,9 @@ class _TarInfo(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _TarInfo:
         archive = cast("_TarFile", tarfile_)
+        archive.headers += 1
+        if archive.headers > _MAX_HEADERS:
+            raise DamagedTar(f"more than {_MAX_HEADERS} headers before one member")
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -62,6 +69,7 @@ class _TarInfo(tarfile.TarInfo):
 class _TarFile(tarfile.TarFile):
     tarinfo = _TarInfo
     has_end_marker = False
+    headers = 0  # before the member that is being looked for
 
 
 class TarStream:
@@ -75,6 +83,7 @@ class TarStream:
         """
         self._name = name
         self._source = _Source(file)
+        self._source.limit = _MAX_EXTENDED_HEADER_BYTES
         try:
             self._tar = _TarFile.open(
                 fileobj=cast("IO[bytes]", self._source),
@@ -100,9 +109,15 @@ class TarStream:
         Raises:
             DamagedTar: after the last whole header, when the archive goes on but cannot be read.
         """
-        while True:
+        for place in count():
             try:
+                if place:  # the first header has been read already
+                    self._pass_over_rest()
+                # Maps of sparse files are headers too, and go on for as long as they say.
+                self._source.limit = self._source.seen + _MAX_EXTENDED_HEADER_BYTES + _BUFFER_BYTES
+                self._tar.headers = 0
                 member = self._tar.next()
+                self._source.limit = None
             except (DamagedTar, tarfile.TarError, OverflowError, ValueError) as error:
                 raise DamagedTar(self._source.damage or f"the archive breaks off: {error}") from error
             if member is None:
@@ -110,6 +125,13 @@ class TarStream:
             self._tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every member of a shard otherwise
             yield member
         self._check_end()
+
+    def _pass_over_rest(self) -> None:
+        """Up to the next header: of a sparse file nobody has read the data."""
+        stream: Any = self._tar.fileobj
+        if self._tar.offset - 1 > stream.tell():  # the last byte is for tarfile, which sees the end by it
+            self._source.limit = None
+            stream.seek(self._tar.offset - 1)
 
     def read(self, member: tarfile.TarInfo) -> bytes:
         """The data of a member. Raises ``DamagedTar`` when it ends too early."""
@@ -151,6 +173,7 @@ class _Source:
         is_gzip = self._buffered.peek(2)[:2] == b"\x1f\x8b"
         self._file: Any = gzip.GzipFile(fileobj=self._buffered) if is_gzip else self._buffered
         self.seen = 0
+        self.limit: int | None = None  # of bytes seen: what is more cannot belong to headers
         self.damage = ""
 
     def close(self) -> None:
@@ -174,4 +197,6 @@ class _Source:
             size -= len(block)
         data = b"".join(blocks)
         self.seen += len(data)
+        if self.limit is not None and self.seen > self.limit:
+            raise DamagedTar(f"the headers of one member have more than {_MAX_EXTENDED_HEADER_BYTES} bytes")
         return data
