@@ -118,7 +118,9 @@ class Arena:
             self._cluster.kill()
             self._cluster = None
         began = time.monotonic()
-        with contextlib.closing(StruckRun(self.source, out, self._clusters, self._cluster)) as run:
+        logs = self._folder / "logs" / str(number)
+        struck = StruckRun(self.source, out, folder=self._clusters, logs=logs, cluster=self._cluster)
+        with contextlib.closing(struck) as run:
             for strike in strikes:
                 run.suffer(strike)
             run.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -85,11 +86,14 @@ def committed(out: Path) -> int:
 class StruckRun:
     """The same command on the same OUT, started again and again, and the cluster below it.
 
-    told: a line for every blow and its consequences. faults: what must not happen.
+    folder: where the processes live. logs: where the drivers' outputs go, and stay. told: a line for every blow and its
+    consequences. faults: what must not happen.
     """
 
-    def __init__(self, source: Path, out: Path, folder: Path, cluster: Cluster | None) -> None:
-        self._source, self._out, self._folder = source, out, folder
+    def __init__(self, source: Path, out: Path, *, folder: Path, logs: Path, cluster: Cluster | None) -> None:
+        self._source, self._out, self._folder, self._logs = source, out, folder, logs
+        shutil.rmtree(logs, ignore_errors=True)
+        logs.mkdir(parents=True)
         self.cluster = cluster or self._fresh_cluster()
         self.drivers = 0
         self.told: list[str] = []
@@ -106,7 +110,7 @@ class StruckRun:
         variables = environment() | self.cluster.environment
         home = self._folder / "drivers"
         home.mkdir(exist_ok=True)
-        self.log = home / f"{self.drivers}.log"
+        self.log = self._logs / f"{self.drivers}.log"
         flags = ["--address", self.cluster.address, "--workers", "2", *SLOW, *BOTH]
         line = [sys.executable, "-m", "jobs.label", str(self._source), str(self._out), *flags]
         with self.log.open("wb") as log:
