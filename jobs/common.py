@@ -14,8 +14,10 @@ import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from setproctitle import getproctitle, setproctitle
 
 from pipeline.manifest import Manifest, read_manifest
+from pipeline.redaction import MASK
 from pipeline.settings import RunFailed
 from pipeline.storage import SourceError, Storage, redact
 
@@ -46,6 +48,9 @@ class RunFolder:
 
 def storage_options(text: str) -> dict[str, Any]:
     """The JSON object of --storage-options. Raises SourceError, without repeating what may be a secret."""
+    if text:
+        # The command line is for everybody to see: `ps` shows it, and Ray's dashboard as the job's entry point.
+        setproctitle(getproctitle().replace(text, MASK))
     try:
         options = json.loads(text or "{}")
     except json.JSONDecodeError as error:

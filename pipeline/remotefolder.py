@@ -11,7 +11,7 @@ from typing import IO, Any, TypeVar
 from pipeline import localfiles
 from pipeline.redaction import redact
 from pipeline.remotefile import RemoteFile
-from pipeline.retries import ShortRead, StoreUnavailable, patiently
+from pipeline.retries import ShortRead, StoreUnavailable, http_status, patiently
 from pipeline.urls import SourceError, scheme
 
 # One PUT or one completed multipart upload is atomic here, and folders need not be made.
@@ -88,6 +88,10 @@ class RemoteFolder:
                 fs.pipe_file(target, data, mode="create", **_within(fs, len(data)))
             except (NotImplementedError, TypeError):
                 fs.pipe_file(target, data)
+            except OSError as error:
+                if http_status(error) == 412:  # precondition failed
+                    raise FileExistsError(redact(target)) from error
+                raise
 
         if self.info(url) is not None:
             return False

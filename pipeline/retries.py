@@ -47,25 +47,31 @@ class ShortRead(ConnectionError):
 
 def is_passing(error: BaseException) -> bool:
     """Whether asking again may help: the store was not reached, was busy, or broke off."""
-    seen: BaseException | None = error
-    while seen is not None:
-        status = _http_status(seen)
-        if status is not None:
-            return status in _PASSING_STATUS
-        if any(kind.__name__ in _PASSING_CLASSES for kind in type(seen).__mro__):
-            return True
-        seen = seen.__cause__
-    return False
+    status = http_status(error)
+    if status is not None:
+        return status in _PASSING_STATUS
+    return any(kind.__name__ in _PASSING_CLASSES for cause in _chain(error) for kind in type(cause).__mro__)
 
 
-def _http_status(error: BaseException) -> int | None:
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:  # aiohttp; azure-core; gcsfs
-        names = ("status", "status_code", "code")
-        status = next((value for name in names if isinstance(value := getattr(error, name, None), int)), None)
-    return status if isinstance(status, int) and 300 <= status < 600 else None
+def http_status(error: BaseException) -> int | None:
+    """The status of the answer that an error, or what caused it, stands for; None where there was no answer."""
+    for cause in _chain(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):  # botocore
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:  # aiohttp; azure-core; gcsfs
+            names = ("status", "status_code", "code")
+            status = next((value for name in names if isinstance(value := getattr(cause, name, None), int)), None)
+        if isinstance(status, int) and 300 <= status < 600:
+            return status
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def patiently(call: Callable[[], Answer], url: str, patience: float) -> Answer:

@@ -1,0 +1,67 @@
+"""Workers that label nothing: what the driver does with shards, attempts and actors can be seen without a model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from pipeline.commit import Commit, write_commit
+from pipeline.manifest import versions
+from pipeline.samples import Shard, ShardError
+from pipeline.storage import StoreUnavailable
+from pipeline.worker import Job, WorkerProgress, WorkerReport
+
+
+class Sleeper:
+    """Takes `seconds` for a shard of 10,000 rows, and commits it. What its name says may happen instead."""
+
+    seconds = 0.0
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def load(self) -> WorkerReport:
+        environment = {"versions": versions()}
+        return WorkerReport(model_sha256="m", resolved={}, fingerprint="f", environment=environment, host="here")
+
+    def label(self, shard: Shard, attempt: int) -> Commit:
+        started = time.time()
+        time.sleep(self.seconds)
+        self.misbehave(shard, attempt)
+        counts = {"ok": 9_990, "unreadable": 10} if shard.name.startswith("unreadable") else {"ok": 10_000}
+        commit = Commit(
+            shard=shard.name,
+            state="done",
+            fingerprint="f",
+            attempt=attempt,
+            inputs=shard.digest(),
+            rows=10_000,
+            counts=counts,
+            seconds={"unet": self.seconds, "total": self.seconds},
+            started=started,
+            finished=time.time(),
+            worker="here",
+        )
+        write_commit(self.job.out, commit)
+        return commit
+
+    def progress(self) -> WorkerProgress:
+        return WorkerProgress(samples=0, waiting="")
+
+    def misbehave(self, shard: Shard, attempt: int) -> None:
+        kind = shard.name.partition("-")[0]
+        if kind == "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "once" and attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "broken":
+            raise ShardError(shard.url, "this is no tar")
+        if kind == "memory":
+            raise MemoryError
+        if kind == "gone":
+            raise StoreUnavailable(f"{shard.url}: the store has not answered for 300 s")
+        if kind == "hungry":
+            hoard = []
+            while True:
+                hoard.append(bytearray(os.urandom(2**20)) * 64)

@@ -1,0 +1,127 @@
+"""Shards that take their worker with them, on a real Ray with a worker that only misbehaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipeline.commit import read_commits
+from pipeline.run import RunSummary, label_run
+from pipeline.settings import LabelSettings, RunFailed, RunSettings, WorkerSettings
+from pipeline.storage import Storage
+
+sys.path.insert(0, str(Path(__file__).parent))
+import doubles
+
+ray.cloudpickle.register_pickle_by_value(doubles)  # workers do not find it by its name
+
+
+def run(out: Path, names: str, **settings: object) -> RunSummary:
+    """A run over shards of these names, which need not be there: braces are taken at their word."""
+    return label_run(
+        f"{out.parent}/in/{{{names}}}.tar",
+        str(out),
+        settings=LabelSettings(),
+        worker=WorkerSettings(device="cpu"),
+        run=RunSettings(**({"workers": 2} | settings)),  # type: ignore[arg-type]
+        worker_class=doubles.Sleeper,
+    )
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_shard_that_kills_its_worker_fails_after_three_attempts_and_costs_no_other(tmp_path: Path) -> None:
+    summary = run(tmp_path / "out", "good-{0..9},kills,once,memory,broken")
+    assert set(summary.failed) == {"kills", "memory", "broken"}
+    assert summary.counts == {"ok": 110_000}
+    records = read_commits(Storage(url=str(tmp_path / "out")))
+    assert {name: record.attempt for name, record in records.items() if record.attempt > 1} == {
+        "kills": 3,
+        "once": 2,
+        "memory": 3,
+        "broken": 3,
+    }
+    assert {name: record.passing for name, record in records.items() if record.state == "failed"} == {
+        "kills": True,
+        "memory": True,
+        "broken": False,
+    }
+
+
+def test_retry_failed_redoes_what_failed_for_passing_reasons_and_nothing_else(tmp_path: Path) -> None:
+    out, names = tmp_path / "out", "good-{0..1},memory,broken,unreadable"
+    first = run(out, names, no_ray=True)
+    assert (set(first.failed), first.images) == ({"memory", "broken"}, 30_000)
+    (good,) = (out / "commits").glob("good-0.*")
+    good.unlink()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json") if path.name != "run.json"}
+    again = run(out, names, no_ray=True, retry_failed=True)
+    assert (set(again.failed), again.images) == ({"memory", "broken"}, 10_000)
+    touched = {path.name.partition(".")[0] for path in before if path.stat().st_mtime_ns != before[path]}
+    assert touched == {"memory", "unreadable"}
+    assert not good.exists(), "a shard that was never done is no failure"
+
+
+def test_a_plain_run_does_what_is_missing_and_what_failed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out, "good-{0..1},broken", no_ray=True)
+    summary = run(out, "good-{0..1},broken", no_ray=True)
+    assert (summary.done_before, list(summary.failed)) == (2, ["broken"])
+    (failure,) = (out / "failures").iterdir()
+    # As if the shard had been mended: its failure goes when it is done.
+    (tmp_path / "in").mkdir()
+    doubles.Sleeper.misbehave, kept = lambda self, shard, attempt: None, doubles.Sleeper.misbehave
+    try:
+        assert run(out, "good-{0..1},broken", no_ray=True).failed == {}
+    finally:
+        doubles.Sleeper.misbehave = kept
+    assert not failure.exists()
+
+
+def test_a_store_trouble_that_the_driver_does_not_share_is_the_shards_own(tmp_path: Path) -> None:
+    summary = run(tmp_path / "out", "good-{0..3},gone", no_ray=True)
+    assert list(summary.failed) == ["gone"]
+    assert summary.counts == {"ok": 40_000}
+
+
+def test_a_store_that_the_driver_cannot_reach_either_ends_the_run(tmp_path: Path, free_port: int) -> None:
+    out, source = tmp_path / "out", f"http://127.0.0.1:{free_port}/{{first,gone,later}}.tar"
+    with pytest.raises(RunFailed, match=rf"127.0.0.1:{free_port}.* has not answered.*the same command goes on"):
+        label_run(
+            source,
+            str(out),
+            settings=LabelSettings(),
+            worker=WorkerSettings(device="cpu"),
+            run=RunSettings(no_ray=True, store_timeout=2.0),
+            worker_class=doubles.Sleeper,
+        )
+    assert set(read_commits(Storage(url=str(out)))) == {"first"}
+
+
+HUNGRY = """
+import os, sys, psutil
+memory = psutil.virtual_memory()
+# Ray kills above this: three gigabytes more than now, so that the machine itself is never in need.
+os.environ["RAY_memory_usage_threshold"] = str((memory.total - memory.available + 3 * 2**30) / memory.total)
+os.environ["RAY_memory_monitor_refresh_ms"] = "100"
+sys.path.insert(0, sys.argv[1])
+import doubles, test_pool
+from pathlib import Path
+doubles.Sleeper.seconds = 0.2
+summary = test_pool.run(Path(sys.argv[2]), "good-{0..9},hungry", address="local")
+print(summary.counts, summary.failed)
+"""
+
+
+def test_a_shard_that_takes_all_memory_fails_after_three_attempts_and_costs_no_other(tmp_path: Path) -> None:
+    out, here = tmp_path / "out", Path(__file__).parent
+    line = [sys.executable, "-c", HUNGRY, str(here), str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(here.parents[1])}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert "{'ok': 100000} {'hungry': 'OutOfMemoryError" in done.stdout, done.stdout + done.stderr
+    record = read_commits(Storage(url=str(out)))["hungry"]
+    assert (record.state, record.attempt, record.passing) == ("failed", 3, True)
