@@ -86,6 +86,7 @@ class Cluster:
         folder.mkdir()
         self.folder = folder
         self.environment = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.environment["TMPDIR"] = str(folder)  # what killed workers leave goes with the cluster
         self.head = Node(folder / "0", ["--head", "--port", "0", "--include-dashboard", "false"], self.environment)
         self._nodes = [self.head]
         self.head.wait()
