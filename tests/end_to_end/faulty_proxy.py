@@ -17,7 +17,7 @@ import aiohttp
 from aiohttp import web
 from faults import BODY, Faults, of_kind, without_keys
 from multidict import CIMultiDict
-from object_store import reserved_port
+from servers import reserved_port
 from yarl import URL
 
 _REFUSALS = {"slow_down": (503, "SlowDown"), "error": (500, "InternalError")}

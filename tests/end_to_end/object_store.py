@@ -7,9 +7,7 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from typing import Any
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from servers import guarded, installed, reserved_port
 
 PHOTOGRAPHS, LABELS = "photographs", "labels"
 REGION = "us-east-1"
@@ -35,25 +34,11 @@ STOP_SECONDS = 0.3
 
 _READY_BUCKET = "ready"
 _PORTS = ("master", "volume", "filer", "s3")
-# Becomes the server, after asking Linux to kill it when the thread that started it ends, however that came about.
-_DIES_WITH_US = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
-    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
-)
 
 
 def server_program() -> str | None:
-    """The path of `weed`, beside this Python or else on PATH."""
-    beside = Path(sys.executable).with_name("weed")
-    return str(beside) if beside.exists() else shutil.which("weed")
-
-
-def reserved_port() -> socket.socket:
-    """A port of 127.0.0.1 that is ours while this socket is open: servers can listen on it, others do not get it."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return held
+    """The path of `weed`, if it is here."""
+    return installed("weed")
 
 
 class ObjectStore:
@@ -189,13 +174,17 @@ class ObjectStore:
             "volume.preStopSeconds": 0,
         }
         line = [self._program, "-logtostderr=true", "server", *(f"-{name}={value}" for name, value in flags.items())]
-        guarded = [sys.executable, "-ISc", _DIES_WITH_US, str(os.getpid()), *line]
         # HOME, since it would read settings there; one volume a bucket instead of seven, each of which takes a slot.
         own = {"HOME": str(here), "TMPDIR": str(here), "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1", "GOMAXPROCS": "2"}
         own["GOMEMLIMIT"] = "192MiB"
         with (here / "log").open("ab") as log:
             return subprocess.Popen(
-                guarded, cwd=here, env={**own, "PATH": os.defpath}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                guarded(line),
+                cwd=here,
+                env={**own, "PATH": os.defpath},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
 
     def _wait_until_ready(self) -> None:

@@ -1,0 +1,149 @@
+"""Emulators of Google Cloud Storage and Azure Blob Storage, with two buckets each, for machines that have them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import os
+import secrets
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from servers import guarded, installed, reserved_port
+
+PHOTOGRAPHS, LABELS = "photographs", "labels"
+READY_SECONDS = 60.0
+
+
+class Missing(Exception):
+    """What this machine lacks for an emulator; the message says how to get it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OtherStore:
+    """A running emulator.
+
+    Attributes:
+        scheme: of its URLs: `f"{scheme}://{bucket}/{prefix}"`.
+        options: the storage options that open it.
+    """
+
+    scheme: str
+    options: dict[str, Any]
+
+    def upload(self, folder: Path, bucket: str, prefix: str) -> None:
+        """Every file below `folder` to the same path below `prefix`."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self._fs().pipe_file(f"{bucket}/{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+    def download(self, bucket: str, prefix: str, folder: Path) -> None:
+        """Every object below `prefix` to the same path below `folder`."""
+        fs = self._fs()
+        for name in fs.find(f"{bucket}/{prefix}"):
+            path = folder / name.removeprefix(f"{bucket}/{prefix}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(fs.cat_file(name))
+
+    def make_buckets(self) -> None:
+        """Both buckets; tried until the server answers."""
+        deadline = time.monotonic() + READY_SECONDS
+        for bucket in (PHOTOGRAPHS, LABELS):
+            while True:
+                try:
+                    self._fs().mkdir(bucket)
+                    break
+                except Exception:  # each client has errors of its own for a server that is not there yet
+                    if time.monotonic() > deadline:
+                        raise
+                time.sleep(0.1)
+
+    def _fs(self) -> Any:
+        fs = fsspec.filesystem(self.scheme, **self.options)
+        fs.invalidate_cache()
+        return fs
+
+
+@contextlib.contextmanager
+def google_store() -> Iterator[OtherStore]:
+    """Google Cloud Storage as gcsfs sees it, in memory. It ignores preconditions: "create only" overwrites.
+
+    Raises:
+        Missing: without gcsfs and the emulator.
+    """
+    # Otherwise gcsfs asks an emulator over TLS what kind of bucket this is, a minute for each call.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    program = _needed("gcp-storage-emulator", "gcsfs", "pip install gcsfs gcp-storage-emulator")
+    with contextlib.closing(reserved_port()) as held:
+        port = held.getsockname()[1]
+        options = {"token": "anon", "endpoint_url": f"http://127.0.0.1:{port}", "project": "planted-project"}
+        with _running([program, "start", "--host=127.0.0.1", f"--port={port}", "--in-memory"], port):
+            store = OtherStore(scheme="gs", options=options)
+            store.make_buckets()
+            yield store
+
+
+@contextlib.contextmanager
+def azure_store() -> Iterator[OtherStore]:
+    """Azure Blob Storage as adlfs sees it: Azurite from PATH, or from the npm folder named by DIFFSEG_AZURITE.
+
+    Raises:
+        Missing: without adlfs and Azurite.
+    """
+    remedy = "pip install adlfs; npm install --prefix FOLDER azurite; export DIFFSEG_AZURITE=FOLDER"
+    program = _needed("azurite-blob", "adlfs", remedy, os.environ.get("DIFFSEG_AZURITE"))
+    key = base64.b64encode(f"planted-azure-key-{secrets.token_hex(16)}".encode()).decode()
+    with contextlib.closing(reserved_port()) as held, tempfile.TemporaryDirectory(prefix="azurite-") as folder:
+        port = held.getsockname()[1]
+        where = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", folder]
+        account = f"AccountName=planted;AccountKey={key};BlobEndpoint=http://127.0.0.1:{port}/planted;"
+        line = [program, *where, "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+        with _running(line, port, AZURITE_ACCOUNTS=f"planted:{key}"):
+            store = OtherStore(scheme="az", options={"connection_string": f"DefaultEndpointsProtocol=http;{account}"})
+            store.make_buckets()
+            yield store
+
+
+def _needed(program: str, package: str, remedy: str, npm_folder: str | None = None) -> str:
+    found = installed(program)
+    if found is None and npm_folder:
+        inside = Path(npm_folder).absolute() / "node_modules" / ".bin" / program
+        found = str(inside) if inside.exists() else None
+    try:
+        __import__(package)
+    except ImportError:
+        found = None
+    if found is None:
+        raise Missing(f"{program} and {package} are not both here: {remedy}")
+    return found
+
+
+@contextlib.contextmanager
+def _running(line: list[str], port: int, **environment: str) -> Iterator[None]:
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(
+        guarded(line), env={**os.environ, **environment}, stdin=quiet, stdout=quiet, stderr=quiet
+    )
+    try:
+        deadline = time.monotonic() + READY_SECONDS
+        while not _listens(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{line[0]} does not listen on port {port}; it ended with {process.poll()}")
+            time.sleep(0.05)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False

@@ -1,0 +1,29 @@
+"""From bucket to bucket on Google's and Azure's stores, where their emulators are installed: the tree is the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from other_stores import Missing, azure_store, google_store
+from runs import BOTH, differences, label
+
+
+@pytest.mark.parametrize("make", [google_store, azure_store])
+# Of a client's own making: adlfs gives aiohttp the bytes of a body, and clients are closed when they are collected.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_from_bucket_to_bucket(make, request, tmp_path):
+    with contextlib.ExitStack() as after:
+        try:
+            store = after.enter_context(make())
+        except Missing as missing:
+            pytest.skip(str(missing))
+        scene_tars, labelled = map(request.getfixturevalue, ("scene_tars", "labelled"))  # made if not skipped
+        store.upload(scene_tars, "photographs", "in/tars")
+        flags = ("--no-ray", *BOTH, "--storage-options", json.dumps(store.options))
+        source, out = (f"{store.scheme}://{place}" for place in ("photographs/in/tars", "labels/out/run"))
+        assert label(source, out, *flags) == 0
+        store.download("labels", "out/run", tmp_path / "back")
+        assert differences(tmp_path / "back", labelled) == ["run.json"], "which names the source"
+        assert label(source, out, *flags) == 0, "a second run over what is there"
