@@ -1,0 +1,200 @@
+"""Runs from bucket to bucket on a real S3 server, also where it answers badly, is away, or is shared by two runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from faults import Faults
+from faulty_proxy import FaultyProxy
+from object_store import LABELS, PHOTOGRAPHS, ObjectStore
+from runs import BOTH, DEADLINE, FAST, differences, environment, label, tree
+
+OUTAGE_SECONDS = float(os.environ.get("DIFFSEG_OUTAGE", "8"))
+"""`make outage` sets a minute."""
+
+
+@pytest.fixture(scope="module")
+def source(scene_tars: Path, object_store: ObjectStore) -> str:
+    """The scenes as five tars, in the bucket that cannot be written to."""
+    object_store.upload(scene_tars, PHOTOGRAPHS, "scenes")
+    return f"s3://{PHOTOGRAPHS}/scenes"
+
+
+@pytest.fixture
+def proxy(object_store: ObjectStore) -> Iterator[FaultyProxy]:
+    with FaultyProxy(object_store.endpoint, seed=1) as between:
+        yield between
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> str:
+    return f"s3://{LABELS}/{tmp_path.name}"
+
+
+@pytest.fixture
+def assert_is_labelled(object_store: ObjectStore, out: str, labelled: Path, tmp_path: Path) -> Callable[[], None]:
+    """OUT holds what an undisturbed run from local files leaves, byte for byte, but for the name of the source."""
+
+    def check() -> None:
+        object_store.download(LABELS, out.removeprefix(f"s3://{LABELS}/"), tmp_path / "downloaded")
+        assert differences(tmp_path / "downloaded", labelled) == ["run.json"]
+        assert set(tree(tmp_path / "downloaded")) == set(tree(labelled))
+
+    return check
+
+
+def driver(source: str, out: str, variables: dict[str, str], *flags: str) -> subprocess.Popen[str]:
+    """`diffseg label` as a process of its own."""
+    line = [sys.executable, "-m", "jobs.label", source, out, *FAST, *BOTH, *flags]
+    output = subprocess.PIPE
+    return subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, text=True, env=environment() | variables)
+
+
+def through(proxy: FaultyProxy, store: ObjectStore) -> tuple[str, ...]:
+    return ("--no-ray", "--storage-options", json.dumps(store.options(endpoint=proxy.endpoint)), *BOTH)
+
+
+def test_from_bucket_to_bucket_on_actors(
+    source: str, out: str, object_store: ObjectStore, assert_is_labelled: Callable[[], None]
+) -> None:
+    for said in ("5 of 5 shards done; 20 images", "5 of 5 shards done, 5 of them before"):
+        run = driver(source, out, object_store.environment(), "--address", "local", "--workers", "2")
+        output, _ = run.communicate(timeout=DEADLINE)
+        assert run.returncode == 0, output
+        assert said in output
+    assert_is_labelled()
+
+
+def test_a_run_completes_where_requests_fail(
+    source: str, out: str, proxy: FaultyProxy, object_store: ObjectStore, assert_is_labelled: Callable[[], None]
+) -> None:
+    # 5 % of all requests is little for a run of sixty: here it is a third.
+    proxy.set(Faults(slow_down=0.06, error=0.06, reset=0.06, lost_answer=0.06, reset_body=0.1, trickle=0.05, cut=0.1))
+    assert label(source, out, *through(proxy, object_store)) == 0
+    assert sum(proxy.counts[fault] for fault in ("slow_down", "error", "reset", "lost_answer", "reset_body", "cut")) > 9
+    assert_is_labelled()
+
+
+def test_a_get_that_stalls_is_asked_again(
+    source: str, out: str, proxy: FaultyProxy, object_store: ObjectStore, assert_is_labelled: Callable[[], None]
+) -> None:
+    proxy.set(Faults(stall=1.0))
+    calm = threading.Timer(2.0, proxy.set, (Faults(),))
+    calm.start()
+    assert label(source, out, *through(proxy, object_store)) == 0
+    assert proxy.counts["stall"] > 0
+    assert_is_labelled()
+
+
+def test_a_late_listing_costs_work_but_no_row(
+    source: str, out: str, proxy: FaultyProxy, object_store: ObjectStore, assert_is_labelled: Callable[[], None]
+) -> None:
+    assert label(source, out, *through(proxy, object_store)) == 0
+    proxy.set(Faults(stale_listing=1.0, stale_seconds=3600.0))
+    assert label(source, out, *through(proxy, object_store)) == 0
+    assert proxy.counts["stale_listing"] > 0
+    assert_is_labelled()
+
+
+def test_a_store_that_is_away_is_waited_for(
+    source: str,
+    out: str,
+    proxy: FaultyProxy,
+    object_store: ObjectStore,
+    assert_is_labelled: Callable[[], None],
+) -> None:
+    run = driver(source, out, object_store.environment(endpoint=proxy.endpoint), "--address", "local", "--workers", "2")
+    wait_for_records(object_store, out, 1)
+    proxy.gone(OUTAGE_SECONDS)
+    output, _ = run.communicate(timeout=DEADLINE)
+    assert run.returncode == 0, output
+    assert "workers wait: s3://" in output
+    assert "does not answer" in output
+    assert "all workers go on" in output
+    assert "5 of 5 shards done; 20 images" in output
+    assert_is_labelled()
+
+
+def test_a_store_that_is_gone_ends_the_run_and_a_later_run_resumes(
+    source: str,
+    out: str,
+    proxy: FaultyProxy,
+    object_store: ObjectStore,
+    assert_is_labelled: Callable[[], None],
+) -> None:
+    variables = object_store.environment(endpoint=proxy.endpoint)
+    run = driver(source, out, variables, "--address", "local", "--workers", "2", "--store-timeout", "4")
+    wait_for_records(object_store, out, 1)
+    proxy.gone()
+    left = time.monotonic()
+    output, _ = run.communicate(timeout=DEADLINE)
+    assert time.monotonic() - left < 60
+    assert run.returncode == 1
+    assert "has not answered for" in output
+    assert "s3://" in output
+    assert "the same command goes on where this run stopped" in output.replace("\n", " ")
+    assert "Traceback" not in output
+    proxy.back()
+    again = driver(source, out, variables, "--no-ray")
+    output, _ = again.communicate(timeout=DEADLINE)
+    assert again.returncode == 0, output
+    assert " of them before" in output
+    assert_is_labelled()
+
+
+def test_two_runs_on_one_out_at_the_same_time(
+    source: str, out: str, object_store: ObjectStore, assert_is_labelled: Callable[[], None]
+) -> None:
+    runs = [driver(source, out, object_store.environment(), "--no-ray") for _ in range(2)]
+    outputs = [run.communicate(timeout=DEADLINE)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert_is_labelled()
+
+
+def test_of_two_runs_with_other_settings_at_the_same_time_one_is_refused(
+    source: str, out: str, object_store: ObjectStore
+) -> None:
+    taus = ("0.05", "0.06")
+    runs = [driver(source, out, object_store.environment(), "--no-ray", "--tau", tau) for tau in taus]
+    outputs = [run.communicate(timeout=DEADLINE)[0] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2], outputs
+    refused = next(output for run, output in zip(runs, outputs, strict=True) if run.returncode == 2)
+    assert "holds a run with other settings" in refused
+    assert "tau" in refused
+    checked = subprocess.run(
+        [sys.executable, "-m", "jobs.verify", out],
+        env=environment() | object_store.environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_an_out_that_cannot_be_written_is_named(
+    source: str, object_store: ObjectStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = json.dumps(object_store.options())
+    out = f"s3://{PHOTOGRAPHS}/out"
+    assert label(source, out, "--no-ray", "--storage-options", options) == 1
+    said = capfd.readouterr().err
+    assert f"{out}/run.json: access is denied" in said
+    assert "Traceback" not in said
+
+
+def wait_for_records(store: ObjectStore, out: str, count: int) -> None:
+    """Until the run is well under way."""
+    end = time.monotonic() + DEADLINE
+    prefix = out.removeprefix(f"s3://{LABELS}/") + "/commits/"
+    while len(store.keys(LABELS, prefix)) < count:
+        assert time.monotonic() < end
+        time.sleep(0.05)
