@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format tiny-eval tiny-train full-size photographs chaos clean
+.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ demo: $(VENV)/.demo ## Label photographs and generated scenes on this machine; e
 
 test: $(VENV)/.test ## Install what the tests need and run them all
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.test ## Feed thousands of hostile shards to the pipeline: CASES=2000 SEED=0
+	$(BIN)/python tests/end_to_end/fuzz.py --cases $(or $(CASES),2000) --seed $(or $(SEED),0)
 
 check: $(VENV)/.dev ## Formatter, linter and type checker
 	$(BIN)/ruff format --check .

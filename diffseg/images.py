@@ -39,7 +39,7 @@ _FORMATS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
 }
 
 # Pillow walks some headers byte by byte, and a file can be all header: no photograph needs as many reads.
-_MAX_READS = 2**21
+_MAX_READS = 2**18
 # A scan of a progressive JPEG can have a dozen bytes and costs a pass over every pixel; encoders make about ten.
 _MAX_JPEG_SCANS = 200
 _JPEG_SCAN = b"\xff\xda"

@@ -15,7 +15,7 @@ from pipeline.parquetguard import DamagedPages, GuardedFile
 from pipeline.samples import FirstSeen, Sample, ShardError, bounded_key, meta_text, shorten
 
 _BATCH_ROWS = 16
-_BATCH_BYTES = 2**28
+_BATCH_BYTES = 2**26
 _BUFFER_BYTES = 2**20
 _FREE_ROWS = 2**20  # a file may declare this many rows, whatever its size
 
@@ -115,8 +115,11 @@ class _Reader:
                 yield self._failed(bounded_key(key or f"{self._index:08d}")[0], "unreadable", error)
 
     def _failed(self, key: str, status: str, error: str) -> Sample:
+        index = self._index
         self._index += 1
-        return Sample(index=self._index - 1, key=key, image=None, status=status, error=error)
+        if key and (first := self._first_seen(key, index)) != index:
+            status, error = "duplicate_key", f"row {first} of this shard has the key {key!r} already; {error}"
+        return Sample(index=index, key=key, image=None, status=status, error=shorten(error))
 
     def _keys(self, group: int) -> Iterator[str | None]:
         if self._columns.key is None:
@@ -142,10 +145,10 @@ class _Reader:
         key, too_long = bounded_key((_key(batch, row, columns) if columns.key else path) or f"{index:08d}")
         first = self._first_seen(key, index)
         status, error = "ok", ""
-        if too_long:
-            status, error = "too_large", too_long
-        elif first != index:
+        if first != index:
             status, error = "duplicate_key", f"row {first} of this shard has the key {key!r} already"
+        elif too_long:
+            status, error = "too_large", too_long
         elif image is None:
             status, error = "no_image", f"the column {columns.image!r} is null in row {index}"
             if path is not None:

@@ -191,10 +191,10 @@ def _image(index: int, first: int, group: _Group, too_long: str) -> tuple[bytes 
     """The image, or None with the status and the message that tell why there is none."""
     if group.damage:
         return None, "truncated", f"the tar cannot be read beyond this place: {group.damage}"
-    if too_long:
-        return None, "too_large", too_long
     if first != index:
         return None, "duplicate_key", f"sample {first} of this shard has the key {group.key!r} already"
+    if too_long:
+        return None, "too_large", too_long
     candidates = group.candidates
     if len(candidates) > 1:
         found = ", ".join(candidates)

@@ -1,0 +1,84 @@
+"""The process in which `fuzz.py` labels: reads a path a line, labels it, answers in JSON. argv: the scratch folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffseg.decide import Segment, Segmentation
+from pipeline.label import label_shard
+from pipeline.settings import LabelSettings
+from pipeline.shards import find_shards
+from pipeline.storage import Storage
+
+MAX_PIXELS = 2**20  # as in hostile_images, which this process does not need
+FORBIDDEN = ("subprocess.", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "pickle.find_class")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+class Constant:
+    """Stands in for the Segmenter: one segment an image, at once; its confidence is the image's mean brightness."""
+
+    batch_size = 2
+
+    def segment_batch(self, images: Sequence[np.ndarray], step: Any) -> Iterator[Segmentation]:
+        """As the Segmenter does."""
+        for image in images:
+            height, width = image.shape[:2]
+            mean = float(image.mean()) / 255
+            segment = Segment(id=0, area=height * width, bbox=(0, 0, width, height), confidence=mean)
+            yield Segmentation(labels=np.zeros((height, width), np.uint16), segments=(segment,), confidence=mean)
+
+
+def label(path: str, out: Path) -> None:
+    """Label the one shard at ``path``: the only call of the pipeline."""
+    (shard,) = find_shards(path)
+    label_shard(
+        shard,
+        segmenter=Constant(),  # type: ignore[arg-type]
+        settings=LabelSettings(format="parquet,webdataset", max_pixels=MAX_PIXELS),
+        metadata={"fingerprint": "f"},
+        out=Storage(url=str(out)),
+        source=Storage(url="."),
+    )
+
+
+def main(scratch: Path) -> None:
+    """Answer until the input ends."""
+    forbidden: list[str] = []
+    inside = (str(scratch / "out"), str(scratch / "tmp"), "/dev/null")
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event.startswith(FORBIDDEN):
+            forbidden.append(f"{event} {arguments}"[:300])
+        elif event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING:
+            path = os.fsdecode(arguments[0]) if isinstance(arguments[0], (str, bytes)) else ""
+            if path and not path.startswith(inside):
+                forbidden.append(f"open for writing: {path[:300]}")
+
+    sys.addaudithook(audit)
+    answer(error="", forbidden=[])
+    for line in sys.stdin:
+        error = ""
+        try:
+            label(json.loads(line)["path"], scratch / "out")
+        except BaseException as raised:
+            error = f"{type(raised).__name__}: {raised}"[:1000]
+        answer(error=error, forbidden=forbidden)
+        forbidden.clear()
+
+
+def answer(**fields: Any) -> None:
+    """One line, with the peak memory up to now."""
+    print(json.dumps({**fields, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
