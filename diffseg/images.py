@@ -6,7 +6,6 @@ comes out as an ``ImageError`` with a status that a pipeline can count.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import struct
@@ -26,6 +25,8 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from diffseg.boundedfile import check_scans, open_bounded
+
 # Made here and not by Image.open, whose own check for decompression bombs warns or raises at a limit that is global to
 # the process. EPS, PDF and their like start other programs or hold no photographs.
 _FORMATS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
@@ -37,13 +38,6 @@ _FORMATS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
     "TIFF": TiffImageFile,
     "PPM": PpmImageFile,
 }
-
-# Pillow walks some headers byte by byte, and a file can be all header: no photograph needs as many reads.
-_MAX_READS = 2**18
-# A scan of a progressive JPEG can have a dozen bytes and costs a pass over every pixel; encoders make about ten.
-_MAX_JPEG_SCANS = 200
-_JPEG_SCAN = b"\xff\xda"
-_BLOCK_BYTES = 2**20
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -97,28 +91,8 @@ def decode_image(
         _check_size(source.size, max_pixels, min_side)
         with _quiet():
             return _pixels(source.copy)
-    with _Bytes(source) if isinstance(source, bytes) else _File(io.FileIO(source)) as file, _quiet():
+    with open_bounded(source) as file, _quiet():
         return _decode_file(file, max_pixels, min_side)
-
-
-class _Counted(io.BufferedIOBase):
-    """Gives up on a file that is read in more pieces than a photograph ever is."""
-
-    _reads = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._reads += 1
-        if self._reads > _MAX_READS:
-            raise ImageError("undecodable", f"the file goes on after {_MAX_READS} pieces of headers")
-        return super().read(size)
-
-
-class _Bytes(_Counted, io.BytesIO):
-    pass
-
-
-class _File(_Counted, io.BufferedReader):
-    pass
 
 
 _WARNING_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -173,29 +147,17 @@ def _open(file: IO[bytes]) -> ImageFile.ImageFile:
         if isinstance(accepted, str):
             reason = accepted
         elif accepted:
-            if name == "JPEG":
-                _check_scans(file)
             file.seek(0)
             try:
+                if name == "JPEG":
+                    check_scans(file)
                 return factory(file)
-            except ImageError:
-                raise
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
                 # Pillow's own way of saying "not mine": another format may claim the same prefix.
                 reason = f"the {name} header is broken: {error}"
             except Exception as error:
                 raise _image_error(error, f"the {name} header cannot be read") from error
     raise ImageError("undecodable", reason)
-
-
-def _check_scans(file: IO[bytes]) -> None:
-    scans, last = 0, b""
-    file.seek(0)
-    while block := file.read(_BLOCK_BYTES):
-        scans += (last + block).count(_JPEG_SCAN)
-        last = block[-1:]
-    if scans > _MAX_JPEG_SCANS:
-        raise ImageError("undecodable", f"a JPEG of {scans} scans; at most {_MAX_JPEG_SCANS} are decoded")
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:

@@ -1,0 +1,126 @@
+"""Parquet files that claim more than they hold, or are damaged between good rows."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.parquetguard import FREE_BYTES
+from pipeline.parquetshard import read_parquet
+from pipeline.samples import ShardError
+from pipeline.thriftread import Malformed, read_struct
+
+
+def file_of(table, **options) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(table), file, **options)
+    return file.getvalue()
+
+
+def read(data):
+    return list(read_parquet(io.BytesIO(data), "the.parquet"))
+
+
+def rows(count):
+    return {"key": [f"k{i}" for i in range(count)], "image": [b"image %03d" % i * 9 for i in range(count)]}
+
+
+PLAIN = {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+
+
+def test_damage_costs_the_rows_behind_it_in_its_row_group():
+    data = bytearray(file_of(rows(9), row_group_size=3, **PLAIN))
+    data[data.index(b"image 004") + 2] ^= 1
+    found = read(bytes(data))
+    assert [(sample.index, sample.key) for sample in found] == [(number, f"k{number}") for number in range(9)]
+    assert [sample.status for sample in found] == ["ok"] * 3 + ["unreadable"] * 3 + ["ok"] * 3
+    assert "CRC" in found[4].error
+
+
+def test_a_file_of_one_damaged_row_group_is_a_shard_error():
+    data = bytearray(file_of(rows(3), **PLAIN))
+    data[data.index(b"image 001")] ^= 1
+    with pytest.raises(ShardError, match=r"^the\.parquet: cannot be read as Parquet: .*CRC"):
+        read(bytes(data))
+
+
+def test_errors_of_the_store_pass_through():
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() < 100:
+                raise ConnectionResetError("reset by peer")
+            return super().read(size)
+
+    with pytest.raises(ConnectionResetError, match="reset by peer"):
+        list(read_parquet(Failing(file_of(rows(3))), "the.parquet"))
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_pages_that_unpack_to_too_much(dictionary):
+    with pytest.raises(ShardError, match="believed"):
+        read(file_of({"image": [b"\0" * (FREE_BYTES * 5 // 4)]}, compression="zstd", use_dictionary=dictionary))
+
+
+def test_columns_that_together_unpack_to_too_much():
+    texts = {f"text{number}": ["x" * (FREE_BYTES // 8)] for number in range(10)}
+    with pytest.raises(ShardError, match="believed"):
+        read(file_of({"image": [b"x"], **texts}, compression="zstd"))
+
+
+def test_a_list_without_end_and_more_rows_than_bytes():
+    endless = pa.ListArray.from_arrays([0, 2**24], pa.nulls(2**24, pa.int32()))
+    with pytest.raises(ShardError, match="values"):
+        read(file_of({"image": [b"x"], "list": endless}, compression="zstd"))
+    with pytest.raises(ShardError, match="declares 2000000 rows"):
+        read(file_of({"image": pa.nulls(2_000_000, pa.binary())}))
+
+
+def test_large_pages_that_do_not_compress_are_read():
+    data = bytes(range(256)) * (FREE_BYTES // 256 + 1000)
+    (sample,) = read(file_of({"image": [data]}, compression="none", use_dictionary=False))
+    assert (sample.status, sample.image == data) == ("ok", True)
+
+
+def test_long_keys_are_cut_and_repeated_ones_stay_duplicates():
+    keys = ["a" * 100_000, "a" * 100_000, "a" * 99_999 + "b", "c"]
+    found = read(file_of({"key": keys, "image": [b"x"] * 4}))
+    assert [sample.status for sample in found] == ["too_large", "duplicate_key", "too_large", "ok"]
+    assert found[0].key == found[1].key != found[2].key
+    assert max(len(sample.error) for sample in found) < 3000
+
+
+def test_thousands_of_columns_take_seconds():
+    (sample,) = read(file_of({"image": [b"x"], **{f"c{number}": [number] for number in range(3000)}}))
+    assert sample.status == "ok"
+
+
+def test_metas_that_are_too_large_are_not_turned_into_objects():
+    floats = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 2**21), 2**21)
+    (sample,) = read(file_of({"image": [b"x"], "floats": floats}))
+    assert "left out: 17039360 bytes" in sample.meta
+
+
+def test_time_zones_that_do_not_exist():
+    stamps = pa.array([1], pa.timestamp("us", "No/Such"))
+    (sample,) = read(file_of({"image": [b"x"], "when": stamps}))
+    assert sample.status == "ok"
+
+
+def test_structs_of_thrift():
+    # 1: i32 -3, 2: true, 4: binary "ab", 5: struct {1: i64 1}, 6: list of two bytes, 7: map {i32 1: i32 2}, 8: double
+    data = b"\x15\x05\x11\x28\x02ab\x1c\x16\x02\x00\x19\x23\x07\x08\x1b\x01\x55\x02\x04\x17" + bytes(8) + b"\x00rest"
+    fields, length = read_struct(b"__" + data, 2)
+    assert fields == {1: -3, 2: True, 4: None, 5: {1: 1}, 6: None, 7: None, 8: None}
+    assert length == len(data) - len(b"rest")
+    for broken in (
+        b"",
+        b"\x15",
+        b"\x1d\x00",
+        b"\x1c" * 100,
+        b"\x15" + b"\xff" * 12,
+        b"\x18\xff\xff\xff\xff\x07",
+        b"\x19\xf3\xff\x7f",
+    ):
+        with pytest.raises(Malformed):
+            read_struct(broken, 0)
