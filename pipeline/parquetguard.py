@@ -26,6 +26,7 @@ RATIO = 32
 """Above the free amount: bytes, or values of lists, for each byte in the file. Images do not compress."""
 
 _HEADER_BYTES = (2**12, 2**16, 2**20, 2**24)  # headers hold the smallest and the largest value, so they may be long
+_FORGOTTEN_BYTES = 100  # at the end of a column; Arrow allows as many
 _UNCOMPRESSED, _COMPRESSED, _DATA, _DICTIONARY, _DATA_V2 = 2, 3, 5, 7, 8  # fields of Parquet's PageHeader
 _NUM_VALUES = 1  # in each of the three inner headers
 
@@ -149,6 +150,9 @@ class GuardedFile:
         if not isinstance(unpacked, int) or not isinstance(packed, int) or unpacked < 0 or packed < 0:
             raise DamagedPages(f"a page of the column {chunk.name!r} has a size of {packed} bytes, {unpacked} unpacked")
         chunk.next += length + packed
+        # Without this a page could bring the bytes that its own claim is measured by. Old writers forgot a few.
+        if chunk.next > chunk.end + _FORGOTTEN_BYTES:
+            raise DamagedPages(f"a page of the column {chunk.name!r} goes on {chunk.next - chunk.end} bytes behind it")
         if _DICTIONARY in header:
             self._bytes.add(unpacked, packed)
         else:

@@ -100,9 +100,13 @@ class _Reader:
                 raise _Unreadable(damage) from error
             yield from self.lost(group, done, damage)
             return
-        declared = self._parquet.metadata.row_group(group).num_rows
-        if done < declared:
-            yield self._failed("", "truncated", f"row group {group} declares {declared} rows and holds {done}")
+        row_group = self._parquet.metadata.row_group(group)
+        if done < row_group.num_rows:
+            damage = f"it declares {row_group.num_rows} rows"
+            if row_group.num_rows in {row_group.column(place).num_values for place in range(row_group.num_columns)}:
+                yield from self.lost(group, done, damage)
+            else:  # only one number says so, and may itself be the damage
+                yield self._failed("", "truncated", f"row group {group} ends after {done} rows: {damage}")
 
     def lost(self, group: int, done: int, damage: str) -> Iterator[Sample]:
         """The rows of a damaged row group behind the first ``done``, with their keys where these can be read."""

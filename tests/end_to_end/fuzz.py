@@ -35,6 +35,10 @@ MEGABYTES = 600
 """That all shards together may add to the peak memory of the process that labels them."""
 
 
+LOST = ("truncated", "unreadable")
+"""Of these rows the key may be lost as well."""
+
+
 class Failure(Exception):
     """What is wrong with one shard."""
 
@@ -124,7 +128,7 @@ def compare(shard: HostileShard, rows: list[dict[str, Any]]) -> None:
     if not 0 <= len(rows) - len(shard.due) <= shard.beyond:
         raise Failure(f"{len(rows)} rows; due are {len(shard.due)} and up to {shard.beyond} more")
     for place, (row, due) in enumerate(zip(rows, shard.due, strict=False)):
-        if due.key is not None and row["key"] != bounded_key(due.key)[0] and row["status"] != "truncated":
+        if due.key is not None and row["key"] != bounded_key(due.key)[0] and row["status"] not in LOST:
             raise Failure(f"row {place} has the key {row['key'][:80]!r} instead of {due.key[:80]!r}")
         if row["status"] not in due.statuses:
             raise Failure(f"row {place} ({due.kind or 'good'}) is {row['status']}: {row['error'][:200]}")

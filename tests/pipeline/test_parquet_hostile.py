@@ -45,6 +45,27 @@ def test_a_file_of_one_damaged_row_group_is_a_shard_error():
         read(bytes(data))
 
 
+def test_a_page_that_is_skipped_costs_its_rows_and_no_more():
+    data = bytearray(file_of(rows(9), row_group_size=3, **PLAIN))
+    column = pq.ParquetFile(io.BytesIO(bytes(data))).metadata.row_group(1).column(0)
+    assert data[column.data_page_offset : column.data_page_offset + 2] == b"\x15\x00"  # type: a data page
+    data[column.data_page_offset + 1] = 20  # of an unknown type, which Arrow passes over
+    found = read(bytes(data))
+    assert [sample.status for sample in found] == ["ok"] * 3 + ["unreadable"] * 3 + ["ok"] * 3
+
+
+def test_a_page_cannot_bring_the_bytes_that_its_claim_is_measured_by():
+    data = bytearray(file_of(rows(2), **PLAIN))
+    start = pq.ParquetFile(io.BytesIO(bytes(data))).metadata.row_group(0).column(1).data_page_offset
+    fields, _ = read_struct(bytes(data), start)
+    assert fields[2] == fields[3] < 2**13
+    huge = b"\xfe\xff\xff\xff\x0f"  # 2^31 - 1, as zigzag
+    header = b"\x15\x00\x15" + huge + b"\x15" + huge
+    data[start : start + len(header)] = header
+    with pytest.raises(ShardError, match="cannot be read as Parquet: a page"):
+        read(bytes(data))
+
+
 def test_errors_of_the_store_pass_through():
     class Failing(io.BytesIO):
         def read(self, size=-1):
