@@ -48,9 +48,11 @@ class RunFolder:
 
 def storage_options(text: str) -> dict[str, Any]:
     """The JSON object of --storage-options. Raises SourceError, without repeating what may be a secret."""
-    if text:
-        # The command line is for everybody to see: `ps` shows it, and Ray's dashboard as the job's entry point.
-        setproctitle(getproctitle().replace(text, MASK))
+    # The command line is for everybody to see: `ps` shows it, and Ray's dashboard as the job's entry point.
+    shown = getproctitle()
+    masked = redact(shown.replace(text, MASK) if text else shown)
+    if masked != shown:
+        setproctitle(masked)
     try:
         options = json.loads(text or "{}")
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""Check every committed file of a run against its size, checksum and rows, and tell which shards to label again."""
+"""Check every committed file of a run against its size, checksum and rows."""
 
 from __future__ import annotations
 

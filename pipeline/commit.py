@@ -1,7 +1,8 @@
 """The record of a shard: written last, it alone makes a shard done.
 
-Its name holds a tag of the run's fingerprint and of what the shard was made of, so a listing tells what is done and no
-record need be opened to go on with a run. What failed after all attempts lies in a folder of its own.
+Its name holds a tag of the run's fingerprint and of what the shard was made of, and how many of its rows are ok: a
+listing tells what is done, and no record need be opened to go on with a run. What failed after all attempts lies in a
+folder of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,11 +20,10 @@ from pipeline.storage import Storage
 
 FOLDER = "commits"
 FAILURES = "failures"
-READERS = 32
 PASSING_STATUSES = ("unreadable",)
 """Of rows whose input may be there another time."""
 
-_RECORD = re.compile(rf"{FOLDER}/(.+)\.([0-9a-f]{{16}})\.json")
+_RECORD = re.compile(rf"{FOLDER}/(?P<shard>.+)\.(?P<tag>[0-9a-f]{{16}})\.(?P<ok>\d+)-of-(?P<rows>\d+)\.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,17 +57,27 @@ class Commit:
         """Where the record lies below OUT."""
         if self.state == "failed":
             return failure_path(self.shard)
-        return commit_path(self.shard, self.fingerprint, self.inputs)
+        tag = tag_of(self.fingerprint, self.inputs)
+        return f"{FOLDER}/{self.shard}.{tag}.{self.counts.get('ok', 0)}-of-{self.rows}.json"
 
     def has_passing(self) -> bool:
         """Whether another attempt may give more: what failed the shard, or a row of it, may have passed."""
         return self.passing or any(self.counts.get(status) for status in PASSING_STATUSES)
 
 
-def commit_path(shard: str, fingerprint: str, inputs: str) -> str:
-    """Where the record of a done shard lies below OUT."""
-    tag = hashlib.sha256(f"{fingerprint} {inputs}".encode()).hexdigest()[:16]
-    return f"{FOLDER}/{shard}.{tag}.json"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommitName:
+    """What the path of a done shard's record tells. ok: rows with that status."""
+
+    shard: str
+    tag: str
+    ok: int
+    rows: int
+
+
+def tag_of(fingerprint: str, inputs: str) -> str:
+    """16 hexadecimal digits of the settings of a run and of what a shard was made of."""
+    return hashlib.sha256(f"{fingerprint} {inputs}".encode()).hexdigest()[:16]
 
 
 def failure_path(shard: str) -> str:
@@ -76,10 +85,12 @@ def failure_path(shard: str) -> str:
     return f"{FAILURES}/{shard}.json"
 
 
-def shard_of(path: str) -> str | None:
-    """The shard that a path of ``FOLDER`` is the record of; None where it is no record's."""
+def parse_name(path: str) -> CommitName | None:
+    """What a path of ``FOLDER`` tells; None where it is no record's."""
     match = _RECORD.fullmatch(path)
-    return match[1] if match else None
+    if match is None:
+        return None
+    return CommitName(shard=match["shard"], tag=match["tag"], ok=int(match["ok"]), rows=int(match["rows"]))
 
 
 def write_commit(out: Storage, commit: Commit) -> None:
@@ -90,9 +101,8 @@ def write_commit(out: Storage, commit: Commit) -> None:
 
 def read_records(out: Storage, paths: Sequence[str]) -> dict[str, Commit]:
     """The records by their paths; one that is gone or cannot be read does not count, as if it had not been written."""
-    with ThreadPoolExecutor(READERS, thread_name_prefix="records") as pool:
-        records = pool.map(lambda path: _read(out, path), paths)
-        return {path: record for path, record in zip(paths, records, strict=True) if record is not None}
+    parsed = ((path, _parsed(data)) for path, data in zip(paths, out.read_small(paths), strict=True))
+    return {path: record for path, record in parsed if record is not None}
 
 
 def read_commits(out: Storage) -> dict[str, Commit]:
@@ -102,10 +112,10 @@ def read_commits(out: Storage) -> dict[str, Commit]:
     return {record.shard: record for record in records}
 
 
-def _read(out: Storage, path: str) -> Commit | None:
+def _parsed(data: bytes | None) -> Commit | None:
     try:
-        return Commit(**json.loads(out.read_bytes(path)))
-    except (FileNotFoundError, ValueError, TypeError):
+        return Commit(**json.loads(data)) if data else None
+    except (ValueError, TypeError):
         return None
 
 

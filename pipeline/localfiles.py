@@ -11,6 +11,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import IO
 
 _SCRATCH = "diffseg-scratch-"
@@ -53,6 +54,15 @@ def files(folder: str, depth: int | None = None) -> Iterator[tuple[str, int]]:
                     pending.append((path, above | {identity}))
             elif entry.is_file() and not is_temporary(path):
                 yield path, entry.stat().st_size
+
+
+def read_if_possible(path: str) -> bytes | None:
+    """What the file holds; None where there is none, or it cannot be opened."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+        return None
 
 
 def write_atomically(path: str, content: bytes | IO[bytes]) -> None:
@@ -134,7 +144,7 @@ def _write(path: str, content: bytes | IO[bytes], give_name: Callable[[str, str]
             os.fsync(file.fileno())
             give_name(aside, path)
     except BaseException:
-        if os.path.lexists(aside):
+        with suppress(FileNotFoundError):  # another writer may have taken it for a left one by now
             os.remove(aside)
         raise
     _sync_folder(folder)

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.commit import FAILURES, FOLDER, Commit, commit_path, read_records, shard_of
+from pipeline.commit import FAILURES, FOLDER, Commit, CommitName, parse_name, read_records, tag_of
 from pipeline.samples import Shard
 from pipeline.storage import Storage
+
+FAILED_BEFORE = "failed before"
+"""Stands for every status but ok in the counts of earlier runs, which come from the names of records alone."""
 
 
 @dataclass(kw_only=True)
 class Plan:
-    """Shards to label, and the records of those that stay as they are.
+    """Shards to label, and what there is of the others.
 
-    shards: of SRC. todo: to be labelled, in order. done: paths of the records of the others that are done. failures: by
+    shards: of SRC. todo: to be labelled, in order. done: names of the records of the others that are done. failures: by
     shard name, the recorded ones that no attempt has mended yet.
     """
 
-    out: Storage
     shards: int
     todo: list[Shard]
-    done: list[str] = field(default_factory=list)
+    done: list[CommitName] = field(default_factory=list)
     failures: dict[str, Commit] = field(default_factory=dict)
 
-    def read_done(self) -> list[Commit]:
-        """The records of what was done before."""
-        return list(read_records(self.out, self.done).values())
+    def counts_before(self) -> Counter[str]:
+        """Rows of the shards that are done: ok, and all others together."""
+        ok, rows = sum(name.ok for name in self.done), sum(name.rows for name in self.done)
+        return +Counter({"ok": ok, FAILED_BEFORE: rows - ok})
 
 
 def make_plan(out: Storage, shards: Sequence[Shard], fingerprint: str | None, *, retry_failed: bool) -> Plan:
@@ -38,22 +42,22 @@ def make_plan(out: Storage, shards: Sequence[Shard], fingerprint: str | None, *,
     fingerprint: of the run that OUT holds; None where it holds none. retry_failed: only what failed for a passing
     reason, which takes reading every record.
     """
-    plan = Plan(out=out, shards=len(shards), todo=list(shards))
+    plan = Plan(shards=len(shards), todo=list(shards))
     if fingerprint is None:
         return plan
-    present = {path for path, size in out.files(FOLDER) if size}
-    expected = {shard.name: commit_path(shard.name, fingerprint, shard.digest()) for shard in shards}
-    plan.done = [path for path in expected.values() if path in present]
+    tags = {shard.name: tag_of(fingerprint, shard.digest()) for shard in shards}
+    listed = {path: name for path, size in out.files(FOLDER) if size and (name := parse_name(path))}
+    done = {name.shard: name for name in listed.values() if tags.get(name.shard) == name.tag}
     failures = read_records(out, [path for path, _ in out.files(FAILURES)]).values()
-    plan.failures = {failure.shard: failure for failure in failures if failure.shard in expected}
+    plan.failures = {failure.shard: failure for failure in failures if failure.shard in tags}
     if retry_failed:
-        again = {commit.shard for commit in plan.read_done() if commit.has_passing()}
+        again = {record.shard for record in read_records(out, list(listed)).values() if record.has_passing()}
         again |= {name for name, failure in plan.failures.items() if failure.passing}
-        plan.done = [path for path in plan.done if shard_of(path) not in again]
     else:
-        again = {name for name, path in expected.items() if path not in present}
+        again = tags.keys() - done.keys()
+    plan.done = [name for shard, name in done.items() if shard not in again]
     plan.todo = [shard for shard in shards if shard.name in again]
-    for path in present:
-        if shard_of(path) in again:
+    for path, name in listed.items():
+        if name.shard in again:
             out.delete(path)
     return plan

@@ -78,7 +78,7 @@ class ActorPool:
         settings: PoolSettings,
         queue: ShardQueue,
         observer: Observer,
-        worker_class: Callable[[Job], Worker],
+        worker_class: Callable[[], Worker],
     ) -> None:
         self._settings = settings
         self._queue = queue
@@ -87,7 +87,7 @@ class ActorPool:
         self._actor_class = ray.remote(worker_class).options(
             num_cpus=settings.cpus, num_gpus=settings.gpus, max_concurrency=2, max_restarts=0
         )
-        self._job = ray.put(job)
+        self._job = job
         self._actors: list[_Actor] = []
         self._start_failures = 0
         self._target = settings.workers
@@ -111,8 +111,10 @@ class ActorPool:
 
     def _start_missing(self) -> None:
         while len(self._actors) < min(self._target, self._queue.unfinished):
-            handle: Any = self._actor_class.remote(self._job)
-            self._actors.append(_Actor(handle=handle, ref=handle.load.remote(), since=time.monotonic()))
+            handle: Any = self._actor_class.remote()
+            # The job may hold credentials. With a method's call it goes straight from this process to the actor's; an
+            # object of its own may be spilled to a disk, and what a constructor gets is kept by the head.
+            self._actors.append(_Actor(handle=handle, ref=handle.load.remote(self._job), since=time.monotonic()))
 
     def _hand_out(self) -> None:
         for actor in self._actors:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
 from pipeline import localfiles
 from pipeline.redaction import redact
 from pipeline.remotefile import RemoteFile
-from pipeline.retries import ShortRead, StoreUnavailable, http_status, patiently
+from pipeline.retries import ShortRead, StoreUnavailable, http_status, is_passing, patiently
 from pipeline.urls import SourceError, scheme
 
 # One PUT or one completed multipart upload is atomic here, and folders need not be made.
@@ -28,6 +28,8 @@ _DEFAULTS: dict[str, Mapping[str, Any]] = {"s3": _S3_DEFAULTS, "s3a": _S3_DEFAUL
 REQUEST_SECONDS = 60.0
 """A request that takes longer than this, and a second for each ``SLOWEST`` bytes, has failed."""
 SLOWEST = 2**20
+AT_ONCE, CONNECTIONS = 1024, 32
+"""Small files that are read in one go, and requests for them that are under way at a time."""
 
 Answer = TypeVar("Answer")
 
@@ -75,6 +77,17 @@ class RemoteFolder:
     def read(self, url: str) -> bytes:
         """All of a file that fits in memory."""
         return self._ask(url, lambda fs: fs.cat_file(url, **_within(fs, 0)))
+
+    def read_starts(self, urls: Sequence[str], size: int) -> list[bytes | None]:
+        """The first ``size`` bytes of many files, None for those that are gone or forbidden; one request for each.
+
+        Not threads with a request each: every thread would have a filesystem, and so a session, of its own.
+        """
+        found: list[bytes | None] = []
+        for start in range(0, len(urls), AT_ONCE):
+            part = list(urls[start : start + AT_ONCE])
+            found += self._ask(part[0], lambda fs, part=part: _starts(fs, part, size))  # type: ignore[misc]
+        return found
 
     def write(self, url: str, data: bytes) -> None:
         """Put ``data`` in place in one step."""
@@ -164,6 +177,16 @@ def _range(fs: Any, url: str, start: int, end: int) -> bytes:
     if len(data) != end - start:
         raise ShortRead(f"{len(data)} bytes came of the {end - start} from {start} on")
     return data
+
+
+def _starts(fs: Any, urls: list[str], size: int) -> list[bytes | None]:
+    # Without `batch_size` some filesystems would ask for all at once, and some for one after another.
+    several = {"batch_size": CONNECTIONS} if getattr(fs, "async_impl", False) else {}
+    answers = fs.cat_ranges(urls, [0] * len(urls), [size] * len(urls), on_error="return", **several)
+    for answer in answers:
+        if isinstance(answer, BaseException) and is_passing(answer):
+            raise answer
+    return [None if isinstance(answer, BaseException) else answer for answer in answers]
 
 
 def _put_aside(fs: Any, url: str, put: Callable[[Any, str], None]) -> None:

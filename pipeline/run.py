@@ -38,7 +38,8 @@ class RunSummary:
     """What OUT holds after a run.
 
     shards: of SRC. done_before: shards that an earlier run had done. failed: {shard: error} of those that have failed.
-    counts: rows by status. seconds: by step, of the shards labelled now. images, wall: rows labelled now, and seconds.
+    counts: rows by status; those that failed in earlier runs together, as `failed before`. seconds: by step, of the
+    shards labelled now. images, wall: rows labelled now, and seconds.
     """
 
     shards: int
@@ -147,7 +148,7 @@ def label_run(
     source_options: Mapping[str, Any] | None = None,
     out_options: Mapping[str, Any] | None = None,
     console: Console | None = None,
-    worker_class: Callable[[Job], Worker] = LabelWorker,
+    worker_class: Callable[[], Worker] = LabelWorker,
 ) -> RunSummary:
     """Label all shards of SRC into OUT and return what OUT holds then.
 
@@ -176,13 +177,12 @@ def label_run(
         elif plan.todo:
             _run_on_ray(job, run, ShardQueue(plan.todo), observer, worker_class)
     wall = time.perf_counter() - started
-    counts, _ = totals([*plan.read_done(), *observer.labelled.values()])
-    _, seconds = totals(observer.labelled.values())
+    counts, seconds = totals(observer.labelled.values())
     return RunSummary(
         shards=len(shards),
         done_before=len(plan.done),
         failed={name: failure.error for name, failure in sorted(plan.failures.items())} | observer.failed,
-        counts=dict(counts),
+        counts=dict(plan.counts_before() + counts),
         seconds=dict(seconds),
         images=sum(commit.rows for commit in observer.labelled.values()),
         wall=wall,
@@ -213,11 +213,11 @@ def _on_device(job: Job, has_cuda: bool) -> Job:
     return dataclasses.replace(job, worker=dataclasses.replace(job.worker, device=device))
 
 
-def _run_here(job: Job, queue: ShardQueue, observer: _Run, worker_class: Callable[[Job], Worker]) -> None:
+def _run_here(job: Job, queue: ShardQueue, observer: _Run, worker_class: Callable[[], Worker]) -> None:
     import torch  # only where a model runs: it takes seconds and hundreds of megabytes, and so does diffusers
 
-    worker = worker_class(_on_device(job, torch.cuda.is_available()))
-    observer.ready(worker.load())
+    worker = worker_class()
+    observer.ready(worker.load(_on_device(job, torch.cuda.is_available())))
     observer.working(1, 0, ())
     while task := queue.take():
         try:
@@ -230,7 +230,7 @@ def _run_here(job: Job, queue: ShardQueue, observer: _Run, worker_class: Callabl
 
 
 def _run_on_ray(
-    job: Job, run: RunSettings, queue: ShardQueue, observer: _Run, worker_class: Callable[[Job], Worker]
+    job: Job, run: RunSettings, queue: ShardQueue, observer: _Run, worker_class: Callable[[], Worker]
 ) -> None:
     started_here = not ray.is_initialized()
     local = started_here and _start_ray(run, job.worker)

@@ -7,7 +7,7 @@ is busy or away for a while is waited for, and no secret of a URL or of the stor
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
@@ -19,6 +19,9 @@ from pipeline.retries import PATIENCE_SECONDS, StoreUnavailable
 from pipeline.urls import SourceError, local_path, scheme
 
 __all__ = ["SourceError", "Storage", "StoreUnavailable", "redact", "scheme"]
+
+SMALL_BYTES = 2**20
+"""Of a file that can be read together with many others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +108,12 @@ class Storage:
             return self._remote.read(full)
         with open(full, "rb") as file:
             return file.read()
+
+    def read_small(self, paths: Sequence[str]) -> list[bytes | None]:
+        """The contents of many files of at most ``SMALL_BYTES``, None for those that are gone or cannot be opened."""
+        if not self._is_local:
+            return self._remote.read_starts([self._full(path) for path in paths], SMALL_BYTES)
+        return [localfiles.read_if_possible(self._full(path)) for path in paths]
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write ``data`` to ``path``: the name holds either what it held before or all of ``data``, never a part."""

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit import FAILURES, FOLDER, Commit, read_records, shard_of
+from pipeline.commit import FAILURES, FOLDER, Commit, parse_name, read_records
 from pipeline.manifest import Manifest
 from pipeline.storage import Storage
 
@@ -48,11 +48,11 @@ def verify_run(out: Storage, manifest: Manifest) -> Verdict:
     commits = read_records(out, paths)
     records: defaultdict[str, list[str]] = defaultdict(list)
     problems: defaultdict[str, list[str]] = defaultdict(list)
-    stray = [path for path in paths if shard_of(path) is None]
+    stray = [path for path in paths if parse_name(path) is None]
     for path in paths:
-        if shard := shard_of(path):
-            records[shard].append(path)
-            problems[shard] += _record_problems(path, commits.get(path), manifest)
+        if name := parse_name(path):
+            records[name.shard].append(path)
+            problems[name.shard] += _record_problems(path, commits.get(path), manifest)
     for shard, several in records.items():
         if len(several) > 1:
             problems[shard].append(f"{', '.join(several)}: more than one record")

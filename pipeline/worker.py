@@ -50,8 +50,8 @@ class WorkerProgress:
 class Worker(Protocol):
     """What the driver asks of a worker; ``label`` runs in one thread while ``progress`` is asked for in another."""
 
-    def load(self) -> WorkerReport:
-        """Get ready; called once, before any shard."""
+    def load(self, job: Job) -> WorkerReport:
+        """Get ready for a job; called once, before any shard."""
 
     def label(self, shard: Shard, attempt: int) -> Commit:
         """Label and commit one shard."""
@@ -63,11 +63,10 @@ class Worker(Protocol):
 class LabelWorker:
     """Loads the model once, then labels one shard at a time."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self) -> None:
         self.samples = 0
 
-    def load(self) -> WorkerReport:
+    def load(self, job: Job) -> WorkerReport:
         """Load the model. Not part of the construction, so that its errors are told from those of the process.
 
         Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings.
@@ -78,7 +77,7 @@ class LabelWorker:
         from diffseg.backbone import Backbone
         from diffseg.checkpoint import load_checkpoint
 
-        job, settings = self.job, self.job.settings
+        self.job, settings = job, job.settings
         checkpoint = load_checkpoint(
             settings.model,
             revision=settings.revision,

@@ -18,10 +18,8 @@ class Sleeper:
 
     seconds = 0.0
 
-    def __init__(self, job: Job) -> None:
+    def load(self, job: Job) -> WorkerReport:
         self.job = job
-
-    def load(self) -> WorkerReport:
         environment = {"versions": versions()}
         return WorkerReport(model_sha256="m", resolved={}, fingerprint="f", environment=environment, host="here")
 
@@ -41,7 +39,7 @@ class Sleeper:
             seconds={"unet": self.seconds, "total": self.seconds},
             started=started,
             finished=time.time(),
-            worker="here",
+            worker=f"{os.getpid()}",
         )
         write_commit(self.job.out, commit)
         return commit
@@ -57,6 +55,10 @@ class Sleeper:
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "broken":
             raise ShardError(shard.url, "this is no tar")
+        if kind == "device":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if kind == "meet":
+            self.meet(shard.name)
         if kind == "memory":
             raise MemoryError
         if kind == "gone":
@@ -65,3 +67,14 @@ class Sleeper:
             hoard = []
             while True:
                 hoard.append(bytearray(os.urandom(2**20)) * 64)
+
+    def meet(self, name: str) -> None:
+        """Wait until three such shards are in hand, as they are only when three workers have one each."""
+        place, end = f"{self.job.out.url}/meeting", time.monotonic() + 120
+        os.makedirs(place, exist_ok=True)
+        with open(f"{place}/{name}", "w"):
+            pass
+        while len(os.listdir(place)) < 3:
+            if time.monotonic() > end:
+                raise TimeoutError("the others did not come")
+            time.sleep(0.05)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.commit import Commit, commit_path, read_commits, shard_of, totals, write_commit
+from pipeline.commit import Commit, CommitName, parse_name, read_commits, tag_of, totals, write_commit
 from pipeline.outputs import LabelShardWriter
 from pipeline.rows import Row, encode_mask
 from pipeline.storage import Storage
@@ -42,16 +42,17 @@ def test_a_damaged_record_does_not_count(tmp_path: Path) -> None:
     out = Storage(url=str(tmp_path))
     write_commit(out, commit(out))
     for damage in (b"", b"{", b"[]", b"{}", b'{"shard": 1}'):
-        out.write_bytes(commit_path("broken", "f", ""), damage)
+        out.write_bytes(f"commits/broken.{tag_of('f', '')}.1-of-2.json", damage)
         assert set(read_commits(out)) == {"s"}
 
 
-def test_the_name_tells_the_shard_and_differs_by_settings_and_input() -> None:
-    paths = {commit_path("a.b--c", fingerprint, inputs) for fingerprint in "fg" for inputs in ("", "x")}
-    assert len(paths) == 4
-    assert {shard_of(path) for path in paths} == {"a.b--c"}
-    for other in ("commits/a.json", "commits/a.0123456789abcdeX.json", "labels/a.0123456789abcdef.json", "commits/x"):
-        assert shard_of(other) is None
+def test_the_name_tells_the_shard_its_rows_and_the_settings(tmp_path: Path) -> None:
+    record = commit(Storage(url=str(tmp_path)), "a.b--c")
+    name = parse_name(record.path)
+    assert name == CommitName(shard="a.b--c", tag=tag_of("f", ""), ok=1, rows=2)
+    assert len({tag_of(fingerprint, inputs) for fingerprint in "fg" for inputs in ("", "x")}) == 4
+    for other in ("commits/a.json", "commits/a.0123456789abcdef.json", "labels/a.0123456789abcdef.1-of-1.json"):
+        assert parse_name(other) is None
 
 
 def test_a_failure_gives_way_to_a_record_of_the_done_shard(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs.verify
-from pipeline.commit import Commit, commit_path, read_commits, write_commit
+from pipeline.commit import Commit, read_commits, tag_of, write_commit
 from pipeline.manifest import Manifest, write_manifest
 from pipeline.outputs import LabelShardWriter
 from pipeline.rows import Row, encode_mask
@@ -65,8 +65,9 @@ def missing(root: Path) -> None:
     (root / "webdataset" / "b.tar").unlink()
 
 
-def record_of(root: Path) -> Path:
-    return root / commit_path("b", "f", "")
+def record_of(root: Path, shard: str = "b") -> Path:
+    (path,) = (root / "commits").glob(f"{shard}.*")
+    return path
 
 
 def row_missing(root: Path) -> None:
@@ -93,7 +94,7 @@ def record_of_another_run(root: Path) -> None:
 
 
 def record_of_another_shard(root: Path) -> None:
-    record_of(root).write_bytes((root / commit_path("a", "f", "")).read_bytes())
+    record_of(root).write_bytes(record_of(root, "a").read_bytes())
 
 
 def record_damaged(root: Path) -> None:
@@ -101,7 +102,8 @@ def record_damaged(root: Path) -> None:
 
 
 def record_doubled(root: Path) -> None:
-    (root / commit_path("b", "f", "of an older folder")).write_bytes(record_of(root).read_bytes())
+    older = tag_of("f", "an older folder")
+    (root / "commits" / f"b.{older}.1-of-2.json").write_bytes(record_of(root).read_bytes())
 
 
 @pytest.mark.parametrize(
