@@ -175,7 +175,7 @@ def fuzz(cases: int, seed: int, *, only: int | None = None, heavy: bool = True) 
     for name in ("tmp", "cache"):
         (scratch / name).mkdir()
     table: dict[str, Counter[str]] = defaultdict(Counter)
-    failures, peak, slowest, began = 0, 0, (0.0, ""), time.monotonic()
+    failures, peak, slowest, began = 0, (0, ""), (0.0, ""), time.monotonic()
     labeller = Labeller(scratch)
     baseline = labeller.started["megabytes"]
     try:
@@ -190,8 +190,8 @@ def fuzz(cases: int, seed: int, *, only: int | None = None, heavy: bool = True) 
                     raise Failure(f"{answer['megabytes']} MB of memory after {labeller.started['megabytes']} MB")
                 for kind, outcome in zip(shard.cases, outcomes, strict=True):
                     table[kind.partition(":")[0]][outcome] += 1
-                if answer["megabytes"] > peak:
-                    peak = answer["megabytes"]
+                if answer["megabytes"] > peak[0]:
+                    peak = (answer["megabytes"], shard.kind)
             except Failure as failure:
                 failures += 1
                 print(
@@ -209,7 +209,7 @@ def fuzz(cases: int, seed: int, *, only: int | None = None, heavy: bool = True) 
     total = sum(outcomes.total() for outcomes in table.values())
     print(
         f"{total} cases, {failures} shards failed, {time.monotonic() - began:.0f} s; slowest {slowest[0]:.1f} s "
-        f"({slowest[1]}); memory {labeller.started['megabytes']} MB before, {peak} MB at most"
+        f"({slowest[1]}); memory {labeller.started['megabytes']} MB before, {peak[0]} MB at most ({peak[1]})"
     )
     return failures
 
