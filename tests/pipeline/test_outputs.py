@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from webdataset import tariterators
@@ -42,6 +43,7 @@ def test_both_formats_hold_the_same_rows(tmp_path: Path) -> None:
     files = write(tmp_path, rows)
     table = pq.read_table(tmp_path / "labels" / "s.parquet")
     assert table.schema.equals(SCHEMA)
+    assert table.schema.field("mask").type == pa.large_binary(), "plain binary ends at 2 GiB a column"
     assert json.loads(table.schema.metadata[b"diffseg"]) == {"fingerprint": "f"}
     samples = read_tar(tmp_path / "webdataset" / "s.tar")
     for line, sample, each in zip(table.to_pylist(), samples, rows, strict=True):

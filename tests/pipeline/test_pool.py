@@ -52,6 +52,23 @@ def test_a_shard_that_kills_its_worker_fails_after_three_attempts_and_costs_no_o
     }
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_as_many_workers_as_were_asked_for_have_a_shard_at_the_same_time(tmp_path: Path) -> None:
+    assert run(tmp_path / "out", "meet-0,meet-1,meet-2", workers=3).failed == {}
+    records = read_commits(Storage(url=str(tmp_path / "out"))).values()
+    assert [record.attempt for record in records] == [1, 1, 1]
+    assert len({record.worker for record in records}) == 3
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(("kind", "processes"), [("broken", 1), ("device", 2)])
+def test_only_an_error_of_the_device_costs_the_worker(kind: str, processes: int, tmp_path: Path) -> None:
+    summary = run(tmp_path / "out", f"a-first,{kind},later", workers=1)
+    assert list(summary.failed) == [kind]
+    records = read_commits(Storage(url=str(tmp_path / "out")))
+    assert len({records[name].worker for name in ("a-first", "later")}) == processes
+
+
 def test_retry_failed_redoes_what_failed_for_passing_reasons_and_nothing_else(tmp_path: Path) -> None:
     out, names = tmp_path / "out", "good-{0..1},memory,broken,unreadable"
     first = run(out, names, no_ray=True)

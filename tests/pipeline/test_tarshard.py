@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import logging
+import pickle
 import tarfile
 
 import pytest
@@ -116,6 +117,24 @@ def test_no_image_and_several():
     assert [sample.image for sample in (c, e, f)] == [b"3", b"4", b"5"]
     assert [sample.image for sample in read(data, image_field="PNG")] == [None, b"2", None, None, None, None]
     assert "'png'" in read(data, image_field="png")[0].error
+
+
+class Creates:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("kind", ["pkl", "pickle", "pyd", "pth", "npy", "json", "txt", "cls"])
+def test_nothing_is_unpickled(kind, tmp_path):
+    canary = tmp_path / "canary"
+    (sample,) = read(tar_of((f"a.{kind}", pickle.dumps(Creates(str(canary)))), ("a.jpg", b"A")))
+    assert (sample.status, sample.image) == ("ok", b"A")
+    assert not canary.exists()
 
 
 def test_links_devices_and_folders():
