@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs chaos clean
+.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs chaos outage scale soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,15 @@ photographs: $(VENV)/.test ## Identical masks from tars, Parquet and folders, 0 
 
 chaos: $(VENV)/.test ## Kill runs in every way, 25 rounds (half an hour; goes on where it was stopped): the same tree each time
 	$(BIN)/python tests/end_to_end/chaos.py --rounds 25 --seed 0 --folder chaos
+
+outage: $(VENV)/.test ## A store that is away for a minute in mid-run is waited for
+	DIFFSEG_OUTAGE=60 $(BIN)/python -m pytest -s tests/end_to_end/test_stores.py -k away
+
+scale: $(VENV)/.test ## 20,000 shards on 100 sleeping actors, and a resume over 20,000 records on S3: the driver's costs
+	$(BIN)/python tests/end_to_end/scale.py --shards 20000 --actors 100
+
+soak: $(VENV)/.test ## Label for an hour without a pause: memory, open files and threads stay flat
+	$(BIN)/python tests/end_to_end/soak.py --minutes 60 --folder soak
 
 clean: ## Remove the environment, caches and the demo
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -166,6 +166,8 @@ def label_run(
     shown_source = Storage(url=source).redacted
     if before is not None:
         _refuse_early(before, shown_source, settings, target)
+    elif run.retry_failed:
+        raise RunRefused(f"{target.redacted}: holds no run, so nothing failed there; leave --retry-failed away")
     plan = make_plan(target, shards, before.fingerprint if before else None, retry_failed=run.retry_failed)
     if before is not None and not plan.todo:
         _refuse_another_model(before, settings, target)
