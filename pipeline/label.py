@@ -5,6 +5,7 @@ read → decode in threads → batch → one pass → rows in input order → fi
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import time
 from collections import Counter, deque
@@ -103,7 +104,8 @@ def decode_ahead(
             with step("decode"):
                 return sample, decode_image(sample.image, max_pixels=max_pixels), None
         except ImageError as error:
-            return sample, None, failed_row(sample, shard, error.status, str(error))
+            row = failed_row(sample, shard, error.status, str(error))
+            return dataclasses.replace(sample, image=None), None, row  # its bytes need not wait with it for a batch
 
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
         pending: deque[Future[Decoded]] = deque()
@@ -128,7 +130,7 @@ def label_samples(
     for item in decoded:
         waiting.append(item)
         images += item[1] is not None
-        if images == segmenter.batch_size:
+        if images in (0, segmenter.batch_size):
             yield from _label_batch(waiting, segmenter, shard, step)
             waiting, images = [], 0
     yield from _label_batch(waiting, segmenter, shard, step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,10 @@ from pipeline.storage import Storage
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 4096
 COMPRESSION = "zstd"
+MAY_REPEAT = ("duplicate_key", "truncated", "unreadable")
+"""Statuses of rows whose key another row of the shard may have."""
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f%\\]")
 
 
 def output_paths(shard: str, formats: tuple[Format, ...]) -> dict[Format, str]:
@@ -32,13 +37,14 @@ def output_paths(shard: str, formats: tuple[Format, ...]) -> dict[Format, str]:
 def member_key(row: Row) -> str:
     """The name of a row's members in a tar: safe to unpack, unique, and whole under webdataset's first-dot rule.
 
-    Dots of the last part, empty and dot-only parts and '%' are percent-encoded; `<key>.json` holds the true key.
+    Dots of the last part, empty and dot-only parts, control characters, backslashes and '%' are percent-encoded;
+    `<key>.json` holds the true key.
     """
-    parts = row.key.replace("%", "%25").replace("\\", "%5C").split("/")
+    parts = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", row.key).split("/")
     parts = [part.replace(".", "%2E") if part.strip(".") == "" else part for part in parts]
     parts[-1] = parts[-1].replace(".", "%2E")
     key = "/".join(part or "%2F" for part in parts)
-    return f"{key}%row{row.index}" if row.status == "duplicate_key" or not row.key else key
+    return f"{key}%row{row.index}" if row.status in MAY_REPEAT or not row.key else key
 
 
 class LabelShardWriter:
@@ -67,7 +73,7 @@ class LabelShardWriter:
         """Append a row. image: (extension, bytes) of the photograph, to go into the tar beside its label map."""
         fields = row.fields()
         self._rows.append(fields)
-        self._bytes += len(row.mask or b"") + len(row.meta) + 1024
+        self._bytes += len(row.mask or b"") + len(row.meta) + len(row.key) + len(row.error) + 1024
         if self._bytes >= ROW_GROUP_BYTES or len(self._rows) >= ROW_GROUP_ROWS:
             self._flush()
         if self._tar is not None:

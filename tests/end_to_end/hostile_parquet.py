@@ -45,7 +45,21 @@ def sample_parquet(rng: random.Random, bad: list[Bad]) -> HostileShard:
 def strange_rows(rng: random.Random, canary: str) -> Iterator[HostileShard]:
     """Keys, metas and nulls of every kind beside good images."""
     good = photograph(rng)
-    keys = ["../../up", "/etc/cron.d/x", "//", ".", "..", "%2e", "line\nbreak", " ", "C:\\x", "é漢", "a/", "\x1b["]
+    keys = [
+        "../../up",
+        "/etc/cron.d/x",
+        "//",
+        ".",
+        "..",
+        "%2e",
+        "line\nbreak",
+        " ",
+        "C:\\x",
+        "é漢",
+        "a/",
+        "\x1b[",
+        "a\0b",
+    ]
     data = file_of({"key": keys, "image": [good] * len(keys)})
     yield HostileShard("key", ".parquet", data, [Due(key, OK, "key") for key in keys])
     long = [letter * 10_000_000 for letter in "aab"]
@@ -125,9 +139,9 @@ def bombs(rng: random.Random) -> Iterator[HostileShard]:
         for dictionary in (False, True):
             data = file_of({"image": [flood]}, compression=compression, use_dictionary=dictionary)
             yield HostileShard(f"{compression} bomb", ".parquet", data, [], refused="must")
-    some = bytes(10 * 2**20)
-    data = file_of({"image": [some] * 20}, compression="zstd")
-    due = [Due(f"{number:08d}", frozenset({"undecodable"}), "dictionary bomb") for number in range(20)]
+    some = bytes(50 * 2**20)
+    data = file_of({"image": [some] * 30}, compression="zstd")
+    due = [Due(f"{number:08d}", frozenset({"undecodable"}), "dictionary bomb") for number in range(30)]
     yield HostileShard("dictionary bomb", ".parquet", data, due)
     wide = {"image": [b"x"], **{f"c{number}": ["y" * 2**25] for number in range(12)}}
     yield HostileShard("bomb of columns", ".parquet", file_of(wide, compression="zstd"), [], refused="must")

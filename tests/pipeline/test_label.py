@@ -13,7 +13,7 @@ import torch
 from diffseg import NonFiniteError, Segmenter
 from diffseg.images import decode_image
 from pipeline.commit import read_commits
-from pipeline.label import decode_ahead, label_shard
+from pipeline.label import decode_ahead, label_samples, label_shard
 from pipeline.rows import decode_mask
 from pipeline.samples import Sample
 from pipeline.settings import LabelSettings
@@ -132,3 +132,20 @@ def test_decoding_stays_a_bounded_number_of_samples_ahead(scene_folder: Path) ->
         assert drawn <= seen + 4
         seen += 1
     assert seen == 50
+
+
+def test_bad_images_wait_for_no_batch_and_keep_no_bytes(segmenter: Segmenter) -> None:
+    """Or a shard of large broken files would be in memory whole."""
+    bad = [Sample(index=i, key=str(i), image=b"no image" * 1000) for i in range(5)]
+    taken: list[int] = []
+
+    def watched() -> Iterator[Sample]:
+        for sample in bad:
+            taken.append(sample.index)
+            yield sample
+
+    step = StepTimer()
+    rows = label_samples(decode_ahead(watched(), "s", 10**6, step, ahead=1), segmenter, "s", step)
+    sample, row = next(rows)
+    assert (sample.image, row.status, taken) == (None, "undecodable", [0, 1])
+    assert len(list(rows)) == 4

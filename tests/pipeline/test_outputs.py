@@ -62,7 +62,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "ROW_GROUP_BYTES", 3 * (len(MASK) + 1024))
+    monkeypatch.setattr(outputs, "ROW_GROUP_BYTES", 3 * (len(MASK) + 1024 + 1))
     write(tmp_path, [row(str(i), i) for i in range(10)])
     parquet = pq.ParquetFile(tmp_path / "labels" / "s.parquet")
     assert [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)] == [3, 3, 3, 1]
@@ -73,12 +73,27 @@ def test_an_empty_shard_is_a_readable_file(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "labels" / "s.parquet").num_rows == 0
 
 
-HOSTILE = ["22.0/1.1.png", "../../etc/passwd", "/etc/passwd", "a%2Fb", "a%b", "", ".", "..", "a//b", "c:\\d", "ü/ß.jpg"]
+HOSTILE = [
+    "22.0/1.1.png",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a%2Fb",
+    "a%b",
+    "",
+    ".",
+    "..",
+    "a//b",
+    "c:\\d",
+    "ü/ß.jpg",
+    "a\0b",
+    "a\nb",
+]
 
 
 def test_hostile_keys_stay_inside_and_apart(tmp_path: Path) -> None:
     rows = [row(key, i) for i, key in enumerate(HOSTILE)]
-    rows += [row("a%b", len(rows), "duplicate_key"), row("a%b", len(rows) + 1, "duplicate_key")]
+    for status in ("duplicate_key", "duplicate_key", "truncated", "unreadable"):
+        rows.append(row("a%b", len(rows), status))
     write(tmp_path, rows)
     with tarfile.open(tmp_path / "webdataset" / "s.tar") as tar:
         names = tar.getnames()
