@@ -22,7 +22,7 @@ from pipeline.storage import Storage
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 4096
 COMPRESSION = "zstd"
-MAY_REPEAT = ("duplicate_key", "truncated", "unreadable")
+MAY_REPEAT = ("duplicate_key", "truncated", "damaged")
 """Statuses of rows whose key another row of the shard may have."""
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%\\]")

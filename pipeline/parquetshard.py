@@ -28,7 +28,7 @@ def read_parquet(file: IO[bytes], url: str, image_field: str | None = None) -> I
 
     The key is the first of ``KEY_COLUMNS`` that is there, else the path in the image struct, else the row's number;
     the other columns without binary values become the meta. Of a row group that is damaged, the rows up to the damage
-    come out, and each other one as ``unreadable``; the row groups behind it are whole.
+    come out, and each other one as ``damaged``; the row groups behind it are whole.
 
     Args:
         file: opened for binary reading; must allow seeking.
@@ -85,7 +85,7 @@ class _Reader:
         self._index = 0
 
     def group(self, group: int) -> Iterator[Sample]:
-        """The samples of a row group; those behind damage are ``unreadable``. Raises ``_Unreadable`` for all."""
+        """The samples of a row group; those behind damage are ``damaged``. Raises ``_Unreadable`` for all."""
         done = 0
         try:
             for batch in self._batches(group, self._columns.all):
@@ -116,7 +116,7 @@ class _Reader:
         for row in range(declared):
             key = next(keys, None)
             if row >= done:
-                yield self._failed(bounded_key(key or f"{self._index:08d}")[0], "unreadable", error)
+                yield self._failed(bounded_key(key or f"{self._index:08d}")[0], "damaged", error)
 
     def _failed(self, key: str, status: str, error: str) -> Sample:
         index = self._index

@@ -20,6 +20,7 @@ STATUSES: tuple[str, ...] = (
     "several_images",
     "duplicate_key",
     "truncated",
+    "damaged",
     "unreadable",
 )
 """Every status that a row can have. The first is success, each other one says why there is no mask."""

@@ -35,7 +35,7 @@ MEGABYTES = 600
 """That all shards together may add to the peak memory of the process that labels them."""
 
 
-LOST = ("truncated", "unreadable")
+LOST = ("truncated", "damaged")
 """Of these rows the key may be lost as well."""
 
 

@@ -17,7 +17,7 @@ from hostile_shard import OK, Due, HostileShard
 
 NO_IMAGE = frozenset({"no_image"})
 TOO_LARGE = frozenset({"too_large"})
-LOST = frozenset({"ok", "unreadable", "truncated", "duplicate_key"})
+LOST = frozenset({"ok", "damaged", "truncated", "duplicate_key"})
 
 
 def file_of(table: pa.Table | dict[str, Any], **options: Any) -> bytes:

@@ -92,7 +92,7 @@ HOSTILE = [
 
 def test_hostile_keys_stay_inside_and_apart(tmp_path: Path) -> None:
     rows = [row(key, i) for i, key in enumerate(HOSTILE)]
-    for status in ("duplicate_key", "duplicate_key", "truncated", "unreadable"):
+    for status in ("duplicate_key", "duplicate_key", "truncated", "damaged"):
         rows.append(row("a%b", len(rows), status))
     write(tmp_path, rows)
     with tarfile.open(tmp_path / "webdataset" / "s.tar") as tar:

@@ -34,7 +34,7 @@ def test_damage_costs_the_rows_behind_it_in_its_row_group():
     data[data.index(b"image 004") + 2] ^= 1
     found = read(bytes(data))
     assert [(sample.index, sample.key) for sample in found] == [(number, f"k{number}") for number in range(9)]
-    assert [sample.status for sample in found] == ["ok"] * 3 + ["unreadable"] * 3 + ["ok"] * 3
+    assert [sample.status for sample in found] == ["ok"] * 3 + ["damaged"] * 3 + ["ok"] * 3
     assert "CRC" in found[4].error
 
 
@@ -51,7 +51,7 @@ def test_a_page_that_is_skipped_costs_its_rows_and_no_more():
     assert data[column.data_page_offset : column.data_page_offset + 2] == b"\x15\x00"  # type: a data page
     data[column.data_page_offset + 1] = 20  # of an unknown type, which Arrow passes over
     found = read(bytes(data))
-    assert [sample.status for sample in found] == ["ok"] * 3 + ["unreadable"] * 3 + ["ok"] * 3
+    assert [sample.status for sample in found] == ["ok"] * 3 + ["damaged"] * 3 + ["ok"] * 3
 
 
 def test_a_page_cannot_bring_the_bytes_that_its_claim_is_measured_by():

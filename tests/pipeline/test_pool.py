@@ -7,16 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import doubles
 import pytest
 import ray
 
 from pipeline.commit import read_commits
 from pipeline.run import RunSummary, label_run
-from pipeline.settings import LabelSettings, RunFailed, RunSettings, WorkerSettings
+from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
 from pipeline.storage import Storage
-
-sys.path.insert(0, str(Path(__file__).parent))
-import doubles
 
 ray.cloudpickle.register_pickle_by_value(doubles)  # workers do not find it by its name
 
@@ -71,6 +69,8 @@ def test_only_an_error_of_the_device_costs_the_worker(kind: str, processes: int,
 
 def test_retry_failed_redoes_what_failed_for_passing_reasons_and_nothing_else(tmp_path: Path) -> None:
     out, names = tmp_path / "out", "good-{0..1},memory,broken,unreadable"
+    with pytest.raises(RunRefused, match="holds no run"):
+        run(out, names, no_ray=True, retry_failed=True)
     first = run(out, names, no_ray=True)
     assert (set(first.failed), first.images) == ({"memory", "broken"}, 30_000)
     (good,) = (out / "commits").glob("good-0.*")

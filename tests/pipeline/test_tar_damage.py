@@ -1,0 +1,159 @@
+"""Tars with every kind of damage: what comes before it is whole, and one row tells of it."""
+
+import bz2
+import gzip
+import io
+import logging
+import tarfile
+
+import pytest
+from tars import link, outcome, read, tar_of
+
+from pipeline.samples import ShardError
+from pipeline.tarshard import read_tar
+
+
+def three_samples(**options) -> tuple[bytes, list[int]]:
+    """A tar of three samples of an image and a text; the offsets of the six headers and of the end."""
+    members = [(f"{key}.{kind}", kind.encode() * size) for key in "abc" for kind, size in (("jpg", 250), ("txt", 10))]
+    offsets = [len(tar_of(*members[:count], end=False, **options)) for count in range(7)]
+    return tar_of(*members, **options), offsets
+
+
+def test_a_tar_cut_at_every_offset(caplog):
+    data, offsets = three_samples()
+    whole = read(data)
+    assert [sample.status for sample in whole] == ["ok"] * 3
+    for cut in range(513, offsets[6], 37):
+        found = read(data[:cut])
+        complete = sum(cut >= offsets[2 * number + 2] for number in range(3))
+        assert found[:complete] == whole[:complete], cut
+        if cut not in offsets:
+            assert found[-1].status == "truncated", cut
+            assert len(found) <= complete + 2
+
+
+@pytest.mark.parametrize(
+    ("header", "extra", "expected"),
+    [
+        (2, 0, [("a", "ok")]),  # between samples: nothing tells that there was more
+        (2, 100, [("a", "ok"), ("", "truncated")]),  # in the header of b.jpg
+        (2, 512, [("a", "ok"), ("b", "truncated")]),  # before the data of b.jpg
+        (2, 900, [("a", "ok"), ("b", "truncated")]),  # in the data of b.jpg
+        (3, -5, [("a", "ok"), ("b", "ok"), ("", "truncated")]),  # in the padding after b.jpg
+        (3, 100, [("a", "ok"), ("b", "ok"), ("", "truncated")]),  # in the header of b.txt
+        (3, 520, [("a", "ok"), ("b", "truncated")]),  # in the data of b.txt
+        (6, 0, [("a", "ok"), ("b", "ok"), ("c", "ok")]),  # no end marker
+        (6, 512, [("a", "ok"), ("b", "ok"), ("c", "ok")]),  # half an end marker
+    ],
+)
+def test_a_tar_that_ends_in_the_middle(header, extra, expected, caplog):
+    data, offsets = three_samples()
+    with caplog.at_level(logging.WARNING):
+        assert outcome(data[: offsets[header] + extra]) == expected
+    assert ("no end-of-archive marker" in caplog.text) == (extra == 0)
+
+
+def test_a_sample_without_its_image_at_the_break_is_the_truncated_one():
+    data = tar_of(("a.txt", b"t"), ("a.jpg", b"A"))
+    assert outcome(data[: 1024 + 100]) == [("a", "truncated")]
+
+
+def test_broken_headers_in_mid_file_are_not_the_end():
+    data, offsets = three_samples()
+    for damage in (b"\xff" * 512, b"\0" * 512, b"\0" * 1024):
+        broken = data[: offsets[2]] + damage + data[offsets[2] + len(damage) :]
+        found = read(broken)
+        assert [(sample.key, sample.status) for sample in found] == [("a", "ok"), ("", "truncated")], damage
+    assert "zeros in mid-file" in found[-1].error
+
+
+def test_tars_one_after_another_are_noticed():
+    data, _ = three_samples()
+    assert [status for _, status in outcome(data + data)] == ["ok"] * 3 + ["truncated"]
+
+
+def test_a_key_of_the_truncated_row_is_no_duplicate():
+    data = tar_of(("d/a.jpg", b"A"), ("d/a.jpg", b"A" * 600))
+    assert outcome(data[:1600]) == [("d/a", "ok"), ("d/a", "truncated")]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff" * 5000, b"<html>404</html>", bz2.compress(b"x" * 9999), gzip.compress(b"no tar")]
+)
+def test_what_is_no_tar_is_a_shard_error(data):
+    with pytest.raises(ShardError, match=r"^https://host/the\.tar: .*tar header"):
+        list(read_tar(io.BytesIO(data), "https://host/the.tar?sig=abc"))
+
+
+def test_an_empty_tar_and_one_without_samples(caplog):
+    assert read(tar_of()) == []
+    caplog.clear()
+    assert read(tar_of(("README", b"x"), link("other"))) == []
+    assert "no samples" in caplog.text
+
+
+def test_gzip_whole_in_parts_and_damaged():
+    data, offsets = three_samples()
+    assert outcome(gzip.compress(data)) == outcome(data)
+    assert outcome(gzip.compress(data[:2000]) + gzip.compress(data[2000:])) == outcome(data)
+    # Stored without compression, the break of the gzip file is one of the tar as well.
+    stored = gzip.compress(data, compresslevel=0)
+    found = read(stored[: offsets[3] + 100])
+    assert [(sample.key, sample.status) for sample in found] == [("a", "ok"), ("b", "ok"), ("", "truncated")]
+    assert "gzip" in found[-1].error
+    wrong_sum = gzip.compress(data)[:-8] + b"\0" * 8
+    assert outcome(wrong_sum) == [*outcome(data), ("", "truncated")]
+
+
+def test_headers_that_claim_absurd_sizes():
+    huge = tarfile.TarInfo("b.jpg")
+    huge.size = 2**60
+    claims = tar_of(("a.jpg", b"A"), end=False) + huge.tobuf(tarfile.GNU_FORMAT) + b"\0" * 5000
+    assert outcome(claims) == [("a", "ok"), ("b", "truncated")]
+    for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+        huge.type, huge.size = kind, 2**40
+        claims = tar_of(("a.jpg", b"A"), end=False) + huge.tobuf(tarfile.GNU_FORMAT) + b"\0" * 5000
+        assert outcome(claims) == [("a", "ok"), ("", "truncated")]
+    huge.type, huge.size = tarfile.REGTYPE, -512
+    claims = tar_of(("a.jpg", b"A"), end=False) + huge.tobuf(tarfile.GNU_FORMAT) + b"\0" * 5000
+    assert outcome(claims) == [("a", "ok"), ("", "truncated")]
+    sparse = tarfile.TarInfo("b.jpg")
+    sparse.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.map": "0,0",
+        "GNU.sparse.size": str(2**60),
+    }
+    assert outcome(tar_of(("a.jpg", b"A"), sparse, ("c.jpg", b"C"))) == [("a", "ok"), ("b", "no_image"), ("c", "ok")]
+
+
+def test_errors_of_the_store_pass_through():
+    data, _ = three_samples()
+
+    class Failing(io.BytesIO):
+        def readinto(self, buffer):
+            if self.tell() > 0:
+                raise OSError("503 slow down")
+            return super().readinto(memoryview(buffer)[:2048])
+
+    found = []
+    with pytest.raises(OSError, match="503"):
+        found.extend(read_tar(Failing(data), "the.tar"))
+
+
+def test_bytes_flipped_anywhere_never_leak_an_exception():
+    data, _ = three_samples(format=tarfile.PAX_FORMAT)
+    for place in range(0, len(data), 11):
+        for value in (0x00, 0xFF, ord("9")):
+            broken = data[:place] + bytes([value]) + data[place + 1 :]
+            try:
+                read(broken)
+            except ShardError:
+                assert place < 512
+
+
+def test_only_one_sample_is_in_memory():
+    reader = read_tar(io.BytesIO(tar_of(("a.jpg", b"A"), ("b.jpg", b"B" * 700))[:-1024]), "the.tar")
+    assert next(reader).image == b"A"
+    reader.close()
