@@ -53,7 +53,7 @@ def read_shard(shard: Shard, source: Storage | None = None, *, image_field: str 
     try:
         file = source.at(folder).open(name)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise ShardError(shard.url, "there is no such file") from error
+        raise ShardError(shard.url, "there is no such file, or it may not be read") from error
     with file:
         # Imported here: both readers load libraries that commands which only list shards do without.
         if shard.kind == "parquet":
