@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from faults import Faults
 from faulty_proxy import FaultyProxy
 from object_store import LABELS, PHOTOGRAPHS, ObjectStore
 from runs import BOTH, DEADLINE, FAST, differences, environment, label, tree
+
+from pipeline.storage import Storage
 
 OUTAGE_SECONDS = float(os.environ.get("DIFFSEG_OUTAGE", "8"))
 """`make outage` sets a minute."""
@@ -178,6 +181,31 @@ def test_of_two_runs_with_other_settings_at_the_same_time_one_is_refused(
         check=False,
     )
     assert checked.returncode == 0, checked.stdout
+
+
+def test_storage_on_a_real_server(out: str, proxy: FaultyProxy, object_store: ObjectStore) -> None:
+    """What the pipeline asks of a store, where a fifth of the requests fail and answers get lost."""
+    storage = Storage(url=out, options=object_store.options(endpoint=proxy.endpoint))
+    proxy.set(Faults(slow_down=0.1, lost_answer=0.1))
+    for number in range(40):
+        storage.write_bytes(f"a/{number}", b"%d" % number)
+    assert storage.read_small([f"a/{number}" for number in (7, 77, 30)]) == [b"7", None, b"30"]
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(lambda number: storage.create_bytes("run.json", b"%d" % number), range(8)))
+    assert [created[int(storage.read_bytes("run.json"))], sum(created)] == [True, 1]
+    storage.delete("a/0")
+    storage.delete("a/0")
+    big = os.urandom(2**20) * 40
+    storage.write_bytes("big", big)
+    with storage.open("big") as file:
+        file.seek(2**24 - 3)
+        assert file.read(7) == big[2**24 - 3 : 2**24 + 4]
+        file.seek(-5, os.SEEK_END)
+        assert file.read() == big[-5:]
+        file.seek(0)
+        assert file.read() == big
+    assert [path for path, _ in storage.files()] == sorted([f"a/{n}" for n in range(1, 40)] + ["big", "run.json"])
+    assert proxy.counts["slow_down"] > 5
 
 
 def test_an_out_that_cannot_be_written_is_named(

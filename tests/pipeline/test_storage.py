@@ -45,6 +45,14 @@ def test_what_is_written_is_read(storage, tmp_path):
     assert source.exists()
 
 
+def test_many_small_files_at_once(storage):
+    for number in range(5):
+        storage.write_bytes(f"a/{number}", b"%d" % number)
+    paths = ["a/3", "no/such", "a/0", "a/4"]
+    assert storage.read_small(paths) == [b"3", None, b"0", b"4"]
+    assert storage.read_small([]) == []
+
+
 def test_missing_things(storage):
     assert storage.files() == []
     assert storage.files("no") == []
