@@ -9,28 +9,23 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
 from rich.console import Console
 
-from pipeline.commit import Commit, totals, write_commit
-from pipeline.manifest import Manifest, check_same_run, clear_run, create_manifest, read_manifest, write_manifest
-from pipeline.plan import Plan, make_plan
+from pipeline.manifest import Manifest, check_same_run, clear_run, read_manifest
+from pipeline.observer import RunObserver
+from pipeline.plan import make_plan
 from pipeline.pool import ActorPool, PoolSettings, resources_message
 from pipeline.progress import RunProgress
-from pipeline.queue import ShardQueue, Task
-from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerLost, WorkerSettings
-from pipeline.shards import Shard, find_shards, split_url
-from pipeline.storage import Storage, StoreUnavailable, redact
-from pipeline.worker import Job, LabelWorker, Worker, WorkerReport
-
-log = logging.getLogger(__name__)
-
-PROBE_SECONDS = 30.0
-"""How long the driver itself tries to reach a store that a worker could not."""
+from pipeline.queue import ShardQueue
+from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
+from pipeline.shards import find_shards
+from pipeline.storage import Storage
+from pipeline.worker import Job, LabelWorker, Worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,88 +49,6 @@ class RunSummary:
         """Share of the rows that are not ok."""
         total = sum(self.counts.values())
         return 1 - self.counts.get("ok", 0) / total if total else 0.0
-
-
-@dataclass(kw_only=True)
-class _Run:
-    """The observer of a run: guards the manifest, keeps the commits, moves the bar."""
-
-    job: Job
-    source: str
-    plan: Plan
-    before: Manifest | None
-    progress: RunProgress
-    fingerprint: str | None = None
-    labelled: dict[str, Commit] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def ready(self, report: WorkerReport) -> None:
-        if self.fingerprint is not None:
-            if report.fingerprint != self.fingerprint:
-                raise RunRefused(f"the checkpoint on {report.host} differs from the one that this run began with")
-            return
-        out = self.job.out
-        now = Manifest(
-            source=self.source,
-            settings=dataclasses.asdict(self.job.settings),
-            model_sha256=report.model_sha256,
-            resolved=report.resolved,
-            environment=report.environment,
-            fingerprint=report.fingerprint,
-            shards=self.plan.shards,
-        )
-        if self.before is None and not create_manifest(out, now):
-            self.before = read_manifest(out)  # another run has begun in the same moment
-        if self.before is not None:
-            for difference in check_same_run(self.before, now, out):
-                log.warning("resuming with another environment, so single pixels may differ: %s", difference)
-            write_manifest(out, now)
-        self.fingerprint = report.fingerprint
-
-    def committed(self, commit: Commit) -> None:
-        self.labelled[commit.shard] = commit
-        if failure := self.plan.failures.pop(commit.shard, None):
-            self.job.out.delete(failure.path)
-        self.progress.shard_finished(commit.rows)
-
-    def attempt_failed(self, task: Task, error: BaseException, *, again: bool) -> None:
-        text = redact(str(error) if isinstance(error, WorkerLost) else f"{type(error).__name__}: {error}")
-        name = task.shard.name
-        then = ", it will be tried again" if again else ""
-        log.warning("attempt %d at shard %s failed%s: %s", task.attempt, name, then, text)
-        if isinstance(error, StoreUnavailable):
-            self._fail_if_stores_are_gone(task.shard)
-        if again:
-            return
-        assert self.fingerprint is not None
-        record = Commit(
-            shard=name,
-            state="failed",
-            fingerprint=self.fingerprint,
-            attempt=task.attempt,
-            inputs=task.shard.digest(),
-            error=text,
-            passing=isinstance(error, (OSError, WorkerLost, MemoryError)),
-            finished=time.time(),
-        )
-        write_commit(self.job.out, record)
-        self.failed[name] = text
-        self.progress.shard_finished(0)
-
-    def working(self, workers: int, samples_in_hand: int, waiting: Sequence[str]) -> None:
-        self.progress.working(workers, samples_in_hand, waiting)
-
-    def _fail_if_stores_are_gone(self, shard: Shard) -> None:
-        """One worker's store trouble is its shard's; a store that the driver cannot reach either ends the run."""
-        folder = shard.url if shard.kind == "images" else split_url(shard.url)[0]
-        for storage in (self.job.source.at(folder), self.job.out):
-            probe = dataclasses.replace(storage, patience=min(PROBE_SECONDS, storage.patience))
-            try:
-                probe.exists()
-            except StoreUnavailable as error:
-                raise RunFailed(f"{error}; the same command goes on where this run stopped") from error
-            except OSError:
-                continue  # it answers
 
 
 def label_run(
@@ -173,20 +86,19 @@ def label_run(
         _refuse_another_model(before, settings, target)
     started = time.perf_counter()
     with RunProgress(len(plan.todo), console=console or Console(quiet=True), shown=console is not None) as progress:
-        observer = _Run(job=job, source=shown_source, plan=plan, before=before, progress=progress)
+        observer = RunObserver(job=job, source=shown_source, plan=plan, before=before, progress=progress)
         if plan.todo and run.no_ray:
             _run_here(job, ShardQueue(plan.todo), observer, worker_class)
         elif plan.todo:
             _run_on_ray(job, run, ShardQueue(plan.todo), observer, worker_class)
     wall = time.perf_counter() - started
-    counts, seconds = totals(observer.labelled.values())
     return RunSummary(
         shards=len(shards),
         done_before=len(plan.done),
         failed={name: failure.error for name, failure in sorted(plan.failures.items())} | observer.failed,
-        counts=dict(plan.counts_before() + counts),
-        seconds=dict(seconds),
-        images=sum(commit.rows for commit in observer.labelled.values()),
+        counts=dict(plan.counts_before() + observer.counts),
+        seconds=dict(observer.seconds),
+        images=observer.counts.total(),
         wall=wall,
     )
 
@@ -215,7 +127,7 @@ def _on_device(job: Job, has_cuda: bool) -> Job:
     return dataclasses.replace(job, worker=dataclasses.replace(job.worker, device=device))
 
 
-def _run_here(job: Job, queue: ShardQueue, observer: _Run, worker_class: Callable[[], Worker]) -> None:
+def _run_here(job: Job, queue: ShardQueue, observer: RunObserver, worker_class: Callable[[], Worker]) -> None:
     import torch  # only where a model runs: it takes seconds and hundreds of megabytes, and so does diffusers
 
     worker = worker_class()
@@ -232,7 +144,7 @@ def _run_here(job: Job, queue: ShardQueue, observer: _Run, worker_class: Callabl
 
 
 def _run_on_ray(
-    job: Job, run: RunSettings, queue: ShardQueue, observer: _Run, worker_class: Callable[[], Worker]
+    job: Job, run: RunSettings, queue: ShardQueue, observer: RunObserver, worker_class: Callable[[], Worker]
 ) -> None:
     started_here = not ray.is_initialized()
     local = started_here and _start_ray(run, job.worker)

@@ -118,7 +118,9 @@ def resume(out: Storage, shards: list[Shard], where: str) -> None:
     """From nothing to the first shard to be done, and the totals of all that were done before."""
     put_records(out, shards)
     started = time.perf_counter()
-    plan = make_plan(out, shards, "f" * 16, retry_failed=False)
+    before = psutil.Process().memory_info().rss / 2**20
+    with peak_memory() as peak:
+        plan = make_plan(out, shards, "f" * 16, retry_failed=False)
     planned = time.perf_counter()
     assert [shard.name for shard in plan.todo] == [shards[-1].name]
     assert plan.counts_before().total() == (len(shards) - 1) * ROWS_A_SHARD
@@ -128,6 +130,7 @@ def resume(out: Storage, shards: list[Shard], where: str) -> None:
     path = out.files("commits")[0][0]
     size = len(out.read_bytes(path))
     row(f"resume on {where}: until the first shard", f"{planned - started:.1f} s")
+    row("memory that the listing takes meanwhile", f"{peak[0] - before:.0f} MB")
     row(f"`diffseg status` on {where}: reading all {len(plan.done):,} records", f"{read - planned:.1f} s")
     row("size of a record", f"{size} bytes")
     project(len(shards), planned - started, read - planned, size)
