@@ -9,6 +9,9 @@ import pytest
 from other_stores import Missing, azure_store, google_store
 from runs import BOTH, differences, label
 
+import jobs.status
+import jobs.verify
+
 
 @pytest.mark.parametrize("make", [google_store, azure_store])
 # Of a client's own making: adlfs gives aiohttp the bytes of a body, and clients are closed when they are collected.
@@ -27,3 +30,5 @@ def test_from_bucket_to_bucket(make, request, tmp_path):
         store.download("labels", "out/run", tmp_path / "back")
         assert differences(tmp_path / "back", labelled) == ["run.json"], "which names the source"
         assert label(source, out, *flags) == 0, "a second run over what is there"
+        for command in (jobs.status, jobs.verify):
+            assert command.main([out, *flags[-2:]]) == 0
