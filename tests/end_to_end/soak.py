@@ -69,6 +69,8 @@ def watched(driver: psutil.Process) -> dict[str, psutil.Process]:
 def soak(source: Path, folder: Path, minutes: float) -> None:
     """Run the command and take samples until the time is over."""
     line = [sys.executable, "-m", "jobs.label", str(source), str(folder / "out"), "--address", "local"]
+    # A shell that runs this in the background has it, and so the driver, ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     line += ["--workers", "1", "--device", "cpu", "--format", "parquet,webdataset", "--allowed-failures", "1"]
     with (folder / "log").open("wb") as log, (folder / "samples.jsonl").open("a") as samples:
         process = subprocess.Popen(line, stdout=log, stderr=log, env=environment(), start_new_session=True)
@@ -142,7 +144,7 @@ def draw(samples: list[dict[str, Any]], end: float, path: Path) -> None:
     for name, colour in COLOURS.items():
         points = [place(each["minute"], each["rss_mb"]) for each in samples if each["process"] == name]
         pen.line(points, fill=colour, width=2)
-        pen.text((points[-1][0] - 40, points[-1][1] - 16), name, fill=colour)
+        pen.text((points[-1][0] + 5, points[-1][1] - 6), name, fill=colour)
     image.save(path)
 
 
