@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import IO
 
 _SCRATCH = "diffseg-scratch-"
+_WRITING = ".writing"
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.writing$")
 
 
@@ -130,9 +131,6 @@ class ScratchFolder:
 
 
 def _write(path: str, content: bytes | IO[bytes], give_name: Callable[[str, str], None]) -> None:
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    _remove_leftovers(folder)
     aside, file = _create_locked(path)
     try:
         with file:
@@ -147,14 +145,30 @@ def _write(path: str, content: bytes | IO[bytes], give_name: Callable[[str, str]
         with suppress(FileNotFoundError):  # another writer may have taken it for a left one by now
             os.remove(aside)
         raise
-    _sync_folder(folder)
+    finally:
+        with suppress(OSError):  # other writers are at work in it
+            os.rmdir(os.path.dirname(aside))
+    _sync_folder(os.path.dirname(path))
 
 
 def _create_locked(path: str) -> tuple[str, IO[bytes]]:
-    """A new temporary file beside ``path``; its lock says that its writer lives, and falls with the process."""
+    """A new temporary file for ``path``; its lock says that its writer lives, and falls with the process.
+
+    It lies in a folder of its own beside ``path``: what killed writers left is looked for at every write, and must not
+    be looked for among a hundred thousand files.
+    """
+    folder, name = os.path.split(path)
+    writing = os.path.join(folder, _WRITING)
+    os.makedirs(folder, exist_ok=True)
     while True:
-        aside = temporary_name(path)
-        file = open(aside, "xb")  # noqa: SIM115 - the caller closes it
+        with suppress(FileExistsError):
+            os.mkdir(writing)
+        aside = temporary_name(os.path.join(writing, name))
+        try:
+            _remove_leftovers(writing)
+            file = open(aside, "xb")  # noqa: SIM115 - the caller closes it
+        except FileNotFoundError:
+            continue  # another writer has just finished, and removed the empty folder
         _lock(file, wait=True)
         # Another writer's clean-up may have taken the file in the moment before the lock.
         if os.path.exists(aside):
@@ -164,8 +178,6 @@ def _create_locked(path: str) -> tuple[str, IO[bytes]]:
 
 def _remove_leftovers(folder: str) -> None:
     for entry in os.scandir(folder):
-        if not is_temporary(entry.name):
-            continue
         try:
             with open(entry.path, "rb") as file:
                 if _lock(file, wait=False):
