@@ -44,7 +44,9 @@ class RunProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:  # a run that ended well waits no more, also where nobody has asked since
+            self._tell_waiting((), self._workers)
         self._update()
         self._bar.stop()
 

@@ -16,6 +16,7 @@ from diffseg import CheckpointError, SegmenterSettings
 from diffseg.layout import TINY
 from pipeline.commit import read_commits
 from pipeline.pack import pack_images
+from pipeline.progress import RunProgress
 from pipeline.run import RunSummary, label_run
 from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
 from pipeline.storage import SourceError, Storage
@@ -219,3 +220,12 @@ def test_progress_is_shown_in_lines_without_a_terminal(
     )
     assert "5/5 shards · 20 images" in text.getvalue()
     assert "1 worker" in text.getvalue()
+
+
+def test_waits_are_told_of_and_their_end_too_when_the_run_ends_with_them() -> None:
+    text = io.StringIO()
+    with RunProgress(2, console=Console(file=text)) as progress:
+        progress.working(2, 0, ["s3://b/x does not answer (reset)"])
+        progress.working(2, 0, ["s3://b/x does not answer (reset)"])
+        progress.shard_finished(3)
+    assert text.getvalue() == "1 of 2 workers wait: s3://b/x does not answer (reset)\nall workers go on\n"
