@@ -54,6 +54,7 @@ class RunProgress:
         """A shard is done (or failed for good: 0 images)."""
         self._done_shards += 1
         self._done_images += images
+        self._in_hand = max(0, self._in_hand - images)  # until the workers are asked again
         self._update()
 
     def working(self, workers: int, samples_in_hand: int, waiting: Sequence[str] = ()) -> None:

@@ -229,3 +229,10 @@ def test_waits_are_told_of_and_their_end_too_when_the_run_ends_with_them() -> No
         progress.working(2, 0, ["s3://b/x does not answer (reset)"])
         progress.shard_finished(3)
     assert text.getvalue() == "1 of 2 workers wait: s3://b/x does not answer (reset)\nall workers go on\n"
+
+
+def test_images_are_counted_once_when_their_shard_is_done() -> None:
+    with RunProgress(2, console=Console(file=io.StringIO())) as progress:
+        progress.working(1, 5, ())
+        progress.shard_finished(6)
+        assert "1/2 shards · 6 images" in progress.said()
