@@ -67,6 +67,15 @@ def test_only_an_error_of_the_device_costs_the_worker(kind: str, processes: int,
     assert len({records[name].worker for name in ("a-first", "later")}) == processes
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_a_shard_beyond_its_deadline_fails_and_its_worker_is_replaced(tmp_path: Path) -> None:
+    summary = run(tmp_path / "out", "good-{0..3},sleeps", workers=1, shard_timeout=1.0)
+    assert summary.counts == {"ok": 40_000}
+    assert summary.failed == {"sleeps": "not done within 1 s; the worker was killed"}
+    record = read_commits(Storage(url=str(tmp_path / "out")))["sleeps"]
+    assert (record.attempt, record.passing) == (3, True)
+
+
 def test_retry_failed_redoes_what_failed_for_passing_reasons_and_nothing_else(tmp_path: Path) -> None:
     out, names = tmp_path / "out", "good-{0..1},memory,broken,unreadable"
     with pytest.raises(RunRefused, match="holds no run"):
