@@ -47,11 +47,12 @@ def make_plan(out: Storage, shards: Sequence[Shard], fingerprint: str | None, *,
         return plan
     tags = {shard.name: tag_of(fingerprint, shard.digest()) for shard in shards}
     listed = {path: name for path, size in out.files(FOLDER) if size and (name := parse_name(path))}
-    done = {name.shard: name for name in listed.values() if tags.get(name.shard) == name.tag}
+    current = [path for path, name in listed.items() if tags.get(name.shard) == name.tag]
+    done = {listed[path].shard: listed[path] for path in current}
     failures = read_records(out, [path for path, _ in out.files(FAILURES)]).values()
     plan.failures = {failure.shard: failure for failure in failures if failure.shard in tags}
     if retry_failed:
-        again = {record.shard for record in read_records(out, list(listed)).values() if record.has_passing()}
+        again = {record.shard for record in read_records(out, current).values() if record.has_passing()}
         again |= {name for name, failure in plan.failures.items() if failure.passing}
     else:
         again = tags.keys() - done.keys()

@@ -66,7 +66,6 @@ class RemoteFolder:
             raise FileNotFoundError(redact(url))
         if info.get("size") is None or not info.get("partial", True):  # an http server that knows no ranges
             return self._ask(url, lambda fs: fs.open(url, "rb"))
-
         size = int(info["size"])
 
         def fetch(start: int, end: int) -> bytes:
@@ -76,7 +75,8 @@ class RemoteFolder:
 
     def read(self, url: str) -> bytes:
         """All of a file that fits in memory."""
-        return self._ask(url, lambda fs: fs.cat_file(url, **_within(fs, 0)))
+        with self.open(url) as file:  # in ranges, so that the deadline of a request is not that of a large file
+            return file.read()
 
     def read_starts(self, urls: Sequence[str], size: int) -> list[bytes | None]:
         """The first ``size`` bytes of many files, None for those that are gone or forbidden; one request for each.
