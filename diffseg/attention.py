@@ -1,14 +1,16 @@
 """Record the self-attention of a diffusers UNet in one pass, while its output stays what it was.
 
 Fused attention returns no probabilities, and the plain form keeps [heads, P, P] of every layer. The processor here
-walks over the queries in chunks: each chunk's probabilities give both the layer's output and its share of one
-accumulator a resolution, the mean over heads and layers, which is all that DiffSeg reads (CVPR 2024, section 3.2).
+walks over heads and blocks of queries: the probabilities of a block, held in one small workspace, give both the layer's
+output and their share of one accumulator a resolution, the mean over heads and layers, which is all that DiffSeg reads
+(CVPR 2024, section 3.2).
 
 Axes: B images in the batch, H heads, P token positions of one resolution, D channels of a head.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +23,11 @@ from diffusers.models.attention_processor import Attention
 Grid = tuple[int, int]
 """Height and width in tokens."""
 
-CHUNK_ELEMENTS = 2**22
-"""Probabilities held at a time: 16 MiB of float32."""
+WORKSPACE_ELEMENTS = 2**20
+"""Probabilities held at a time on a CPU: 4 MiB of float32, which stay in its cache, with enough rows for the products."""
+
+DEVICE_WORKSPACE_ELEMENTS = 2**26
+"""The same on other devices, 256 MiB, where starting a kernel costs more than memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,8 @@ class _Recording:
     sums: dict[Grid, torch.Tensor] = field(default_factory=dict)
     layers: dict[Grid, int] = field(default_factory=dict)
 
+    workspace: torch.Tensor | None = None
+
     def accumulator(self, queries_BHPD: torch.Tensor) -> torch.Tensor:
         batch, _, tokens, _ = queries_BHPD.shape
         grid = self.grid_of_tokens[tokens]
@@ -60,6 +67,21 @@ class _Recording:
             self.sums[grid] = torch.zeros(batch, tokens, tokens, dtype=torch.float32, device=queries_BHPD.device)
         self.layers[grid] = self.layers.get(grid, 0) + 1
         return self.sums[grid]
+
+    def workspace_for(self, queries_BHPD: torch.Tensor) -> torch.Tensor:
+        """float32 [heads at a time, queries at a time, P] for the probabilities of a block, the same for all layers.
+
+        Fresh arrays of this size would cost more in page faults than the arithmetic on them.
+        """
+        _, heads, tokens, _ = queries_BHPD.shape
+        device = queries_BHPD.device
+        elements = WORKSPACE_ELEMENTS if device.type == "cpu" else DEVICE_WORKSPACE_ELEMENTS
+        rows = min(tokens, max(1, elements // tokens))
+        some = min(heads, max(1, elements // (rows * tokens)))
+        needed = some * rows * tokens
+        if self.workspace is None or len(self.workspace) < needed:
+            self.workspace = torch.empty(needed, dtype=torch.float32, device=device)
+        return self.workspace[:needed].view(some, rows, tokens)
 
     def is_last_layer(self) -> bool:
         return sum(self.layers.values()) == self.layers_to_record
@@ -86,23 +108,40 @@ class _RecordingProcessor:
         def heads_apart(projected: torch.Tensor) -> torch.Tensor:
             return projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float()
 
-        queries = heads_apart(attn.to_q(hidden_states)) * attn.scale
-        keys, values = heads_apart(attn.to_k(hidden_states)), heads_apart(attn.to_v(hidden_states))
-        total_BPP = self.recording.accumulator(queries)
+        queries, keys = heads_apart(attn.to_q(hidden_states)), heads_apart(attn.to_k(hidden_states))
+        total = self.recording.accumulator(queries)
         last = self.recording.is_last_layer() and self.recording.stop_early
-        outputs = None if last else torch.empty_like(queries)
-        batch, heads, tokens, _ = queries.shape
-        step = max(1, CHUNK_ELEMENTS // (batch * heads * tokens))
-        for start in range(0, tokens, step):
-            chunk = slice(start, start + step)
-            probabilities = torch.softmax(queries[:, :, chunk] @ keys.transpose(-1, -2), dim=-1)
-            total_BPP[:, chunk] += probabilities.mean(dim=1)
-            if outputs is not None:
-                outputs[:, :, chunk] = probabilities @ values
+        values = None if last else heads_apart(attn.to_v(hidden_states))
+        outputs = _attend(queries, keys, values, attn.scale, total, self.recording.workspace_for(queries))
         if outputs is None:
             raise _PassComplete
         merged = outputs.transpose(1, 2).flatten(2).to(hidden_states.dtype)
         return attn.to_out[1](attn.to_out[0](merged)) / attn.rescale_output_factor
+
+
+def _attend(
+    queries_BHPD: torch.Tensor,
+    keys_BHPD: torch.Tensor,
+    values_BHPD: torch.Tensor | None,
+    scale: float,
+    total_BPP: torch.Tensor,
+    workspace: torch.Tensor,
+) -> torch.Tensor | None:
+    """softmax(scale · q kᵀ) v; the head mean of the softmax is added to the total. Without values only the latter."""
+    outputs = None if values_BHPD is None else torch.empty_like(queries_BHPD)
+    batch, heads, tokens, _ = queries_BHPD.shape
+    some, rows, _ = workspace.shape
+    for image, row, head in itertools.product(range(batch), range(0, tokens, rows), range(0, heads, some)):
+        block = (image, slice(head, head + some), slice(row, row + rows))
+        queries_HQD, keys_HDP = queries_BHPD[block], keys_BHPD[block[:2]].transpose(1, 2)
+        probabilities = workspace[: queries_HQD.shape[0], : queries_HQD.shape[1]]
+        torch.baddbmm(probabilities, queries_HQD, keys_HDP, beta=0, alpha=scale, out=probabilities)
+        torch.softmax(probabilities, dim=-1, out=probabilities)
+        for of_head in probabilities:
+            total_BPP[image, row : row + rows].add_(of_head, alpha=1 / heads)
+        if outputs is not None and values_BHPD is not None:
+            torch.bmm(probabilities, values_BHPD[block[:2]], out=outputs[block])
+    return outputs
 
 
 def self_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:

@@ -132,14 +132,14 @@ def test_a_pass_ends_after_the_last_layer_that_is_needed(layout: str) -> None:
 
 
 @pytest.mark.parametrize("elements", [1, 5_000, 2**30])
-def test_chunks_make_no_difference(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_make_no_difference(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     unet, inputs = small_unet("sd2"), unet_inputs("sd2", batch=2)
     whole, output = recorded(record_with_output, unet, inputs)
-    monkeypatch.setattr(recorder, "CHUNK_ELEMENTS", elements)
-    chunked, same = recorded(record_with_output, unet, inputs)
+    monkeypatch.setattr(recorder, "WORKSPACE_ELEMENTS", elements)
+    in_blocks, same = recorded(record_with_output, unet, inputs)
     torch.testing.assert_close(same, output, rtol=0, atol=1e-5)
     for grid, maps in whole.maps.items():
-        torch.testing.assert_close(chunked.maps[grid], maps, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(in_blocks.maps[grid], maps, rtol=1e-3, atol=1e-6)
 
 
 class _LargestResult(TorchDispatchMode):
@@ -160,16 +160,16 @@ class _LargestResult(TorchDispatchMode):
 
 def test_no_probabilities_of_all_heads_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     unet, inputs = small_unet("sd1"), unet_inputs("sd1", grid=(32, 32))
-    accumulators = {(1, side**2, side**2) for side in (32, 16, 8, 4)}
+    accumulators = {(*batch, side**2, side**2) for side in (32, 16, 8, 4) for batch in ((1,), ())}
 
     def largest(elements: int) -> int:
-        monkeypatch.setattr(recorder, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(recorder, "WORKSPACE_ELEMENTS", elements)
         with _LargestResult(accumulators) as seen:
             recorded(record_self_attention, unet, inputs)
         return seen.largest
 
     all_heads = 8 * 1024 * 1024
-    assert largest(2**30) >= all_heads, "the check must see the tensor where chunking is off"
+    assert largest(2**30) >= all_heads, "the check must see the tensor where there is one block"
     assert largest(2**16) < all_heads / 8
 
 
