@@ -5,12 +5,14 @@ Axes: P = h·w positions of the finest resolution, the working grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 
 from diffseg.attention import Grid, SelfAttention
+from diffseg.bilinear import bilinear_matrix
+from diffseg.devices import to_device
 from diffseg.settings import Weights
 
 
@@ -37,28 +39,48 @@ def resolution_weights(layers: Mapping[Grid, int], weights: Weights) -> dict[Gri
     return {grid: value / total for grid, value in raw.items()}
 
 
-def aggregate(attention: SelfAttention, weights: Weights = "paper") -> tuple[torch.Tensor, Grid]:
-    """One image's maps into float32 [P, P] with rows that sum to 1, and the working grid (h, w).
+def aggregate(
+    attention: SelfAttention, weights: Weights = "paper", *, out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, Grid]:
+    """Maps of a batch into float32 [B, P, P] whose rows sum to 1, and the working grid (h, w).
 
-    Keys are upsampled bilinearly and made distributions again; queries are repeated (nearest).
+    Keys are upsampled bilinearly and made distributions again; queries are repeated (nearest). out: where to write; it
+    may be the finest map itself, which saves its memory a second time.
     """
-    shares = resolution_weights(attention.layers, weights)
-    working = max(shares, key=lambda grid: grid[0] * grid[1])
+    shares = {grid: share for grid, share in resolution_weights(attention.layers, weights).items() if share}
+    working = attention.finest
     height, width = working
-    first = attention.maps[working]
-    total = torch.zeros(height * width, height * width, dtype=torch.float32, device=first.device)
-    for grid, maps in attention.maps.items():
-        if shares[grid] == 0:
-            continue
-        rows, columns = grid
+    for rows, columns in shares:
         if height % rows or width % columns:
             raise ValueError(f"attention of {rows} x {columns} tokens does not divide the {height} x {width} grid")
-        keys = maps
-        if grid != working:
-            keys = F.interpolate(
-                maps.view(-1, 1, rows, columns), working, mode="bilinear", align_corners=False
-            ).flatten(1)
-        keys = keys * (shares[grid] / keys.sum(dim=1, keepdim=True))
-        repeated = total.view(rows, height // rows, columns, width // columns, height * width)
-        repeated += keys.view(rows, 1, columns, 1, height * width)
+    finest = attention.maps[working]
+    total = torch.empty_like(finest) if out is None else out
+    # A band holds whole rows of tokens of every resolution; on a CPU it stays in the cache for all of its sums.
+    bands = math.gcd(*(rows for rows, _ in shares)) if finest.device.type == "cpu" else 1
+    for band in range(bands):
+        target = total[:, _rows_of(band, bands, working)]
+        if working in shares:
+            fine = finest[:, _rows_of(band, bands, working)]
+            torch.mul(fine, shares[working] / fine.sum(dim=-1, keepdim=True), out=target)
+        else:
+            target.zero_()
+        for grid in shares.keys() - {working}:
+            rows, columns = grid
+            keys = _upsampled(attention.maps[grid][:, _rows_of(band, bands, grid)], grid, working)
+            keys *= shares[grid] / keys.sum(dim=-1, keepdim=True)
+            repeated = target.unflatten(1, (rows // bands, height // rows, columns, width // columns))
+            repeated += keys.unflatten(1, (rows // bands, 1, columns, 1))
     return total, working
+
+
+def _rows_of(band: int, bands: int, grid: Grid) -> slice:
+    positions = grid[0] // bands * grid[1]
+    return slice(band * positions, (band + 1) * positions)
+
+
+def _upsampled(maps: torch.Tensor, grid: Grid, working: Grid) -> torch.Tensor:
+    """[..., h·w] of one grid to [..., H·W] of the working one."""
+    down, along = (
+        to_device(bilinear_matrix(tokens, samples), maps.device) for tokens, samples in zip(grid, working, strict=True)
+    )
+    return (down @ (maps.unflatten(-1, grid) @ along.T)).flatten(-2)

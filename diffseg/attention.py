@@ -24,7 +24,7 @@ Grid = tuple[int, int]
 """Height and width in tokens."""
 
 WORKSPACE_ELEMENTS = 2**20
-"""Probabilities held at a time on a CPU: 4 MiB of float32, which stay in its cache, with enough rows for the products."""
+"""Probabilities held at a time on a CPU: 4 MiB of float32 stay in its cache, and are enough rows for the products."""
 
 DEVICE_WORKSPACE_ELEMENTS = 2**26
 """The same on other devices, 256 MiB, where starting a kernel costs more than memory."""
@@ -41,9 +41,14 @@ class SelfAttention:
     maps: Mapping[Grid, torch.Tensor]
     layers: Mapping[Grid, int]
 
-    def of_image(self, index: int) -> SelfAttention:
-        """The maps of one image of the batch, each float32 [h·w, h·w]."""
-        return SelfAttention(maps={grid: maps[index] for grid, maps in self.maps.items()}, layers=self.layers)
+    @property
+    def finest(self) -> Grid:
+        """The grid with the most tokens, on which the method works."""
+        return max(self.maps, key=lambda grid: grid[0] * grid[1])
+
+    def of_images(self, start: int, stop: int) -> SelfAttention:
+        """The maps of some images of the batch, which stay where they are."""
+        return SelfAttention(maps={grid: maps[start:stop] for grid, maps in self.maps.items()}, layers=self.layers)
 
 
 class _PassComplete(Exception):

@@ -23,12 +23,26 @@ PAD = 127
 class Canvas:
     """pixels: float32 [3, S, S] in [−1, 1]. content: where the image lies in it, as a share of S, 0 to 1.
 
-    region: the pixels of the image (rows and columns) that content shows; the others were cropped away.
+    region: the pixels of the image (rows and columns) that content shows; the others were cropped away. size: (H, W) of
+    the image.
     """
 
     pixels: torch.Tensor
     content: Box
     region: Box
+    size: tuple[int, int]
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Height and width of the region in pixels."""
+        return int(self.region.bottom - self.region.top), int(self.region.right - self.region.left)
+
+    def content_in(self, grid: tuple[int, int]) -> Box:
+        """The content in tokens of a grid (h, w)."""
+        (rows, columns), share = grid, self.content
+        return Box(
+            top=share.top * rows, left=share.left * columns, bottom=share.bottom * rows, right=share.right * columns
+        )
 
 
 def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True) -> Canvas:
@@ -51,7 +65,7 @@ def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True)
     canvas = np.full((side, side, 3), PAD, dtype=np.uint8)
     canvas[top : top + rows, left : left + columns] = _resized(image, rows, columns, antialias=antialias)
     pixels = torch.from_numpy(canvas).permute(2, 0, 1).float().div_(127.5).sub_(1)
-    return Canvas(pixels=pixels, content=content, region=region)
+    return Canvas(pixels=pixels, content=content, region=region, size=(height, width))
 
 
 def _resized(image: np.ndarray, rows: int, columns: int, *, antialias: bool) -> np.ndarray:

@@ -10,11 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from diffseg.bilinear import bilinear_matrix
+from diffseg.devices import to_device
+
 IGNORE = 65535
 """Label of pixels that no segment claims: those outside of a centre crop."""
 
-STRIPE_ELEMENTS = 2**23
-"""Upsampled scores held at a time: 32 MiB of float32."""
+STRIPE_ELEMENTS = 2**20
+"""Upsampled scores held at a time on a CPU, 4 MiB of float32, which stay in its cache."""
+
+DEVICE_STRIPE_ELEMENTS = 2**27
+
+MARGIN_UNIT = 2**24
+"""Margins are summed as whole numbers of this fraction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,35 +60,95 @@ class Segmentation:
     confidence: float
 
 
-def _axis(tokens: int, pixels: int, start: float, stop: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Lower token, upper token and weight of the upper one for each of `pixels` between start and stop in tokens."""
-    centres = start + (np.arange(pixels) + 0.5) * ((stop - start) / pixels) - 0.5
-    centres = np.clip(centres, 0, tokens - 1)
-    lower = np.minimum(centres.astype(np.int64), max(tokens - 2, 0))
-    upper = np.minimum(lower + 1, tokens - 1)
-    return torch.from_numpy(lower), torch.from_numpy(upper), torch.from_numpy((centres - lower).astype(np.float32))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decision:
+    """A label map as it comes off a device, not yet waited for.
+
+    labels: int16 [h, w] of the labelled region, 0 … in the order of the proposals, all present. figures: int64 [6, K]
+    of each proposal: area in pixels (0: not present), first and last row, first and last column, sum of its margins in
+    units of 1 / MARGIN_UNIT. Whole numbers, so that sums depend on no order.
+    """
+
+    labels: torch.Tensor
+    figures: torch.Tensor
 
 
-def _best_and_margin(scores: torch.Tensor, size: tuple[int, int], content: Box) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the best proposal, int64 [H, W], ties to the lowest, and (best − second) / best, float32 [H, W]."""
+def decide_on_device(scores: torch.Tensor, size: tuple[int, int], content: Box | None = None) -> Decision:
+    """Upsample scores [K, h, w], ≥ 0 and finite, to `size` pixels; the highest wins, ties go to the first.
+
+    content: the part of the token grid that the pixels show, in tokens (default: all of it). The device is not asked
+    for any value.
+    """
     count, rows, columns = scores.shape
     height, width = size
-    left, right, along = (t.to(scores.device) for t in _axis(columns, width, content.left, content.right))
-    top, bottom, down = (t.to(scores.device) for t in _axis(rows, height, content.top, content.bottom))
-    wide = torch.lerp(scores[:, :, left], scores[:, :, right], along)  # [K, h, W]
-    best = np.empty(size, dtype=np.int64)
-    margin = np.empty(size, dtype=np.float32)
-    step = max(1, STRIPE_ELEMENTS // (count * width))
+    content = content or Box(top=0, left=0, bottom=rows, right=columns)
+    device = scores.device
+    down = bilinear_matrix(rows, height, start=content.top, stop=content.bottom)
+    along = to_device(bilinear_matrix(columns, width, start=content.left, stop=content.right), device)
+    wide = (scores.transpose(0, 1) @ along.T).reshape(rows, count * width)
+    labels = torch.empty(size, dtype=torch.int16, device=device)
+    in_rows, in_columns, margins = (torch.zeros(n, count, dtype=torch.int64, device=device) for n in (height, width, 1))
+    step = max(1, (STRIPE_ELEMENTS if device.type == "cpu" else DEVICE_STRIPE_ELEMENTS) // (count * width))
+    every_column = torch.arange(width, device=device)
     for start in range(0, height, step):
-        stripe = slice(start, min(start + step, height))
-        fine = torch.lerp(wide[:, top[stripe]], wide[:, bottom[stripe]], down[stripe, None])
-        first, index = fine.max(dim=0)
-        second = torch.zeros_like(first)
-        if count > 1:
-            second = fine.scatter_(0, index[None], -1).amax(dim=0)
-        best[stripe] = index.cpu().numpy()
-        margin[stripe] = ((first - second) / first.clamp_min(torch.finfo(torch.float32).tiny)).cpu().numpy()
-    return best, margin
+        stripe = slice(start, start + step)
+        used = down[stripe].any(dim=0).nonzero()
+        tokens = slice(int(used[0]), int(used[-1]) + 1)
+        fine = to_device(down[stripe, tokens], device) @ wide[tokens]
+        best, margin = _best_and_margin(fine.view(-1, count, width))
+        labels[stripe] = best
+        _count(in_rows[stripe], torch.arange(len(best), device=device)[:, None], best)
+        _count(in_columns, every_column, best)
+        _count(margins, torch.zeros_like(every_column), best, (margin * MARGIN_UNIT).to(torch.int64))
+    areas = in_rows.sum(dim=0)
+    number = (areas > 0).cumsum(dim=0) - 1
+    figures = torch.stack([areas, *_extent(in_rows), *_extent(in_columns), margins[0]])
+    return Decision(labels=number.to(torch.int16)[labels.long()], figures=figures)
+
+
+def _best_and_margin(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of scores [h, K, w], which are overwritten: the best's index, int64 [h, w], and (best − second) / best."""
+    count = scores.shape[1]
+    first = scores.amax(dim=1)
+    # argmax and max(dim) are many times slower than amax on a CPU
+    rank = torch.arange(count, 0, -1, dtype=torch.int16, device=scores.device)[:, None]
+    best = count - ((scores == first[:, None]) * rank).amax(dim=1).to(torch.int64)
+    second = scores.scatter_(1, best[:, None], 0).amax(dim=1)
+    return best, (first - second) / first.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _count(table: torch.Tensor, lines: torch.Tensor, best: torch.Tensor, amount: torch.Tensor | None = None) -> None:
+    """Add 1, or the amount, of every pixel to its line and proposal of int64 [lines, K]."""
+    places = (lines * table.shape[1] + best).flatten()
+    added = table.new_ones(1).expand_as(places) if amount is None else amount.flatten()
+    table.view(-1).scatter_add_(0, places, added)
+
+
+def _extent(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and last line of int64 [lines, K] where each proposal is."""
+    there = (table > 0).to(torch.uint8)
+    return there.argmax(dim=0), len(table) - 1 - there.flip(0).argmax(dim=0)
+
+
+def finish(labels: np.ndarray, figures: np.ndarray, size: tuple[int, int], region: Box | None = None) -> Segmentation:
+    """The arrays of a Decision, back from the device, as a Segmentation of an image of `size` (H, W) pixels.
+
+    region: the labelled pixels of the image (default: all), whole numbers; the others are `IGNORE`.
+    """
+    top, left = (int(region.top), int(region.left)) if region else (0, 0)
+    height, width = labels.shape
+    whole = np.full(size, IGNORE, dtype=np.uint16)
+    whole[top : top + height, left : left + width] = labels
+    segments = tuple(
+        Segment(
+            id=k,
+            area=area,
+            bbox=(left + x0, top + y0, x1 - x0 + 1, y1 - y0 + 1),
+            confidence=margin / MARGIN_UNIT / area,
+        )
+        for k, (area, y0, y1, x0, x1, margin) in enumerate(figures[:, figures[0] > 0].T.tolist())
+    )
+    return Segmentation(labels=whole, segments=segments, confidence=int(figures[5].sum()) / MARGIN_UNIT / labels.size)
 
 
 def decide(
@@ -92,35 +160,6 @@ def decide(
     labelled region lies, in tokens (default: all of it). region: the labelled pixels of the image (default: all),
     whole numbers; the others are `IGNORE`.
     """
-    _, rows, columns = scores.shape
-    content = content or Box(top=0, left=0, bottom=rows, right=columns)
-    region = region or Box(top=0, left=0, bottom=size[0], right=size[1])
-    top, left, bottom, right = int(region.top), int(region.left), int(region.bottom), int(region.right)
-    best, margin = _best_and_margin(scores, (bottom - top, right - left), content)
-    present, inside = np.unique(best, return_inverse=True)
-    inside = inside.reshape(best.shape)
-    labels = np.full(size, IGNORE, dtype=np.uint16)
-    labels[top:bottom, left:right] = inside
-    areas = np.bincount(inside.ravel(), minlength=len(present))
-    margins = np.bincount(inside.ravel(), weights=margin.ravel(), minlength=len(present))
-    segments = tuple(
-        Segment(id=k, area=int(areas[k]), bbox=box, confidence=float(np.clip(margins[k] / areas[k], 0, 1)))
-        for k, box in enumerate(bounding_boxes(inside, len(present), offset=(left, top)))
-    )
-    return Segmentation(labels=labels, segments=segments, confidence=float(np.clip(margins.sum() / areas.sum(), 0, 1)))
-
-
-def bounding_boxes(
-    labels: np.ndarray, count: int, *, offset: tuple[int, int] = (0, 0)
-) -> list[tuple[int, int, int, int]]:
-    """(x, y, width, height) in pixels of each label 0 … count−1 of int [H, W]; all must be present."""
-
-    def extent(axis: int) -> tuple[np.ndarray, np.ndarray]:
-        lines = labels if axis == 0 else labels.T
-        seen = np.zeros((len(lines), count), dtype=bool)
-        seen[np.repeat(np.arange(len(lines)), lines.shape[1]), lines.ravel()] = True
-        return seen.argmax(axis=0), len(lines) - seen[::-1].argmax(axis=0)
-
-    (top, bottom), (left, right) = extent(0), extent(1)
-    x, y = offset
-    return [(int(left[k]) + x, int(top[k]) + y, int(right[k] - left[k]), int(bottom[k] - top[k])) for k in range(count)]
+    shown = (int(region.bottom - region.top), int(region.right - region.left)) if region else size
+    decision = decide_on_device(scores, shown, content)
+    return finish(decision.labels.cpu().numpy(), decision.figures.cpu().numpy(), size, region)

@@ -1,6 +1,6 @@
 """Anchors, iterative merging and k-means: attention rows into proposals (DiffSeg section 3.3, algorithm 1).
 
-Axes: P = h·w positions, M anchors, K proposals.
+Axes: B images, P = h·w positions, M anchors, K proposals.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from diffseg.attention import Grid
+from diffseg.devices import to_device
 from diffseg.distance import symmetric_kl
 from diffseg.settings import AnchorLayout, Consume
 
@@ -40,53 +41,73 @@ def anchor_positions(grid: Grid, per_side: int, layout: AnchorLayout = "even") -
     return (rows[:, None] * grid[1] + columns[None, :]).ravel()
 
 
-def greedy_groups(close: np.ndarray, consume: Consume) -> np.ndarray:
-    """bool [K, M] members of each group of a greedy pass over bool [M, M], in order.
+def greedy_groups(close: torch.Tensor, alive: torch.Tensor, consume: Consume) -> tuple[torch.Tensor, torch.Tensor]:
+    """Members of each group, bool [B, K, K], and which rows are groups, bool [B, K], of a greedy pass in order.
 
+    close: bool [B, K, K]. alive: bool [B, K], which proposals there are.
     paper: what a group took is gone. google: it starts no group any more, but a later group may average it once more.
+    The walk asks nothing of the values, so that a device need not be waited for.
     """
-    free = np.ones(len(close), dtype=bool)
-    groups = []
-    for index in range(len(close)):
-        if not free[index]:
-            continue
-        members = close[index] & free if consume == "paper" else close[index].copy()
-        members[index] = True
+    free = alive.clone()
+    groups = torch.zeros_like(close)
+    starts = torch.zeros_like(alive)
+    candidates = close & alive[:, None, :]
+    for index in range(close.shape[1]):
+        start = starts[:, index : index + 1]
+        start |= free[:, index : index + 1]
+        members = groups[:, index]
+        torch.logical_and(candidates[:, index], start, out=members)
+        if consume == "paper":
+            members &= free
+        members[:, index : index + 1] |= start
         free &= ~members
-        groups.append(members)
-    return np.stack(groups)
+    return groups, starts
 
 
 def _means(members: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """float32 [..., K, P]: the mean of each group's rows; zeros for a group without members."""
     weights = members.to(rows.dtype)
-    return (weights / weights.sum(dim=1, keepdim=True)) @ rows
+    return (weights / weights.sum(dim=-1, keepdim=True).clamp_min(1)) @ rows
 
 
 def merge(
     attention: torch.Tensor, *, anchors: np.ndarray, tau: Sequence[float], consume: Consume = "paper"
-) -> torch.Tensor:
-    """float32 [K, P] proposals out of float32 [P, P] aggregated attention, one round of merging a threshold of `tau`.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Proposals float32 [B, K, P], and which of them there are, bool [B, K], of aggregated attention [B, P, P].
 
-    Round 1 averages, for each anchor, all rows nearer than tau[0] to its own; the following rounds merge proposals
+    Round 1 averages, for each anchor, all rows nearer than tau[0] to its own; each following round merges proposals
     nearer than tau[i] greedily in order. Distances are symmetric KL in nats; a row always belongs to its own anchor.
+    A proposal that there is not is zero. K is M where a device would have to be waited for to tell how many are left,
+    or where images differ in it; on a CPU one image has as many as are left.
     """
-    positions = torch.from_numpy(anchors).to(attention.device)
-    members = symmetric_kl(attention[positions], attention) < tau[0]
-    members[torch.arange(len(positions), device=members.device), positions] = True
+    positions = to_device(torch.from_numpy(anchors), attention.device)
+    members = symmetric_kl(attention[:, positions], attention) < tau[0]
+    members[:, torch.arange(len(positions), device=members.device), positions] = True
     proposals = _means(members, attention)
+    alive = torch.ones_like(proposals[..., 0], dtype=torch.bool)
     for threshold in tau[1:]:
-        close = (symmetric_kl(proposals, proposals) < threshold).cpu().numpy()
-        groups = greedy_groups(close, consume)
-        proposals = _means(torch.from_numpy(groups).to(proposals.device), proposals)
-    return proposals
+        close = symmetric_kl(proposals, proposals) < threshold
+        groups, alive = greedy_groups(close, alive, consume)
+        proposals = _means(groups, proposals)
+        if len(attention) == 1 and attention.device.type == "cpu":
+            proposals, alive = proposals[:, alive[0]], alive[:, alive[0]]
+    return proposals, alive
 
 
-def kmeans(attention: torch.Tensor, proposals: torch.Tensor) -> torch.Tensor:
-    """float32 [K', P] means of Lloyd's clusters of all rows from the proposals, K' ≤ K: empty clusters are dropped.
+def kmeans(attention: torch.Tensor, proposals: torch.Tensor, alive: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means of Lloyd's clusters of all rows from the proposals, as `merge` gives them; empty clusters are no more.
 
-    Euclidean, one start, as google/diffseg's optional refinement.
+    Euclidean, one start, as google/diffseg's optional refinement. Until it has converged, a device is waited for.
     """
-    centres = proposals
+    found = [_lloyd(rows, centres[there]) for rows, centres, there in zip(attention, proposals, alive, strict=True)]
+    most = max(map(len, found))
+    padded = torch.stack([torch.nn.functional.pad(centres, (0, 0, 0, most - len(centres))) for centres in found])
+    counts = torch.tensor([[len(centres)] for centres in found], device=padded.device)
+    return padded, torch.arange(most, device=padded.device) < counts
+
+
+def _lloyd(attention: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """float32 [K', P], K' ≤ K, of attention [P, P] and centres [K, P]."""
     tolerance = KMEANS_TOLERANCE * attention.var(dim=0, correction=0).mean()
     assigned = None
     for _ in range(KMEANS_ITERATIONS):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -16,9 +17,9 @@ from PIL import Image
 from diffseg.aggregate import aggregate
 from diffseg.attention import Grid, SelfAttention
 from diffseg.backbone import Backbone, Step, no_step
-from diffseg.canvas import fit_image
+from diffseg.canvas import Canvas, fit_image
 from diffseg.checkpoint import load_checkpoint
-from diffseg.decide import Box, Segmentation, decide
+from diffseg.decide import Decision, Segmentation, decide, decide_on_device, finish
 from diffseg.distance import symmetric_kl
 from diffseg.images import decode_image
 from diffseg.merge import anchor_positions, kmeans, merge
@@ -33,24 +34,32 @@ class NonFiniteError(ValueError):
 
 
 def scores_of(
-    attention: SelfAttention, settings: SegmenterSettings, tau: Sequence[float], step: Step = no_step
-) -> tuple[torch.Tensor, Grid]:
-    """One image's self-attention into float32 [K, h, w] scores of K proposals, ≥ 0, and their grid (h, w).
+    attention: SelfAttention,
+    settings: SegmenterSettings,
+    tau: Sequence[float],
+    step: Step = no_step,
+    *,
+    overwrite: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Self-attention of a batch into float32 [B, K, h, w] scores of K proposals, ≥ 0, and bool [B], which are finite.
 
     assign "peak": the proposals themselves, each a distribution, so that compact ones win by their height (the paper).
     "nearest": exp(−J) of each position's own row to each proposal, J the symmetric KL, so that height does not count.
+    Proposals that there are not (see `merge`) and images that are not finite score 0. overwrite: whether the finest map
+    may be lost, which saves as much memory.
     """
     with step("aggregate"):
-        aggregated, grid = aggregate(attention, settings.weights)
-        if not bool(torch.isfinite(aggregated.sum())):
-            raise NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16")
+        finest = attention.maps[attention.finest]
+        aggregated, grid = aggregate(attention, settings.weights, out=finest if overwrite else None)
+        finite = torch.isfinite(aggregated.sum(dim=(1, 2)))
     with step("merge"):
         anchors = anchor_positions(grid, settings.anchors_per_side, settings.anchor_layout)
-        proposals = merge(aggregated, anchors=anchors, tau=tau, consume=settings.consume)
+        proposals, alive = merge(aggregated, anchors=anchors, tau=tau, consume=settings.consume)
         if settings.kmeans:
-            proposals = kmeans(aggregated, proposals)
+            proposals, alive = kmeans(aggregated, proposals, alive)
         scores = proposals if settings.assign == "peak" else symmetric_kl(proposals, aggregated).neg_().exp_()
-    return scores.view(-1, *grid), grid
+        scores = torch.where(alive[..., None] & finite[:, None, None], scores, 0)
+    return scores.unflatten(-1, grid), finite
 
 
 def segment_attention(
@@ -76,13 +85,49 @@ def segment_attention(
         tokens = grid[0] * grid[1]
         if heads.ndim != 3 or tuple(heads.shape[1:]) != (tokens, tokens):
             raise ValueError(f"maps[{key}]: shape {tuple(heads.shape)}; expected [heads, {tokens}, {tokens}]")
-        means[grid] = heads.mean(dim=0)
+        means[grid] = heads.mean(dim=0, keepdim=True)
     given = {"kmeans": kmeans, "tau": tau}
     settings = settings_of(preset, **{name: value for name, value in given.items() if value is not None})
     attention = SelfAttention(maps=means, layers=dict.fromkeys(means, 1))
-    scores, grid = scores_of(attention, settings, settings.tau or thresholds(1.1))
+    scores, finite = scores_of(attention, settings, settings.tau or thresholds(1.1))
+    if not finite.all():
+        raise NonFiniteError("the self-attention is not finite")
+    grid = attention.finest
     size = size or (grid[0] * PIXELS_PER_TOKEN, grid[1] * PIXELS_PER_TOKEN)
-    return decide(scores, size).labels
+    return decide(scores[0], size).labels
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Pass:
+    """A batch that was sent through the model. The device may still be at work on it."""
+
+    canvases: Sequence[Canvas]
+    decisions: Sequence[Decision]
+    finite: torch.Tensor
+
+    def results(self) -> list[Segmentation | NonFiniteError]:
+        """One transfer from the device for the whole batch, which waits for it."""
+        parts = [self.finite, *(part for d in self.decisions for part in (d.figures, d.labels))]
+        arrays = iter(_transferred(parts))
+        finite = next(arrays)
+        return [
+            finish(labels=labels, figures=figures, size=canvas.size, region=canvas.region)
+            if whole
+            else NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16")
+            for canvas, whole, figures, labels in zip(self.canvases, finite, arrays, arrays, strict=False)
+        ]
+
+
+def _transferred(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """The tensors as arrays of this process, moved at once."""
+    packed = torch.cat([tensor.flatten().view(torch.uint8) for tensor in tensors]).cpu().numpy()
+    arrays, start = [], 0
+    for tensor in tensors:
+        stop = start + tensor.numel() * tensor.element_size()
+        kind = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        arrays.append(packed[start:stop].view(kind).reshape(tensor.shape))
+        start = stop
+    return arrays
 
 
 class Segmenter:
@@ -132,47 +177,51 @@ class Segmenter:
         Raises ImageError for an image that cannot be decoded and NonFiniteError where the model overflows.
         """
         single = not isinstance(images, (list, tuple))
-        decoded = [_as_rgb(image) for image in cast(Sequence[ImageLike], [images] if single else images)]
+        given = cast(Sequence[ImageLike], [images] if single else images)
         results = []
-        for start in range(0, len(decoded), self.batch_size):
-            for result in self.segment_batch(decoded[start : start + self.batch_size]):
+        for start in range(0, len(given), self.batch_size):
+            canvases = [self.prepare(_as_rgb(image)) for image in given[start : start + self.batch_size]]
+            for result in self.launch(canvases).results():
                 if isinstance(result, Exception):
                     raise result
                 results.append(result)
         return results[0] if single else results
 
+    def prepare(self, image: np.ndarray) -> Canvas:
+        """The model's square of a uint8 [H, W, 3] image; safe to call from several threads."""
+        return fit_image(image, self.resolution, self.settings.fit, antialias=self.settings.antialias)
+
     def segment_batch(
         self, images: Sequence[np.ndarray], step: Step = no_step
     ) -> Iterator[Segmentation | NonFiniteError]:
-        """Up to `batch_size` uint8 [H, W, 3] images in one pass; an image that overflows gives its error in place.
-
-        step: a context manager factory that is told the name of each step, to time it.
-        """
-        if not 0 < len(images) <= self.batch_size:
-            raise ValueError(f"{len(images)} images: expected 1 to {self.batch_size}")
-        settings = self.settings
         with step("resize"):
-            canvases = [
-                fit_image(image, self.resolution, settings.fit, antialias=settings.antialias) for image in images
-            ]
-            padding = [canvases[-1].pixels] * (self.batch_size - len(images))
-            pixels = torch.stack([canvas.pixels for canvas in canvases] + padding)
-        attention = self.backbone.self_attention(pixels, self.timestep, step)
-        for index, canvas in enumerate(canvases):
-            try:
-                scores, (rows, columns) = scores_of(attention.of_image(index), settings, self.tau, step)
-            except NonFiniteError as error:
-                yield error
-                continue
-            with step("decide"):
-                share = canvas.content
-                content = Box(
-                    top=share.top * rows,
-                    left=share.left * columns,
-                    bottom=share.bottom * rows,
-                    right=share.right * columns,
-                )
-                yield decide(scores, images[index].shape[:2], content=content, region=canvas.region)
+            canvases = [self.prepare(image) for image in images]
+        yield from self.launch(canvases, step).results()
+
+    def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> _Pass:
+        """Send up to `batch_size` prepared images through the model; `results()` of what is returned are their labels.
+
+        On a GPU this does not wait for the device, so that the next batch can be sent before the results of this one
+        are asked for. `results()` gives a NonFiniteError in the place of an image that overflows. step: a context
+        manager factory that is told the name of each step, to time it.
+        """
+        if not 0 < len(canvases) <= self.batch_size:
+            raise ValueError(f"{len(canvases)} images: expected 1 to {self.batch_size}")
+        padding = [canvases[-1].pixels] * (self.batch_size - len(canvases))
+        pixels = torch.stack([canvas.pixels for canvas in canvases] + padding)
+        with torch.inference_mode():
+            attention = self.backbone.self_attention(pixels, self.timestep, step)
+            # On a CPU each image has as many proposals as it needs; on a device all have the same shape.
+            at_once = 1 if attention.maps[attention.finest].device.type == "cpu" else self.batch_size
+            decisions, finite = [], []
+            for start in range(0, len(canvases), at_once):
+                part = attention.of_images(start, start + at_once)
+                scores, these = scores_of(part, self.settings, self.tau, step, overwrite=True)
+                finite.append(these)
+                with step("decide"):
+                    for canvas, own in zip(canvases[start : start + at_once], scores, strict=False):
+                        decisions.append(decide_on_device(own, canvas.shown, canvas.content_in(attention.finest)))
+            return _Pass(canvases=canvases, decisions=decisions, finite=torch.cat(finite))
 
 
 def _as_rgb(image: ImageLike) -> np.ndarray:

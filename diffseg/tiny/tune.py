@@ -60,10 +60,10 @@ def grid_scores(segmenter: Segmenter, candidates: Sequence[Tau], *, images: int,
     for seed in VALIDATION_SEEDS[:images]:
         scene = generate_scene(seed)
         canvas = fit_image(scene.image, segmenter.resolution, segmenter.settings.fit)
-        attention = segmenter.backbone.self_attention(canvas.pixels[None], timestep).of_image(0)
+        attention = segmenter.backbone.self_attention(canvas.pixels[None], timestep)
         for index, tau in enumerate(candidates):
             proposal_scores, _ = scores_of(attention, segmenter.settings, tau)
-            table = overlap(scene.labels, decide(proposal_scores, scene.labels.shape).labels)
+            table = overlap(scene.labels, decide(proposal_scores[0], scene.labels.shape).labels)
             scores[index] += covering(table), mean_best_iou(table)
     return scores / images
 

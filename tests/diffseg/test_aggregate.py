@@ -19,7 +19,7 @@ SMALL_SD1 = {(16, 16): 5, (8, 8): 5, (4, 4): 5, (2, 2): 1}
 
 def random_attention(layers: Mapping[Grid, int], seed: int = 0) -> SelfAttention:
     generator = torch.Generator().manual_seed(seed)
-    maps = {(h, w): torch.softmax(torch.randn(h * w, h * w, generator=generator) * 2, dim=1) for h, w in layers}
+    maps = {(h, w): torch.softmax(torch.randn(2, h * w, h * w, generator=generator) * 2, dim=-1) for h, w in layers}
     return SelfAttention(maps=maps, layers=layers)
 
 
@@ -67,11 +67,16 @@ def test_weights_that_leave_nothing_are_refused(weights) -> None:
 def test_agrees_with_elements(layers: Mapping[Grid, int], weights) -> None:
     attention = random_attention(layers)
     shares = resolution_weights(layers, weights)
-    expected = aggregate_by_elements({g: m.numpy() for g, m in attention.maps.items()}, shares)
     total, grid = aggregate(attention, weights)
     assert grid == max(layers, key=lambda g: g[0] * g[1])
-    np.testing.assert_allclose(total.numpy(), expected, rtol=1e-5, atol=1e-8)
-    np.testing.assert_allclose(total.sum(dim=1).numpy(), 1, atol=1e-5)
+    for image in range(2):
+        expected = aggregate_by_elements({g: m[image].numpy() for g, m in attention.maps.items()}, shares)
+        np.testing.assert_allclose(total[image].numpy(), expected, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(total.sum(dim=2).numpy(), 1, atol=1e-5)
+    finest = attention.maps[grid]
+    overwritten, _ = aggregate(attention, weights, out=finest)
+    assert overwritten is finest
+    assert torch.equal(overwritten, total)
 
 
 def test_one_resolution_alone_is_what_was_recorded() -> None:

@@ -208,7 +208,7 @@ def test_a_unet_without_self_attention_is_refused() -> None:
 
 def test_images_of_a_batch_are_taken_apart() -> None:
     attention = recorded(record_self_attention, small_unet("sd1"), unet_inputs("sd1", batch=2))
-    first, second = attention.of_image(0), attention.of_image(1)
+    first, second = attention.of_images(0, 1), attention.of_images(1, 2)
     assert first.layers == attention.layers
-    assert torch.equal(first.maps[8, 8], attention.maps[8, 8][0])
+    assert torch.equal(first.maps[8, 8], attention.maps[8, 8][:1])
     assert not torch.equal(first.maps[8, 8], second.maps[8, 8])

@@ -10,7 +10,7 @@ from planted import same_partition
 from references import upsample_by_elements
 
 from diffseg import decide as decisions
-from diffseg.decide import IGNORE, Box, Segmentation, bounding_boxes, decide
+from diffseg.decide import IGNORE, Box, Segmentation, decide, decide_on_device
 
 
 def random_scores(count: int, grid: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -77,8 +77,8 @@ def test_ties_go_to_the_first_with_no_confidence() -> None:
     assert not found.labels.any()
     assert found.confidence == 0
     swapped = torch.stack([torch.zeros(4, 4), torch.ones(4, 4), torch.ones(4, 4)])
-    labels, _ = decisions._best_and_margin(swapped, (8, 8), Box(top=0, left=0, bottom=4, right=4))
-    assert (labels == 1).all()
+    assert decide(swapped, (8, 8)).segments[0].area == 64
+    assert decide_on_device(swapped, (8, 8)).figures[0].tolist() == [0, 64, 0]
 
 
 def test_nothing_anywhere_is_no_confidence() -> None:
@@ -135,29 +135,30 @@ def test_stripes_make_no_difference(elements: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(decisions, "STRIPE_ELEMENTS", elements)
     striped = decide(scores, (61, 45))
     assert np.array_equal(striped.labels, whole.labels)
-    assert striped.segments == whole.segments
+    assert [s.confidence for s in striped.segments] == pytest.approx([s.confidence for s in whole.segments], abs=1e-6)
 
 
 def test_no_more_than_a_stripe_is_upsampled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    lerp = torch.lerp
+    best_and_margin = decisions._best_and_margin
 
-    def watched(*tensors: torch.Tensor) -> torch.Tensor:
-        seen.append(result := lerp(*tensors))
-        return result
+    def watched(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(tuple(scores.shape))
+        return best_and_margin(scores)
 
-    monkeypatch.setattr(torch, "lerp", watched)
+    monkeypatch.setattr(decisions, "_best_and_margin", watched)
     monkeypatch.setattr(decisions, "STRIPE_ELEMENTS", 6 * 45 * 10)
     decide(random_scores(6, (8, 8)), (61, 45))
-    assert [tuple(t.shape) for t in seen] == [(6, 8, 45)] + 6 * [(6, 10, 45)] + [(6, 1, 45)]
+    assert seen == 6 * [(10, 6, 45)] + [(1, 6, 45)]
 
 
-def test_bounding_boxes_of_scattered_labels() -> None:
+def test_boxes_and_areas_of_scattered_labels() -> None:
     labels = np.zeros((5, 7), dtype=np.int64)
     labels[1, 5] = labels[3, 2] = 1
     labels[4, 6] = 2
-    assert bounding_boxes(labels, 3) == [(0, 0, 7, 5), (2, 1, 4, 3), (6, 4, 1, 1)]
-    assert bounding_boxes(labels, 3, offset=(10, 20))[1] == (12, 21, 4, 3)
+    found = decide(torch.from_numpy(np.eye(3, dtype=np.float32)[labels]).permute(2, 0, 1), (5, 7))
+    assert np.array_equal(found.labels, labels)
+    assert [(s.area, s.bbox) for s in found.segments] == [(32, (0, 0, 7, 5)), (2, (2, 1, 4, 3)), (1, (6, 4, 1, 1))]
 
 
 def test_scores_stay_as_they_are() -> None:

@@ -23,7 +23,20 @@ from diffseg.merge import AnchorLayout, Consume, anchor_axis, anchor_positions, 
 def merged(attention: np.ndarray, tau: tuple[float, ...], *, consume: Consume = "paper", per_side: int = 6):
     side = round(len(attention) ** 0.5)
     anchors = anchor_positions((side, side), per_side)
-    return merge(torch.from_numpy(attention).float(), anchors=anchors, tau=tau, consume=consume)
+    return proposals_of(attention, anchors, tau, consume)
+
+
+def proposals_of(
+    attention: np.ndarray, anchors: np.ndarray, tau: tuple[float, ...], consume: Consume = "paper"
+) -> torch.Tensor:
+    proposals, alive = merge(torch.from_numpy(attention).float()[None], anchors=anchors, tau=tau, consume=consume)
+    return proposals[0, alive[0]]
+
+
+def groups_of(close: np.ndarray, consume: Consume) -> np.ndarray:
+    groups, starts = greedy_groups(torch.from_numpy(close)[None], torch.ones(1, len(close), dtype=torch.bool), consume)
+    assert not groups[0, ~starts[0]].any()
+    return groups[0, starts[0]].numpy()
 
 
 def partition(proposals: torch.Tensor) -> np.ndarray:
@@ -66,21 +79,21 @@ def test_agrees_with_elements(consume: Consume, tau: tuple[float, ...], seed: in
     attention = planted(voronoi(16, 7, seed), leak=0.2, noise=0.7, seed=seed)
     anchors = anchor_positions((16, 16), 8)
     expected = merge_by_elements(attention, anchors, tau, consume)
-    proposals = merge(torch.from_numpy(attention).float(), anchors=anchors, tau=tau, consume=consume)
+    proposals = proposals_of(attention, anchors, tau, consume)
     assert 1 < len(expected) <= 64
     np.testing.assert_allclose(proposals.numpy(), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_consume_presets_differ_where_a_group_could_take_a_consumed_proposal() -> None:
     close = np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]], dtype=bool)
-    assert greedy_groups(close, "paper").tolist() == [[True, True, False], [False, False, True]]
-    assert greedy_groups(close, "google").tolist() == [[True, True, False], [False, True, True]]
+    assert groups_of(close, "paper").tolist() == [[True, True, False], [False, False, True]]
+    assert groups_of(close, "google").tolist() == [[True, True, False], [False, True, True]]
 
 
 def test_a_row_belongs_to_its_own_group_whatever_its_distance() -> None:
     nowhere = np.zeros((3, 3), dtype=bool)
     for consume in ("paper", "google"):
-        assert np.array_equal(greedy_groups(nowhere, consume), np.eye(3, dtype=bool))
+        assert np.array_equal(groups_of(nowhere, consume), np.eye(3, dtype=bool))
 
 
 def test_number_of_proposals_never_grows_with_rounds() -> None:
@@ -108,9 +121,8 @@ def test_order_of_positions_does_not_matter() -> None:
     order = np.random.default_rng(0).permutation(256)
     anchors = anchor_positions((16, 16), 8)
     place = np.argsort(order)  # where each position went
-    plain = merge(torch.from_numpy(attention).float(), anchors=anchors, tau=(0.8,) * 3)
-    shuffled = torch.from_numpy(attention[np.ix_(order, order)]).float()
-    moved = merge(shuffled, anchors=place[anchors], tau=(0.8,) * 3)
+    plain = proposals_of(attention, anchors, (0.8,) * 3)
+    moved = proposals_of(attention[np.ix_(order, order)], place[anchors], (0.8,) * 3)
     torch.testing.assert_close(moved, plain[:, torch.from_numpy(order)])
 
 
@@ -155,13 +167,20 @@ def test_anchors_of_a_rectangle_are_row_major() -> None:
     assert anchor_positions((4, 6), 2).tolist() == [0, 5, 18, 23]
 
 
+def clusters(attention: np.ndarray, start: np.ndarray) -> torch.Tensor:
+    rows, centres = (torch.from_numpy(array).float()[None] for array in (attention, start))
+    found, alive = kmeans(rows, centres, torch.ones(1, len(start), dtype=torch.bool))
+    assert alive.all()
+    return found[0]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_kmeans_agrees_with_plain_lloyd(seed: int) -> None:
     mask = voronoi(16, 5, seed)
     attention = planted(mask, leak=0.3, noise=0.9, seed=seed)
     start = attention[np.random.default_rng(seed).permutation(256)[:6]]
     expected = kmeans_by_elements(attention, start)
-    centres = kmeans(torch.from_numpy(attention).float(), torch.from_numpy(start).float())
+    centres = clusters(attention, start)
     np.testing.assert_allclose(centres.numpy(), expected, rtol=1e-4, atol=1e-7)
 
 
@@ -171,7 +190,7 @@ def test_kmeans_drops_a_cluster_that_nothing_is_near() -> None:
     far = np.zeros(144)
     far[0] = 1.0
     start = np.stack([attention[0], far * 5, attention[-1]])
-    centres = kmeans(torch.from_numpy(attention).float(), torch.from_numpy(start).float())
+    centres = clusters(attention, start)
     assert len(centres) == 2
     assert torch.isfinite(centres).all()
     np.testing.assert_allclose(centres.numpy(), kmeans_by_elements(attention, start), rtol=1e-4, atol=1e-7)

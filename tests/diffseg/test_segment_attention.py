@@ -117,16 +117,18 @@ def test_attention_that_does_not_fit_is_refused(maps: Any, options: Any, message
 
 def test_nearest_is_the_divergence_to_each_proposal_element_by_element() -> None:
     heads = planted_heads(voronoi(16, 5, 3), (16, 8), leak=0.1, noise=0.5, seed=3)
-    maps = {(side, side): torch.as_tensor(value, dtype=torch.float32).mean(dim=0) for side, value in heads.items()}
+    maps = {
+        (side, side): torch.as_tensor(value, dtype=torch.float32).mean(dim=0)[None] for side, value in heads.items()
+    }
     attention = SelfAttention(maps=maps, layers=dict.fromkeys(maps, 1))
     tau = (0.9, 0.9, 0.9)
-    scores, grid = scores_of(attention, settings_of("default"), tau)
+    scores, _ = scores_of(attention, settings_of("default"), tau)
     proposals, _ = scores_of(attention, settings_of("default", assign="peak"), tau)
-    rows = aggregate(attention)[0].double()
-    for proposal, score in zip(proposals.flatten(1).double(), scores.flatten(1), strict=True):
+    rows = aggregate(attention)[0][0].double()
+    for proposal, score in zip(proposals[0].flatten(1).double(), scores[0].flatten(1), strict=True):
         divergence = ((proposal - rows) * (proposal.log() - rows.log())).sum(dim=1) / 2
         torch.testing.assert_close(score.double(), (-divergence).exp(), atol=1e-3, rtol=0)
-    assert grid == (16, 16)
+    assert scores.shape[2:] == (16, 16)
 
 
 def test_nearest_keeps_pixels_that_a_compact_neighbour_looks_at() -> None:
@@ -140,7 +142,7 @@ def test_nearest_keeps_pixels_that_a_compact_neighbour_looks_at() -> None:
 
 
 def segment(heads: dict[int, np.ndarray], assign: str) -> list[int]:
-    maps = {(side, side): torch.as_tensor(value[0], dtype=torch.float32) for side, value in heads.items()}
+    maps = {(side, side): torch.as_tensor(value[:1], dtype=torch.float32) for side, value in heads.items()}
     attention = SelfAttention(maps=maps, layers=dict.fromkeys(maps, 1))
-    scores, grid = scores_of(attention, settings_of("default", assign=assign), (0.1, 0.1, 0.1))
-    return decide(scores, grid).labels.ravel().tolist()
+    scores, _ = scores_of(attention, settings_of("default", assign=assign), (0.1, 0.1, 0.1))
+    return decide(scores[0], attention.finest).labels.ravel().tolist()

@@ -60,7 +60,7 @@ def test_an_image_does_not_depend_on_its_batch(segmenters: dict[int, Segmenter],
     assert max(len(found.segments) for found in alone) > 10, "one segment would agree with anything"
     for found in (segmenters[4](photographs), segmenters[3](photographs[::-1])[::-1]):
         for one, other in zip(alone, found, strict=True):
-            assert (one.labels == other.labels).mean() > 0.998  # sums in another order may move a border
+            assert (one.labels == other.labels).mean() > 0.995  # sums in another order may move a border
             assert other.confidence == pytest.approx(one.confidence, abs=1e-3)
 
 
