@@ -81,14 +81,20 @@ def load_checkpoint(
     return Checkpoint(
         name=str(model) if revision is None else f"{model}@{revision}",
         sha256=fingerprint(folder),
-        vae=vae.to(device).eval().requires_grad_(False),
-        unet=unet.to(device).eval().requires_grad_(False),
+        vae=_for_inference(vae, device),
+        unet=_for_inference(unet, device),
         context=context.to(device, dtype),
         added={name: value.to(device, dtype) for name, value in added.items()},
         tau=tuple(own.get("tau", PAPER_TAU)),
         timestep=int(own.get("timestep", PAPER_TIMESTEP)),
         resolution=resolution,
     )
+
+
+def _for_inference(model: Any, device: str) -> Any:
+    """On the device, with the channels of a pixel side by side, which convolutions read faster on CPUs and CUDA."""
+    model = model.eval().requires_grad_(False).to(device)
+    return model.to(memory_format=torch.channels_last) if model.device.type in ("cpu", "cuda") else model
 
 
 def _trained_side(unet_config: dict[str, Any], model: str | os.PathLike[str]) -> int:

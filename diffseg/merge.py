@@ -6,6 +6,7 @@ Axes: B images, P = h·w positions, M anchors, K proposals.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,22 +47,26 @@ def greedy_groups(close: torch.Tensor, alive: torch.Tensor, consume: Consume) ->
 
     close: bool [B, K, K]. alive: bool [B, K], which proposals there are.
     paper: what a group took is gone. google: it starts no group any more, but a later group may average it once more.
-    The walk asks nothing of the values, so that a device need not be waited for.
     """
-    free = alive.clone()
-    groups = torch.zeros_like(close)
-    starts = torch.zeros_like(alive)
-    candidates = close & alive[:, None, :]
-    for index in range(close.shape[1]):
-        start = starts[:, index : index + 1]
-        start |= free[:, index : index + 1]
+    groups, starts = close & alive[:, None, :], torch.zeros_like(alive)
+    arrays: tuple = (groups, starts, alive.clone())
+    if close.device.type == "cpu":
+        arrays = tuple(array.numpy() for array in arrays)  # the same memory, and steps that cost a fifth
+    _walk(*arrays, consume)
+    return groups, starts
+
+
+def _walk(groups: Any, starts: Any, free: Any, consume: Consume) -> None:
+    """Turn candidates into members, row by row, in place. No value is asked for, so that a device is not waited for."""
+    for index in range(groups.shape[1]):
+        here = slice(index, index + 1)
+        starts[:, here] |= free[:, here]
         members = groups[:, index]
-        torch.logical_and(candidates[:, index], start, out=members)
+        members &= starts[:, here]
         if consume == "paper":
             members &= free
-        members[:, index : index + 1] |= start
+        members[:, here] |= starts[:, here]
         free &= ~members
-    return groups, starts
 
 
 def _means(members: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,9 @@ class LabelWorker:
         from diffseg import Segmenter
         from diffseg.backbone import Backbone
         from diffseg.checkpoint import load_checkpoint
+        from diffseg.devices import keep_freed_memory
 
+        keep_freed_memory()
         self.job, settings = job, job.settings
         checkpoint = load_checkpoint(
             settings.model,
