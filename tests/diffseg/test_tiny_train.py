@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch.nn import functional as F
+from warm import WarmCommand
 
 from diffseg.tiny.learning import load_state
 from diffseg.tiny.model import build, empty_context
@@ -59,16 +59,17 @@ def command(out: Path) -> list[str]:
         if value != setting.default:
             values = value if isinstance(value, tuple) else (value,)
             options += [f"--recipe.{setting.name.replace('_', '-')}", *map(str, values)]
-    program = [sys.executable, "-m", "diffseg.tiny.train", f"--out={out}", f"--checkpoint={out}/made"]
+    program = ["diffseg.tiny.train", f"--out={out}", f"--checkpoint={out}/made"]
     return [*program, "--save-every=1", *options]
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: Networks, tmp_path: Path) -> None:
-    with subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "unet.pt").exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.01)
-        process.kill()
+    training = WarmCommand(*command(tmp_path), variables=os.environ)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "unet.pt").exists() and time.monotonic() < deadline and training.process.is_alive():
+        time.sleep(0.01)
+    training.process.kill()
+    training.ended(60)
     assert 0 < load_state(tmp_path / "unet.pt") < MINI.unet_steps, "the kill came too late to test"
     resumed = train(MINI, tmp_path, save_every=3)
     for network, expected in zip(resumed, undisturbed, strict=True):

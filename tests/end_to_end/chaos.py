@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import random
@@ -18,15 +19,19 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clusters import Cluster, clear, short_folder
 from PIL import Image
-from runs import BOTH, command, differences, rows_of
+from runs import BOTH, differences, rows_of
 from strikes import SHARDS, SLOW, StruckRun, draw
 
+import jobs.label
+import jobs.shard
+import jobs.verify
 from diffseg.tiny.scenes import generate_scene
 from pipeline.commit import read_commits
 from pipeline.storage import Storage
@@ -68,7 +73,7 @@ class Arena:
         self._clear_earlier()
         self._make_source()
         # An interrupted one goes on, and one that is done has nothing left to do.
-        _succeed("jobs.label", self.source, self.expected, "--no-ray", *SLOW, *BOTH)
+        _succeed(jobs.label.main, self.source, self.expected, "--no-ray", *SLOW, *BOTH)
         self._keys = Counter(row["key"] for row in rows_of(self.expected))
         assert self._keys.total() == SHARDS * SAMPLES
         self._cluster: Cluster | None = None
@@ -90,7 +95,7 @@ class Arena:
         for number in range(SHARDS * SAMPLES):
             scene = generate_scene(1000 * self.seed + number, SIDE)
             Image.fromarray(scene.image).save(images / f"{number:04d}.png")
-        _succeed("jobs.shard", images, aside, "--samples-per-shard", str(SAMPLES))
+        _succeed(jobs.shard.main, images, aside, "--samples-per-shard", str(SAMPLES))
         aside.rename(self.source)
 
     def played(self) -> list[Round]:
@@ -132,9 +137,9 @@ class Arena:
         if unequal:
             shutil.copytree(out, self._folder / f"failed-{number}", dirs_exist_ok=True)
             faults.append(f"the trees differ: {', '.join(unequal[:8])}")
-        verified = command("jobs.verify", out)
-        if verified.returncode != 0:
-            faults.append(f"verify: {(verified.stdout + verified.stderr).strip()[-600:]}")
+        code, said = _ended(jobs.verify.main, out)
+        if code != 0:
+            faults.append(f"verify: {said.strip()[-600:]}")
         return Round(
             number=number,
             seed=self.seed,
@@ -203,10 +208,17 @@ def main() -> int:
     return 0 if all(map(good, rounds)) else 1
 
 
-def _succeed(*words: str | Path) -> None:
-    done = command(*words)
-    if done.returncode != 0:
-        raise RuntimeError(f"{words[0]}: {done.returncode}: {done.stderr[-2000:]}")
+def _ended(job: Callable[[list[str]], int], *words: str | Path) -> tuple[int, str]:
+    """A command in this process: its exit code, and all that it said."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        return job([str(word) for word in words]), said.getvalue()
+
+
+def _succeed(job: Callable[[list[str]], int], *words: str | Path) -> None:
+    code, said = _ended(job, *words)
+    if code != 0:
+        raise RuntimeError(f"{job.__module__}: {code}: {said[-2000:]}")
 
 
 if __name__ == "__main__":

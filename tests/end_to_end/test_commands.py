@@ -15,10 +15,16 @@ from pathlib import Path
 
 import pytest
 from runs import BOTH, DEADLINE, FAST, command, differences, environment, label, record_of, rows_of
+from warm import WarmCommand
 
 from jobs.common import guarded
 
 SECRET = "s3cr3t-w0rd"
+
+
+def warm(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """`python -m` with these words, to its end."""
+    return WarmCommand(*words, variables=environment()).ended(DEADLINE)
 
 
 @pytest.fixture
@@ -54,7 +60,7 @@ def test_verify_names_what_is_damaged_and_status_what_is_missing(run: Path) -> N
     damaged.write_bytes(damaged.read_bytes()[:-9] + b"X" + damaged.read_bytes()[-8:])
     (run / "webdataset" / "000002.tar").unlink()
     record_of(run, "000004").unlink()
-    checked = command("jobs.verify", run, "--json")
+    checked = warm("jobs.verify", run, "--json")
     found = json.loads(checked.stdout)
     assert checked.returncode == 1
     assert [(shard, *(line.partition(";")[0] for line in lines)) for shard, lines in found["problems"].items()] == [
@@ -63,7 +69,7 @@ def test_verify_names_what_is_damaged_and_status_what_is_missing(run: Path) -> N
     ]
     # The files of the shard without a record are there, but nothing vouches for them.
     assert (found["missing"], found["stray"]) == (1, ["labels/000004.parquet", "webdataset/000004.tar"])
-    status = command("jobs.status", run, "--json")
+    status = warm("jobs.status", run, "--json")
     assert (status.returncode, json.loads(status.stdout)["missing"]) == (1, 1)
 
 
@@ -142,7 +148,7 @@ def test_what_a_user_can_mend_is_told_in_a_line_and_ends_with_2(
     line: list[str], says: str, scene_tars: Path, tmp_path: Path
 ) -> None:
     places = {"SRC": str(scene_tars), "OUT": str(tmp_path / "out")}
-    done = command(*[places.get(word, word) for word in line])
+    done = warm(*[places.get(word, word) for word in line])
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -210,7 +216,7 @@ def test_no_secret_of_a_url_or_of_options_is_shown_or_written(server: int, label
     source = f"http://me:{SECRET}@127.0.0.1:{server}/{{000000..000005}}.tar?signature={SECRET}"
     options = json.dumps({"headers": {"X-Token": SECRET}})
     line = ["jobs.label", source, tmp_path / "out", *FAST, *BOTH, "--no-ray", "--storage-options", options]
-    done = command(*line, "--json")
+    done = warm(*line, "--json")
     assert done.returncode == 1, done.stderr
     summary = json.loads(done.stdout)
     assert summary["counts"] == {"ok": 20}
@@ -218,7 +224,7 @@ def test_no_secret_of_a_url_or_of_options_is_shown_or_written(server: int, label
     assert "000005.tar" in summary["failed"]["000005"]
     outputs = [done.stdout, done.stderr]
     for name in ("status", "verify"):
-        again = command(f"jobs.{name}", tmp_path / "out", "--storage-options", options)
+        again = warm(f"jobs.{name}", tmp_path / "out", "--storage-options", options)
         assert again.returncode == 1
         outputs += [again.stdout, again.stderr]
     assert not any(SECRET in text for text in outputs)

@@ -62,7 +62,7 @@ class Driver:
         while not condition():
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < end, self.said()
-            time.sleep(0.01)
+            time.sleep(0.03)  # a look at all processes takes milliseconds itself
 
     def ended(self) -> int:
         return self.process.wait(DEADLINE)

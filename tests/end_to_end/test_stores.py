@@ -17,6 +17,7 @@ from faults import Faults
 from faulty_proxy import FaultyProxy
 from object_store import LABELS, PHOTOGRAPHS, ObjectStore
 from runs import BOTH, DEADLINE, FAST, differences, environment, label, tree
+from warm import WarmCommand
 
 from pipeline.storage import Storage
 
@@ -61,19 +62,19 @@ def driver(source: str, out: str, variables: dict[str, str], *flags: str) -> sub
     return subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, text=True, env=environment() | variables)
 
 
+def warm(source: str, out: str, variables: dict[str, str], *flags: str) -> Callable[[], tuple[int, str]]:
+    """The same, begun at once; what is returned waits for its exit code and output."""
+    begun = WarmCommand("jobs.label", source, out, *FAST, *BOTH, *flags, variables=environment() | variables)
+
+    def ended() -> tuple[int, str]:
+        done = begun.ended(DEADLINE)
+        return done.returncode, done.stdout + done.stderr
+
+    return ended
+
+
 def through(proxy: FaultyProxy, store: ObjectStore) -> tuple[str, ...]:
     return ("--no-ray", "--storage-options", json.dumps(store.options(endpoint=proxy.endpoint)), *BOTH)
-
-
-def test_from_bucket_to_bucket_on_actors(
-    source: str, out: str, object_store: ObjectStore, assert_is_labelled: Callable[[], None]
-) -> None:
-    for said in ("5 of 5 shards done; 20 images", "5 of 5 shards done, 5 of them before"):
-        run = driver(source, out, object_store.environment(), "--address", "local", "--workers", "2")
-        output, _ = run.communicate(timeout=DEADLINE)
-        assert run.returncode == 0, output
-        assert said in output
-    assert_is_labelled()
 
 
 def test_a_run_completes_where_requests_fail(
@@ -114,7 +115,8 @@ def test_a_store_that_is_away_is_waited_for(
     object_store: ObjectStore,
     assert_is_labelled: Callable[[], None],
 ) -> None:
-    run = driver(source, out, object_store.environment(endpoint=proxy.endpoint), "--address", "local", "--workers", "2")
+    variables, actors = object_store.environment(endpoint=proxy.endpoint), ("--address", "local", "--workers", "2")
+    run = driver(source, out, variables, *actors)
     wait_for_records(object_store, out, 1)
     proxy.gone(OUTAGE_SECONDS)
     output, _ = run.communicate(timeout=DEADLINE)
@@ -123,6 +125,9 @@ def test_a_store_that_is_away_is_waited_for(
     assert "does not answer" in output
     assert "all workers go on" in output
     assert "5 of 5 shards done; 20 images" in output
+    code, output = warm(source, out, variables, *actors)()
+    assert code == 0, output
+    assert "5 of 5 shards done, 5 of them before" in output
     assert_is_labelled()
 
 
@@ -146,9 +151,8 @@ def test_a_store_that_is_gone_ends_the_run_and_a_later_run_resumes(
     assert "the same command goes on where this run stopped" in output.replace("\n", " ")
     assert "Traceback" not in output
     proxy.back()
-    again = driver(source, out, variables, "--no-ray")
-    output, _ = again.communicate(timeout=DEADLINE)
-    assert again.returncode == 0, output
+    code, output = warm(source, out, variables, "--no-ray")()
+    assert code == 0, output
     assert " of them before" in output
     assert_is_labelled()
 
@@ -156,9 +160,9 @@ def test_a_store_that_is_gone_ends_the_run_and_a_later_run_resumes(
 def test_two_runs_on_one_out_at_the_same_time(
     source: str, out: str, object_store: ObjectStore, assert_is_labelled: Callable[[], None]
 ) -> None:
-    runs = [driver(source, out, object_store.environment(), "--no-ray") for _ in range(2)]
-    outputs = [run.communicate(timeout=DEADLINE)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
+    runs = [warm(source, out, object_store.environment(), "--no-ray") for _ in range(2)]
+    ends = [ended() for ended in runs]
+    assert [code for code, _ in ends] == [0, 0], ends
     assert_is_labelled()
 
 
@@ -166,10 +170,10 @@ def test_of_two_runs_with_other_settings_at_the_same_time_one_is_refused(
     source: str, out: str, object_store: ObjectStore
 ) -> None:
     taus = ("0.05", "0.06")
-    runs = [driver(source, out, object_store.environment(), "--no-ray", "--tau", tau) for tau in taus]
-    outputs = [run.communicate(timeout=DEADLINE)[0] for run in runs]
-    assert sorted(run.returncode for run in runs) == [0, 2], outputs
-    refused = next(output for run, output in zip(runs, outputs, strict=True) if run.returncode == 2)
+    runs = [warm(source, out, object_store.environment(), "--no-ray", "--tau", tau) for tau in taus]
+    ends = [ended() for ended in runs]
+    assert sorted(code for code, _ in ends) == [0, 2], ends
+    refused = next(output for code, output in ends if code == 2)
     assert "holds a run with other settings" in refused
     assert "tau" in refused
     checked = subprocess.run(

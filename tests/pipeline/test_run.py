@@ -32,7 +32,13 @@ def tars(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    source: Path, out: Path, *, label: dict | None = None, worker: dict | None = None, **settings: object
+    source: Path,
+    out: Path,
+    *,
+    label: dict | None = None,
+    worker: dict | None = None,
+    console: Console | None = None,
+    **settings: object,
 ) -> RunSummary:
     return label_run(
         str(source),
@@ -40,6 +46,7 @@ def run(
         settings=LabelSettings(**({"method": FAST} | (label or {}))),
         worker=WorkerSettings(**({"device": "cpu"} | (worker or {}))),  # type: ignore[arg-type]
         run=RunSettings(**({"workers": 2} | settings)),  # type: ignore[arg-type]
+        console=console,
     )
 
 
@@ -69,12 +76,21 @@ def undisturbed(tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ray_gives_the_bytes_of_one_process(workers: int, tars: Path, tmp_path: Path, undisturbed: Path) -> None:
-    summary = run(tars, tmp_path, workers=workers)
+@pytest.fixture(scope="module")
+def on_ray(local_ray: None, tars: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunSummary, str]:
+    """OUT of a run on one actor, its summary, and what it showed where there is no terminal."""
+    out, text = tmp_path_factory.mktemp("on-ray"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.progress.LINE_SECONDS", 0.0)
+        summary = run(tars, out, workers=1, console=Console(file=text))
+    return out, summary, text.getvalue()
+
+
+def test_ray_gives_the_bytes_of_one_process(on_ray: tuple[Path, RunSummary, str], undisturbed: Path) -> None:
+    """With two actors: end_to_end/test_kill.py."""
+    out, summary, _ = on_ray
     assert (summary.images, summary.failed) == (20, {})
-    assert files(tmp_path) == files(undisturbed)
+    assert files(out) == files(undisturbed)
 
 
 @pytest.mark.parametrize("lost", ["commit", "data"])
@@ -198,22 +214,10 @@ def test_an_empty_source_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_progress_is_shown_in_lines_without_a_terminal(
-    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.progress.LINE_SECONDS", 0.0)
-    text = io.StringIO()
-    label_run(
-        str(tars),
-        str(tmp_path),
-        settings=LabelSettings(method=FAST),
-        worker=WorkerSettings(device="cpu"),
-        run=RunSettings(workers=1),
-        console=Console(file=text),
-    )
-    assert "5/5 shards · 20 images" in text.getvalue()
-    assert "1 worker" in text.getvalue()
+def test_progress_is_shown_in_lines_without_a_terminal(on_ray: tuple[Path, RunSummary, str]) -> None:
+    _, _, text = on_ray
+    assert "5/5 shards · 20 images" in text
+    assert "1 worker" in text
 
 
 def test_waits_are_told_of_and_their_end_too_when_the_run_ends_with_them() -> None:
