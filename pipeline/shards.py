@@ -16,6 +16,7 @@ from pipeline.samples import (
     ShardError,
 )
 from pipeline.storage import Storage
+from pipeline.timing import StepTimer
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -30,13 +31,16 @@ __all__ = [
 ]
 
 
-def read_shard(shard: Shard, source: Storage | None = None, *, image_field: str | None = None) -> Iterator[Sample]:
-    """Stream the samples of a shard in order, one in memory at a time.
+def read_shard(
+    shard: Shard, source: Storage | None = None, *, image_field: str | None = None, step: StepTimer | None = None
+) -> Iterator[Sample]:
+    """Stream the samples of a shard in order: one in memory at a time, or a few where each is a file.
 
     Args:
         shard: from ``find_shards``.
         source: how its store is reached (options, patience); its URL does not matter. None for the defaults.
         image_field: the member extension (tar) or the column (Parquet) that holds the image, where several could.
+        step: is given the seconds of reading, as ``read``.
 
     Yields:
         One ``Sample`` for everything the shard holds; what is wrong with a sample is its ``status``.
@@ -45,10 +49,13 @@ def read_shard(shard: Shard, source: Storage | None = None, *, image_field: str 
         ShardError: when nothing can be read: the file is missing, or of another kind.
         OSError: when the store fails; another attempt may help.
     """
-    source = source or Storage(url=".")
+    source, step = source or Storage(url="."), step or StepTimer()
     if shard.kind == "images":
-        yield from read_images(source.at(shard.url), shard.files)
-        return
+        return read_images(source.at(shard.url), shard.files, step)
+    return step.each("read", _read_file(shard, source, image_field))
+
+
+def _read_file(shard: Shard, source: Storage, image_field: str | None) -> Iterator[Sample]:
     folder, name = split_url(shard.url)
     try:
         file = source.at(folder).open(name)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 class StepTimer:
@@ -25,3 +28,13 @@ class StepTimer:
             elapsed = time.perf_counter() - start
             with self._lock:
                 self.seconds[name] += elapsed
+
+    def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
+        """The items; the seconds until each of them comes are those of step `name`."""
+        iterator, end = iter(items), object()
+        while True:
+            with self(name):
+                item = next(iterator, end)
+            if item is end:
+                return
+            yield item  # type: ignore[misc]

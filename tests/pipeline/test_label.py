@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from diffseg import NonFiniteError, Segmenter
+from diffseg import NonFiniteError, Segmentation, Segmenter
 from diffseg.images import decode_image
 from pipeline.commit import read_commits
-from pipeline.label import decode_ahead, label_samples, label_shard
-from pipeline.rows import decode_mask
+from pipeline.label import Outcome, decode_ahead, encode_ahead, label_samples, label_shard
+from pipeline.rows import decode_mask, failed_row
 from pipeline.samples import Sample
 from pipeline.settings import LabelSettings
 from pipeline.shards import find_shards
@@ -149,3 +152,40 @@ def test_bad_images_wait_for_no_batch_and_keep_no_bytes(segmenter: Segmenter) ->
     sample, row = next(rows)
     assert (sample.image, row.status, taken) == (None, "undecodable", [0, 1])
     assert len(list(rows)) == 4
+
+
+def test_masks_are_encoded_while_the_model_is_at_the_next_images() -> None:
+    begun = threading.Semaphore(0)
+
+    class NotBeforeTheNextPass(StepTimer):
+        def __call__(self, name: str) -> AbstractContextManager[None]:
+            assert begun.acquire(timeout=10)
+            return super().__call__(name)
+
+    def outcomes() -> Iterator[Outcome]:
+        for index in range(6):
+            sample = Sample(index=index, key=str(index), image=b"")
+            labels = np.full((8, 8), index, dtype=np.uint16)
+            failed = failed_row(sample, "s", "undecodable", "why")
+            yield sample, failed if index == 3 else Segmentation(labels=labels, segments=(), confidence=1.0)
+            begun.release()
+
+    rows = [row for _, row in encode_ahead(outcomes(), "s", NotBeforeTheNextPass(), ahead=2)]
+    assert [row.index for row in rows] == list(range(6))
+    assert [None if row.mask is None else decode_mask(row.mask)[0, 0] for row in rows] == [0, 1, 2, None, 4, 5]
+
+
+def test_an_error_of_the_device_ends_all_threads(scene_folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+    """Also those before the model, while somebody still holds the error."""
+
+    class Failing(Segmenter):
+        def segment_batch(self, images, step=lambda name: StepTimer()(name)) -> Iterator:  # type: ignore[no-untyped-def]
+            raise RuntimeError("CUDA error")
+
+    with pytest.raises(RuntimeError, match="CUDA") as held:
+        label(scene_folder, tmp_path, Failing(segmenter.backbone, segmenter.settings))
+    deadline = time.monotonic() + 10
+    while any(thread.name == "ahead" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert held.tb is not None

@@ -3,15 +3,22 @@
 import io
 import os
 import pickle
+import socket
 import tarfile
+import threading
+import time
+from contextlib import closing
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import samples
+from pipeline import retries, samples
+from pipeline.imageshard import FILES_AT_ONCE
+from pipeline.retries import StoreUnavailable, waiting
 from pipeline.shards import STATUSES, Shard, ShardError, find_shards, read_shard
 from pipeline.storage import Storage
+from pipeline.timing import StepTimer
 
 IMAGES = {f"{number:02d}": b"image %d" % number for number in range(20)}
 
@@ -72,6 +79,71 @@ def test_one_bad_file_of_a_folder_costs_only_its_own_row(root, monkeypatch):
     assert [sample.status for sample in found] == ["ok", "unreadable", "too_large", "ok", "ok"]
     assert [sample.image for sample in found] == [b"a", None, None, b"d" * 100, b""]
     assert "FileNotFoundError" in found[1].error
+
+
+def until(holds):
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_files_of_a_folder_are_read_at_the_same_time_and_come_in_order(tmp_path):
+    names = tuple(f"{number:02d}.jpg" for number in range(FILES_AT_ONCE + 2))
+    for name in names:
+        os.mkfifo(tmp_path / name)  # who opens one to read waits for one who writes, and the other way round
+    step, found = StepTimer(), []
+    shard = Shard(name="x", url=str(tmp_path), kind="images", files=names)
+    reader = threading.Thread(target=lambda: found.extend(read_shard(shard, step=step)), daemon=True)
+    reader.start()
+    writers = {name: (tmp_path / name).open("wb") for name in reversed(names[1:FILES_AT_ONCE])}
+    time.sleep(0.2)
+    with pytest.raises(OSError, match="No such device"):  # nobody reads it before the first is done
+        os.open(tmp_path / names[-1], os.O_WRONLY | os.O_NONBLOCK)
+    for name, file in writers.items():
+        file.write(name.encode())
+        file.close()
+    for name in (names[0], *names[FILES_AT_ONCE:]):
+        (tmp_path / name).write_bytes(name.encode())
+    reader.join(20)
+    assert [sample.image for sample in found] == [name.encode() for name in names]
+    assert step.seconds["read"] >= 0.2 * len(writers), "the seconds of all threads"
+
+
+def test_an_error_of_the_store_is_raised_behind_the_samples_before_it(tmp_path):
+    for name in ("a.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "b.jpg").symlink_to("b.jpg")
+    stream = read_shard(Shard(name="x", url=str(tmp_path), kind="images", files=("a.jpg", "b.jpg", "c.jpg")))
+    assert next(stream).key == "a.jpg"
+    with pytest.raises(OSError, match=r"b\.jpg"):
+        next(stream)
+
+
+def test_it_is_told_when_a_thread_that_reads_waits_for_a_store(monkeypatch):
+    monkeypatch.setattr(retries, "QUIET_SECONDS", 0.2)
+    shard = Shard(name="x", url="s3://b/x", kind="images", files=("a.jpg", "b.jpg"))
+    said = []
+    watcher = threading.Thread(target=lambda: (until(waiting), said.append(waiting())))
+    with closing(socket.socket()) as refusing:
+        refusing.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{refusing.getsockname()[1]}"
+        options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint}}
+        watcher.start()
+        with pytest.raises(StoreUnavailable, match=r"s3://b/x/a\.jpg"):
+            list(read_shard(shard, Storage(url="s3://b", options=options, patience=2.0)))
+        watcher.join()
+    assert "s3://b/x/" in said[0]
+    assert "does not answer" in said[0]
+    until(lambda: not waiting())
+
+
+def test_the_time_of_a_slow_consumer_is_not_that_of_reading(tmp_path):
+    (tmp_path / "a.tar").write_bytes(as_tar())
+    step = StepTimer()
+    for _ in read_shard(find_shards(str(tmp_path))[0], step=step):
+        time.sleep(0.05)
+    assert 0 < step.seconds["read"] < 0.5
 
 
 def test_file_names_that_are_not_utf8(tmp_path):
