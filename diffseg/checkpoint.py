@@ -81,8 +81,8 @@ def load_checkpoint(
     return Checkpoint(
         name=str(model) if revision is None else f"{model}@{revision}",
         sha256=fingerprint(folder),
-        vae=_for_inference(vae, device),
-        unet=_for_inference(unet, device),
+        vae=for_inference(vae, device),
+        unet=for_inference(unet, device),
         context=context.to(device, dtype),
         added={name: value.to(device, dtype) for name, value in added.items()},
         tau=tuple(own.get("tau", PAPER_TAU)),
@@ -91,7 +91,7 @@ def load_checkpoint(
     )
 
 
-def _for_inference(model: Any, device: str) -> Any:
+def for_inference(model: Any, device: str) -> Any:
     """On the device, with the channels of a pixel side by side, which convolutions read faster on CPUs and CUDA."""
     model = model.eval().requires_grad_(False).to(device)
     return model.to(memory_format=torch.channels_last) if model.device.type in ("cpu", "cuda") else model

@@ -110,9 +110,10 @@ def _best_and_margin(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of scores [h, K, w], which are overwritten: the best's index, int64 [h, w], and (best − second) / best."""
     count = scores.shape[1]
     first = scores.amax(dim=1)
-    # argmax and max(dim) are many times slower than amax on a CPU
-    rank = torch.arange(count, 0, -1, dtype=torch.int16, device=scores.device)[:, None]
-    best = count - ((scores == first[:, None]) * rank).amax(dim=1).to(torch.int64)
+    # In place of argmax: it is many times slower than amax on a CPU, as is comparing floats into booleans.
+    rank = torch.arange(count, 0, -1, dtype=scores.dtype, device=scores.device)[:, None]
+    is_first = (scores - first[:, None]).eq_(0)
+    best = count - is_first.mul_(rank).amax(dim=1).to(torch.int64)
     second = scores.scatter_(1, best[:, None], 0).amax(dim=1)
     return best, (first - second) / first.clamp_min(torch.finfo(torch.float32).tiny)
 

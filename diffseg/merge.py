@@ -52,11 +52,11 @@ def greedy_groups(close: torch.Tensor, alive: torch.Tensor, consume: Consume) ->
     arrays: tuple = (groups, starts, alive.clone())
     if close.device.type == "cpu":
         arrays = tuple(array.numpy() for array in arrays)  # the same memory, and steps that cost a fifth
-    _walk(*arrays, consume)
+    _walk(*arrays, consume=consume)
     return groups, starts
 
 
-def _walk(groups: Any, starts: Any, free: Any, consume: Consume) -> None:
+def _walk(groups: Any, starts: Any, free: Any, *, consume: Consume) -> None:
     """Turn candidates into members, row by row, in place. No value is asked for, so that a device is not waited for."""
     for index in range(groups.shape[1]):
         here = slice(index, index + 1)

@@ -16,24 +16,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from jobs.benchmarks.models import SD15_UNET, SD15_VAE
+
 pytestmark = pytest.mark.skipif(os.environ.get("DIFFSEG_FULL_SIZE") != "1", reason="set DIFFSEG_FULL_SIZE=1 to run it")
 
-UNET = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-    "layers_per_block": 2,
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "sample_size": 512,
-}
 # In a process of its own, so that its peak of memory is that of labelling alone.
 LABEL = """
 import json, resource, sys, time
@@ -60,7 +46,7 @@ print(json.dumps({"parameters": parameters, "load": loaded - started, "label": l
 def folder(tmp_path: Path) -> Path:
     """SD 1.5's own configuration of UNet and VAE, in float16 files, without a text encoder."""
     torch.manual_seed(0)
-    for part, model_class, config in (("unet", UNet2DConditionModel, UNET), ("vae", AutoencoderKL, VAE)):
+    for part, model_class, config in (("unet", UNet2DConditionModel, SD15_UNET), ("vae", AutoencoderKL, SD15_VAE)):
         model_class(**config).half().save_pretrained(tmp_path / part)
     index = {"_class_name": "StableDiffusionPipeline", "text_encoder": [None, None], "tokenizer": [None, None]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))

@@ -1,0 +1,1 @@
+"""What `diffseg bench` measures, a part a file."""

@@ -1,0 +1,108 @@
+"""(c): aggregating, merging and deciding, beside google/diffseg's formulas and beside its code."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from diffseg import segment_attention
+from diffseg.attention import Grid
+from diffseg.metrics import overlap
+from jobs.benchmarks.measure import Comparison, alternate
+from jobs.benchmarks.planted import planted_attention
+
+SIDES, TAU, ANCHORS = (64, 32, 16, 8), 0.9, 16
+
+
+def measure_merging(*, regions: int, repetitions: int, reference: Path | None) -> Comparison:
+    """Label maps of planted attention at 64 x 64 tokens, float32 [2 heads, P, P] for each side, preset google.
+
+    plain: the released code's formulas, element by element in float32, of our own writing. google/diffseg: the released
+    code itself, from the checkout at `reference`. notes: the share of pixels on which each agrees with ours.
+    """
+    maps: dict[int | Grid, np.ndarray] = dict(planted_attention(regions, SIDES).items())
+    labels: dict[str, np.ndarray] = {}
+
+    def keeping(name: str, segment: Callable[[], np.ndarray]) -> Callable[[], None]:
+        def run() -> None:
+            labels[name] = segment()
+
+        return run
+
+    variants = {
+        "ours": keeping("ours", lambda: segment_attention(maps, preset="google", tau=TAU)),
+        "plain": keeping("plain", lambda: plain_segments(maps)),
+    }
+    if reference is not None:
+        released = load_reference(reference)
+        variants["google/diffseg"] = keeping("google/diffseg", lambda: released(maps))
+    seconds = alternate(variants, repetitions)
+    agree = {name: agreement(labels["ours"], found) for name, found in labels.items() if name != "ours"}
+    return Comparison(
+        part="merging",
+        case=f"{regions} regions, {SIDES[0]} x {SIDES[0]} tokens",
+        seconds=seconds,
+        baseline="ours",
+        notes={"segments": len(np.unique(labels["ours"])), "agreement": agree},
+    )
+
+
+def agreement(labels: np.ndarray, others: np.ndarray) -> float:
+    """Share of pixels in the same segment under the best renumbering, 0 to 1."""
+    table = overlap(labels, others).shared
+    return float(table.max(axis=1).sum() / table.sum())
+
+
+def plain_segments(maps: Mapping[Any, np.ndarray]) -> np.ndarray:
+    """int64 [512, 512]: every step as the released code states it, in float32, one anchor at a time."""
+    aggregated = _plain_aggregate(maps)
+    axis = torch.arange(1, 64, 4)
+    anchors = (axis[:, None] * 64 + axis).flatten()
+    rows = [aggregated[_plain_kl(aggregated[anchor], aggregated) < TAU].mean(dim=0) for anchor in anchors]
+    for _ in range(2):
+        merged, matched = [], [False] * len(rows)
+        proposals = torch.stack(rows)
+        for index in range(len(rows)):
+            if not matched[index]:
+                close = _plain_kl(proposals[index], proposals) < TAU
+                matched = [before or bool(now) for before, now in zip(matched, close, strict=True)]
+                merged.append(proposals[close].mean(dim=0))
+        rows = merged
+    scores = torch.stack(rows).view(1, -1, 64, 64)
+    return F.interpolate(scores, (512, 512), mode="bilinear", align_corners=False)[0].argmax(dim=0).numpy()
+
+
+def _plain_aggregate(maps: Mapping[Any, np.ndarray]) -> torch.Tensor:
+    total = torch.zeros(64, 64, 64, 64)
+    for side, heads in maps.items():
+        mean = torch.from_numpy(heads).mean(dim=0).view(side * side, 1, side, side)
+        fine = F.interpolate(mean, (64, 64), mode="bilinear", align_corners=False).view(side, side, 64, 64)
+        fine = fine / fine.sum(dim=(2, 3), keepdim=True)
+        total += fine.repeat_interleave(64 // side, 0).repeat_interleave(64 // side, 1) * side / sum(maps)
+    return total.view(4096, 4096)
+
+
+def _plain_kl(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    quotient = own.log() - others.log()
+    return (own * quotient).sum(dim=-1) / 2 - (others * quotient).sum(dim=-1) / 2
+
+
+def load_reference(checkout: Path) -> Callable[[Mapping[Any, np.ndarray]], np.ndarray]:
+    """The released segmentor as a function of maps. Raises ValueError where the folder or TensorFlow is not there."""
+    path = checkout / "diffseg" / "segmentor.py"
+    spec = importlib.util.spec_from_file_location("google_diffseg_segmentor", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ValueError(f"{checkout}: expected a checkout of google/diffseg; there is no {path}")
+    module: Any = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise ValueError(f"{path} needs tensorflow and scikit-learn in this environment: {error}") from error
+    released = module.DiffSeg([TAU] * 3, False, ANCHORS)
+    return lambda maps: released.segment(*([maps[side]] for side in SIDES))[0]

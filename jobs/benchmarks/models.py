@@ -1,0 +1,65 @@
+"""Models to measure: any checkpoint, or all of Stable Diffusion 1.5 with random weights, which takes no download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+
+from diffseg.checkpoint import PAPER_TIMESTEP, Checkpoint, for_inference, load_checkpoint
+from diffseg.settings import Dtype
+
+SD15 = "sd15-random"
+SD15_UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+    "layers_per_block": 2,
+}
+SD15_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": 512,
+}
+PROMPT_TOKENS = 77
+RANDOM_TAU = (1e-3, 1e-3, 1e-3)
+"""Random weights attend almost evenly; this finds some tens of segments all the same."""
+
+
+def checkpoint_of(model: str, *, dtype: Dtype, device: str) -> Checkpoint:
+    """A checkpoint as `diffseg label --model` takes it, or SD15."""
+    kind = getattr(torch, dtype)
+    if model != SD15:
+        return load_checkpoint(model, device=device, dtype=kind)
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**SD15_VAE)
+    vae.decoder = vae.post_quant_conv = None
+    unet = UNet2DConditionModel(**SD15_UNET)
+    return Checkpoint(
+        name=SD15,
+        sha256="",
+        vae=for_inference(vae.to(torch.float32 if dtype == "float16" else kind), device),
+        unet=for_inference(unet.to(kind), device),
+        context=torch.zeros(1, PROMPT_TOKENS, SD15_UNET["cross_attention_dim"], dtype=kind, device=device),
+        tau=RANDOM_TAU,
+        timestep=PAPER_TIMESTEP,
+        resolution=SD15_VAE["sample_size"],
+    )
+
+
+def small_autoencoder(checkpoint: Checkpoint) -> Any:
+    """An encoder of TAESD's size with random weights, as `--vae` would put in the place of the checkpoint's own."""
+    vae = AutoencoderTiny()
+    vae.decoder = None
+    return for_inference(vae.to(checkpoint.vae.dtype), str(checkpoint.vae.device))
+
+
+def parameters(checkpoint: Checkpoint) -> int:
+    """Numbers in the VAE's encoder and the UNet."""
+    return sum(weight.numel() for part in (checkpoint.vae, checkpoint.unet) for weight in part.parameters())
