@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from diffseg.layout import CheckpointError, check_part, fingerprint, load_part, read_json, resolve
+from diffseg.layout import NEEDED_OF_A_VAE, CheckpointError, check_part, fingerprint, load_part, read_json, resolve
 from diffseg.prompt import ADDED_SDXL, empty_prompt
 
 LATENT_CHANNELS, LATENT_PIXELS = 4, 8
@@ -41,47 +43,32 @@ def load_checkpoint(
     model: str | os.PathLike[str] = "tiny",
     *,
     revision: str | None = None,
+    vae: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Checkpoint:
     """Load `tiny`, a local diffusers folder or a hub id (at a revision) of any 4-channel Stable Diffusion.
 
-    The VAE is kept in float32 where `dtype` is float16, whose range its activations leave.
+    vae: a folder or hub id of an autoencoder, or of a checkpoint with one, to use in the place of the model's own. It
+    is kept in float32 where `dtype` is float16, whose range its activations leave.
     Raises CheckpointError where a part is missing or of another kind.
     """
     folder = resolve(model, revision)
     own = read_json(folder / "diffseg.json") if (folder / "diffseg.json").is_file() else {}
     unet_variant = check_part(folder, "unet", ("UNet2DConditionModel",))
-    vae_variant = check_part(folder, "vae", tuple(AUTOENCODERS))
-    vae_config, unet_config = (read_json(folder / part / "config.json") for part in ("vae", "unet"))
-    for part, key, found in (
-        ("unet", "in_channels", unet_config.get("in_channels")),
-        ("vae", "latent_channels", vae_config.get("latent_channels")),
-    ):
-        if found != LATENT_CHANNELS:
-            raise CheckpointError(
-                f"{part} of {model}: {key} is {found}; DiffSeg needs a text-to-image Stable Diffusion with 4"
-            )
+    unet_config = read_json(folder / "unet" / "config.json")
+    _check_channels("unet", model, "in_channels", unet_config)
     if unet_config.get("addition_embed_type") not in (None, ADDED_SDXL):
         found = unet_config["addition_embed_type"]
         raise CheckpointError(f"unet of {model}: addition_embed_type is {found}; expected none or {ADDED_SDXL}")
     resolution = own.get("resolution", _trained_side(unet_config, model))
-    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-    vae = load_part(
-        folder,
-        "vae",
-        AUTOENCODERS[vae_config["_class_name"]],
-        unused=("decoder.", "post_quant_conv."),
-        torch_dtype=vae_dtype,
-        variant=vae_variant,
-    )
-    vae.decoder = vae.post_quant_conv = None
+    encoder, sha256 = _load_vae(folder, torch.float32 if dtype == torch.float16 else dtype, vae)
     unet = load_part(folder, "unet", UNet2DConditionModel, torch_dtype=dtype, variant=unet_variant)
     context, added = empty_prompt(folder, unet, resolution)
     return Checkpoint(
         name=str(model) if revision is None else f"{model}@{revision}",
-        sha256=fingerprint(folder),
-        vae=for_inference(vae, device),
+        sha256=sha256,
+        vae=for_inference(encoder, device),
         unet=for_inference(unet, device),
         context=context.to(device, dtype),
         added={name: value.to(device, dtype) for name, value in added.items()},
@@ -89,6 +76,31 @@ def load_checkpoint(
         timestep=int(own.get("timestep", PAPER_TIMESTEP)),
         resolution=resolution,
     )
+
+
+def _load_vae(folder: Path, dtype: torch.dtype, other: str | os.PathLike[str] | None) -> tuple[Any, str]:
+    """The encoder of a checkpoint, or of another one in its place, and the digest of all that is read of both."""
+    part, name, sha256 = "vae", str(folder), fingerprint(folder)
+    if other is not None:
+        folder, name = resolve(other, needed=NEEDED_OF_A_VAE), str(other)
+        part = "vae" if (folder / "vae").is_dir() else ""
+        sha256 = hashlib.sha256(f"{sha256} {fingerprint(folder, NEEDED_OF_A_VAE)}".encode()).hexdigest()
+    variant = check_part(folder, part, tuple(AUTOENCODERS))
+    config = read_json(folder / part / "config.json")
+    _check_channels("vae", name, "latent_channels", config)
+    unused = ("decoder.", "post_quant_conv.")
+    kind = AUTOENCODERS[config["_class_name"]]
+    encoder = load_part(folder, part, kind, unused=unused, torch_dtype=dtype, variant=variant)
+    encoder.decoder = encoder.post_quant_conv = None
+    return encoder, sha256
+
+
+def _check_channels(part: str, model: str | os.PathLike[str], key: str, config: dict[str, Any]) -> None:
+    found = config.get(key)
+    if found != LATENT_CHANNELS:
+        raise CheckpointError(
+            f"{part} of {model}: {key} is {found}; DiffSeg needs a text-to-image Stable Diffusion with 4"
+        )
 
 
 def for_inference(model: Any, device: str) -> Any:

@@ -22,6 +22,9 @@ NEEDED = (
     *(f"{part}/{name}" for part in ("vae", "unet", "text_encoder*") for name in ("config.json", "*.safetensors*")),
     "tokenizer*/*",
 )
+NEEDED_OF_A_VAE = tuple(
+    f"{folder}{name}" for folder in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors*")
+)
 UNUSED = "*.non_ema.*"  # a second set of weights that some repositories hold beside the one to use
 
 
@@ -29,8 +32,8 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used: the message names the part, what was looked for and what was found."""
 
 
-def resolve(model: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The local folder of `tiny`, of a folder, or of a hub id, which is downloaded (only the parts that are needed)."""
+def resolve(model: str | os.PathLike[str], revision: str | None = None, needed: tuple[str, ...] = NEEDED) -> Path:
+    """The local folder of `tiny`, of a folder, or of a hub id, of which only what is needed is downloaded."""
     if str(model) == "tiny":
         return TINY
     path = Path(model).expanduser()
@@ -41,7 +44,7 @@ def resolve(model: str | os.PathLike[str], revision: str | None = None) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(model)):
         raise CheckpointError(f"{model}: no such folder, and not a hub id (owner/name); the embedded model is 'tiny'")
     try:
-        found = snapshot_download(str(model), revision=revision, allow_patterns=list(NEEDED), ignore_patterns=UNUSED)
+        found = snapshot_download(str(model), revision=revision, allow_patterns=list(needed), ignore_patterns=UNUSED)
     except (OSError, ValueError) as error:  # offline, missing, private and gated repositories all are one of these
         raise CheckpointError(
             f"{model}: no such folder here, and the hub gave no such repository"
@@ -50,10 +53,10 @@ def resolve(model: str | os.PathLike[str], revision: str | None = None) -> Path:
     return Path(found)
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, needed: tuple[str, ...] = NEEDED) -> str:
     """sha256, hexadecimal, over the names and contents of the files that are read."""
     total = hashlib.sha256()
-    for path in sorted({p for pattern in NEEDED for p in folder.glob(pattern) if p.is_file() and not p.match(UNUSED)}):
+    for path in sorted({p for pattern in needed for p in folder.glob(pattern) if p.is_file() and not p.match(UNUSED)}):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
         total.update(f"{path.relative_to(folder).as_posix()}\0{content.hexdigest()}\n".encode())

@@ -157,6 +157,7 @@ class Segmenter:
         model: str | os.PathLike[str] = "tiny",
         *,
         revision: str | None = None,
+        vae: str | os.PathLike[str] | None = None,
         device: str = "cpu",
         dtype: Dtype = "float32",
         batch_size: int = 1,
@@ -165,10 +166,12 @@ class Segmenter:
     ) -> Segmenter:
         """From `tiny`, a local diffusers folder or a hub id; `settings` are fields of SegmenterSettings.
 
+        vae: an autoencoder in the place of the model's own, see `load_checkpoint`.
+
         Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings.
         """
         resolved = settings_of(preset, **settings)
-        checkpoint = load_checkpoint(model, revision=revision, device=device, dtype=getattr(torch, dtype))
+        checkpoint = load_checkpoint(model, revision=revision, vae=vae, device=device, dtype=getattr(torch, dtype))
         return cls(Backbone(checkpoint), resolved, batch_size=batch_size)
 
     def __call__(self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...]) -> Any:

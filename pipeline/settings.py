@@ -30,6 +30,9 @@ class LabelSettings:
     """`tiny` (embedded), a local diffusers folder, or a hub id of a Stable Diffusion with 4 latent channels."""
     revision: str | None = None
     """Branch, tag or commit of the hub id."""
+    vae: str | None = None
+    """Autoencoder of the same latents in the place of the model's own, whose encoder is most of the work: a folder or
+    hub id, such as madebyollin/taesd."""
     dtype: Dtype = "float32"
     """Of the model's weights; attention is float32 always."""
     method: SegmenterSettings = field(default_factory=SegmenterSettings)

@@ -83,6 +83,7 @@ class LabelWorker:
         checkpoint = load_checkpoint(
             settings.model,
             revision=settings.revision,
+            vae=settings.vae,
             device=job.worker.device,
             dtype=getattr(torch, settings.dtype),
         )

@@ -19,7 +19,7 @@ import diffseg.prompt
 from diffseg.attention import self_attention_layers
 from diffseg.backbone import Backbone
 from diffseg.checkpoint import load_checkpoint
-from diffseg.layout import load_part
+from diffseg.layout import CheckpointError, load_part
 
 Copy = Callable[[str], Path]
 
@@ -142,3 +142,29 @@ def test_a_decoder_is_not_needed(copy: Copy) -> None:
         folder / VAE, lambda weights: [weights.pop(key) for key in [*weights] if key.startswith(("decoder", "post"))]
     )
     assert Backbone(load_checkpoint(folder)).latents(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 8, 8)
+
+
+@pytest.mark.parametrize("inside", ["", "vae"])
+def test_a_small_autoencoder_takes_the_place_of_the_models_own(copy: Copy, tmp_path: Path, inside: str) -> None:
+    folder, other = copy("sd1"), tmp_path / "small"
+    small = AutoencoderTiny(encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8))
+    small.save_pretrained(other / inside)
+    own, replaced = load_checkpoint(folder), load_checkpoint(folder, vae=other)
+    pixels = torch.rand(1, 3, 128, 128) * 2 - 1
+    with torch.no_grad():
+        expected = small.encode(pixels).latents
+    torch.testing.assert_close(Backbone(replaced).latents(pixels), expected)
+    assert replaced.sha256 != own.sha256
+    change_weights(other / inside / "diffusion_pytorch_model.safetensors", lambda w: next(iter(w.values())).add_(1))
+    assert load_checkpoint(folder, vae=other).sha256 != replaced.sha256
+
+
+def test_an_autoencoder_that_does_not_fit_is_refused(copy: Copy, tmp_path: Path) -> None:
+    folder = copy("sd1")
+    with pytest.raises(CheckpointError, match="is a UNet2DConditionModel; looked for AutoencoderKL or AutoencoderTiny"):
+        load_checkpoint(folder, vae=folder / "unet")
+    AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "wide")
+    with pytest.raises(CheckpointError, match=r"vae of .*wide: latent_channels is 16"):
+        load_checkpoint(folder, vae=tmp_path / "wide")
+    with pytest.raises(CheckpointError, match="no such folder"):
+        load_checkpoint(folder, vae=tmp_path / "nowhere")
