@@ -11,7 +11,8 @@ Axes: B images in the batch, H heads, P token positions of one resolution, D cha
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,10 +210,28 @@ def _run(
     try:
         for layer in layers:
             layer.processor = _RecordingProcessor(recording)
-        output = unet(latents, *unet_inputs, **unet_options).sample
+        with _exact_products_of_halves(unet):
+            output = unet(latents, *unet_inputs, **unet_options).sample
     except _PassComplete:
         pass
     finally:
         for layer, processor in zip(layers, before, strict=True):
             layer.processor = processor
     return recording.finished(), output
+
+
+@contextmanager
+def _exact_products_of_halves(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Tensor cores for the float32 products of queries and keys that came out of bfloat16 or float16 weights.
+
+    TF32 keeps 10 bits of a factor, and those have no more (float16 10, bfloat16 7), so that the products are as exact
+    as without; sums are float32 either way. Models in float32 are left alone.
+    """
+    setting = torch.backends.cuda.matmul
+    before = setting.allow_tf32
+    if unet.dtype in (torch.bfloat16, torch.float16):
+        setting.allow_tf32 = True
+    try:
+        yield
+    finally:
+        setting.allow_tf32 = before

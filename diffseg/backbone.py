@@ -13,6 +13,7 @@ from diffusers import AutoencoderTiny
 
 from diffseg.attention import SelfAttention, latent_multiple, record_self_attention
 from diffseg.checkpoint import Checkpoint
+from diffseg.devices import to_device
 
 Step = Callable[[str], AbstractContextManager]
 PIXELS_PER_LATENT = 8
@@ -34,7 +35,7 @@ class Backbone:
     def latents(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 4, S/8, S/8] scaled latents of float32 [B, 3, S, S] pixels in [−1, 1]; the posterior's mean."""
         vae = self.checkpoint.vae
-        encoded = vae.encode(pixels.to(vae.device, vae.dtype))
+        encoded = vae.encode(to_device(pixels, vae.device, vae.dtype))
         raw = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
         return (raw * vae.config.scaling_factor).to(self.checkpoint.unet.dtype)
 
@@ -46,7 +47,9 @@ class Backbone:
             latents = self.latents(pixels)
         with step("unet"):
             context = check.context.expand(batch, -1, -1)
+            # as a number it would be copied to a GPU, which would be waited for
+            timesteps = torch.full((batch,), timestep, device=latents.device)
             added = {name: value.expand(batch, -1) for name, value in check.added.items()}
             return record_self_attention(
-                check.unet, latents, timestep, encoder_hidden_states=context, added_cond_kwargs=added or None
+                check.unet, latents, timesteps, encoder_hidden_states=context, added_cond_kwargs=added or None
             )
