@@ -1,0 +1,118 @@
+"""How cost grows: exponents of exact power laws, and points that are really measured."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffseg.backbone import Step
+from jobs.benchmarks import point as point_module
+from jobs.benchmarks.growth import Point, exponent, growth_of, measure_point
+from jobs.benchmarks.point import CLEAR_REFS, Case, Memory, case_of, measured
+
+MB = 1_000_000
+
+needs_proc = pytest.mark.skipif(not CLEAR_REFS.exists(), reason="this system does not tell a process its peak")
+
+
+def point_of(x: int, peak: int | None) -> Point:
+    """A step that is the square of x, one that is always a tenth of it, and one that does not matter."""
+    seconds = {"unet": 2e-3 * x**2, "decide": 2e-4 * x**2, "resize": 1e-6 * x**2, "total": 2.2e-3 * x**2}
+    return Point(x=x, seconds=seconds, peak=peak, peaks={})
+
+
+def test_the_exponents_of_power_laws_are_exact() -> None:
+    growth = growth_of("tokens", [point_of(x, round(1000 * math.sqrt(x))) for x in (4, 16, 64, 256)])
+    assert growth.exponents == pytest.approx({"unet": 2, "decide": 2, "total": 2, "peak": 0.5})
+    assert exponent([1, 10, 100], [7, 7, 7]) == 0
+    # log2 of the costs is 0, 0, 3: the least squares line through them at 0, 1, 2 rises by 1.5
+    assert exponent([1, 2, 4], [1, 1, 8]) == pytest.approx(1.5)
+
+
+def test_a_step_that_matters_at_one_point_is_fitted() -> None:
+    points = [
+        Point(x=x, seconds={"png": 1e-3 * x, "unet": 1.0, "total": 1 + 1e-3 * x}, peak=None, peaks={})
+        for x in (1, 100, 10_000)
+    ]
+    exponents = growth_of("pixels", points).exponents
+    assert exponents["png"] == pytest.approx(1)
+    assert exponents["unet"] == pytest.approx(0)
+    assert "peak" not in exponents
+
+
+@needs_proc
+def test_memory_tells_the_peak_of_each_step_and_of_what_lies_between() -> None:
+    forgotten = np.ones(50 * MB)
+    del forgotten
+    memory = Memory()
+    with memory("small"):
+        np.ones(2 * MB)
+    with memory("large"):
+        np.ones(20 * MB)
+    # Linux counts pages in batches, so that a figure may be some hundred kB off.
+    assert memory.peaks["small"] == pytest.approx(16 * MB, abs=8 * MB)
+    assert memory.peaks["large"] == pytest.approx(160 * MB, abs=8 * MB)
+    held = np.ones(30 * MB)
+    assert memory.peak == pytest.approx(240 * MB, abs=8 * MB)
+    with memory("small"):
+        np.ones(2 * MB)
+    assert memory.peaks["small"] == pytest.approx(256 * MB, abs=8 * MB), "what is held meanwhile counts too"
+    del held
+
+
+@needs_proc
+def test_a_point_is_measured_in_a_process_of_its_own() -> None:
+    tokens = 16**2
+    point = measure_point("tokens", tokens)
+    assert point.x == tokens
+    steps = {"resize", "encode", "unet", "aggregate", "merge", "decide", "results"}
+    assert set(point.seconds) == steps | {"total"}
+    assert set(point.peaks) == steps
+    assert 0 < sum(point.seconds[step] for step in steps) <= point.seconds["total"]
+    assert point.peak is not None
+    assert 4 * tokens**2 <= max(point.peaks.values()) <= point.peak < 200 * MB
+
+
+def test_a_point_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho no memory is left >&2\nexit 137\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(RuntimeError, match=r"tokens 16384: exit code 137: no memory is left"):
+        measure_point("tokens", 128**2)
+
+
+def test_seconds_are_of_an_image_in_the_run_of_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(point_module, "keep_freed_memory", lambda: None)  # for processes of their own, not for pytest
+    pauses = iter([0, 0.6, 0.1, 0.3])  # once for the memory, three times for the seconds
+
+    def work(step: Step) -> None:
+        with step("unet"):
+            time.sleep(next(pauses))
+
+    found = measured(Case(warm_up=lambda step: None, work=work, images=2))
+    assert 0.15 <= found["seconds"]["unet"] <= found["seconds"]["total"] < 0.3
+    assert next(pauses, None) is None
+
+
+@pytest.mark.parametrize(
+    ("against", "x", "steps"),
+    [
+        ("batch", 2, {"encode"}),
+        ("segments", 2, {"aggregate", "merge", "decide"}),
+        ("pixels", 20_000, {"decode", "resize", "unet", "png"}),
+    ],
+)
+def test_the_steps_of_the_other_axes(against: str, x: int, steps: set[str]) -> None:
+    case = case_of(against, x)
+    memory = Memory()
+    with torch.inference_mode():
+        case.work(memory)
+    if memory.peak is not None:
+        assert steps <= set(memory.peaks)
