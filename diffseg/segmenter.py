@@ -6,7 +6,7 @@ Axes: B images in the batch, H and W pixels of an image, P token positions, K se
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -98,7 +98,7 @@ def segment_attention(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Pass:
+class Launched:
     """A batch that was sent through the model. The device may still be at work on it."""
 
     canvases: Sequence[Canvas]
@@ -194,14 +194,7 @@ class Segmenter:
         """The model's square of a uint8 [H, W, 3] image; safe to call from several threads."""
         return fit_image(image, self.resolution, self.settings.fit, antialias=self.settings.antialias)
 
-    def segment_batch(
-        self, images: Sequence[np.ndarray], step: Step = no_step
-    ) -> Iterator[Segmentation | NonFiniteError]:
-        with step("resize"):
-            canvases = [self.prepare(image) for image in images]
-        yield from self.launch(canvases, step).results()
-
-    def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> _Pass:
+    def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> Launched:
         """Send up to `batch_size` prepared images through the model; `results()` of what is returned are their labels.
 
         On a GPU this does not wait for the device, so that the next batch can be sent before the results of this one
@@ -224,7 +217,7 @@ class Segmenter:
                 with step("decide"):
                     for canvas, own in zip(canvases[start : start + at_once], scores, strict=False):
                         decisions.append(decide_on_device(own, canvas.shown, canvas.content_in(attention.finest)))
-            return _Pass(canvases=canvases, decisions=decisions, finite=torch.cat(finite))
+            return Launched(canvases=canvases, decisions=decisions, finite=torch.cat(finite))
 
 
 def _as_rgb(image: ImageLike) -> np.ndarray:

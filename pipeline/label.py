@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from diffseg import ImageError, Segmentation, Segmenter
+from diffseg.canvas import Canvas
 from diffseg.images import decode_image
+from diffseg.segmenter import Launched
 from pipeline.ahead import draw_ahead, map_ahead
 from pipeline.commit import Commit, write_commit
 from pipeline.outputs import LabelShardWriter
@@ -30,8 +32,11 @@ from pipeline.timing import StepTimer
 DECODERS, ENCODERS = 2, 2
 """Threads that decode images ahead of the model, and encode masks behind it."""
 
-Decoded = tuple[Sample, np.ndarray | None, Row | None]
-"""A sample with either its pixels, uint8 [H, W, 3], or the row that says why there are none."""
+Prepare = Callable[[np.ndarray], Canvas]
+"""Pixels, uint8 [H, W, 3], to the model's square."""
+
+Decoded = tuple[Sample, Canvas | None, Row | None]
+"""A sample with either its image as the model takes it or the row that says why there is none."""
 
 Outcome = tuple[Sample, Segmentation | Row]
 """A sample with either its label map or the row that says why there is none."""
@@ -98,24 +103,28 @@ def _rows(
         closing(
             draw_ahead(read_shard(shard, source, image_field=settings.image_field, step=step), ahead=ahead)
         ) as samples,
-        closing(decode_ahead(samples, shard.name, settings.max_pixels, step, ahead=ahead)) as decoded,
-        closing(label_samples(decoded, segmenter, shard.name, step)) as outcomes,
+        closing(
+            decode_ahead(samples, shard.name, settings.max_pixels, segmenter.prepare, step, ahead=ahead)
+        ) as decoded,
+        closing(label_samples(decoded, segmenter, step, shard.name)) as outcomes,
         closing(encode_ahead(outcomes, shard.name, step, ahead=segmenter.batch_size)) as rows,
     ):
         yield from rows
 
 
 def decode_ahead(
-    samples: Iterable[Sample], shard: str, max_pixels: int, step: StepTimer, *, ahead: int
+    samples: Iterable[Sample], shard: str, max_pixels: int, prepare: Prepare, step: StepTimer, *, ahead: int
 ) -> Generator[Decoded, None, None]:
-    """Decode in threads, at most `ahead` samples in front of the consumer, in the order of the input."""
+    """Decode and resize in threads, at most `ahead` samples in front of the consumer, in the order of the input."""
 
     def decode(sample: Sample) -> Decoded:
         if sample.status != "ok" or sample.image is None:
             return sample, None, failed_row(sample, shard, sample.status, sample.error)
         try:
             with step("decode"):
-                return sample, decode_image(sample.image, max_pixels=max_pixels), None
+                pixels = decode_image(sample.image, max_pixels=max_pixels)
+            with step("resize"):
+                return sample, prepare(pixels), None
         except ImageError as error:
             row = failed_row(sample, shard, error.status, str(error))
             return dataclasses.replace(sample, image=None), None, row  # its bytes need not wait with it for a batch
@@ -124,30 +133,40 @@ def decode_ahead(
 
 
 def label_samples(
-    decoded: Iterable[Decoded], segmenter: Segmenter, shard: str, step: StepTimer
+    decoded: Iterable[Decoded], segmenter: Segmenter, step: StepTimer, shard: str
 ) -> Generator[Outcome, None, None]:
-    """Outcomes in input order; as many decodable images as the model's batch holds go through it at once."""
-    waiting: list[Decoded] = []
+    """Outcomes in input order. The next batch is sent to a GPU before the results of one are waited for."""
+    under_way: deque[tuple[list[Decoded], Launched | None]] = deque()
+    for batch in _batches(decoded, segmenter.batch_size):
+        canvases = [canvas for _, canvas, _ in batch if canvas is not None]
+        under_way.append((batch, segmenter.launch(canvases, step) if canvases else None))
+        if len(under_way) > 1:
+            yield from _outcomes(*under_way.popleft(), shard, step)
+    while under_way:
+        yield from _outcomes(*under_way.popleft(), shard, step)
+
+
+def _batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
+    """As many decodable images as the model takes at once; what cannot be decoded waits for no others."""
+    batch: list[Decoded] = []
     images = 0
     for item in decoded:
-        waiting.append(item)
+        batch.append(item)
         images += item[1] is not None
-        if images in (0, segmenter.batch_size):
-            yield from _label_batch(waiting, segmenter, shard, step)
-            waiting, images = [], 0
-    yield from _label_batch(waiting, segmenter, shard, step)
+        if images in (0, size):
+            yield batch
+            batch, images = [], 0
+    if batch:
+        yield batch
 
 
-def _label_batch(
-    waiting: list[Decoded], segmenter: Segmenter, shard: str, step: StepTimer
-) -> Generator[Outcome, None, None]:
-    images = [pixels for _, pixels, _ in waiting if pixels is not None]
-    results = segmenter.segment_batch(images, step) if images else iter(())
-    for sample, pixels, row in waiting:
-        outcome = next(results) if pixels is not None else row
-        if pixels is not None and isinstance(outcome, Exception):
-            height, width = pixels.shape[:2]
-            outcome = failed_row(sample, shard, "nonfinite", str(outcome), size=(height, width))
+def _outcomes(batch: list[Decoded], launched: Launched | None, shard: str, step: StepTimer) -> Iterator[Outcome]:
+    with step("results"):
+        results = iter(launched.results() if launched is not None else ())
+    for sample, canvas, row in batch:
+        outcome = row if canvas is None else next(results)
+        if canvas is not None and isinstance(outcome, Exception):
+            outcome = failed_row(sample, shard, "nonfinite", str(outcome), size=canvas.size)
         assert isinstance(outcome, Segmentation | Row)
         yield sample, outcome
 

@@ -69,7 +69,7 @@ def test_an_image_does_not_depend_on_its_neighbours(
 ) -> None:
     segmenter, image = segmenters[3], photographs[1]
     batches = ([image], [image, *photographs[2:4]], [photographs[0], image], [*photographs[2:4], image])
-    found = [list(segmenter.segment_batch(b))[[x is image for x in b].index(True)] for b in batches]
+    found = [segmenter(b)[[x is image for x in b].index(True)] for b in batches]
     assert len(found[0].segments) > 10
     for other in found[1:]:
         assert np.array_equal(found[0].labels, other.labels)
@@ -102,7 +102,7 @@ def test_an_image_that_overflows_leaves_the_others_of_its_batch(
     segmenters: dict[int, Segmenter], photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segmenter = segmenters[3]
-    expected = list(segmenter.segment_batch(photographs[:3]))
+    expected = segmenter(photographs[:3])
     latents = segmenter.backbone.latents
 
     def overflowing(pixels: torch.Tensor) -> torch.Tensor:
@@ -111,7 +111,7 @@ def test_an_image_that_overflows_leaves_the_others_of_its_batch(
         return result
 
     monkeypatch.setattr(segmenter.backbone, "latents", overflowing)
-    first, second, third = segmenter.segment_batch(photographs[:3])
+    first, second, third = segmenter.launch([segmenter.prepare(image) for image in photographs[:3]]).results()
     assert isinstance(second, NonFiniteError)
     assert np.array_equal(first.labels, expected[0].labels)
     assert np.array_equal(third.labels, expected[2].labels)
@@ -157,4 +157,4 @@ def test_what_the_model_cannot_do_is_refused(segmenters: dict[int, Segmenter], p
         Segmenter(backbone, settings, batch_size=0)
     for images in ([], photographs[:4]):
         with pytest.raises(ValueError, match="images: expected 1 to 3"):
-            next(segmenters[3].segment_batch(images))
+            segmenters[3].launch([segmenters[3].prepare(image) for image in images])

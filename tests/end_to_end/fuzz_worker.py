@@ -6,8 +6,9 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,16 @@ class Constant:
 
     batch_size = 2
 
-    def segment_batch(self, images: Sequence[np.ndarray], step: Any) -> Iterator[Segmentation]:
+    def prepare(self, image: np.ndarray) -> Segmentation:
+        """The label map already, where the Segmenter has a canvas."""
+        height, width = image.shape[:2]
+        mean = float(image.mean()) / 255
+        segment = Segment(id=0, area=height * width, bbox=(0, 0, width, height), confidence=mean)
+        return Segmentation(labels=np.zeros((height, width), np.uint16), segments=(segment,), confidence=mean)
+
+    def launch(self, canvases: Sequence[Segmentation], step: Any) -> SimpleNamespace:
         """As the Segmenter does."""
-        for image in images:
-            height, width = image.shape[:2]
-            mean = float(image.mean()) / 255
-            segment = Segment(id=0, area=height * width, bbox=(0, 0, width, height), confidence=mean)
-            yield Segmentation(labels=np.zeros((height, width), np.uint16), segments=(segment,), confidence=mean)
+        return SimpleNamespace(results=lambda: canvases)
 
 
 def label(path: str, out: Path) -> None:

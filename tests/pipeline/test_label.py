@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from diffseg import NonFiniteError, Segmentation, Segmenter
+from diffseg import Segmentation, Segmenter
+from diffseg.backbone import Step, no_step
+from diffseg.canvas import Canvas
 from diffseg.images import decode_image
+from diffseg.segmenter import Launched
 from pipeline.commit import read_commits
 from pipeline.label import Outcome, decode_ahead, encode_ahead, label_samples, label_shard
 from pipeline.rows import decode_mask, failed_row
@@ -65,7 +69,7 @@ def test_the_commit_describes_the_files(scene_folder: Path, tmp_path: Path, segm
     assert (commit.state, commit.rows, commit.counts, commit.attempt) == ("done", 20, {"ok": 20}, 1)
     assert set(commit.files) == {"labels/images-000000.parquet", "webdataset/images-000000.tar"}
     assert verify_commit(out, commit) == []
-    steps = {"read", "decode", "resize", "encode", "unet", "aggregate", "merge", "decide", "write", "total"}
+    steps = {"read", "decode", "resize", "encode", "unet", "aggregate", "merge", "decide", "results", "write", "total"}
     assert set(commit.seconds) == steps
 
 
@@ -85,9 +89,9 @@ def test_batches_give_the_same_bytes_again_and_the_same_masks(
 def test_a_place_in_the_batch_changes_nothing(scene_folder: Path, segmenter: Segmenter) -> None:
     fours = Segmenter(segmenter.backbone, segmenter.settings, batch_size=4)
     images = [decode_image(path) for path in sorted((scene_folder / "a").iterdir())[:4]]
-    forward = [result.labels for result in fours.segment_batch(images)]  # type: ignore[union-attr]
-    backward = [result.labels for result in fours.segment_batch(images[::-1])]  # type: ignore[union-attr]
-    alone = [next(fours.segment_batch([image])).labels for image in images]  # type: ignore[union-attr]
+    forward = [result.labels for result in fours(images)]
+    backward = [result.labels for result in fours(images[::-1])]
+    alone = [fours(image).labels for image in images]
     for i in range(4):
         assert np.array_equal(forward[i], backward[3 - i])
         assert np.array_equal(forward[i], alone[i])
@@ -95,9 +99,10 @@ def test_a_place_in_the_batch_changes_nothing(scene_folder: Path, segmenter: Seg
 
 def test_an_overflow_costs_its_own_row(scene_folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
     class Overflowing(Segmenter):
-        def segment_batch(self, images, step=lambda name: StepTimer()(name)) -> Iterator:  # type: ignore[no-untyped-def]
-            for index, result in enumerate(super().segment_batch(images, step)):
-                yield NonFiniteError("not finite") if index == 1 else result
+        def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> Launched:
+            launched = super().launch(canvases, step)
+            finite = torch.tensor([index != 1 for index in range(len(canvases))])
+            return dataclasses.replace(launched, finite=finite)
 
     rows = label(scene_folder, tmp_path, Overflowing(segmenter.backbone, segmenter.settings, batch_size=4))
     assert [row["status"] for row in rows.values()] == ["ok", "nonfinite", "ok", "ok"] * 5
@@ -118,7 +123,7 @@ def test_meta_is_carried_through(scene_folder: Path, tmp_path: Path, segmenter: 
     assert rows["k"]["meta"] == '{"json": {"a": 1}, "txt": "caption"}'
 
 
-def test_decoding_stays_a_bounded_number_of_samples_ahead(scene_folder: Path) -> None:
+def test_decoding_stays_a_bounded_number_of_samples_ahead(scene_folder: Path, segmenter: Segmenter) -> None:
     data = next((scene_folder / "a").iterdir()).read_bytes()
     drawn = 0
 
@@ -129,9 +134,9 @@ def test_decoding_stays_a_bounded_number_of_samples_ahead(scene_folder: Path) ->
             yield Sample(index=index, key=str(index), image=data)
 
     seen = 0
-    for sample, pixels, row in decode_ahead(samples(), "s", 2**20, StepTimer(), ahead=3):
+    for sample, canvas, row in decode_ahead(samples(), "s", 2**20, segmenter.prepare, StepTimer(), ahead=3):
         assert (sample.index, row) == (seen, None)
-        assert pixels is not None
+        assert canvas is not None
         assert drawn <= seen + 4
         seen += 1
     assert seen == 50
@@ -148,9 +153,9 @@ def test_bad_images_wait_for_no_batch_and_keep_no_bytes(segmenter: Segmenter) ->
             yield sample
 
     step = StepTimer()
-    rows = label_samples(decode_ahead(watched(), "s", 10**6, step, ahead=1), segmenter, "s", step)
+    rows = label_samples(decode_ahead(watched(), "s", 10**6, segmenter.prepare, step, ahead=1), segmenter, step, "s")
     sample, row = next(rows)
-    assert (sample.image, row.status, taken) == (None, "undecodable", [0, 1])
+    assert (sample.image, row.status, taken) == (None, "undecodable", [0, 1, 2])
     assert len(list(rows)) == 4
 
 
@@ -179,7 +184,7 @@ def test_an_error_of_the_device_ends_all_threads(scene_folder: Path, tmp_path: P
     """Also those before the model, while somebody still holds the error."""
 
     class Failing(Segmenter):
-        def segment_batch(self, images, step=lambda name: StepTimer()(name)) -> Iterator:  # type: ignore[no-untyped-def]
+        def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> Launched:
             raise RuntimeError("CUDA error")
 
     with pytest.raises(RuntimeError, match="CUDA") as held:
