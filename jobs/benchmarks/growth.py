@@ -54,7 +54,7 @@ class Growth:
 
 
 def measure_growth(axes: Mapping[Against, Sequence[int]] = AXES) -> list[Growth]:
-    """All points of all axes: about 10 minutes, up to 1.5 GB. Raises RuntimeError where a point's process fails."""
+    """All points of all axes: some six minutes, up to 1.5 GB. Raises RuntimeError where a point's process fails."""
     return [growth_of(against, [measure_point(against, x) for x in xs]) for against, xs in axes.items()]
 
 
