@@ -101,9 +101,12 @@ def decide_on_device(scores: torch.Tensor, size: tuple[int, int], content: Box |
         _count(in_columns, every_column, best)
         _count(margins, torch.zeros_like(every_column), best, (margin * MARGIN_UNIT).to(torch.int64))
     areas = in_rows.sum(dim=0)
-    number = (areas > 0).cumsum(dim=0) - 1
+    number = ((areas > 0).cumsum(dim=0) - 1).to(torch.int16)
+    for start in range(0, height, step):
+        stripe = slice(start, start + step)
+        labels[stripe] = number[labels[stripe].long()]
     figures = torch.stack([areas, *_extent(in_rows), *_extent(in_columns), margins[0]])
-    return Decision(labels=number.to(torch.int16)[labels.long()], figures=figures)
+    return Decision(labels=labels, figures=figures)
 
 
 def _best_and_margin(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

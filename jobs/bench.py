@@ -60,18 +60,19 @@ class BenchCommand:
     json: bool = False
     """Print JSON, with the seconds of every turn."""
 
-    def __post_init__(self) -> None:
-        for name, known in (("parts", PARTS), ("dtypes", get_args(Dtype))):
-            unknown = [word for word in getattr(self, name).split(",") if word not in known]
-            if unknown:
-                raise ValueError(f"--{name}: {', '.join(unknown)}; expected some of {', '.join(known)}")
-        if not all(word.isdecimal() and int(word) for word in self.batch_sizes.split(",")) or self.repetitions < 1:
-            raise ValueError(
-                f"--batch-sizes {self.batch_sizes}, --repetitions {self.repetitions}: expected whole numbers from 1"
-            )
+
+def _check(command: BenchCommand) -> None:
+    for name, known in (("parts", PARTS), ("dtypes", get_args(Dtype))):
+        unknown = [word for word in getattr(command, name).split(",") if word not in known]
+        if unknown:
+            raise ValueError(f"--{name}: {', '.join(unknown)}; expected some of {', '.join(known)}")
+    sizes, repetitions = command.batch_sizes, command.repetitions
+    if not all(word.isdecimal() and int(word) for word in sizes.split(",")) or repetitions < 1:
+        raise ValueError(f"--batch-sizes {sizes}, --repetitions {repetitions}: expected whole numbers from 1")
 
 
 def _bench(command: BenchCommand) -> int:
+    _check(command)
     import torch
 
     from diffseg.devices import keep_freed_memory
