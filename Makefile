@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs chaos outage scale soak clean
+.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs bench bench-gpu chaos outage scale soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,13 @@ full-size: $(VENV)/.test ## Label with all of SD 1.5's 0.86 G parameters (random
 
 photographs: $(VENV)/.test ## Identical masks from tars, Parquet and folders, 0 to 2 actors, over ../shared/data if it is there
 	DIFFSEG_PHOTOGRAPHS=1 $(BIN)/python -m pytest -s tests/end_to_end/test_sources.py -k all_photographs --timeout 3600
+
+bench: $(VENV)/.test ## Speed beside the bare model, google/diffseg's formulas and a plain loop; growth: ARGS="--parts growth"
+	$(BIN)/diffseg bench $(ARGS)
+
+bench-gpu: $(VENV)/.test ## The same on a GPU: all of SD 1.5 (random weights) in half precision, batches of 1 to 32
+	$(BIN)/python -m pytest tests/diffseg/test_devices.py -k gpu
+	$(BIN)/diffseg bench --device cuda --parts whole --models sd15-random --dtypes bfloat16,float16 --batch-sizes 1,8,16,32 $(ARGS)
 
 chaos: $(VENV)/.test ## Kill runs in every way, 25 rounds (half an hour; goes on where it was stopped): the same tree each time
 	$(BIN)/python tests/end_to_end/chaos.py --rounds 25 --seed 0 --folder chaos

@@ -16,6 +16,7 @@ from diffseg.devices import to_device
 from diffseg.distance import symmetric_kl
 from diffseg.settings import AnchorLayout, Consume
 
+BLOCK_ROWS = 256
 KMEANS_ITERATIONS = 300
 KMEANS_TOLERANCE = 1e-4  # of the mean variance of a column, as in scikit-learn
 
@@ -70,9 +71,23 @@ def _walk(groups: Any, starts: Any, free: Any, *, consume: Consume) -> None:
 
 
 def _means(members: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """float32 [..., K, P]: the mean of each group's rows; zeros for a group without members."""
+    """float32 [B, K, P]: the mean of each group's rows, bool [B, K, n] of [B, n, P]; zeros for an empty group."""
     weights = members.to(rows.dtype)
-    return (weights / weights.sum(dim=-1, keepdim=True).clamp_min(1)) @ rows
+    weights /= weights.sum(dim=-1, keepdim=True).clamp_min(1)
+    if not _may_ask(rows):
+        return weights @ rows
+    # Groups lie together in the image, so that most of them have no member in a block of rows.
+    means = torch.zeros(*weights.shape[:2], rows.shape[-1])
+    for start in range(0, rows.shape[1], BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        there = members[0, :, block].any(dim=1).nonzero()[:, 0]
+        means[0].index_add_(0, there, weights[0, there, block] @ rows[0, block])
+    return means
+
+
+def _may_ask(rows: torch.Tensor) -> bool:
+    """Whether values may decide what is computed: a device would have to be waited for, and images differ in them."""
+    return len(rows) == 1 and rows.device.type == "cpu"
 
 
 def merge(
@@ -94,7 +109,7 @@ def merge(
         close = symmetric_kl(proposals, proposals) < threshold
         groups, alive = greedy_groups(close, alive, consume)
         proposals = _means(groups, proposals)
-        if len(attention) == 1 and attention.device.type == "cpu":
+        if _may_ask(attention):
             proposals, alive = proposals[:, alive[0]], alive[:, alive[0]]
     return proposals, alive
 
@@ -121,7 +136,7 @@ def _lloyd(attention: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
         present = assigned.unique()
         members = present[:, None] == assigned[None, :]
         moved = centres.clone()
-        moved[present] = _means(members, attention)
+        moved[present] = _means(members[None], attention[None])[0]
         shift = (moved - centres).square().sum()
         centres = moved
         if (previous is not None and torch.equal(previous, assigned)) or shift <= tolerance:

@@ -95,7 +95,7 @@ def _bench(command: BenchCommand) -> int:
 
         growths = measure_growth()
         for growth in growths:
-            console.print(growth)
+            console.print(_growth_table(growth))
     if command.plot is not None:
         _draw(command.plot, comparisons, growths)
     if command.json:
@@ -168,6 +168,19 @@ def _table(comparison: Comparison) -> Table:
         table.add_row(f"  ours: {step}", f"{1000 * seconds:.1f}", "", "", "")
     if comparison.notes:
         table.caption = ", ".join(f"{name} {value}" for name, value in comparison.notes.items())
+    return table
+
+
+def _growth_table(growth: Growth) -> Table:
+    table = Table(title=f"growth: {growth.against}", title_justify="left")
+    steps = [step for step in growth.points[0].seconds if step in growth.exponents]
+    for column in (growth.against, *(f"{step}, ms" for step in steps), "peak, MB"):
+        table.add_column(column, justify="right")
+    for point in growth.points:
+        peak = "" if point.peak is None else f"{point.peak / 1e6:.0f}"
+        table.add_row(f"{point.x:,}", *(f"{1000 * point.seconds[step]:.1f}" for step in steps), peak)
+    fitted = (f"{growth.exponents[name]:.2f}" if name in growth.exponents else "" for name in (*steps, "peak"))
+    table.add_row("exponent", *fitted)
     return table
 
 

@@ -44,8 +44,8 @@ def checkpoint_of(model: str, *, dtype: Dtype, device: str) -> Checkpoint:
     return Checkpoint(
         name=SD15,
         sha256="",
-        vae=for_inference(vae.to(torch.float32 if dtype == "float16" else kind), device),
-        unet=for_inference(unet.to(kind), device),
+        vae=for_inference(_cast(vae, torch.float32 if dtype == "float16" else kind), device),
+        unet=for_inference(_cast(unet, kind), device),
         context=torch.zeros(1, PROMPT_TOKENS, SD15_UNET["cross_attention_dim"], dtype=kind, device=device),
         tau=RANDOM_TAU,
         timestep=PAPER_TIMESTEP,
@@ -57,7 +57,11 @@ def small_autoencoder(checkpoint: Checkpoint) -> Any:
     """An encoder of TAESD's size with random weights, as `--vae` would put in the place of the checkpoint's own."""
     vae = AutoencoderTiny()
     vae.decoder = None
-    return for_inference(vae.to(checkpoint.vae.dtype), str(checkpoint.vae.device))
+    return for_inference(_cast(vae, checkpoint.vae.dtype), str(checkpoint.vae.device))
+
+
+def _cast(model: Any, dtype: torch.dtype) -> Any:
+    return torch.nn.Module.to(model, dtype)  # diffusers' own method warns, of layers that these models do not have
 
 
 def parameters(checkpoint: Checkpoint) -> int:

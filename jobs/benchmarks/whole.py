@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffseg import Segmenter
 from diffseg.backbone import Backbone
@@ -44,7 +45,9 @@ def measure_whole(
         variants["ours, small VAE"] = lambda: with_small([*batch])
     seconds = alternate(variants, repetitions)
     dtype = str(checkpoint.unet.dtype).removeprefix("torch.")
-    segments = [len(result.segments) for result in segmenter([*batch])]
+    flop = flop_of(lambda: bare_pass(checkpoint, segmenter.timestep, pixels)) / batch_size
+    rate = product_rate(checkpoint.unet)
+    bare = statistics.median(seconds["bare"]) / batch_size
     return Comparison(
         part="whole",
         case=f"{checkpoint.name}, {segmenter.resolution} px, {dtype}, batch {batch_size}",
@@ -52,7 +55,13 @@ def measure_whole(
         baseline="bare",
         per=batch_size,
         steps=timer.medians(repetitions, batch_size),
-        notes={"parameters": parameters(checkpoint), "segments": segments, "image": list(batch[0].shape[:2])},
+        notes={
+            "parameters": parameters(checkpoint),
+            "gflop of the bare pass": round(flop / 1e9, 1),
+            "gflop/s of large products": round(rate / 1e9),
+            "share of that in the bare pass": round(flop / bare / rate, 2),
+            "segments": [len(result.segments) for result in segmenter([*batch])],
+        },
     )
 
 
@@ -64,6 +73,21 @@ def bare_pass(checkpoint: Checkpoint, timestep: int, pixels: torch.Tensor) -> to
     added = {name: value.expand(batch, -1) for name, value in checkpoint.added.items()}
     context = checkpoint.context.expand(batch, -1, -1)
     return checkpoint.unet(latents, timestep, encoder_hidden_states=context, added_cond_kwargs=added or None).sample
+
+
+def flop_of(run: Callable[[], object]) -> int:
+    """Floating-point operations, a multiplication and its addition as two, of products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def product_rate(model: torch.nn.Module) -> float:
+    """Operations a second of large matrix products in the type and on the device of a model: its practical peak."""
+    weight = next(model.parameters())
+    side = 2048 if weight.device.type == "cpu" else 8192
+    left, right = torch.ones(2, side, side, dtype=weight.dtype, device=weight.device)
+    return 2 * side**3 / min(alternate({"product": lambda: left @ right}, 5)["product"])
 
 
 def _contiguous(checkpoint: Checkpoint) -> Checkpoint:

@@ -19,6 +19,7 @@ from diffseg.decide import decide
 from diffseg.devices import keep_freed_memory
 from diffseg.merge import Consume, anchor_positions, greedy_groups, merge
 from diffseg.settings import SegmenterSettings
+from diffseg.tiny.scenes import generate_scene
 
 
 def test_a_batch_asks_the_device_for_nothing(checkpoints: dict[str, Path]) -> None:
@@ -69,6 +70,17 @@ def test_products_of_halves_may_use_tensor_cores_and_others_may_not(checkpoints:
         backbone.self_attention(torch.zeros(1, 3, 64, 64), 300)
     assert seen == [True, False]
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_gpu_gives_the_labels_of_a_cpu(batch_size: int) -> None:
+    images = [generate_scene(seed, 200).image for seed in range(4)]
+    expected = Segmenter.from_pretrained("tiny")(images)
+    found = Segmenter.from_pretrained("tiny", device="cuda", batch_size=batch_size)(images)
+    for one, other in zip(expected, found, strict=True):
+        assert (one.labels == other.labels).mean() > 0.99
+        assert other.confidence == pytest.approx(one.confidence, abs=1e-2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the setting is one of Linux's C library")

@@ -16,7 +16,7 @@ from jobs import bench
 from jobs.benchmarks import merging
 from jobs.benchmarks.measure import Comparison, alternate
 from jobs.benchmarks.planted import planted_attention
-from jobs.benchmarks.whole import bare_pass, measure_whole
+from jobs.benchmarks.whole import bare_pass, flop_of, measure_whole
 
 
 def test_ratios_are_of_the_same_turn() -> None:
@@ -56,6 +56,12 @@ def test_a_whole_pass_is_measured_by_steps() -> None:
     assert 0.5 < sum(found.steps.values()) / found.median("ours") <= 1.01
     assert found.notes["parameters"] > 4e6
     assert len(found.notes["segments"]) == 2
+    assert 0 < found.notes["share of that in the bare pass"] < 2
+
+
+def test_operations_are_counted() -> None:
+    left, right = torch.ones(10, 20), torch.ones(20, 30)
+    assert flop_of(lambda: left @ right) == 2 * 10 * 20 * 30
 
 
 def test_formulas_element_by_element_give_our_labels() -> None:
