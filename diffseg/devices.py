@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ def keep_freed_memory() -> None:
     its users. To be called once the model is loaded, as loading frees half as much again as the weights, which is given
     back. Does nothing where the C library is another.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
