@@ -1,8 +1,8 @@
 """Measure speed and memory on this machine, beside the bare model and a plain loop.
 
 What is compared runs in turns within one process; figures are medians, and ratios are medians of the ratios of each
-turn. Parts: whole (images to label maps, by steps), merging (beside google/diffseg), pipeline (one actor), growth (tokens, batch, segments,
-pixels; time and memory). Without --images it makes scenes of its own.
+turn. Parts: whole (images to label maps, by steps), merging (beside google/diffseg), pipeline (one actor), growth
+(tokens, batch, segments, pixels; time and memory). Without --images it makes scenes of its own.
 """
 
 from __future__ import annotations
