@@ -178,10 +178,15 @@ def _growth_table(growth: Growth) -> Table:
         table.add_column(column, justify="right")
     for point in growth.points:
         peak = "" if point.peak is None else f"{point.peak / 1e6:.0f}"
-        table.add_row(f"{point.x:,}", *(f"{1000 * point.seconds[step]:.1f}" for step in steps), peak)
+        x = f"{point.x / 1e6:g} M" if growth.against == "pixels" else f"{point.x:,}"
+        table.add_row(x, *(_milliseconds(point.seconds[step]) for step in steps), peak)
     fitted = (f"{growth.exponents[name]:.2f}" if name in growth.exponents else "" for name in (*steps, "peak"))
     table.add_row("exponent", *fitted)
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f}" if seconds < 1 else f"{1000 * seconds:.0f}"
 
 
 def _draw(path: Path, comparisons: Sequence[Comparison], growths: Sequence[Growth]) -> None:
