@@ -172,9 +172,9 @@ def _table(comparison: Comparison) -> Table:
 
 
 def _growth_table(growth: Growth) -> Table:
-    table = Table(title=f"growth: {growth.against}", title_justify="left")
+    table = Table(title=f"growth: {growth.against}; ms an image, MB", title_justify="left", padding=0)
     steps = [step for step in growth.points[0].seconds if step in growth.exponents]
-    for column in (growth.against, *(f"{step}, ms" for step in steps), "peak, MB"):
+    for column in (growth.against, *steps, "peak"):
         table.add_column(column, justify="right")
     for point in growth.points:
         peak = "" if point.peak is None else f"{point.peak / 1e6:.0f}"
