@@ -63,7 +63,6 @@ class _Recording:
     stop_early: bool
     sums: dict[Grid, torch.Tensor] = field(default_factory=dict)
     layers: dict[Grid, int] = field(default_factory=dict)
-
     workspace: torch.Tensor | None = None
 
     def accumulator(self, queries_BHPD: torch.Tensor) -> torch.Tensor:

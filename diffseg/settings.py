@@ -63,7 +63,8 @@ class SegmenterSettings:
         )
         require(self.consume in ("paper", "google"), f"consume={self.consume!r}: expected paper or google")
         require(self.assign in ("nearest", "peak"), f"assign={self.assign!r}: expected nearest or peak")
-        require(self.anchors_per_side >= 1, f"anchors_per_side={self.anchors_per_side}: expected 1 or more")
+        # each anchor may become a proposal, and label maps are int16 on the device
+        require(1 <= self.anchors_per_side <= 181, f"anchors_per_side={self.anchors_per_side}: expected 1 to 181")
         require(self.resolution is None or self.resolution >= 8, f"resolution={self.resolution}: expected 8 or more")
         require(self.timestep is None or 0 <= self.timestep < 1000, f"timestep={self.timestep}: expected 0 to 999")
         require(

@@ -8,7 +8,6 @@ turn. Parts: whole (images to label maps, by steps), merging (beside google/diff
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -76,9 +75,9 @@ def _bench(command: BenchCommand) -> int:
     import torch
 
     from diffseg.devices import keep_freed_memory
-    from jobs.benchmarks.measure import machine
+    from jobs.benchmarks.measure import cores, machine
 
-    torch.set_num_threads(command.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(command.threads or cores())
     keep_freed_memory()  # as workers do; for the bare pass as well
     console = Console(stderr=command.json)
     header = machine(command.device)

@@ -56,7 +56,7 @@ def test_tau_is_one_number_or_one_a_round(tau: Any, expected: tuple[float, ...] 
         ("anchor_layout", ["odd"]),
         ("consume", ["all"]),
         ("assign", ["farthest"]),
-        ("anchors_per_side", [0, -1]),
+        ("anchors_per_side", [0, -1, 182]),
         ("resolution", [0, 7]),
         ("timestep", [-1, 1000]),
         ("tau", [-0.1, (), (1.0, -1.0), float("nan")]),
