@@ -6,12 +6,12 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.commit import Commit, write_commit
 from pipeline.manifest import Manifest, check_same_run, create_manifest, read_manifest, write_manifest
 from pipeline.plan import Plan
+from pipeline.poolstate import PoolState
 from pipeline.progress import RunProgress
 from pipeline.queue import Task
 from pipeline.settings import RunFailed, RunRefused, WorkerLost
@@ -93,8 +93,8 @@ class RunObserver:
         self.failed[name] = text
         self.progress.shard_finished(0)
 
-    def working(self, workers: int, samples_in_hand: int, waiting: Sequence[str]) -> None:
-        self.progress.working(workers, samples_in_hand, waiting)
+    def working(self, state: PoolState) -> None:
+        self.progress.working(state)
 
     def _fail_if_stores_are_gone(self, shard: Shard) -> None:
         """One worker's store trouble is its shard's; a store that the driver cannot reach either ends the run."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.commit import Commit
+from pipeline.poolstate import InHand, PoolState
 from pipeline.queue import ShardQueue, Task
 from pipeline.settings import RunFailed, WorkerLost
 from pipeline.worker import Job, Worker, WorkerProgress, WorkerReport
@@ -39,8 +40,8 @@ class Observer(Protocol):
     def attempt_failed(self, task: Task, error: BaseException, *, again: bool) -> None:
         """An attempt failed; the shard is tried again, or has failed for good. Raises where the run cannot go on."""
 
-    def working(self, workers: int, samples_in_hand: int, waiting: Sequence[str]) -> None:
-        """Every POLL_SECONDS: workers with a model, samples labelled in the shards in hand, stores waited for."""
+    def working(self, state: PoolState) -> None:
+        """Every POLL_SECONDS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class _Actor:
     since: float
     task: Task | None = None
     ready: bool = False
+    name: str = ""  # host:pid, once it is ready
     asked: Any = None  # the progress call under way
     progress: WorkerProgress = _NO_PROGRESS
 
@@ -149,6 +151,7 @@ class ActorPool:
         if isinstance(answer, WorkerReport):
             self._observer.ready(answer)
             actor.ready, self._start_failures = True, 0
+            actor.name = f"{answer.host}:{answer.pid}"
             return
         actor.task = None
         self._queue.succeeded()
@@ -211,10 +214,22 @@ class ActorPool:
                 # The death of one with a shard shows in the answer to that; an idle one must not be given another.
                 if actor.task is None:
                     self._actor_lost(actor, f"{type(error).__name__}: {_first_line(error)}")
-        samples = sum(actor.progress.samples for actor in ready if actor.task)
-        self._observer.working(
-            len(ready), samples, [a.progress.waiting for a in ready if a.task and a.progress.waiting]
-        )
+        self._observer.working(self._state())
+
+    def _state(self) -> PoolState:
+        ready = [actor for actor in self._actors if actor.ready]
+        in_hand = [
+            InHand(
+                shard=actor.task.shard.name,
+                attempt=actor.task.attempt,
+                since=actor.since,
+                worker=actor.name,
+                progress=actor.progress,
+            )
+            for actor in ready
+            if actor.task
+        ]
+        return PoolState(ready=len(ready), asked=self._target, waiting=self._queue.waiting, in_hand=in_hand)
 
     def _drop(self, actor: _Actor) -> None:
         self._actors.remove(actor)

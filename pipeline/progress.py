@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipeline.poolstate import PoolState
+
 LINE_SECONDS = 15.0
 SCALE = 1000
 """Steps of the bar a shard, so that the bar moves within shards as well."""
@@ -57,12 +59,12 @@ class RunProgress:
         self._in_hand = max(0, self._in_hand - images)  # until the workers are asked again
         self._update()
 
-    def working(self, workers: int, samples_in_hand: int, waiting: Sequence[str] = ()) -> None:
-        """Workers with a model, images labelled in the shards in hand, and the stores that workers wait for."""
-        self._tell_waiting(waiting, workers)
+    def working(self, state: PoolState) -> None:
+        """What the workers do now."""
+        self._tell_waiting(state.stores_waited_for, state.ready)
         if not self._workers:  # loading the model is not labelling
             self._started = time.monotonic()
-        self._workers, self._in_hand = workers, samples_in_hand
+        self._workers, self._in_hand = state.ready, state.samples
         self._update()
 
     def _tell_waiting(self, waiting: Sequence[str], workers: int) -> None:

@@ -31,6 +31,11 @@ class ShardQueue:
         """Shards that wait or are in hand."""
         return self._unfinished
 
+    @property
+    def waiting(self) -> int:
+        """Shards that are in nobody's hand."""
+        return len(self._pending)
+
     def take(self) -> Task | None:
         """The next task, None while all that is left is in hand."""
         return self._pending.popleft() if self._pending else None

@@ -20,12 +20,13 @@ from pipeline.manifest import Manifest, check_same_run, clear_run, read_manifest
 from pipeline.observer import RunObserver
 from pipeline.plan import make_plan
 from pipeline.pool import ActorPool, PoolSettings, resources_message
+from pipeline.poolstate import InHand, PoolState
 from pipeline.progress import RunProgress
 from pipeline.queue import ShardQueue
 from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
 from pipeline.shards import find_shards
 from pipeline.storage import Storage
-from pipeline.worker import Job, LabelWorker, Worker
+from pipeline.worker import Job, LabelWorker, Worker, WorkerProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +132,17 @@ def _run_here(job: Job, queue: ShardQueue, observer: RunObserver, worker_class: 
     import torch  # only where a model runs: it takes seconds and hundreds of megabytes, and so does diffusers
 
     worker = worker_class()
-    observer.ready(worker.load(_on_device(job, torch.cuda.is_available())))
-    observer.working(1, 0, ())
+    report = worker.load(_on_device(job, torch.cuda.is_available()))
+    observer.ready(report)
     while task := queue.take():
+        in_hand = InHand(
+            shard=task.shard.name,
+            attempt=task.attempt,
+            since=time.monotonic(),
+            worker=f"{report.host}:{report.pid}",
+            progress=WorkerProgress(samples=0, waiting=""),
+        )
+        observer.working(PoolState(ready=1, asked=1, waiting=queue.waiting, in_hand=[in_hand]))
         try:
             commit = worker.label(task.shard, task.attempt)
         except Exception as error:  # law 3: whatever a shard does, the others go on

@@ -5,6 +5,7 @@ A driver of actors needs this module but no model: torch and diffusers are impor
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class WorkerReport:
     fingerprint: str
     environment: Mapping[str, Any]
     host: str
+    pid: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,7 @@ class LabelWorker:
                 "versions": versions(),
             },
             host=socket.gethostname(),
+            pid=os.getpid(),
         )
         return self.report
 

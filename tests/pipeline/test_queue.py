@@ -7,9 +7,10 @@ from pipeline.shards import Shard
 def test_every_shard_is_handed_out_once_in_order() -> None:
     shards = [Shard(name=str(i), url="", kind="tar") for i in range(3)]
     queue = ShardQueue(shards)
+    assert queue.waiting == 3
     taken = [queue.take() for _ in range(4)]
     assert [task.shard if task else None for task in taken] == [*shards, None]
-    assert queue.unfinished == 3
+    assert (queue.unfinished, queue.waiting) == (3, 0)
     for _ in range(3):
         queue.succeeded()
     assert queue.unfinished == 0

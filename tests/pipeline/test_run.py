@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from diffseg import CheckpointError, SegmenterSettings
 from diffseg.layout import TINY
 from pipeline.commit import read_commits
 from pipeline.pack import pack_images
+from pipeline.poolstate import InHand, PoolState
 from pipeline.progress import RunProgress
 from pipeline.run import RunSummary, label_run
 from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
 from pipeline.storage import SourceError, Storage
+from pipeline.worker import WorkerProgress
 
 FAST = SegmenterSettings(resolution=64)
 
@@ -220,17 +223,23 @@ def test_progress_is_shown_in_lines_without_a_terminal(on_ray: tuple[Path, RunSu
     assert "1 worker" in text
 
 
+def state(*, ready: int, samples: int = 0, waiting: str = "") -> PoolState:
+    progress = WorkerProgress(samples=samples, waiting=waiting)
+    in_hand = InHand(shard="s", attempt=1, since=time.monotonic(), worker="here:1", progress=progress)
+    return PoolState(ready=ready, asked=ready, waiting=0, in_hand=[in_hand])
+
+
 def test_waits_are_told_of_and_their_end_too_when_the_run_ends_with_them() -> None:
     text = io.StringIO()
     with RunProgress(2, console=Console(file=text)) as progress:
-        progress.working(2, 0, ["s3://b/x does not answer (reset)"])
-        progress.working(2, 0, ["s3://b/x does not answer (reset)"])
+        progress.working(state(ready=2, waiting="s3://b/x does not answer (reset)"))
+        progress.working(state(ready=2, waiting="s3://b/x does not answer (reset)"))
         progress.shard_finished(3)
     assert text.getvalue() == "1 of 2 workers wait: s3://b/x does not answer (reset)\nall workers go on\n"
 
 
 def test_images_are_counted_once_when_their_shard_is_done() -> None:
     with RunProgress(2, console=Console(file=io.StringIO())) as progress:
-        progress.working(1, 5, ())
+        progress.working(state(ready=1, samples=5))
         progress.shard_finished(6)
         assert "1/2 shards · 6 images" in progress.said()
