@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -21,9 +23,13 @@ from pipeline.redaction import MASK
 from pipeline.settings import RunFailed
 from pipeline.storage import SourceError, Storage, redact
 
-OK, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+OK, SOME_FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 Command = TypeVar("Command")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: `ray job stop`, or a machine that is shut down. Whatever cleans up after Ctrl-C does so here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,8 @@ def guarded(command: Callable[[], int]) -> int:
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    with suppress(ValueError):  # signals are the main thread's alone
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         return command()
     except ValueError as error:  # SourceError, RunRefused, CheckpointError and bad settings are all of this kind
@@ -82,12 +90,17 @@ def guarded(command: Callable[[], int]) -> int:
     except (RunFailed, OSError) as error:
         console.print(f"diffseg: {redact(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
         return REFUSED if isinstance(error.__cause__, ValueError) else SOME_FAILED  # a checkpoint that cannot be used
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.print("diffseg: stopped; run the same command again to go on where it stopped", style="yellow")
-        return INTERRUPTED
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     except Exception:  # a fault of this program or of a library: whoever reports it needs the place, but no secret
         console.print(redact(traceback.format_exc()), markup=False, highlight=False, soft_wrap=True)
         return SOME_FAILED
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not end the cleaning up
+    raise Terminated
 
 
 def print_json(value: Mapping[str, Any]) -> None:

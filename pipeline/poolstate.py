@@ -1,11 +1,14 @@
-"""What a run's workers are doing at a moment: for the bar, the metrics and progress.json."""
+"""What the pool tells the run: what comes of the shards, and what the workers are doing at a moment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from pipeline.worker import WorkerProgress
+from pipeline.commit import Commit
+from pipeline.queue import Task
+from pipeline.worker import WorkerProgress, WorkerReport
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,3 +40,19 @@ class PoolState:
     def stores_waited_for(self) -> list[str]:
         """What each worker waits for that waits, in a phrase."""
         return [one.progress.waiting for one in self.in_hand if one.progress.waiting]
+
+
+class Observer(Protocol):
+    """What the pool tells the run."""
+
+    def ready(self, report: WorkerReport) -> None:
+        """A worker has its model loaded. Raises where it does not belong to this run."""
+
+    def committed(self, commit: Commit) -> None:
+        """A shard is done."""
+
+    def attempt_failed(self, task: Task, error: BaseException, *, again: bool) -> None:
+        """An attempt failed; the shard is tried again, or has failed for good. Raises where the run cannot go on."""
+
+    def working(self, state: PoolState) -> None:
+        """Twice a second."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,14 +10,17 @@ from dataclasses import dataclass
 from pipeline.shards import Shard
 
 MAX_ATTEMPTS = 3
+MAX_GIVEN_BACK = 10
+"""How often a shard may lose its worker through no fault of its own: it might be one after all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One attempt, from 1, at one shard."""
+    """One attempt, from 1, at one shard. given_back: how often workers lost their nodes with it in hand."""
 
     shard: Shard
     attempt: int
+    given_back: int = 0
 
 
 class ShardQueue:
@@ -47,7 +51,15 @@ class ShardQueue:
     def failed(self, task: Task) -> bool:
         """A task that was taken failed; whether its shard will be tried again."""
         if task.attempt < MAX_ATTEMPTS:
-            self._pending.append(Task(shard=task.shard, attempt=task.attempt + 1))
+            self._pending.append(dataclasses.replace(task, attempt=task.attempt + 1))
             return True
         self._unfinished -= 1
         return False
+
+    def give_back(self, task: Task) -> bool:
+        """A task that was taken lost its worker through no fault of its own: it is next in line, with no attempt used
+        up; False where that has happened too often."""
+        if task.given_back >= MAX_GIVEN_BACK:
+            return False
+        self._pending.appendleft(dataclasses.replace(task, given_back=task.given_back + 1))
+        return True

@@ -6,8 +6,6 @@ Nothing of a run lives outside OUT: running the same command again continues it.
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +14,12 @@ from typing import Any, Literal
 import ray
 from rich.console import Console
 
+from pipeline.actorgroup import ActorGroup
+from pipeline.cluster import cluster_in_words, connected
 from pipeline.manifest import Manifest, check_same_run, clear_run, read_manifest
 from pipeline.observer import RunObserver
 from pipeline.plan import make_plan
-from pipeline.pool import ActorPool, PoolSettings, resources_message
+from pipeline.pool import ActorPool
 from pipeline.poolstate import InHand, PoolState
 from pipeline.progress import RunProgress
 from pipeline.queue import ShardQueue
@@ -27,6 +27,7 @@ from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings,
 from pipeline.shards import find_shards
 from pipeline.storage import Storage
 from pipeline.worker import Job, LabelWorker, Worker, WorkerProgress
+from pipeline.workerpools import WorkerPool, parse_pools
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,46 +156,20 @@ def _run_here(job: Job, queue: ShardQueue, observer: RunObserver, worker_class: 
 def _run_on_ray(
     job: Job, run: RunSettings, queue: ShardQueue, observer: RunObserver, worker_class: Callable[[], Worker]
 ) -> None:
-    started_here = not ray.is_initialized()
-    local = started_here and _start_ray(run, job.worker)
-    try:
+    plain = WorkerPool(cpus=float(job.worker.threads))
+    with connected(run, parse_pools(run.workers, plain)) as local:
         cluster = ray.cluster_resources()
-        job = _on_device(job, cluster.get("GPU", 0) > 0)
-        pool = _pool_settings(run, job.worker)
-        if local and (pool.gpus > cluster.get("GPU", 0) or pool.cpus > cluster.get("CPU", 0)):
-            raise RunFailed(f"no worker can start on this machine. {resources_message(pool)}")
-        ActorPool(job, pool, queue, observer, worker_class).run()
-    finally:
-        if started_here:
-            ray.shutdown()
+        cuda = _on_device(job, cluster.get("GPU", 0) > 0).worker.device == "cuda"
+        plain = dataclasses.replace(plain, gpus=run.gpus_per_worker if cuda else 0.0)
+        pools = parse_pools(run.workers, plain)
+        for pool in pools:
+            if local and (pool.gpus > cluster.get("GPU", 0) or pool.cpus > cluster.get("CPU", 0)):
+                raise RunFailed(f"no worker can start on this machine: each asks for {pool}. {cluster_in_words()}")
+        groups = [ActorGroup(pool, _for_pool(job, pool), worker_class) for pool in pools]
+        timeouts = {"shard_timeout": run.shard_timeout, "start_timeout": run.start_timeout}
+        ActorPool(groups, queue, observer, **timeouts).run()
 
 
-def _start_ray(run: RunSettings, worker: WorkerSettings) -> bool:
-    """Connect to the cluster that is named or found, else start a Ray on this machine; whether it was started."""
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    named = run.address or os.environ.get("RAY_ADDRESS")
-    if named != "local":
-        try:
-            ray.init(address=named or "auto", **options)
-            return False
-        except ConnectionError:
-            if named:
-                raise
-    cores = max(os.cpu_count() or 1, (run.workers or 1) * worker.threads)
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
-    return True
-
-
-def _pool_settings(run: RunSettings, worker: WorkerSettings) -> PoolSettings:
-    cluster = ray.cluster_resources()
-    gpus = run.gpus_per_worker if worker.device.startswith("cuda") else 0.0
-    workers = run.workers
-    if workers is None:
-        workers = int(cluster.get("GPU", 0) / gpus) if gpus else int(cluster.get("CPU", 1) // worker.threads)
-    return PoolSettings(
-        workers=max(1, workers),
-        cpus=float(worker.threads),
-        gpus=gpus,
-        shard_timeout=run.shard_timeout,
-        start_timeout=run.start_timeout,
-    )
+def _for_pool(job: Job, pool: WorkerPool) -> Job:
+    worker = dataclasses.replace(job.worker, batch_size=pool.batch_size or job.worker.batch_size)
+    return _on_device(dataclasses.replace(job, worker=worker), pool.gpus > 0)

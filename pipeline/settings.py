@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from diffseg.settings import Dtype, SegmenterSettings
+from pipeline.workerpools import WorkerPool, parse_pools
 
 Format = Literal["parquet", "webdataset"]
 
@@ -82,8 +83,11 @@ class WorkerSettings:
 class RunSettings:
     """How a run is carried out; none of it changes a label."""
 
-    workers: int | None = None
-    """Actors; default: one per GPU, else one for every `threads` CPU cores."""
+    workers: int | str | None = None
+    """Actors: a number; or MIN:MAX, up to MAX while shards wait, so that an autoscaler sees what is wanted, and an
+    error where fewer than MIN come. Pools of several kinds: "1:8 gpus=1 ray.io/accelerator-type=A100; 0:32 gpus=0.5
+    batch=4", where other numbers are Ray resources and other words labels of Ray nodes. Default: one per GPU, else one
+    for every `threads` CPU cores, of all nodes that are there."""
     no_ray: bool = False
     """Label in this process, without Ray, workers and deadlines."""
     address: str | None = None
@@ -93,7 +97,8 @@ class RunSettings:
     shard_timeout: float = 7200.0
     """Seconds for one attempt at a shard; then its worker is killed and the shard is tried again."""
     start_timeout: float = 600.0
-    """Seconds without any worker until the run fails."""
+    """Seconds without any worker, or with fewer than MIN, until the run fails; and for one that has a place, to load
+    its model."""
     store_timeout: float = 300.0
     """Seconds for which a store may fail to answer; it is asked again and again meanwhile."""
     retry_failed: bool = False
@@ -101,3 +106,6 @@ class RunSettings:
     and nothing else."""
     overwrite: bool = False
     """Delete what an earlier run left in OUT and start over."""
+
+    def __post_init__(self) -> None:
+        parse_pools(self.workers, WorkerPool())  # raises what is wrong with them, before anything has begun

@@ -197,7 +197,7 @@ def test_a_bad_shard_is_recorded_after_three_attempts_and_mended_later(
 
 @pytest.mark.usefixtures("local_ray")
 def test_no_resources_fails_loudly(tars: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"asks for 1 CPU, 1 GPU; the cluster has 4 CPU, 0 GPU"):
+    with pytest.raises(RunFailed, match=r"asks for 1 CPU, 1 GPU. The cluster has 4 CPU, 0 GPU"):
         run(tars, tmp_path, worker={"device": "cuda"}, start_timeout=2.0)
     assert not (tmp_path / "run.json").exists()
 
