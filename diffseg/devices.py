@@ -31,3 +31,18 @@ def keep_freed_memory() -> None:
         libc.malloc_trim(0)
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host in torch's hands, had no room for an array."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
+    )
+
+
+def give_back_memory(device: str) -> None:
+    """Return to a GPU what torch keeps of it for later; `device` is its kind."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    elif device == "mps":
+        torch.mps.empty_cache()

@@ -6,9 +6,10 @@ import json
 import logging
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -80,10 +81,9 @@ def guarded(command: Callable[[], int]) -> int:
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    with suppress(ValueError):  # signals are the main thread's alone
-        signal.signal(signal.SIGTERM, _terminate)
     try:
-        return command()
+        with _terminable():
+            return command()
     except ValueError as error:  # SourceError, RunRefused, CheckpointError and bad settings are all of this kind
         console.print(f"diffseg: {redact(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
         return REFUSED
@@ -98,9 +98,22 @@ def guarded(command: Callable[[], int]) -> int:
         return SOME_FAILED
 
 
-def _terminate(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one must not end the cleaning up
-    raise Terminated
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated`, where this is the main thread: no other is told of signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not end the cleaning up
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ class Commit:
     inputs: digest of what the shard was made of, so that a folder whose files changed is labelled again.
     counts: rows by status. files: {path below OUT: {bytes, sha256}}. passing: of a failure, whether its reason may pass
     by itself. seconds: by step, summed over samples and threads; `total` is the wall time. started, finished: seconds
-    since the epoch. attempt: from 1.
+    since the epoch. attempt: from 1. batch_size: images that went through the model at once.
     """
 
     shard: str
@@ -51,6 +51,7 @@ class Commit:
     started: float = 0.0
     finished: float = 0.0
     worker: str = ""
+    batch_size: int = 0
 
     @property
     def path(self) -> str:

@@ -89,6 +89,7 @@ def label_shard(
         started=started,
         finished=time.time(),
         worker=socket.gethostname(),
+        batch_size=segmenter.batch_size,
     )
     write_commit(out, commit)
     return commit

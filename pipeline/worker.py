@@ -5,6 +5,7 @@ A driver of actors needs this module but no model: torch and diffusers are impor
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from pipeline.retries import waiting
 from pipeline.settings import LabelSettings, WorkerSettings
 from pipeline.shards import Shard
 from pipeline.storage import Storage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,24 @@ class LabelWorker:
         return WorkerProgress(samples=self.samples, waiting=waiting())
 
     def label(self, shard: Shard, attempt: int) -> Commit:
-        """Label and commit one shard, after `load`. Errors: see `label_shard`."""
+        """Label and commit one shard, after `load`; in smaller batches, from then on, where memory does not suffice.
+
+        Errors: see `label_shard`.
+        """
+        from diffseg.devices import give_back_memory, out_of_memory
+
+        while True:
+            try:
+                return self._label(shard, attempt)
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.segmenter.batch_size == 1:
+                    raise
+            # after the block, when the error and all that its frames held of the batch is gone
+            give_back_memory(self.job.worker.device)
+            self.segmenter.batch_size //= 2
+            log.warning("out of memory; from now on %d images at once", self.segmenter.batch_size)
+
+    def _label(self, shard: Shard, attempt: int) -> Commit:
         import torch
 
         from pipeline.label import label_shard

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pipeline.queue import MAX_ATTEMPTS, ShardQueue
+from pipeline.queue import MAX_ATTEMPTS, MAX_GIVEN_BACK, ShardQueue
 from pipeline.shards import Shard
 
 
@@ -28,3 +28,15 @@ def test_a_failing_shard_goes_to_the_end_and_is_given_up_after_its_attempts() ->
             queue.succeeded()
     assert seen == [("bad", 1), ("good", 1), ("bad", 2), ("bad", 3)]
     assert queue.unfinished == 0
+
+
+def test_a_shard_that_is_given_back_is_next_and_keeps_its_attempts_within_bounds() -> None:
+    unlucky, other = (Shard(name=name, url="", kind="tar") for name in ("unlucky", "other"))
+    queue = ShardQueue([unlucky, other])
+    for times in range(MAX_GIVEN_BACK + 1):
+        task = queue.take()
+        assert task is not None
+        assert (task.shard, task.attempt) == (unlucky, 1)
+        assert queue.give_back(task) == (times < MAX_GIVEN_BACK)
+    assert queue.failed(task), "from then on it counts as an attempt"
+    assert (queue.waiting, queue.unfinished) == (2, 2)
