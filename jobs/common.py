@@ -29,10 +29,6 @@ OK, SOME_FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 Command = TypeVar("Command")
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came: `ray job stop`, or a machine that is shut down. Whatever cleans up after Ctrl-C does so here."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """The flags of commands that look at a run."""
@@ -81,8 +77,9 @@ def guarded(command: Callable[[], int]) -> int:
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    terminated = threading.Event()
     try:
-        with _terminable():
+        with _terminable(terminated):
             return command()
     except ValueError as error:  # SourceError, RunRefused, CheckpointError and bad settings are all of this kind
         console.print(f"diffseg: {redact(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -90,24 +87,25 @@ def guarded(command: Callable[[], int]) -> int:
     except (RunFailed, OSError) as error:
         console.print(f"diffseg: {redact(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
         return REFUSED if isinstance(error.__cause__, ValueError) else SOME_FAILED  # a checkpoint that cannot be used
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         console.print("diffseg: stopped; run the same command again to go on where it stopped", style="yellow")
-        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        return TERMINATED if terminated.is_set() else INTERRUPTED
     except Exception:  # a fault of this program or of a library: whoever reports it needs the place, but no secret
         console.print(redact(traceback.format_exc()), markup=False, highlight=False, soft_wrap=True)
         return SOME_FAILED
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises `Terminated`, where this is the main thread: no other is told of signals."""
-    if threading.current_thread() is not threading.main_thread():
+def _terminable(terminated: threading.Event) -> Iterator[None]:
+    """SIGTERM (`ray job stop`, a machine that is shut down) ends the block like Ctrl-C, and sets `terminated`."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is told of signals
         yield
         return
 
     def terminate(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one must not end the cleaning up
-        raise Terminated
+        terminated.set()
+        raise KeyboardInterrupt  # Ray makes a plain one of any kind of it
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:

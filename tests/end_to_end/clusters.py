@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -55,10 +56,10 @@ def title(process: psutil.Process) -> str:
 class Node:
     """`ray start`, and what it leaves running."""
 
-    def __init__(self, folder: Path, flags: list[str], variables: dict[str, str]) -> None:
+    def __init__(self, folder: Path, flags: list[str], variables: dict[str, str], cpus: int = 1) -> None:
         self.folder = folder
         folder.mkdir()
-        line = [sys.executable, "-m", "ray.scripts.scripts", "start", *flags, "--num-cpus", "1", "--temp-dir", folder]
+        line = [sys.executable, "-m", "ray.scripts.scripts", "start", *flags, "--num-cpus", cpus, "--temp-dir", folder]
         line += ["--object-store-memory", STORE_BYTES, "--disable-usage-stats", "--include-log-monitor", "false"]
         with (folder / "start.log").open("wb") as log:
             self.starting = subprocess.Popen(
@@ -78,50 +79,75 @@ class Node:
         if self.starting.poll() != 0:
             raise RuntimeError(f"ray start: {self.starting.poll()}: {(self.folder / 'start.log').read_text()}")
 
+    def workers(self) -> list[psutil.Process]:
+        """The processes of its actors, oldest first."""
+        return _workers(self.folder)
+
+    def kill(self) -> None:
+        """All of it at once, as when the machine loses its power."""
+        kill_all(lambda: processes(self.folder))
+
 
 class Cluster:
-    """A head and a second node with a CPU each, and a token that nobody else has."""
+    """A head and a second node with a CPU each, and a token that nobody else has.
 
-    def __init__(self, folder: Path) -> None:
+    With `job_server` the head has no CPU for actors, but a dashboard, where jobs are submitted. variables: what the
+    environment of all nodes has besides.
+    """
+
+    def __init__(self, folder: Path, *, job_server: bool = False, variables: Mapping[str, str] | None = None) -> None:
         folder.mkdir()
         self.folder = folder
         self.environment = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.environment["TMPDIR"] = str(folder)  # what killed workers leave goes with the cluster
-        self.head = Node(folder / "0", ["--head", "--port", "0", "--include-dashboard", "false"], self.environment)
-        self._nodes = [self.head]
+        self.environment |= variables or {}
+        flags = ["--head", "--port", "0", "--include-dashboard", str(job_server).lower(), "--dashboard-port", "0"]
+        self.head = Node(folder / "0", flags, self.environment, cpus=0 if job_server else 1)
+        self.nodes = [self.head]
         self.head.wait()
         self.address = (self.head.folder / "ray_current_cluster").read_text().strip()
         self.join()
 
-    def join(self) -> None:
-        """Let a fresh second node come, in its own time."""
-        folder = self.folder / str(len(self._nodes))
-        self._nodes.append(Node(folder, ["--address", self.address], self.environment))
+    def join(self, *flags: str) -> Node:
+        """Let a fresh node come, in its own time; flags of `ray start` besides."""
+        folder = self.folder / str(len(self.nodes))
+        self.nodes.append(Node(folder, ["--address", self.address, *flags], self.environment))
+        return self.nodes[-1]
+
+    @property
+    def dashboard(self) -> str:
+        """Its URL, and that of the job server, where there is one."""
+        (url,) = set(re.findall(r"http://127\.0\.0\.1:\d+", (self.head.folder / "start.log").read_text()))
+        return url
 
     def second_raylet(self) -> psutil.Process | None:
         """Of the second node, once it is up and while it lives."""
-        return self._nodes[-1].raylet()
+        return self.nodes[-1].raylet()
 
     def whole(self) -> bool:
         """Both nodes are up; a second one that is just coming is waited for."""
         with contextlib.suppress(RuntimeError):
-            self._nodes[-1].wait()
+            self.nodes[-1].wait()
         return self.head.raylet() is not None and self.second_raylet() is not None
 
     def workers(self) -> list[psutil.Process]:
         """The processes of actors on all nodes, dead nodes too, oldest first."""
-        found = []
-        for process in processes(self.folder):
-            words = title(process)
-            if words.startswith("ray::") and not words.removeprefix("ray::").startswith(NOT_OURS):
-                found.append(process)
-        return sorted(found, key=_age, reverse=True)
+        return _workers(self.folder)
 
     def kill(self) -> None:
         """Everything at once, as when the machines lose their power."""
         kill_all(lambda: processes(self.folder))
-        for node in self._nodes:
+        for node in self.nodes:
             node.starting.wait()
+
+
+def _workers(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in processes(folder):
+        words = title(process)
+        if words.startswith("ray::") and not words.removeprefix("ray::").startswith(NOT_OURS):
+            found.append(process)
+    return sorted(found, key=_age, reverse=True)
 
 
 def _age(process: psutil.Process) -> float:

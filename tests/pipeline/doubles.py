@@ -39,10 +39,13 @@ class Sleeper:
             seconds={"unet": self.seconds, "total": self.seconds},
             started=started,
             finished=time.time(),
-            worker=f"{os.getpid()}",
+            worker=self.where(),
         )
         write_commit(self.job.out, commit)
         return commit
+
+    def where(self) -> str:
+        return f"{os.getpid()}"
 
     def progress(self) -> WorkerProgress:
         return WorkerProgress(samples=0, waiting="")

@@ -1,0 +1,199 @@
+"""Nodes that come and go under a run, on real Ray clusters. The workers sleep: what is seen is who gets which shard."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import clusters
+import psutil
+import pytest
+from clusters import Cluster, Node, processes
+from runs import DEADLINE
+
+from pipeline.commit import Commit, read_commits
+from pipeline.storage import Storage
+
+SLEEPERS = Path(__file__).with_name("sleepers.py")
+
+
+class Driver:
+    """A run of sleeping workers on a cluster, over shards that need not exist."""
+
+    def __init__(self, cluster: Cluster, folder: Path, *, shards: int, seconds: float, flags: tuple[str, ...]) -> None:
+        self.out, self._log = folder / "out", folder / "driver.log"
+        source = f"{folder}/{{{','.join(f'{number:03d}' for number in range(shards))}}}.tar"
+        line = [sys.executable, str(SLEEPERS), str(seconds), source, str(self.out), "--device", "cpu"]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*line, "--address", cluster.address, *flags],
+                cwd=folder,
+                env=cluster.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def said(self) -> str:
+        """So far."""
+        return self._log.read_text()
+
+    def commits(self) -> list[Commit]:
+        """Of shards that are done, in the order of their ends."""
+        return sorted(read_commits(Storage(url=str(self.out))).values(), key=lambda commit: commit.finished)
+
+    def nodes(self) -> set[str]:
+        """That have done a shard."""
+        return {commit.worker.split()[0] for commit in self.commits()}
+
+    def by(self, node: str) -> list[str]:
+        """The shards that a node has done."""
+        return [commit.shard for commit in self.commits() if commit.worker.startswith(node)]
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait for the moment; a driver that ends before it, or never gets there, fails the test."""
+        end = time.monotonic() + DEADLINE
+        while not condition():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.1)
+
+    def until_said(self, words: str) -> None:
+        """Wait for these words, wherever the log breaks its lines."""
+        self.until(lambda: words in " ".join(self.said().split()))
+
+    def ended(self) -> int:
+        """The exit code, once it has one."""
+        return self.process.wait(DEADLINE)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head with a CPU, and a second node."""
+    with clusters.short_folder() as folder:
+        cluster = Cluster(folder / "c")
+        assert cluster.whole()
+        yield cluster
+
+
+@pytest.fixture
+def run(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+    """Starts drivers; none outlives its test."""
+    drivers: list[Driver] = []
+
+    def start(*flags: str, shards: int, seconds: float) -> Driver:
+        drivers.append(Driver(cluster, tmp_path, shards=shards, seconds=seconds, flags=flags))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.process.kill()
+        driver.process.wait()
+
+
+def raylet(node: Node) -> psutil.Process:
+    node.wait()
+    found = node.raylet()
+    assert found is not None
+    return found
+
+
+def drain(cluster: Cluster, node: str, seconds: int) -> None:
+    """Tell the cluster that a node is to go so soon, as `ray start --block` does when its machine is taken away."""
+    line = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address, "--node-id", node]
+    line += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    line += ["--deadline-remaining-seconds", str(seconds)]
+    subprocess.run(line, env=cluster.environment, check=True, capture_output=True, timeout=120)
+
+
+def head_of(cluster: Cluster) -> str:
+    """The id of its node, by a process that joins the cluster."""
+    program = (
+        "import ray; ray.init(address='auto', logging_level='ERROR', log_to_driver=False); "
+        "print(*(node['NodeID'] for node in ray.nodes() if 'node:__internal_head__' in node['Resources']))"
+    )
+    variables = cluster.environment | {"RAY_ADDRESS": cluster.address}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=variables, capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout.split()[-1]
+
+
+def test_nodes_that_drain_are_shut_down_or_vanish_cost_no_attempt_and_new_ones_get_workers(
+    cluster: Cluster, run: Callable[..., Driver]
+) -> None:
+    driver = run("--workers", "1:3", shards=40, seconds=2.0)
+    known = {head_of(cluster)}
+
+    def new_node() -> str:
+        """The one node with a shard done that was not known before."""
+        driver.until(lambda: driver.nodes() - known)
+        (found,) = driver.nodes() - known
+        known.add(found)
+        return found
+
+    draining = new_node()
+    drain(cluster, draining, seconds=600)
+    driver.until_said("is to go; it gets no more shards")
+    second = cluster.join()
+    new_node()
+    by_draining = driver.by(draining)
+    raylet(second).terminate()
+    driver.until_said("a worker was lost and is replaced: its node is gone (ActorDiedError")
+    third = cluster.join()
+    new_node()
+    raylet(third).kill()
+    driver.until_said("its node is gone (ActorUnavailableError")
+
+    assert driver.ended() == 0, driver.said()
+    assert Counter(commit.attempt for commit in driver.commits()) == {1: 40}
+    assert driver.by(draining) == by_draining, "it got more after the notice"
+
+
+def test_pools_of_several_kinds_get_the_nodes_and_fractions_that_they_ask_for(
+    cluster: Cluster, run: Callable[..., Driver]
+) -> None:
+    joined = [cluster.join("--num-gpus", "1", "--labels", "zone=fast"), cluster.join("--resources", '{"slow": 1}')]
+    for node in joined:
+        node.wait()
+    # A third of a GPU fits thrice, of which the node's CPU allows two; the other pool's resource is there for one.
+    pools = "1:4 zone=fast cpus=0.5 gpus=0.33 batch=2; 0:9 slow=0.6 cpus=0.1 gpus=0"
+    driver = run("--workers", pools, shards=24, seconds=1.0)
+    assert driver.ended() == 0, driver.said()
+    assert Counter(commit.attempt for commit in driver.commits()) == {1: 24}
+    workers = Counter(worker.split()[0] for worker in {commit.worker for commit in driver.commits()})
+    assert sorted(workers.values()) == [1, 2], "a worker on one of the two new nodes, two on the other"
+    for node in joined:
+        node.kill()
+
+
+def test_sigterm_ends_a_run_like_ctrl_c(cluster: Cluster, run: Callable[..., Driver]) -> None:
+    driver = run("--workers", "1", shards=50, seconds=0.5)
+    driver.until(driver.commits)
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.ended() == 143, driver.said()
+    assert "diffseg: stopped; run the same command again to go on where it stopped" in driver.said()
+    assert "Traceback" not in driver.said()
+    assert "SIGTERM" not in driver.said()
+    end = time.monotonic() + DEADLINE
+    while cluster.workers():
+        assert time.monotonic() < end, "a worker outlives its driver"
+        time.sleep(0.1)
+
+
+def test_a_head_that_is_gone_is_named_and_the_same_command_goes_on_elsewhere(
+    cluster: Cluster, run: Callable[..., Driver]
+) -> None:
+    driver = run("--workers", "1", shards=200, seconds=0.5)
+    driver.until(driver.commits)
+    clusters.kill_all(lambda: [process for process in processes(cluster.head.folder) if process.name() == "gcs_server"])
+    assert driver.ended() == 1, driver.said()
+    said = " ".join(driver.said().split())
+    assert (
+        "the head of the Ray cluster has not answered for 8 s; what is labelled is safe, and the same command" in said
+    )
+    assert "Traceback" not in said
