@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from manifests import INFRA, LAUNCHERS, OVERLAYS, ROOT, cluster, commands, container, launcher, overlay, pods
+
+DOCKERFILE = INFRA / "Dockerfile"
+PYPROJECT = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins() -> dict[str, str]:
+    """What constraints.txt pins, for this Python or a newer one."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split(";")[0].strip().split("==") for line in lines if "==" in line and "< " not in line)
+
+
+def instructions(name: str) -> list[str]:
+    """The arguments of an instruction, wherever the Dockerfile has it."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return re.findall(rf"^{name} +(.*)$", text, flags=re.MULTILINE)
+
+
+def test_hadolint() -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if not hadolint:
+        pytest.skip("no hadolint here: its wheel is for Linux on x86-64")
+    found = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, timeout=60, check=False)
+    assert (found.returncode, found.stdout) == (0, "")
+
+
+def test_nobody_runs_it_and_bases_are_pinned() -> None:
+    assert instructions("USER") == ["1000:1000"]
+    stages = {line.split(" AS ")[-1] for line in instructions("FROM")}
+    for base in (line.split()[0] for line in instructions("FROM")):
+        assert base in stages or base == "base-${VARIANT}" or re.fullmatch(r"[\w/]+:[\w.-]*\d[\w.-]*", base)
+
+
+def test_the_builder_gets_what_is_copied_and_nothing_else() -> None:
+    lines = (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
+    assert "*" in lines
+    sent = {line[1:] for line in lines if line.startswith("!")}
+    copied = {word for line in instructions("COPY") for word in line.split()[:-1] if not word.startswith("--")}
+    mounted = {name for line in instructions("RUN") for name in re.findall(r"type=bind,source=([^,]+)", line)}
+    assert sent == copied | mounted
+    assert all((ROOT / name).exists() for name in sent)
+
+
+def test_its_packages_are_those_of_the_project() -> None:
+    line = [sys.executable, INFRA / "requirements.py", "s3", "gcs", "azure"]
+    printed = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    assert printed == [*PYPROJECT["dependencies"], "s3fs", "gcsfs", "adlfs"]
+    assert set(printed[-3:]) <= pins().keys()
+
+
+def test_versions_are_the_same_everywhere() -> None:
+    images = {launcher(path)["docker"]["image"] for path in LAUNCHERS}
+    for name in OVERLAYS:
+        assert cluster(overlay(name))["rayVersion"] == pins()["ray"]
+        images.add(container(pods(overlay(name))["head"])["image"].removesuffix("-cpu"))
+    assert images == {f"registry.example.com/diffseg:{PYPROJECT['version']}"}
+    assert images <= set(re.findall(r"-t (\S+)", DOCKERFILE.read_text()))
+    installed = [line.words[2].split("==") for line in commands() if line.words[:2] == ("pip", "install")]
+    assert len(installed) == len(LAUNCHERS)
+    assert all(pins()[name] == version for name, version in installed)
