@@ -84,6 +84,7 @@ def commands() -> Iterator[Line]:
         spec = cluster(documents)
         for flags, group in ((("--head",), spec["headGroupSpec"]), ((), spec["workerGroupSpecs"][0])):
             params = [f"--{flag}={value}" for flag, value in group["rayStartParams"].items()]
+            params += [f"--labels={key}={value}" for key, value in group.get("labels", {}).items()]
             yield Line(name, ("ray", "start", *flags, *params, "--block", "--metrics-export-port=8080"))
         shell = container(pods(documents)["worker"])["lifecycle"]["preStop"]["exec"]["command"]
         yield from simple_commands(name, shell[-1])
