@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,11 +79,13 @@ def load_checkpoint(
 
 def _load_vae(folder: Path, dtype: torch.dtype, other: str | os.PathLike[str] | None) -> tuple[Any, str]:
     """The encoder of a checkpoint, or of another one in its place, and the digest of all that is read of both."""
-    part, name, sha256 = "vae", str(folder), fingerprint(folder)
-    if other is not None:
-        folder, name = resolve(other, needed=NEEDED_OF_A_VAE), str(other)
+    part, name = "vae", str(folder)
+    if other is None:
+        sha256 = fingerprint(folder)
+    else:
+        own, folder, name = folder, resolve(other, needed=NEEDED_OF_A_VAE), str(other)
         part = "vae" if (folder / "vae").is_dir() else ""
-        sha256 = hashlib.sha256(f"{sha256} {fingerprint(folder, NEEDED_OF_A_VAE)}".encode()).hexdigest()
+        sha256 = fingerprint(own, vae=folder)
     variant = check_part(folder, part, tuple(AUTOENCODERS))
     config = read_json(folder / part / "config.json")
     _check_channels("vae", name, "latent_channels", config)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,38 @@ def resolve(model: str | os.PathLike[str], revision: str | None = None, needed: 
     return Path(found)
 
 
-def fingerprint(folder: Path, needed: tuple[str, ...] = NEEDED) -> str:
-    """sha256, hexadecimal, over the names and contents of the files that are read."""
-    total = hashlib.sha256()
+def is_needed(path: str, needed: tuple[str, ...] = NEEDED) -> bool:
+    """Whether a file at this path of a checkpoint, with `/` between its parts, is one of those that are read.
+
+    What leads out of the folder, or is no name of a file, never is.
+    """
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts) or fnmatchcase(parts[-1], UNUSED):
+        return False
+    patterns = (pattern.split("/") for pattern in needed)
+    return any(len(p) == len(parts) and all(map(fnmatchcase, parts, p)) for p in patterns)
+
+
+def digests(folder: Path, needed: tuple[str, ...] = NEEDED) -> dict[str, str]:
+    """sha256, hexadecimal, of each file that is read, by its path with `/`, sorted."""
+    found: dict[str, str] = {}
     for path in sorted({p for pattern in needed for p in folder.glob(pattern) if p.is_file() and not p.match(UNUSED)}):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-        total.update(f"{path.relative_to(folder).as_posix()}\0{content.hexdigest()}\n".encode())
-    return total.hexdigest()
+        found[path.relative_to(folder).as_posix()] = content.hexdigest()
+    return found
+
+
+def fingerprint(folder: Path, needed: tuple[str, ...] = NEEDED, *, vae: Path | None = None) -> str:
+    """sha256, hexadecimal, over the names and contents of the files that are read.
+
+    vae: the folder of an autoencoder in the place of the model's own, whose files count then as well.
+    """
+    lines = (f"{path}\0{digest}\n" for path, digest in digests(folder, needed).items())
+    own = hashlib.sha256("".join(lines).encode()).hexdigest()
+    if vae is None:
+        return own
+    return hashlib.sha256(f"{own} {fingerprint(vae, NEEDED_OF_A_VAE)}".encode()).hexdigest()
 
 
 def _digest(file: Any) -> Any:  # hashlib.file_digest is new in Python 3.11

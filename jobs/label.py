@@ -35,7 +35,8 @@ class LabelCommand:
     preset: Preset = "default"
     """Settings that the flags of the method start from."""
     storage_options: str = ""
-    """JSON object for fsspec (credentials, endpoint) for SRC and OUT; better: the store's own environment variables."""
+    """JSON object for fsspec (credentials, endpoint) for SRC, OUT and a model's URL; better: the store's own
+    environment variables."""
     allowed_failures: float = 0.1
     """Share of samples that may fail before the exit code is 1."""
     json: bool = False

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import IO
 
 _SCRATCH = "diffseg-scratch-"
@@ -95,6 +95,15 @@ def _give_new_name(aside: str, path: str) -> None:
         if os.path.exists(path):
             raise FileExistsError(path) from error
         os.replace(aside, path)
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold the lock of the file at ``path``, made if need be; whoever comes later waits. It goes with its process."""
+    with open(path, "ab") as file:
+        if not _lock(file, wait=True):
+            raise OSError(errno.ENOLCK, "the file system knows no locks", os.fspath(path))
+        yield
 
 
 class ScratchFolder:

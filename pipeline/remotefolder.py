@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
@@ -31,6 +31,20 @@ SLOWEST = 2**20
 AT_ONCE, CONNECTIONS = 1024, 32
 """Small files that are read in one go, and requests for them that are under way at a time."""
 
+# What a listing tells of a file's version: its content's tag where there is one, else when it was written.
+_TAGS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "blob_id",
+    "generation",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "mtime",
+    "created",
+)
+
 Answer = TypeVar("Answer")
 
 
@@ -44,12 +58,25 @@ class RemoteFolder:
 
     def files(self, folder: str, depth: int | None) -> list[tuple[str, int]]:
         """(path relative to ``url``, size in bytes) of every file below ``folder``."""
+        return [(path, int(entry.get("size") or 0)) for path, entry in self._entries(folder, depth)]
+
+    def versions(self, folder: str, depth: int | None) -> list[tuple[str, int, str]]:
+        """As ``files``, with what tells a file's version from another; "" where the store says nothing of it."""
+        found = []
+        for path, entry in self._entries(folder, depth):
+            if entry.get("size") is None:  # the pages that list files over http
+                entry = self.info(f"{self.url}/{path}") or {}
+            tag = next((str(entry[name]) for name in _TAGS if entry.get(name)), "")
+            found.append((path, int(entry.get("size") or 0), tag))
+        return found
+
+    def _entries(self, folder: str, depth: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
         root = self._filesystem()[1]
         start = root + folder.removeprefix(self.url)
         # No deadline of its own: a listing of millions is many requests, each of which has the library's.
         entries = self._ask(folder, lambda fs: fs.find(start, maxdepth=depth, detail=True))
         paths = ((name.removeprefix(root).lstrip("/"), entry) for name, entry in entries.items())
-        return [(path, int(entry.get("size") or 0)) for path, entry in paths if path and entry.get("type") == "file"]
+        return ((path, entry) for path, entry in paths if path and entry.get("type") == "file")
 
     def info(self, url: str) -> dict[str, Any] | None:
         """What the store says of a file or folder, None where there is nothing."""

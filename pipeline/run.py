@@ -26,6 +26,7 @@ from pipeline.queue import ShardQueue
 from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
 from pipeline.shards import find_shards
 from pipeline.storage import Storage
+from pipeline.weights import find_weights
 from pipeline.worker import Job, LabelWorker, Worker, WorkerProgress
 from pipeline.workerpools import WorkerPool, parse_pools
 
@@ -85,7 +86,7 @@ def label_run(
         raise RunRefused(f"{target.redacted}: holds no run, so nothing failed there; leave --retry-failed away")
     plan = make_plan(target, shards, before.fingerprint if before else None, retry_failed=run.retry_failed)
     if before is not None and not plan.todo:
-        _refuse_another_model(before, settings, target)
+        _refuse_another_model(before, job)
     started = time.perf_counter()
     with RunProgress(len(plan.todo), console=console or Console(quiet=True), shown=console is not None) as progress:
         observer = RunObserver(job=job, source=shown_source, plan=plan, before=before, progress=progress)
@@ -108,18 +109,18 @@ def label_run(
 def _refuse_early(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
     """Compare all that is known before a model is loaded: not the model itself, which may lie elsewhere now."""
     same_model = {name: before.settings[name] for name in ("model", "revision")}
+    if settings.vae is not None and before.settings["vae"] is not None:
+        same_model["vae"] = before.settings["vae"]
     plain = dataclasses.asdict(settings) | same_model
     check_same_run(before, dataclasses.replace(before, source=source, settings=plain, fingerprint="unknown"), out)
 
 
-def _refuse_another_model(before: Manifest, settings: LabelSettings, out: Storage) -> None:
+def _refuse_another_model(before: Manifest, job: Job) -> None:
     """Compare the files of the model, where nothing is left to do and so no worker would."""
-    if (settings.model, settings.revision) == (before.settings["model"], before.settings["revision"]):
+    if all(getattr(job.settings, name) == before.settings[name] for name in ("model", "revision", "vae")):
         return
-    from diffseg.layout import fingerprint, resolve
-
-    found = fingerprint(resolve(settings.model, settings.revision))
-    check_same_run(before, dataclasses.replace(before, model_sha256=found, fingerprint="unknown"), out)
+    found = find_weights(job.settings, job.source).fingerprint()
+    check_same_run(before, dataclasses.replace(before, model_sha256=found, fingerprint="unknown"), job.out)
 
 
 def _on_device(job: Job, has_cuda: bool) -> Job:

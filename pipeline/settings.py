@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from diffseg.settings import Dtype, SegmenterSettings
+from pipeline.redaction import redact
+from pipeline.urls import scheme
 from pipeline.workerpools import WorkerPool, parse_pools
 
 Format = Literal["parquet", "webdataset"]
@@ -28,12 +30,13 @@ class LabelSettings:
     """All that determines the labels, apart from what `environment` records."""
 
     model: str = "tiny"
-    """`tiny` (embedded), a local diffusers folder, or a hub id of a Stable Diffusion with 4 latent channels."""
+    """`tiny` (embedded), or a Stable Diffusion with 4 latent channels: a diffusers folder, a hub id, or a URL such as
+    s3://bucket/sd15, which each node copies once (into DIFFSEG_CACHE, else ~/.cache/diffseg)."""
     revision: str | None = None
     """Branch, tag or commit of the hub id."""
     vae: str | None = None
-    """Autoencoder of the same latents in the place of the model's own, whose encoder is most of the work: a folder or
-    hub id, such as madebyollin/taesd."""
+    """Autoencoder of the same latents in the place of the model's own, whose encoder is most of the work: a folder,
+    hub id or URL, such as madebyollin/taesd."""
     dtype: Dtype = "float32"
     """Of the model's weights; attention is float32 always."""
     method: SegmenterSettings = field(default_factory=SegmenterSettings)
@@ -56,6 +59,15 @@ class LabelSettings:
             raise ValueError(
                 f"samples_per_shard {self.samples_per_shard}, max_pixels {self.max_pixels}: expected 1 or more of each"
             )
+        for place in filter(None, (self.model, self.vae)):
+            # run.json and every row name the model
+            if scheme(place) and redact(place) != place:
+                raise ValueError(
+                    f"{redact(place)}: a model's URL with a user name, a password or a query is refused; give "
+                    "credentials by the store's environment variables or --storage-options"
+                )
+        if self.revision is not None and scheme(self.model):
+            raise ValueError(f"revision {self.revision!r}: {self.model} has none, as it is no hub id")
 
     @property
     def formats(self) -> tuple[Format, ...]:

@@ -86,6 +86,14 @@ class Storage:
             return sorted((path, size) for path, size in listed if not localfiles.is_temporary(path))
         return []
 
+    def versions(self, *, depth: int | None = None) -> list[tuple[str, int, str]]:
+        """As ``files``, each with a text that is another when the file's content is, as far as the store tells."""
+        if self._is_local:
+            return [(path, size, str(os.stat(self._full(path)).st_mtime_ns)) for path, size in self.files(depth=depth)]
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(self._remote.versions(self.url, depth))
+        return []
+
     def exists(self, path: str = "") -> bool:
         """Whether there is a file or a folder at ``path``."""
         full = self._full(path)

@@ -18,13 +18,14 @@ from pipeline.retries import waiting
 from pipeline.settings import LabelSettings, WorkerSettings
 from pipeline.shards import Shard
 from pipeline.storage import Storage
+from pipeline.weights import find_weights
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker must be told. source: how the shards' store is reached."""
+    """All that a worker must be told. source: how the stores of the shards and of the model are reached."""
 
     settings: LabelSettings
     worker: WorkerSettings
@@ -74,8 +75,12 @@ class LabelWorker:
     def load(self, job: Job) -> WorkerReport:
         """Load the model. Not part of the construction, so that its errors are told from those of the process.
 
-        Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings.
+        Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings, OSError
+        where its store fails.
         """
+        self.job, settings = job, job.settings
+        weights = find_weights(settings, job.source)  # first: the imports below take seconds
+
         import torch
 
         from diffseg import Segmenter
@@ -83,14 +88,10 @@ class LabelWorker:
         from diffseg.checkpoint import load_checkpoint
         from diffseg.devices import keep_freed_memory
 
-        self.job, settings = job, job.settings
-        checkpoint = load_checkpoint(
-            settings.model,
-            revision=settings.revision,
-            vae=settings.vae,
-            device=job.worker.device,
-            dtype=getattr(torch, settings.dtype),
-        )
+        with weights.named():
+            checkpoint = load_checkpoint(
+                weights.model, vae=weights.vae, device=job.worker.device, dtype=getattr(torch, settings.dtype)
+            )
         keep_freed_memory()
         self.segmenter = Segmenter(Backbone(checkpoint), settings.method, batch_size=job.worker.batch_size)
         resolved = {

@@ -13,7 +13,7 @@ import pytest
 from small_checkpoints import TEXT, UNET, VAE, change_json, change_weights, write_json
 
 from diffseg.checkpoint import load_checkpoint
-from diffseg.layout import CheckpointError, fingerprint
+from diffseg.layout import NEEDED_OF_A_VAE, CheckpointError, fingerprint, is_needed
 
 Copy = Callable[[str], Path]
 
@@ -42,6 +42,19 @@ def test_fingerprint_is_of_the_files_that_are_read(copy: Copy) -> None:
         (folder / name).write_bytes(content)
         seen.add(fingerprint(folder))
     assert len(seen) == 7
+
+
+def test_paths_that_are_read() -> None:
+    for path in ("model_index.json", "unet/config.json", "text_encoder_2/model.safetensors", "tokenizer/merges.txt"):
+        assert is_needed(path)
+    for path in ("README.md", "unet/x.bin", "a/unet/config.json", "unet/x.non_ema.safetensors", "tokenizer/a/b"):
+        assert not is_needed(path)
+    for path in ("tokenizer/..", "tokenizer/.", "tokenizer/", "tokenizer//x", "../vae/config.json", "tokenizer/a\0b"):
+        assert not is_needed(path), "no name of a file in the folder"
+    for path in ("config.json", "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors"):
+        assert is_needed(path, NEEDED_OF_A_VAE)
+    for path in ("unet/config.json", "vae/x.safetensors", "vae/vae/config.json", "vae/diffusion_pytorch_model.bin"):
+        assert not is_needed(path, NEEDED_OF_A_VAE)
 
 
 def remove(name: str) -> Callable[[Path], None]:

@@ -45,6 +45,18 @@ def test_what_is_written_is_read(storage, tmp_path):
     assert source.exists()
 
 
+def test_a_file_that_is_written_anew_is_another_version(storage):
+    assert storage.versions() == []
+    for path in ("a", "b/c", "b/d/e"):
+        storage.write_bytes(path, b"1")
+    before = storage.versions(depth=2)
+    assert [(path, size) for path, size, _ in before] == storage.files(depth=2) == [("a", 1), ("b/c", 1)]
+    assert storage.versions(depth=2) == before
+    time.sleep(0.05)  # the clocks of file systems tick every few milliseconds
+    storage.write_bytes("b/c", b"2")
+    assert [after == old for after, old in zip(storage.versions(depth=2), before, strict=True)] == [True, False]
+
+
 def test_many_small_files_at_once(storage):
     for number in range(5):
         storage.write_bytes(f"a/{number}", b"%d" % number)
