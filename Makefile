@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs bench bench-gpu chaos outage scale soak clean
+.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs bench bench-gpu chaos outage scale weights soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ outage: $(VENV)/.test ## A store that is away for a minute in mid-run is waited 
 
 scale: $(VENV)/.test ## 20,000 shards on 100 sleeping actors, and a resume over 20,000 records on S3: the driver's costs
 	$(BIN)/python tests/end_to_end/scale.py --shards 20000 --actors 100
+
+weights: $(VENV)/.test ## 50 workers start on one node with 2 GB of weights in a store: one copy, each block asked for once
+	DIFFSEG_WORKERS=50 DIFFSEG_MEGABYTES=2000 $(BIN)/python -m pytest -s tests/end_to_end/test_weights.py -k one_copy
 
 soak: $(VENV)/.test ## Label for an hour without a pause: memory, open files and threads stay flat
 	$(BIN)/python tests/end_to_end/soak.py --minutes 60 --folder soak

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
@@ -74,7 +75,9 @@ class RemoteFolder:
         root = self._filesystem()[1]
         start = root + folder.removeprefix(self.url)
         # No deadline of its own: a listing of millions is many requests, each of which has the library's.
-        entries = self._ask(folder, lambda fs: fs.find(start, maxdepth=depth, detail=True))
+        entries = self._ask(
+            folder, lambda fs: fs.find(start, detail=True) if depth is None else _listed(fs, start, depth)
+        )
         paths = ((name.removeprefix(root).lstrip("/"), entry) for name, entry in entries.items())
         return ((path, entry) for path, entry in paths if path and entry.get("type") == "file")
 
@@ -192,6 +195,23 @@ class RemoteFolder:
             raise SourceError(f"{shown}: cannot open {name}://: {redact(str(error))}") from error
         fs.invalidate_cache()
         return fs, root.rstrip("/")
+
+
+def _listed(fs: Any, folder: str, depth: int) -> dict[str, dict[str, Any]]:
+    """What the store says of each file down to this depth, by its full name.
+
+    Not fsspec's find: with a depth it leaves out every folder that the store fails to list, and says nothing of it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    folders = [folder]
+    for _ in range(depth):
+        entries: dict[str, dict[str, Any]] = {}
+        for name in folders:
+            with suppress(FileNotFoundError):  # it has just gone
+                entries |= {entry["name"]: entry for entry in fs.ls(name, detail=True)}
+        found |= {name: entry for name, entry in entries.items() if entry["type"] == "file"}
+        folders = [name for name, entry in entries.items() if entry["type"] == "directory" and name not in folders]
+    return found
 
 
 def _within(fs: Any, size: int) -> dict[str, float]:

@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from huggingface_hub import constants
+
 # None of the modules that are commands: they are run as `__main__`, as `python -m` does.
 PRELOADED = [
     "torch",
@@ -62,5 +64,6 @@ def _run(words: list[str], variables: dict[str, str], outputs: list[Path]) -> No
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(variables)
+    constants.HF_HUB_OFFLINE = variables.get("HF_HUB_OFFLINE") == "1"  # read when it was imported
     sys.argv = words
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)

@@ -68,6 +68,11 @@ class FaultyProxy:
         """Requests by method (listings as LIST, not GET), and injected faults by the names they have in `Faults`."""
         return Counter(dict(self._counts))
 
+    @property
+    def asked(self) -> Counter[str]:
+        """Requests by "METHOD /path", those with faults too; of a listing the path is the bucket's, and its prefix."""
+        return Counter({what.strip(): number for what, number in self._came.copy().items()})
+
     def set(self, faults: Faults) -> None:
         """Other faults from the next request on."""
         self._faults = faults

@@ -68,6 +68,7 @@ class WatchedHead:
         self.folder = folder
         self._token = token
         self.environment = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "TMPDIR": str(folder)}
+        self.environment |= {"DIFFSEG_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "0"}
         flags = ["--head", "--port", "0", "--include-dashboard", "true", "--dashboard-port", "0"]
         self.head = Node(folder / "0", flags, self.environment)
         self.head.wait()

@@ -14,6 +14,8 @@ from leaks import WatchedHead, WatchedRun, files_below, forms, leaks
 from object_store import LABELS, PHOTOGRAPHS, ObjectStore
 from runs import BOTH, FAST
 
+from diffseg.layout import TINY
+
 Label = Callable[..., WatchedRun]
 
 
@@ -31,6 +33,7 @@ def source(scene_tars: Path, object_store: ObjectStore, tmp_path_factory: pytest
         (folder / name).write_bytes((scene_tars / name).read_bytes())
     (folder / "broken.tar").write_bytes(b"this is no tar")
     object_store.upload(folder, PHOTOGRAPHS, "secrets")
+    object_store.upload(TINY, PHOTOGRAPHS, "secret-model")
     return f"s3://{PHOTOGRAPHS}/secrets"
 
 
@@ -57,9 +60,12 @@ def out(tmp_path: Path) -> str:
     return f"s3://{LABELS}/{tmp_path.name}"
 
 
-def test_a_run_with_a_shard_that_fails(source: str, out: str, object_store: ObjectStore, label: Label) -> None:
-    done = label(source, out, object_store.options())
+def test_a_run_with_a_shard_that_fails(
+    source: str, out: str, object_store: ObjectStore, head: WatchedHead, label: Label
+) -> None:
+    done = label(source, out, object_store.options(), "--model", f"s3://{PHOTOGRAPHS}/secret-model")
     assert done.code == 1, done.output
+    assert list((head.folder / "cache").glob("secret-model-*/*/record.json"))
     assert "2 of 3 shards done; 8 images" in done.output, "the store answers nobody without those credentials"
     assert "broken.tar" in done.output
     assert len(object_store.keys(LABELS, out.removeprefix(f"s3://{LABELS}/") + "/failures/")) == 1

@@ -251,6 +251,33 @@ def test_stores_without_atomic_puts_get_a_rename(monkeypatch):
     assert storage.read_bytes("a/x") == b"third"
 
 
+class UnsteadyFileSystem(PartialFileSystem):
+    """A store that fails to list a folder for the first time."""
+
+    protocol = "unsteady"
+    store: dict = {}  # noqa: RUF012
+    failing = ("/root/b",)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("unsteady://").strip("/") if path.strip("/") else ""
+
+    def ls(self, path, detail=True, **kwargs):
+        if path.rstrip("/") in self.failing:
+            UnsteadyFileSystem.failing = ()
+            raise ConnectionError("reset")
+        return super().ls(path, detail=detail, **kwargs)
+
+
+def test_a_folder_that_was_not_listed_is_not_left_out():
+    fsspec.register_implementation("unsteady", UnsteadyFileSystem, clobber=True)
+    storage = Storage(url="unsteady://root")
+    for path in ("a", "b/c", "b/d/e"):
+        storage.write_bytes(path, b"1")
+    assert storage.files(depth=2) == [("a", 1), ("b/c", 1)]
+    assert not UnsteadyFileSystem.failing
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -177,9 +177,12 @@ class Hostile(Restless):
     def _strip_protocol(cls, path):
         return "/" + path.removeprefix("hostile://").lstrip("/") if path.strip("/") else ""
 
-    def find(self, path, maxdepth=None, withdirs=False, detail=False, **kwargs):
-        entry = {"type": "file", "size": 1, "created": "now"}
-        return super().find(path, detail=True) | {f"{path}/{name}": entry | {"name": name} for name in self.names}
+    def ls(self, path, detail=True, **kwargs):
+        listed = super().ls(path, detail=detail, **kwargs)
+        if path == "/sd" and detail:
+            entry = {"type": "file", "size": 1, "created": "now"}
+            listed += [entry | {"name": f"{path}/{name}"} for name in self.names]
+        return listed
 
 
 def test_names_that_lead_elsewhere_are_not_followed(tmp_path: Path, cache: Path) -> None:
@@ -221,7 +224,7 @@ def test_a_url_that_holds_no_checkpoint_is_told_before_anything_is_listed(
 ) -> None:
     images = Storage(url=f"memory://{tmp_path.name}/images")
     images.write_bytes("0.jpg", b"")
-    monkeypatch.setattr(MemoryFileSystem, "find", lambda *a, **k: pytest.fail("millions of names would have come"))
+    monkeypatch.setattr(MemoryFileSystem, "ls", lambda *a, **k: pytest.fail("millions of names would have come"))
     with pytest.raises(CheckpointError, match=r"images: looked for unet/config.json; there is none"):
         find(images.url)
     with pytest.raises(CheckpointError, match=r"images: looked for config.json or vae/config.json; there is none"):
