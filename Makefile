@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs bench bench-gpu chaos outage scale weights soak clean
+.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs bench bench-gpu chaos outage metrics scale weights soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ outage: $(VENV)/.test ## A store that is away for a minute in mid-run is waited 
 
 scale: $(VENV)/.test ## 20,000 shards on 100 sleeping actors, and a resume over 20,000 records on S3: the driver's costs
 	$(BIN)/python tests/end_to_end/scale.py --shards 20000 --actors 100
+
+metrics: $(VENV)/.test ## A run scraped by a real Prometheus (apt-get install prometheus): every panel of the dashboard has data
+	@command -v "$${DIFFSEG_PROMETHEUS:-prometheus}" > /dev/null || { echo "no prometheus: apt-get install prometheus, or name one in DIFFSEG_PROMETHEUS"; exit 1; }
+	$(BIN)/python -m pytest -s tests/end_to_end/test_observed.py
 
 weights: $(VENV)/.test ## 50 workers start on one node with 2 GB of weights in a store: one copy, each block asked for once
 	DIFFSEG_WORKERS=50 DIFFSEG_MEGABYTES=2000 $(BIN)/python -m pytest -s tests/end_to_end/test_weights.py -k one_copy

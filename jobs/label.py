@@ -18,6 +18,7 @@ from rich.console import Console
 
 from diffseg.settings import PRESETS, Preset, thresholds
 from jobs.common import OK, SOME_FAILED, counts_table, guarded, print_json, storage_options
+from pipeline.logs import tell_json
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ def _label(command: LabelCommand) -> int:
     from pipeline.run import label_run  # ray and torch take seconds to import, which --help need not wait for
 
     console = Console(stderr=command.json)
+    if command.run.log_format == "json":
+        tell_json()
     options = storage_options(command.storage_options)
     summary = label_run(
         command.source,
@@ -98,7 +101,7 @@ def _label(command: LabelCommand) -> int:
         run=command.run,
         source_options=options,
         out_options=options,
-        console=console,
+        console=None if command.run.log_format == "json" else console,
     )
     if command.json:
         print_json(dataclasses.asdict(summary))

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from pipeline.logs import driver_loggers_kept
 from pipeline.settings import RunSettings
 from pipeline.workerpools import WorkerPool
 
@@ -35,7 +36,8 @@ def connected(run: RunSettings, pools: Sequence[WorkerPool]) -> Iterator[bool]:
         return
     # Ray takes over SIGTERM, and prints a stack trace when it comes; whoever calls knows better what to do then.
     handler = signal.getsignal(signal.SIGTERM)
-    local = _join_or_start(run, pools)
+    with driver_loggers_kept():
+        local = _join_or_start(run, pools)
     if threading.current_thread() is threading.main_thread() and handler is not None:
         signal.signal(signal.SIGTERM, handler)
     try:
@@ -45,7 +47,8 @@ def connected(run: RunSettings, pools: Sequence[WorkerPool]) -> Iterator[bool]:
 
 
 def _join_or_start(run: RunSettings, pools: Sequence[WorkerPool]) -> bool:
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    logs = ray.LoggingConfig(encoding=run.log_format.upper(), additional_log_standard_attrs=["name", "process"])
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "logging_config": logs}
     named = run.address or os.environ.get("RAY_ADDRESS")
     if named != "local":
         try:

@@ -15,6 +15,7 @@ from pipeline.settings import LabelSettings, RunRefused
 from pipeline.storage import Storage
 
 PATH = "run.json"
+PROGRESS_PATH = "progress.json"
 PACKAGES = ("diffseg-pipeline", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow", "webdataset", "ray")
 RUN_FOLDERS = ("labels", "webdataset", "commits", "failures", "report")
 
@@ -110,7 +111,8 @@ def _flat(manifest: Manifest) -> dict[str, Any]:
 
 def clear_run(out: Storage) -> None:
     """Delete what a run left, commit records first, so that a half-deleted run is never taken for a done one."""
-    out.delete(PATH)
+    for path in (PATH, PROGRESS_PATH):
+        out.delete(path)
     for folder in sorted(RUN_FOLDERS):
         for path, _ in out.files(folder):
             out.delete(path)

@@ -8,11 +8,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from pipeline import metrics
 from pipeline.commit import Commit, write_commit
 from pipeline.manifest import Manifest, check_same_run, create_manifest, read_manifest, write_manifest
 from pipeline.plan import Plan
 from pipeline.poolstate import PoolState
 from pipeline.progress import RunProgress
+from pipeline.progressfile import ProgressFile
 from pipeline.queue import Task
 from pipeline.settings import RunFailed, RunRefused, WorkerLost
 from pipeline.shards import Shard, split_url
@@ -27,7 +29,10 @@ PROBE_SECONDS = 30.0
 
 @dataclass(kw_only=True)
 class RunObserver:
-    """Of one run; its methods are those of ``pool.Observer``. Totals, not records, are kept: shards may be millions."""
+    """Of one run; its methods are those of ``pool.Observer``. Totals, not records, are kept: shards may be millions.
+
+    Use as a context manager: OUT's progress.json says when the run is over, and so do the metrics.
+    """
 
     job: Job
     source: str
@@ -38,6 +43,18 @@ class RunObserver:
     counts: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._file = ProgressFile(self.job.out, todo=len(self.plan.todo))
+
+    def __enter__(self) -> RunObserver:
+        if self.before is not None and self.plan.todo:
+            self._file.begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close("ended" if kind is None else "stopped")
+        metrics.measure_pool(PoolState(ready=0, asked=0, waiting=0, in_hand=()))
 
     def ready(self, report: WorkerReport) -> None:
         if self.fingerprint is not None:
@@ -61,6 +78,7 @@ class RunObserver:
                 log.warning("resuming with another environment, so single pixels may differ: %s", difference)
             write_manifest(out, now)
         self.fingerprint = report.fingerprint
+        self._file.begin()
 
     def committed(self, commit: Commit) -> None:
         self.counts.update(commit.counts)
@@ -68,12 +86,21 @@ class RunObserver:
         if failure := self.plan.failures.pop(commit.shard, None):
             self.job.out.delete(failure.path)
         self.progress.shard_finished(commit.rows)
+        self._file.committed(commit.shard, commit.rows)
+        metrics.count_commit(commit)
+        log.info(
+            "shard %s is done: %d rows in %.1f s",
+            *(commit.shard, commit.rows, commit.finished - commit.started),
+            extra={"shard": commit.shard, "attempt": commit.attempt, "rows": commit.rows, "worker": commit.worker},
+        )
 
     def attempt_failed(self, task: Task, error: BaseException, *, again: bool) -> None:
         text = redact(str(error) if isinstance(error, WorkerLost) else f"{type(error).__name__}: {error}")
         name = task.shard.name
         then = ", it will be tried again" if again else ""
-        log.warning("attempt %d at shard %s failed%s: %s", task.attempt, name, then, text)
+        where = {"shard": name, "attempt": task.attempt}
+        log.warning("attempt %d at shard %s failed%s: %s", task.attempt, name, then, text, extra=where)
+        metrics.count_failed_attempt(again=again)
         if isinstance(error, StoreUnavailable):
             self._fail_if_stores_are_gone(task.shard)
         if again:
@@ -92,9 +119,12 @@ class RunObserver:
         write_commit(self.job.out, record)
         self.failed[name] = text
         self.progress.shard_finished(0)
+        self._file.gave_up(name)
 
     def working(self, state: PoolState) -> None:
         self.progress.working(state)
+        self._file.working(state)
+        metrics.measure_pool(state)
 
     def _fail_if_stores_are_gone(self, shard: Shard) -> None:
         """One worker's store trouble is its shard's; a store that the driver cannot reach either ends the run."""

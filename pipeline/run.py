@@ -88,8 +88,10 @@ def label_run(
     if before is not None and not plan.todo:
         _refuse_another_model(before, job)
     started = time.perf_counter()
-    with RunProgress(len(plan.todo), console=console or Console(quiet=True), shown=console is not None) as progress:
-        observer = RunObserver(job=job, source=shown_source, plan=plan, before=before, progress=progress)
+    with (
+        RunProgress(len(plan.todo), console=console or Console(quiet=True), shown=console is not None) as progress,
+        RunObserver(job=job, source=shown_source, plan=plan, before=before, progress=progress) as observer,
+    ):
         if plan.todo and run.no_ray:
             _run_here(job, ShardQueue(plan.todo), observer, worker_class)
         elif plan.todo:

@@ -116,6 +116,9 @@ class RunSettings:
     retry_failed: bool = False
     """Do again what failed for reasons that may have passed (a store, a lost worker, a file that could not be opened),
     and nothing else."""
+    log_format: Literal["text", "json"] = "text"
+    """Of the lines that workers log in Ray's session logs and the driver on standard error: with json, an object a
+    line with shard, attempt, host and process, no bar, and a line for each shard."""
     overwrite: bool = False
     """Delete what an earlier run left in OUT and start over."""
 

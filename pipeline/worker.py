@@ -8,16 +8,21 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import psutil
+
+from pipeline import metrics
 from pipeline.commit import Commit
+from pipeline.logs import only_ours_in_an_actor
 from pipeline.manifest import fingerprint_of, versions
 from pipeline.retries import waiting
 from pipeline.settings import LabelSettings, WorkerSettings
 from pipeline.shards import Shard
-from pipeline.storage import Storage
+from pipeline.storage import Storage, redact
 from pipeline.weights import find_weights
 
 log = logging.getLogger(__name__)
@@ -47,10 +52,16 @@ class WorkerReport:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerProgress:
-    """samples: of the shard in hand that have a row by now. waiting: the store that does not answer, "" for none."""
+    """How far a worker is with the shard in hand, and what it takes.
+
+    samples: that have a row by now. waiting: the store that does not answer, "" for none. rss: bytes of resident
+    memory. gpu_memory: bytes that torch holds on the GPU.
+    """
 
     samples: int
     waiting: str
+    rss: int = 0
+    gpu_memory: int = 0
 
 
 class Worker(Protocol):
@@ -71,6 +82,7 @@ class LabelWorker:
 
     def __init__(self) -> None:
         self.samples = 0
+        only_ours_in_an_actor()
 
     def load(self, job: Job) -> WorkerReport:
         """Load the model. Not part of the construction, so that its errors are told from those of the process.
@@ -115,14 +127,39 @@ class LabelWorker:
         return self.report
 
     def progress(self) -> WorkerProgress:
-        """How far the shard in hand is."""
-        return WorkerProgress(samples=self.samples, waiting=waiting())
+        """How far the shard in hand is, and this process's memory, which the metrics are told as well."""
+        import torch
+
+        on_gpu = self.job.worker.device.startswith("cuda")
+        progress = WorkerProgress(
+            samples=self.samples,
+            waiting=waiting(),
+            rss=psutil.Process().memory_info().rss,
+            gpu_memory=torch.cuda.memory_reserved() if on_gpu else 0,
+        )
+        metrics.measure_worker(progress)
+        return progress
 
     def label(self, shard: Shard, attempt: int) -> Commit:
         """Label and commit one shard, after `load`; in smaller batches, from then on, where memory does not suffice.
 
         Errors: see `label_shard`.
         """
+        told = {"shard": shard.name, "attempt": attempt, "host": self.report.host, "pid": self.report.pid}
+        log.info("shard %s begun, attempt %d", shard.name, attempt, extra=told)
+        began = time.monotonic()
+        try:
+            commit = self._label_in_memory(shard, attempt)
+        except Exception as error:
+            told |= {"rows": self.samples, "seconds": round(time.monotonic() - began, 3)}
+            text = redact(f"{type(error).__name__}: {error}")
+            log.info("shard %s failed after %.1f s: %s", shard.name, told["seconds"], text, extra=told)
+            raise
+        told |= {"rows": commit.rows, "seconds": round(time.monotonic() - began, 3)}
+        log.info("shard %s committed: %d rows in %.1f s", shard.name, commit.rows, told["seconds"], extra=told)
+        return commit
+
+    def _label_in_memory(self, shard: Shard, attempt: int) -> Commit:
         from diffseg.devices import give_back_memory, out_of_memory
 
         while True:
@@ -168,3 +205,4 @@ class LabelWorker:
 
     def _count(self) -> None:
         self.samples += 1
+        metrics.IMAGES.record(1)

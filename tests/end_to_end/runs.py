@@ -57,8 +57,9 @@ def masks_of(out: Path) -> dict[str, np.ndarray]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too, by its path; commit records without what only tells the time."""
+    """Every file below a folder, hidden ones too, by its path; without what only tells the time and the place."""
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found.pop("progress.json", None)
     for path, data in found.items():
         if path.startswith(("commits/", "failures/")):
             record = {name: value for name, value in json.loads(data).items() if name not in TIMES}

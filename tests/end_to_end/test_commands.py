@@ -78,7 +78,7 @@ def test_only_the_shard_whose_commit_is_gone_is_done_again(
 ) -> None:
     record_of(run, "000003").unlink()
     (run / "labels" / "000003.parquet").write_bytes(b"half a file")
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.name != "run.json"}
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.parent != run}
     assert label(scene_tars, run, "--no-ray", *BOTH) == 0
     assert "5 of 5 shards done, 4 of them before; 4 images" in capsys.readouterr().out
     touched = {path.relative_to(run).as_posix() for path, time in before.items() if path.stat().st_mtime_ns != time}
@@ -128,7 +128,7 @@ def test_other_settings_are_refused_with_both_values_until_overwrite(scene_tars:
     names = {path.relative_to(run).as_posix() for path in run.rglob("*.*")}
     shards = [f"{number:06d}" for number in range(5)]
     records = {record_of(run, s).relative_to(run).as_posix() for s in shards}
-    expected = records | {f"labels/{s}.parquet" for s in shards} | {"run.json"}
+    expected = records | {f"labels/{s}.parquet" for s in shards} | {"run.json", "progress.json"}
     assert names == expected  # without the tars, which were not asked for this time
 
 
@@ -229,7 +229,7 @@ def test_no_secret_of_a_url_or_of_options_is_shown_or_written(server: int, label
         outputs += [again.stdout, again.stderr]
     assert not any(SECRET in text for text in outputs)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 5 + 5 + 6 + 1
+    assert len(files) == 5 + 5 + 6 + 2
     assert not any(SECRET.encode() in path.read_bytes() for path in files)
     # A process of its own, over HTTP, left the bytes of the run in this process from files.
     assert differences(tmp_path / "out", labelled) == ["failures/000005.json", "run.json"]

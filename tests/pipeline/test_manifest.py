@@ -93,6 +93,7 @@ def test_clear_run_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
     out = Storage(url=str(tmp_path))
     for path in (
         "run.json",
+        "progress.json",
         "labels/a.parquet",
         "webdataset/a.tar",
         "commits/a.json",

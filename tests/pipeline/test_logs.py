@@ -1,0 +1,61 @@
+"""Log lines as JSON, and loggers that are left alone; workers' lines on a real Ray: end_to_end/test_observed.py."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+
+from pipeline.logs import JsonLines, driver_loggers_kept
+
+
+def test_a_line_has_the_fields_of_its_record_and_the_error() -> None:
+    try:
+        raise ValueError("bad")
+    except ValueError:
+        told = {"shard": "a", "attempt": 2}
+        record = logging.getLogger("x").makeRecord(
+            "x", logging.INFO, "f.py", 3, "shard %s\n begun", ("a",), sys.exc_info(), extra=told
+        )
+    text = JsonLines().format(record)
+    line = json.loads(text)
+    assert "\n" not in text
+    assert line.keys() == {
+        *told,
+        "asctime",
+        "levelname",
+        "message",
+        "filename",
+        "lineno",
+        "process",
+        "name",
+        "exc_text",
+    }
+    assert (line["message"], line["shard"], line["attempt"], line["levelname"]) == ("shard a\n begun", "a", 2, "INFO")
+    assert "ValueError: bad" in line["exc_text"]
+
+
+def test_a_command_tells_its_own_info_and_the_warnings_of_others() -> None:
+    code = "import logging\nfrom pipeline.logs import tell_json\ntell_json()\n"
+    code += (
+        "for name in ('pipeline.x', 'httpx'): logging.getLogger(name).info('i'); logging.getLogger(name).warning('w')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["name"], line["message"]) for line in lines] == [
+        ("pipeline.x", "i"),
+        ("pipeline.x", "w"),
+        ("httpx", "w"),
+    ]
+
+
+def test_the_callers_loggers_stay_as_they_were() -> None:
+    root, ray = logging.getLogger(), logging.getLogger("ray")
+    before = (root.level, root.handlers[:], ray.handlers[:], ray.propagate)
+    with driver_loggers_kept():
+        root.setLevel(logging.DEBUG)
+        for logger in (root, ray):
+            logger.addHandler(logging.NullHandler())
+        ray.propagate = not ray.propagate
+    assert (root.level, root.handlers, ray.handlers, ray.propagate) == before

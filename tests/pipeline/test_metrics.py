@@ -1,0 +1,62 @@
+"""The table of metrics beside the dashboard; on a real Ray and Prometheus: end_to_end/test_observed.py."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.metrics import METRICS
+
+INFRA = Path(__file__).parents[2] / "infra"
+OF_RAY = {"SessionName", "NodeAddress"}
+TARGETS = [
+    target
+    for panel in json.loads((INFRA / "grafana" / "diffseg.json").read_text())["panels"]
+    for target in panel["targets"]
+]
+SERIES = {series: metric for metric in METRICS for series in metric.series}
+
+
+def series_in(query: str) -> list[str]:
+    return re.findall(r"\bray_\w+", query)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=[target["expr"] for target in TARGETS])
+def test_a_query_of_the_dashboard_names_what_the_code_exports(target: dict[str, str]) -> None:
+    query = target["expr"]
+    named = series_in(query)
+    assert named
+    assert set(named) <= SERIES.keys()
+    known = OF_RAY.union(*(SERIES[name].tags for name in named)) | {"le"}
+    grouped = {label for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(", ")}
+    selected = {label for group in re.findall(r"\{([^}]*)\}", query) for label in re.findall(r"(\w+)(?:=|!)", group)}
+    assert grouped | selected <= known
+    assert "SessionName" in selected
+    assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) == grouped - {"le"}
+
+
+def test_every_metric_is_on_the_dashboard_and_has_its_unit_in_its_name_where_it_is_one_of_physics() -> None:
+    shown = {SERIES[name] for target in TARGETS for name in series_in(target["expr"])}
+    assert shown == set(METRICS)
+    assert all(metric.name.endswith(metric.unit) for metric in METRICS if metric.unit in ("seconds", "bytes"))
+
+
+def test_without_ray_nothing_is_exported_and_nobody_warns() -> None:
+    code = "import sys\nfrom pipeline.metrics import METRICS\n"
+    code += "for metric in METRICS: metric.record(1.0, **dict.fromkeys(metric.tags, 'x'))\n"
+    code += "assert 'ray.util.metrics' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_prometheus_reads_the_file_that_ray_writes_and_the_pod_monitor_the_port_that_kuberay_names() -> None:
+    (job,) = yaml.safe_load((INFRA / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    assert job["file_sd_configs"][0]["files"] == ["/tmp/ray/prom_metrics_service_discovery.json"]
+    monitor = yaml.safe_load((INFRA / "prometheus" / "podmonitor.yaml").read_text())
+    assert (monitor["kind"], monitor["spec"]["podMetricsEndpoints"][0]["port"]) == ("PodMonitor", "metrics")

@@ -1,0 +1,140 @@
+"""progress.json: what it says, and that a run never waits for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import progressfile
+from pipeline.poolstate import InHand, PoolState
+from pipeline.progressfile import ProgressFile, read_progress
+from pipeline.storage import Storage
+from pipeline.worker import WorkerProgress
+
+DEADLINE = 60.0
+
+
+def state(*, samples: int = 0, rss: int = 0, since: float = 0.0) -> PoolState:
+    progress = WorkerProgress(samples=samples, waiting="", rss=rss)
+    in_hand = InHand(shard="s", attempt=2, since=time.monotonic() - since, worker="node:7", progress=progress)
+    return PoolState(ready=1, asked=4, waiting=2, in_hand=[in_hand])
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progressfile, "EVERY_SECONDS", 0.05)
+
+
+@pytest.fixture
+def silent_store() -> Iterator[str]:
+    """The endpoint of a store that takes requests and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.usefixtures("often")
+def test_it_tells_what_the_driver_knows_and_in_the_end_that_it_is_over(tmp_path: Path) -> None:
+    out = Storage(url=str(tmp_path))
+    file = ProgressFile(out, todo=4)
+    assert read_progress(out) is None
+    file.begin()
+    file.working(state(samples=10))
+    file.committed("s", 10)
+    file.working(state(samples=5, rss=700, since=30.0))
+    file.gave_up("t")
+    end = time.monotonic() + DEADLINE
+    while (heard := read_progress(out)) is None or not heard.in_hand or not heard.failed:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert (heard.state, heard.todo, heard.done, heard.failed, heard.waiting) == ("running", 4, 1, 1, 2)
+    assert (heard.workers_ready, heard.workers_asked, heard.images, heard.worker_rss) == (1, 4, 15, 700)
+    (one,) = heard.in_hand
+    assert (one["shard"], one["attempt"], one["worker"], one["samples"]) == ("s", 2, "node:7", 5)
+    assert one["seconds"] >= 30
+    assert heard.rate == pytest.approx(15 / heard.rate_seconds, rel=0.5)
+    # Two shards of ten images are left, five of which have been labelled.
+    assert heard.left == pytest.approx(15 / heard.rate)
+    file.working(state(samples=7, rss=600))
+    file.committed("s", 7)
+    while (heard := read_progress(out)) is None or heard.done != 2:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert (heard.images, heard.in_hand) == (17, []), "what is done is no more in hand"
+    file.working(state(samples=3, rss=600))
+    file.close("stopped")
+    heard = read_progress(out)
+    assert heard is not None
+    assert (heard.state, heard.images, heard.in_hand, heard.waiting, heard.worker_rss) == ("stopped", 17, [], 1, 700)
+    assert not heard.is_stale()
+
+
+def test_the_rate_is_that_of_the_last_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ProgressFile(Storage(url=str(tmp_path)), todo=10)
+    assert file._rate(0.0, 0) == (None, 0.0), "no worker has been there"
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    file.working(state())
+    assert file._rate(1100.0, 500) == (5.0, 100.0)
+    for tick in range(1, 100):
+        rate, seconds = file._rate(1100.0 + 15 * tick, 500 + 30 * tick)
+    assert rate == pytest.approx(2.0)
+    assert seconds == progressfile.RATE_SECONDS
+    assert len(file._images) == progressfile.RATE_SECONDS / 15 + 1
+    assert file._rate(1100.0 + 15 * 100, 0) == (0.0, progressfile.RATE_SECONDS), (
+        "an attempt that failed takes images away"
+    )
+
+
+@pytest.mark.usefixtures("often")
+def test_what_cannot_be_written_is_told_once_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "progress.json").mkdir()
+    file = ProgressFile(Storage(url=str(tmp_path)), todo=1)
+    with caplog.at_level(logging.WARNING):
+        file.begin()
+        end = time.monotonic() + DEADLINE
+        while not caplog.records:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        time.sleep(0.3)
+        file.close("ended")
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "progress.json cannot be written, so `status` tells less"
+    ]
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(
+    silent_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progressfile, "LAST_WORD_SECONDS", 0.5)
+    options = {"key": "a", "secret": "b", "client_kwargs": {"endpoint_url": silent_store, "region_name": "us-east-1"}}
+    file = ProgressFile(Storage(url="s3://bucket/out", options=options), todo=1)
+    file.begin()
+    file.close("ended")
+    assert file._writer.is_alive(), "it still waits for the store, and nobody waits for it"
+
+
+def test_a_driver_that_is_not_heard_of_is_told_from_one_that_has_ended(tmp_path: Path) -> None:
+    out = Storage(url=str(tmp_path))
+    file = ProgressFile(out, todo=1)
+    file.begin()
+    file.close("ended")
+    heard = read_progress(out)
+    assert heard is not None
+    long_ago = dataclasses.replace(heard, written=time.time() - 3600)
+    assert not long_ago.is_stale()
+    silent = dataclasses.replace(long_ago, state="running")
+    assert silent.is_stale()
+    assert silent.age() == pytest.approx(3600, abs=DEADLINE)
+    assert not dataclasses.replace(silent, written=time.time() + 3600).is_stale(), "of a machine whose clock is ahead"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"written": 1}', json.dumps({"of": "another version"})])
+def test_what_is_no_report_is_as_if_there_were_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "progress.json").write_text(text)
+    assert read_progress(Storage(url=str(tmp_path))) is None
