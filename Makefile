@@ -80,8 +80,8 @@ metrics: $(VENV)/.test ## A run scraped by a real Prometheus (apt-get install pr
 	@command -v "$${DIFFSEG_PROMETHEUS:-prometheus}" > /dev/null || { echo "no prometheus: apt-get install prometheus, or name one in DIFFSEG_PROMETHEUS"; exit 1; }
 	$(BIN)/python -m pytest -s tests/end_to_end/test_observed.py
 
-weights: $(VENV)/.test ## 50 workers start on one node with 2 GB of weights in a store: one copy, each block asked for once
-	DIFFSEG_WORKERS=50 DIFFSEG_MEGABYTES=2000 $(BIN)/python -m pytest -s tests/end_to_end/test_weights.py -k one_copy
+weights: $(VENV)/.test ## 50 workers start on one node with 500 MB of weights in a store: one copy, each block asked for once
+	DIFFSEG_WORKERS=50 DIFFSEG_MEGABYTES=500 $(BIN)/python -m pytest -s tests/end_to_end/test_weights.py -k one_copy
 
 soak: $(VENV)/.test ## Label for an hour without a pause: memory, open files and threads stay flat
 	$(BIN)/python tests/end_to_end/soak.py --minutes 60 --folder soak

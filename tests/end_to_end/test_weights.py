@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,16 +109,18 @@ def sizes(copy: Path, name: str) -> dict[str, int]:
 def test_a_worker_that_is_killed_while_it_copies_is_replaced_by_the_next(
     proxy: FaultyProxy, worker: Callable[..., WarmCommand], tmp_path: Path
 ) -> None:
-    proxy.set(Faults(trickle=1.0, trickle_seconds=2.0))
+    proxy.set(Faults(trickle=1.0, trickle_seconds=0.5))
     first = worker()
     wait_while_running(first, lambda: proxy.asked[WEIGHTS])
+    assert first.process.pid is not None
+    os.kill(first.process.pid, signal.SIGSTOP)  # so that it gets no further before the second has come
+    proxy.set(Faults())
     second = worker()
     (place,) = (tmp_path / "cache").iterdir()
     (half,) = (path for path in place.iterdir() if path.is_dir())
     assert (half / "unet" / "config.json").exists()
     wait_while_running(second, lambda: has_lock_waiter(place / "lock"))
     killed(first)
-    proxy.set(Faults())
     assert found(second)["sha256"] == fingerprint(TINY)
     assert proxy.asked[WEIGHTS] == 2
     assert sorted(path.name for path in place.iterdir()) == sorted(["lock", half.name])
