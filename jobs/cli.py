@@ -7,6 +7,7 @@ import sys
 
 JOBS = {
     "label": "Label images: DiffSeg pseudo-labels for every sample of SRC, into OUT.",
+    "submit": "Label on a Ray cluster from any machine: `diffseg label` as a job there.",
     "status": "Show how far a run is: shards, rows by status, seconds by step.",
     "verify": "Check every committed file of a run against its size, checksum and rows.",
     "shard": "Pack a folder of images into WebDataset shards.",

@@ -41,9 +41,14 @@ def redact(text: str) -> str:
     return text
 
 
+def names_a_secret(name: str) -> bool:
+    """Whether what an option or a variable of this name holds should be shown to nobody."""
+    return _SECRET_OPTION.search(name) is not None
+
+
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
     for name, value in options.items():
         if isinstance(value, Mapping):
             yield from _secrets(value)
-        elif isinstance(value, str) and _SECRET_OPTION.search(str(name)):
+        elif isinstance(value, str) and names_a_secret(str(name)):
             yield value
