@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 300.0
 """For which the cluster may fail to answer."""
 PAUSE_SECONDS = 2.0
 
-_DROPPED = (OSError, RuntimeError, aiohttp.ClientError, asyncio.TimeoutError)
+_DROPPED = (OSError, RuntimeError, aiohttp.ClientError)
 
 
 def follow(client: JobSubmissionClient, job: str, how_to_go_on: str) -> int:
@@ -71,9 +71,10 @@ class JobLog:
         passed = 0  # a new connection begins with the log's first line
         parts = self._client.tail_job_logs(self._job)
         while True:
-            try:
-                text = await asyncio.wait_for(anext(parts), QUIET_SECONDS)
-            except StopAsyncIteration:
+            coming = asyncio.ensure_future(anext(parts, None))
+            # Not wait_for, which forgets a Ctrl-C in the moment in which the connection breaks (until Python 3.12).
+            await asyncio.wait({coming}, timeout=QUIET_SECONDS)
+            if not coming.done() or (text := coming.result()) is None:
                 return
             fresh = text[max(0, self._written - passed) :]
             passed += len(text)

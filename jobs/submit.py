@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from packaging.requirements import Requirement
+from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
 from jobs.common import OK, guarded
 from jobs.label import LabelCommand
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 60
 """How long `ray job stop` lets the driver end by itself; Ray's own 3 s are too few to end its workers."""
+
+START_SECONDS = 60.0
+"""For which a head that answers may not be ready for jobs."""
+NOT_YET = "No available agent to submit job"
 
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _STORE_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
@@ -154,7 +159,7 @@ def _submit(argv: list[str]) -> int:
             package = Path(folder) / "working-dir.zip"
             print(pack_folder(command.working_dir, package, exclude=command.exclude), file=sys.stderr)
             environment["working_dir"] = str(package)
-        job = client.submit_job(entrypoint=shlex.join(["python", "-m", "jobs.label", *words]), runtime_env=environment)
+        job = _begin(client, shlex.join(["python", "-m", "jobs.label", *words]), environment)
     if command.detach:
         print(job)
         print(how_to_go_on(job, address), file=sys.stderr)
@@ -197,6 +202,20 @@ def _client(address: str) -> JobSubmissionClient:
         raise RunFailed(
             f"{redact(address)} does not answer: is this the dashboard's URL (port 8265), and is its port forwarded?"
         ) from error
+
+
+def _begin(client: JobSubmissionClient, line: str, environment: dict[str, Any]) -> str:
+    """Submit the job, to a cluster that may just be starting; its id. Raises RunFailed."""
+    attempts = Retrying(
+        retry=retry_if_exception_message(match=rf"(?s).*{NOT_YET}"),
+        stop=stop_after_delay(START_SECONDS),
+        wait=wait_fixed(2),
+        reraise=True,
+    )
+    try:
+        return attempts(client.submit_job, entrypoint=line, runtime_env=environment)
+    except RuntimeError as error:
+        raise RunFailed(f"the cluster does not take the job: {str(error).strip().rstrip('.')}") from error
 
 
 def how_to_go_on(job: str, address: str) -> str:

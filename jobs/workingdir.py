@@ -82,7 +82,8 @@ def _largest(sizes: dict[Path, int], folder: Path) -> str:
         totals[below.as_posix()] += size
         for parent in below.parents[:-1]:
             totals[f"{parent.as_posix()}/"] += size
-    return "\n".join(f"{_mib(size):>12}  {name}" for name, size in totals.most_common(_SHOWN))
+    largest = sorted(totals.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
+    return "\n".join(f"{_mib(size):>12}  {name}" for name, size in largest)
 
 
 def _mib(size: int) -> str:

@@ -60,6 +60,7 @@ class Node:
         self.folder = folder
         folder.mkdir()
         line = [sys.executable, "-m", "ray.scripts.scripts", "start", *flags, "--num-cpus", cpus, "--temp-dir", folder]
+        line += ["--dashboard-agent-listen-port", 0]  # else one for all Rays of a machine, and jobs need it
         line += ["--object-store-memory", STORE_BYTES, "--disable-usage-stats", "--include-log-monitor", "false"]
         with (folder / "start.log").open("wb") as log:
             self.starting = subprocess.Popen(

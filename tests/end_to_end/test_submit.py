@@ -59,7 +59,7 @@ class Follower:
 
     def ended(self) -> int:
         try:
-            return self.process.wait(DEADLINE)
+            return self.process.wait(DEADLINE / 3)
         finally:
             self.process.kill()
 
@@ -106,19 +106,25 @@ def tars(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) ->
     return folder
 
 
-def labelling(at_once: Node) -> list[psutil.Process]:
-    return [process for process in at_once.workers() if title(process).startswith("ray::LabelWorker.label")]
+def labelling(node: Node) -> list[psutil.Process]:
+    return [process for process in node.workers() if title(process).startswith("ray::LabelWorker.label")]
 
 
 @contextlib.contextmanager
-def held(processes: list[psutil.Process]) -> Iterator[None]:
-    """Processes that do nothing meanwhile."""
-    for process in processes:
-        process.suspend()
+def idle(node: Node) -> Iterator[Callable[[], bool]]:
+    """A function that suspends whatever labels on a node, until the block ends; it is always true."""
+    suspended = set()
+
+    def suspend() -> bool:
+        for process in labelling(node):
+            process.suspend()
+            suspended.add(process)
+        return True
+
     try:
-        yield
+        yield suspend
     finally:
-        for process in processes:
+        for process in suspended:
             process.resume()
 
 
@@ -148,11 +154,11 @@ def test_a_job_that_is_stopped_goes_on_as_another_which_loses_a_node_and_gets_on
         cluster, tmp_path, "jobs.submit", *line, "--address", cluster.dashboard, "--working-dir", CHECKOUT
     )
     _, lost, other = cluster.nodes
-    submitted.until(lambda: labelling(lost) and labelling(other))
-    with held(other.workers()):  # so that there is work left for the node that comes
+    with idle(other) as idling:  # so that there is work left for the node that comes
+        submitted.until(lambda: idling() and labelling(lost))
         lost.kill()
         fresh = cluster.join()
-        submitted.until(lambda: labelling(fresh))
+        submitted.until(lambda: idling() and labelling(fresh))
     assert submitted.ended() == 0, submitted.said()
     assert f"{SHARDS} of {SHARDS} shards done, {done} of them before" in submitted.said()
     assert f"{CHECKOUT}: " in submitted.said(), "how much was uploaded"
