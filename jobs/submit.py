@@ -148,8 +148,8 @@ def requirements(urls: Sequence[str]) -> list[str]:
 
 def _submit(argv: list[str]) -> int:
     command, label, words = parse(argv)
-    address = _address(command.address)
     environment = runtime_environment(command, label)
+    address = _address(command.address)
     client = _client(address)
     for path in (label.source, label.out):
         if not scheme(path):
@@ -177,7 +177,6 @@ def _address(given: str | None) -> str:
         raise SubmissionRefused(
             f"--address {redact(found) or 'is missing'}: name the URL of the cluster's dashboard, such as http://HEAD:8265"
         )
-    os.environ[_ADDRESS_VARIABLES[0]] = found  # which Ray prefers to what its client is given
     return found
 
 
@@ -186,6 +185,7 @@ def _client(address: str) -> JobSubmissionClient:
     places = (os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH"))
     if any(places) or Path("~/.ray/auth_token").expanduser().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read by Ray when it is imported, which is now
+    os.environ[_ADDRESS_VARIABLES[0]] = address  # which Ray prefers to what its client is given
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
