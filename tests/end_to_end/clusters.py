@@ -7,6 +7,7 @@ themselves: that is how they are found again, and why no process of another Ray 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 from runs import environment
@@ -140,6 +142,53 @@ class Cluster:
         kill_all(lambda: processes(self.folder))
         for node in self.nodes:
             node.starting.wait()
+
+
+class AutoscalingCluster:
+    """A head without CPUs, whose autoscaler starts and ends nodes of one CPU on this machine, `most` at once.
+
+    As `ray.cluster_utils.AutoscalingCluster`, which would end every other Ray on this machine with `ray stop`, and
+    reads a file that is not in Ray's wheel.
+    """
+
+    def __init__(self, folder: Path, *, most: int, port: int) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.address = f"127.0.0.1:{port}"
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        autoscaler = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        self.environment = environment() | token | autoscaler | {"TMPDIR": str(folder)}
+        config = folder / "autoscaling.json"
+        config.write_text(json.dumps(self._config(most)))
+        flags = ["--head", "--node-ip-address", "127.0.0.1", "--port", str(port), "--include-dashboard", "false"]
+        self.head = Node(folder / "0", [*flags, "--autoscaling-config", str(config)], self.environment, cpus=0)
+        self.head.wait()
+
+    def raylets(self) -> int:
+        """How many nodes there are, with the head."""
+        return sum(process.name() == "raylet" for process in processes(self.folder))
+
+    def _config(self, most: int) -> dict[str, Any]:
+        provider = {"type": "fake_multinode", "gcs_address": self.address, "use_node_id_as_ip": True}
+        provider |= {"disable_node_updaters": True, "disable_launch_config_check": True}
+        worker = {"CPU": 1, "object_store_memory": STORE_BYTES}
+        commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+        return {f"{name}_commands": [] for name in commands} | {
+            "auth": {},
+            "docker": {},
+            "file_mounts": {},
+            "cluster_synced_files": [],
+            "upscaling_speed": 1.0,
+            "cluster_name": "fake",
+            "provider": provider,
+            "max_workers": most,
+            "idle_timeout_minutes": 0.05,
+            "head_node_type": "ray.head.default",
+            "available_node_types": {
+                "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": most},
+            },
+        }
 
 
 def _workers(folder: Path) -> list[psutil.Process]:

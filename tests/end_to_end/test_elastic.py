@@ -13,7 +13,7 @@ from pathlib import Path
 import clusters
 import psutil
 import pytest
-from clusters import Cluster, Node, processes
+from clusters import AutoscalingCluster, Cluster, Node, processes
 from runs import DEADLINE
 
 from pipeline.commit import Commit, read_commits
@@ -25,7 +25,15 @@ SLEEPERS = Path(__file__).with_name("sleepers.py")
 class Driver:
     """A run of sleeping workers on a cluster, over shards that need not exist."""
 
-    def __init__(self, cluster: Cluster, folder: Path, *, shards: int, seconds: float, flags: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster | AutoscalingCluster,
+        folder: Path,
+        *,
+        shards: int,
+        seconds: float,
+        flags: tuple[str, ...],
+    ) -> None:
         self.out, self._log = folder / "out", folder / "driver.log"
         source = f"{folder}/{{{','.join(f'{number:03d}' for number in range(shards))}}}.tar"
         line = [sys.executable, str(SLEEPERS), str(seconds), source, str(self.out), "--device", "cpu"]
@@ -197,3 +205,26 @@ def test_a_head_that_is_gone_is_named_and_the_same_command_goes_on_elsewhere(
         "the head of the Ray cluster has not answered for 8 s; what is labelled is safe, and the same command" in said
     )
     assert "Traceback" not in said
+
+
+def test_an_autoscaler_brings_nodes_for_the_workers_that_are_asked_for_and_takes_them_away(
+    tmp_path: Path, free_port: int
+) -> None:
+    with clusters.short_folder() as folder:
+        cluster = AutoscalingCluster(folder / "c", most=3, port=free_port)
+        assert cluster.raylets() == 1
+        driver = Driver(cluster, tmp_path, shards=30, seconds=2.0, flags=("--workers", "1:3"))
+        try:
+            driver.until(driver.commits)
+            before = len(driver.nodes())
+            driver.until(lambda: len(driver.nodes()) == 3)
+            assert driver.ended() == 0, driver.said()
+        finally:
+            driver.process.kill()
+            driver.process.wait()
+        assert before < 3, "it began with the first, and did not wait for all"
+        assert Counter(commit.attempt for commit in driver.commits()) == {1: 30}
+        end = time.monotonic() + DEADLINE
+        while cluster.raylets() > 1:
+            assert time.monotonic() < end, "idle nodes stay"
+            time.sleep(0.2)
