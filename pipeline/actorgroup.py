@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from pipeline.queue import Task
 from pipeline.worker import Job, Worker, WorkerProgress
@@ -111,3 +112,37 @@ class ActorGroup:
 
 def _node_of(_: Worker) -> str:
     return ray.get_runtime_context().get_node_id()
+
+
+def ask_nodes(actors: Iterable[Actor]) -> None:
+    """Note for each actor whose process is there by now on which node that is."""
+    asked = {actor.asked_for_node: actor for actor in actors if actor.placed is None}
+    for actor, node in _answers(asked):
+        if not isinstance(node, RayError):
+            actor.node, actor.placed = node, time.monotonic()
+
+
+def ask_progress(actors: Iterable[Actor]) -> list[tuple[Actor, RayError]]:
+    """Note how far those with a model are, by what has come back, and ask again. Those that are gone, and the error."""
+    asked, gone = {}, []
+    for actor in actors:
+        if actor.ready:
+            actor.asked_for_progress = actor.asked_for_progress or actor.handle.progress.remote()
+            asked[actor.asked_for_progress] = actor
+    for actor, progress in _answers(asked):
+        actor.asked_for_progress = None
+        if isinstance(progress, RayError):
+            gone.append((actor, progress))
+        else:
+            actor.progress = progress
+    return gone
+
+
+def _answers(asked: Mapping[Any, Actor]) -> Iterator[tuple[Actor, Any]]:
+    """What has come back by now; a RayError instead of the answer of an actor that is gone."""
+    for ref in ray.wait(list(asked), num_returns=len(asked), timeout=0)[0] if asked else []:
+        try:
+            answer = ray.get(ref)
+        except RayError as error:
+            answer = error
+        yield asked[ref], answer

@@ -8,18 +8,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from pipeline.actorgroup import NO_PROGRESS, Actor, ActorGroup
+from pipeline.actorgroup import NO_PROGRESS, Actor, ActorGroup, ask_nodes, ask_progress
 from pipeline.cluster import ClusterWatch, cluster_in_words
 from pipeline.commit import Commit
 from pipeline.poolstate import InHand, Observer, PoolState
 from pipeline.queue import ShardQueue
 from pipeline.settings import RunFailed, WorkerLost
-from pipeline.worker import WorkerProgress, WorkerReport
+from pipeline.worker import WorkerReport
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +26,8 @@ POLL_SECONDS = 0.5
 MAX_START_FAILURES = 3
 HEAD_SECONDS = 40.0
 """How long the cluster's head may be silent: Ray itself ends a driver after 60, and says nothing of what to do."""
+PLACE_SECONDS = 30.0
+"""Without any worker's process until people are told what is waited for: an autoscaler may well be at work."""
 DEVICE_ERRORS = ("CUDA", "HIP error", "MPS backend", "AcceleratorError", "OutOfMemoryError")
 
 
@@ -52,7 +53,8 @@ class ActorPool:
         self._shard_timeout = shard_timeout
         self._start_timeout = start_timeout
         self._watch = ClusterWatch()
-        self._enough_at = time.monotonic()
+        self._began = self._enough_at = time.monotonic()
+        self._told = False
         self._looked_at = 0.0
 
     def run(self) -> None:
@@ -159,18 +161,15 @@ class ActorPool:
                 f"the head of the Ray cluster has not answered for {HEAD_SECONDS:.0f} s; what is labelled is safe, "
                 "and the same command goes on where this run stopped, on this cluster or another"
             )
-        self._ask_nodes()
+        ask_nodes(self._actors())
         self._enforce_deadlines()
         self._leave_draining_nodes()
         self._check_enough()
-        self._ask_progress()
+        for actor, error in ask_progress(self._actors()):
+            # The death of one with a shard shows in the answer to that; an idle one must not be given another.
+            if actor.task is None:
+                self._lost(actor, error)
         self._observer.working(self._state())
-
-    def _ask_nodes(self) -> None:
-        asked = {actor.asked_for_node: actor for actor in self._actors() if actor.placed is None}
-        for actor, node in _answers(asked):
-            if isinstance(node, str):
-                actor.node, actor.placed = node, time.monotonic()
 
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()
@@ -208,24 +207,15 @@ class ActorPool:
         else:
             if any(actor.ready for actor in self._actors()):
                 self._enough_at = now
+        asked = "; ".join(map(str, self._groups))
+        if not self._told and now - self._began > PLACE_SECONDS:
+            self._told = True
+            if all(actor.placed is None for actor in self._actors()):
+                log.warning("no worker has a place yet: ready are %s. %s", asked, cluster_in_words())
         if now - self._enough_at > self._start_timeout:
-            asked = "; ".join(map(str, self._groups))
             raise RunFailed(
                 f"too few workers became ready within {self._start_timeout:.0f} s: {asked}. {cluster_in_words()}"
             )
-
-    def _ask_progress(self) -> None:
-        ready = [actor for actor in self._actors() if actor.ready]
-        for actor in ready:
-            if actor.asked_for_progress is None:
-                actor.asked_for_progress = actor.handle.progress.remote()
-        for actor, progress in _answers({actor.asked_for_progress: actor for actor in ready}):
-            actor.asked_for_progress = None
-            if isinstance(progress, WorkerProgress):
-                actor.progress = progress
-            # The death of one with a shard shows in the answer to that; an idle one must not be given another.
-            elif isinstance(progress, RayError) and actor.task is None:
-                self._lost(actor, progress)
 
     def _state(self) -> PoolState:
         ready = [actor for actor in self._actors() if actor.ready]
@@ -242,18 +232,6 @@ class ActorPool:
         ]
         asked = sum(group.wanted for group in self._groups)
         return PoolState(ready=len(ready), asked=asked, waiting=self._queue.waiting, in_hand=in_hand)
-
-
-def _answers(asked: dict[Any, Actor]) -> list[tuple[Actor, Any]]:
-    """What has come back by now; a RayError instead of the answer of an actor that is gone."""
-    come = ray.wait(list(asked), num_returns=len(asked), timeout=0)[0] if asked else []
-    found: list[tuple[Actor, Any]] = []
-    for ref in come:
-        try:
-            found.append((asked[ref], ray.get(ref)))
-        except RayError as error:
-            found.append((asked[ref], error))
-    return found
 
 
 def _cause(error: RayTaskError) -> BaseException:
