@@ -9,11 +9,13 @@ from collections.abc import Sequence
 import click
 
 import jobs.label
+import jobs.submit
 import jobs.verify
 from jobs.common import RunFolder, parsed
 
 PARSERS = {
     "label": jobs.label.parse,
+    "submit": jobs.submit.parse,
     "status": lambda words: parsed(RunFolder, words, "status", None),
     "verify": lambda words: parsed(jobs.verify.VerifyCommand, words, "verify", None),
 }
