@@ -63,13 +63,16 @@ def only_ours_in_an_actor() -> None:
 def driver_loggers_kept() -> Iterator[None]:
     """Ray's setting of its workers' loggers sets those of the driver as well, which are the caller's affair.
 
-    Ray itself tells this process of errors alone.
+    Ray itself tells this process of errors alone, and of no connection.
     """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     loggers = [logging.getLogger(name) for name in (None, "ray")]
     before = [(logger, logger.level, logger.handlers[:], logger.propagate) for logger in loggers]
     try:
         yield
     finally:
+        logging.disable(disabled)
         for logger, level, handlers, propagate in before:
             logger.setLevel(level)
             logger.handlers[:] = handlers

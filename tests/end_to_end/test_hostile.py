@@ -167,8 +167,9 @@ def test_each_bad_sample_is_one_row_and_each_good_one_is_right(
             assert np.array_equal(masks[row["key"]], expected[case.good]), row["key"]
 
     left = {path for path in tmp_path.rglob("*") if not path.is_dir()} - before
-    assert {path.relative_to(out).parts[0] for path in left} == {"labels", "webdataset", "commits", "run.json"}
-    assert len(left) == 4
+    places = {path.relative_to(out).parts[0] for path in left}
+    assert places == {"labels", "webdataset", "commits", "run.json", "progress.json"}
+    assert len(left) == 5
     assert_tar_holds(rows, out, tmp_path / "unpacked")
 
 
