@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs bench bench-gpu chaos outage metrics scale weights soak clean
+.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench-gpu: $(VENV)/.test ## The same on a GPU: all of SD 1.5 (random weights) in
 
 chaos: $(VENV)/.test ## Kill runs in every way, 25 rounds (half an hour; goes on where it was stopped): the same tree each time
 	$(BIN)/python tests/end_to_end/chaos.py --rounds 25 --seed 0 --folder chaos
+
+cluster: $(VENV)/.test ## Jobs and nodes that are killed, drained and joined, and Ray's autoscaler from 0 to 3 nodes and back
+	DIFFSEG_CLUSTER=1 $(BIN)/python -m pytest tests/end_to_end/test_submit.py tests/end_to_end/test_elastic.py
 
 outage: $(VENV)/.test ## A store that is away for a minute in mid-run is waited for
 	DIFFSEG_OUTAGE=60 $(BIN)/python -m pytest -s tests/end_to_end/test_stores.py -k away

@@ -39,6 +39,16 @@ def processes(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def named(name: str, folder: Path) -> list[psutil.Process]:
+    """Those that live there and have this name."""
+    found = []
+    for process in processes(folder):
+        with contextlib.suppress(psutil.Error):
+            if process.name() == name:
+                found.append(process)
+    return found
+
+
 def kill_all(find: Callable[[], list[psutil.Process]]) -> None:
     """SIGKILL to what is found, until nothing is: a process may start another one in the moment of its death."""
     while found := find():
@@ -73,7 +83,7 @@ class Node:
         """The node's own process, once it is up and while it lives."""
         if self.starting.poll() is None:
             return None
-        return next((process for process in processes(self.folder) if process.name() == "raylet"), None)
+        return next(iter(named("raylet", self.folder)), None)
 
     def wait(self) -> None:
         """Until it is up. Raises RuntimeError, with what `ray start` said."""
@@ -166,7 +176,7 @@ class AutoscalingCluster:
 
     def raylets(self) -> int:
         """How many nodes there are, with the head."""
-        return sum(process.name() == "raylet" for process in processes(self.folder))
+        return len(named("raylet", self.folder))
 
     def _config(self, most: int) -> dict[str, Any]:
         provider = {"type": "fake_multinode", "gcs_address": self.address, "use_node_id_as_ip": True}

@@ -33,10 +33,10 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def silent_store() -> Iterator[str]:
-    """The endpoint of a store that takes requests and never answers."""
+def silent_store() -> Iterator[socket.socket]:
+    """A store that takes requests and never answers, until it is closed."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        yield server
 
 
 @pytest.mark.usefixtures("often")
@@ -109,14 +109,19 @@ def test_what_cannot_be_written_is_told_once_and_ends_nothing(tmp_path: Path, ca
 
 
 def test_a_store_that_does_not_answer_is_not_waited_for(
-    silent_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    silent_store: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progressfile, "LAST_WORD_SECONDS", 0.5)
-    options = {"key": "a", "secret": "b", "client_kwargs": {"endpoint_url": silent_store, "region_name": "us-east-1"}}
+    monkeypatch.setattr(progressfile, "PATIENCE_SECONDS", 0.5)
+    endpoint = f"http://127.0.0.1:{silent_store.getsockname()[1]}"
+    options = {"key": "a", "secret": "b", "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"}}
     file = ProgressFile(Storage(url="s3://bucket/out", options=options), todo=1)
     file.begin()
     file.close("ended")
     assert file._writer.is_alive(), "it still waits for the store, and nobody waits for it"
+    silent_store.close()
+    file._writer.join(DEADLINE)
+    assert not file._writer.is_alive(), "or it would disturb other tests"
 
 
 def test_a_driver_that_is_not_heard_of_is_told_from_one_that_has_ended(tmp_path: Path) -> None:
