@@ -62,7 +62,7 @@ def agreement(labels: np.ndarray, others: np.ndarray) -> float:
 def plain_segments(maps: Mapping[Any, np.ndarray]) -> np.ndarray:
     """int64 [512, 512]: every step as the released code states it, in float32, one anchor at a time."""
     aggregated = _plain_aggregate(maps)
-    step = 64 // ANCHORS
+    step = 63 // (ANCHORS - 1)
     axis = torch.arange(ANCHORS) * step + (63 - (ANCHORS - 1) * step) // 2
     anchors = (axis[:, None] * 64 + axis).flatten()
     rows = [aggregated[_plain_kl(aggregated[anchor], aggregated) < TAU].mean(dim=0) for anchor in anchors]
