@@ -5,6 +5,7 @@ One loop in the driver owns all state; actors are sent shards by name and URL an
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from pipeline.actorgroup import NO_PROGRESS, Actor, ActorGroup, ask_nodes, ask_progress
+from pipeline.actorgroup import Actor, ActorGroup, ask_nodes, ask_progress
 from pipeline.cluster import ClusterWatch, cluster_in_words
 from pipeline.commit import Commit
 from pipeline.poolstate import InHand, Observer, PoolState
@@ -82,7 +83,7 @@ class ActorPool:
             free = actor.ready and not actor.leaving and actor.task is None
             if free and (task := self._queue.take()):
                 actor.task, actor.since = task, time.monotonic()
-                actor.progress = NO_PROGRESS
+                actor.progress = dataclasses.replace(actor.progress, samples=0, waiting="")
                 actor.call = actor.handle.label.remote(task.shard, task.attempt)
 
     def _collect(self) -> None:
@@ -110,6 +111,7 @@ class ActorPool:
             self._observer.ready(answer)
             actor.group.started()
             actor.ready, actor.name = True, f"{answer.host}:{answer.pid}"
+            actor.asked_for_progress = actor.handle.progress.remote()
             return
         actor.task = None
         self._queue.succeeded()

@@ -135,8 +135,8 @@ def head_of(cluster: Cluster) -> str:
 def test_nodes_that_drain_are_shut_down_or_vanish_cost_no_attempt_and_new_ones_get_workers(
     cluster: Cluster, run: Callable[..., Driver]
 ) -> None:
-    driver = run("--workers", "1:3", shards=40, seconds=2.0)
-    known = {head_of(cluster)}
+    second, known = cluster.nodes[-1], {head_of(cluster)}
+    driver = run("--workers", "1:3", shards=30, seconds=2.0)
 
     def new_node() -> str:
         """The one node with a shard done that was not known before."""
@@ -145,22 +145,24 @@ def test_nodes_that_drain_are_shut_down_or_vanish_cost_no_attempt_and_new_ones_g
         known.add(found)
         return found
 
+    new_node()
+    third = cluster.join()
     draining = new_node()
     drain(cluster, draining, seconds=600)
     driver.until_said("is to go; it gets no more shards")
-    second = cluster.join()
-    new_node()
     by_draining = driver.by(draining)
     raylet(second).terminate()
     driver.until_said("a worker was lost and is replaced: its node is gone (ActorDiedError")
-    third = cluster.join()
+    fourth = cluster.join()
     new_node()
-    raylet(third).kill()
+    raylet(fourth).kill()
     driver.until_said("its node is gone (ActorUnavailableError")
 
     assert driver.ended() == 0, driver.said()
-    assert Counter(commit.attempt for commit in driver.commits()) == {1: 40}
-    assert driver.by(draining) == by_draining, "it got more after the notice"
+    assert Counter(commit.attempt for commit in driver.commits()) == {1: 30}
+    more = set(driver.by(draining)) - set(by_draining)
+    assert len(more) <= 1, "after the notice it ended what it had, and got no more"
+    third.kill()
 
 
 def test_pools_of_several_kinds_get_the_nodes_and_fractions_that_they_ask_for(

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from clusters import Node, short_folder
 from prometheus import Prometheus, panels, program, scraped
-from runs import DEADLINE, FAST, environment
+from runs import DEADLINE, environment
 
 from pipeline.metrics import METRICS
 from pipeline.progressfile import read_progress
@@ -30,6 +30,9 @@ SETTLE_SECONDS = 60.0
 
 TAGS = sorted({tag for metric in METRICS for tag in metric.tags})
 
+LONG_ENOUGH = ("--device", "cpu", "--resolution", "256", "--tau", "0.05")
+"""Five seconds or more of labelling, so that what is exported twice a second shows shards in hand."""
+
 
 class Cluster:
     """A head with its dashboard, which tells its numbers each second, and a Prometheus if there is one."""
@@ -37,7 +40,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self.environment = environment() | token | {"TMPDIR": str(folder), "RAY_metrics_report_interval_ms": "1000"}
+        self.environment = environment() | token | {"TMPDIR": str(folder), "RAY_metrics_report_interval_ms": "500"}
         flags = ["--head", "--port", "0", "--include-dashboard", "true", "--dashboard-port", "0"]
         self.head = Node(folder / "0", flags, self.environment)
         self.head.wait()
@@ -46,7 +49,7 @@ class Cluster:
 
     def label(self, source: Path, out: Path) -> subprocess.Popen[bytes]:
         """`diffseg label` in a process of its own; its output goes to the files `out` and `err`."""
-        words = ["--workers", "1", "--log-format", "json", "--json", "--address", self.address, *FAST]
+        words = ["--workers", "1", "--log-format", "json", "--json", "--address", self.address, *LONG_ENOUGH]
         line = [sys.executable, "-m", "jobs.label", str(source), str(out), *words]
         with (self.folder / "out").open("wb") as stdout, (self.folder / "err").open("wb") as stderr:
             return subprocess.Popen(line, env=self.environment, cwd=self.folder, stdout=stdout, stderr=stderr)
