@@ -87,6 +87,7 @@ def cluster() -> Iterator[Cluster]:
         cluster = Cluster(folder / "c")
         assert cluster.whole()
         yield cluster
+        cluster.kill()
 
 
 @pytest.fixture
