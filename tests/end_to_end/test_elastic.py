@@ -20,6 +20,7 @@ from runs import DEADLINE
 from pipeline.commit import Commit, read_commits
 from pipeline.storage import Storage
 
+long = pytest.mark.skipif(os.environ.get("DIFFSEG_CLUSTER") != "1", reason="set DIFFSEG_CLUSTER=1 to run it: a minute")
 SLEEPERS = Path(__file__).with_name("sleepers.py")
 
 
@@ -133,11 +134,12 @@ def head_of(cluster: Cluster) -> str:
     return done.stdout.split()[-1]
 
 
+@long
 def test_nodes_that_drain_are_shut_down_or_vanish_cost_no_attempt_and_new_ones_get_workers(
     cluster: Cluster, run: Callable[..., Driver]
 ) -> None:
     second, known = cluster.nodes[-1], {head_of(cluster)}
-    driver = run("--workers", "1:3", shards=30, seconds=2.0)
+    driver = run("--workers", "1:3", shards=70, seconds=2.0)
 
     def new_node() -> str:
         """The one node with a shard done that was not known before."""
@@ -160,7 +162,7 @@ def test_nodes_that_drain_are_shut_down_or_vanish_cost_no_attempt_and_new_ones_g
     driver.until_said("its node is gone (ActorUnavailableError")
 
     assert driver.ended() == 0, driver.said()
-    assert Counter(commit.attempt for commit in driver.commits()) == {1: 30}
+    assert Counter(commit.attempt for commit in driver.commits()) == {1: 70}
     more = set(driver.by(draining)) - set(by_draining)
     assert len(more) <= 1, "after the notice it ended what it had, and got no more"
     third.kill()
@@ -211,7 +213,7 @@ def test_a_head_that_is_gone_is_named_and_the_same_command_goes_on_elsewhere(
     assert "Traceback" not in said
 
 
-@pytest.mark.skipif(os.environ.get("DIFFSEG_CLUSTER") != "1", reason="set DIFFSEG_CLUSTER=1 to run it: a minute")
+@long
 def test_an_autoscaler_brings_nodes_for_the_workers_that_are_asked_for_and_takes_them_away(
     tmp_path: Path, free_port: int
 ) -> None:
