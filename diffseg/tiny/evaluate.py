@@ -21,18 +21,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from diffseg.baselines import Clusters, one_segment
 from diffseg.metrics import Interval, bootstrap_mean, covering, match_per_image, mean_best_iou, overlap
 from diffseg.segmenter import Segmenter
-from diffseg.tiny.baselines import cluster_colours, one_region, write_untrained
 from diffseg.tiny.export import CHECKPOINT
 from diffseg.tiny.scenes import HELD_OUT_SEEDS, Scene, generate_scene
+from diffseg.tiny.untrained import UNTRAINED_TAU, write_untrained
 
 __all__ = ["Evaluation", "Row", "evaluate", "score"]
 
 Method = Callable[[np.ndarray], np.ndarray]
-
-# Tuned on VALIDATION_SEEDS like the model's own, so that the comparison is with the best this baseline can do.
-UNTRAINED_TAU = (0.001, 0.001, 0.001)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ def evaluate(settings: Evaluation) -> Iterator[Row]:
     scenes = [generate_scene(seed, settings.size) for seed in HELD_OUT_SEEDS[: settings.images]]
     yield _row("embedded model", [score(_model(settings.model), scenes)])
     yield _row("the same, assign=peak as in the paper", [score(_model(settings.model, assign="peak"), scenes)])
-    yield _row("k-means, Lab + position", [score(cluster_colours, scenes)])
+    yield _row("k-means, Lab + position", [score(Clusters(), scenes)])
     with tempfile.TemporaryDirectory() as folder:
         runs = []
         for seed in range(settings.untrained):
@@ -99,7 +97,7 @@ def evaluate(settings: Evaluation) -> Iterator[Row]:
             runs.append(score(_model(twin, tau=UNTRAINED_TAU), scenes))
         if runs:
             yield _row(f"same network, random weights ({len(runs)} seeds)", runs)
-    yield _row("one region", [score(one_region, scenes)])
+    yield _row("one segment", [score(one_segment, scenes)])
 
 
 def _model(folder: Path, **settings: Any) -> Method:

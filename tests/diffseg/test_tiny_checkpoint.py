@@ -7,18 +7,18 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 
+from diffseg.baselines import Clusters
 from diffseg.segmenter import Segmenter
-from diffseg.tiny.baselines import cluster_colours, one_region, to_lab, write_untrained
-from diffseg.tiny.evaluate import UNTRAINED_TAU, Evaluation, evaluate, score
+from diffseg.tiny.evaluate import Evaluation, evaluate, score
 from diffseg.tiny.export import CHECKPOINT
 from diffseg.tiny.pool import encode_images, to_network
 from diffseg.tiny.scenes import HELD_OUT_SEEDS, Scene, generate_scene
+from diffseg.tiny.untrained import UNTRAINED_TAU, write_untrained
 
 # Measured .74 here (clusters of colour about .46): a broken step anywhere from the VAE to the merging falls below.
 FLOOR = 0.68
@@ -97,20 +97,7 @@ def test_it_segments_held_out_scenes_and_an_untrained_network_does_not(
     control = score(lambda image: untrained(image).labels, held_out)[0][:, 0]
     assert covered.mean() > FLOOR
     assert covered.mean() > control.mean() + 0.2
-    assert covered.mean() > score(cluster_colours, held_out)[0][:, 0].mean() + 0.1
-
-
-def test_baselines() -> None:
-    color = pytest.importorskip("skimage.color")
-    image = generate_scene(0, 64).image
-    np.testing.assert_allclose(to_lab(image), color.rgb2lab(image), atol=0.02)
-    assert (one_region(image) == 0).all()
-    halves = np.zeros((64, 50, 3), np.uint8)
-    halves[:, 24:] = (0, 200, 0)
-    labels = cluster_colours(halves, clusters=2)
-    assert labels.shape == (64, 50)
-    assert (labels[:, :24] == labels[0, 0]).all()
-    assert (labels[:, 24:] == 1 - labels[0, 0]).all()
+    assert covered.mean() > score(Clusters(), held_out)[0][:, 0].mean() + 0.1
 
 
 def test_the_table_has_a_row_for_every_method() -> None:
