@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffseg.tiny.learning import Progress, cosine, descend, load_state, optimiser_of, save_state, set_lr
+from diffseg.tiny.leaves import generate_leaves
 from diffseg.tiny.objective import region_targets
 from diffseg.tiny.pictures import save_reconstructions
 from diffseg.tiny.pool import to_network
 from diffseg.tiny.recipe import Recipe
-from diffseg.tiny.scenes import Scene, generate_scene
+from diffseg.tiny.scenes import Scene
 
 __all__ = ["train_autoencoder"]
 
@@ -26,7 +27,7 @@ def train_autoencoder(recipe: Recipe, vae: AutoencoderTiny, out: Path, *, save_e
     done = load_state(out / "vae.pt", vae=vae, optimiser=optimiser)
     if done >= recipe.vae_steps:
         return
-    scenes = [generate_scene(seed, recipe.size) for seed in range(recipe.vae_scenes)]
+    scenes = [Scene(*generate_leaves(seed, recipe.size)) for seed in range(recipe.vae_scenes)]
     progress = Progress("autoencoder", recipe.vae_steps)
     vae.train()
     for step in range(done, recipe.vae_steps):

@@ -1,7 +1,8 @@
-"""Second and third stage: train the UNet, first on crops of latents, then on whole ones."""
+"""Train the UNet on encoded scenes, stage by stage."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
-from diffseg.tiny.learning import Progress, cosine, descend, load_state, optimiser_of, save_state, set_lr
+from diffseg.tiny.learning import Progress, descend, load_state, optimiser_of, save_state, set_lr
 from diffseg.tiny.model import empty_context
 from diffseg.tiny.objective import RowRecorder, attention_loss, region_targets
 from diffseg.tiny.pictures import save_rows
 from diffseg.tiny.pool import Batch, Pool
-from diffseg.tiny.recipe import Recipe
+from diffseg.tiny.recipe import Recipe, Stage
 
 __all__ = ["train_denoiser"]
 
@@ -23,7 +24,7 @@ __all__ = ["train_denoiser"]
 def train_denoiser(
     recipe: Recipe,
     unet: UNet2DConditionModel,
-    pool: Pool,
+    pools: Mapping[str, Pool],
     alphas: Tensor,
     out: Path,
     *,
@@ -35,7 +36,7 @@ def train_denoiser(
     Args:
         recipe: settings.
         unet: as built.
-        pool: encoded scenes.
+        pools: encoded scenes, by the name that stages call them by; all of one scale.
         alphas: the scheduler's alphas_cumprod, float32 [1000].
         out: folder of the state.
         vae: encodes the scenes of the pictures to watch by.
@@ -44,18 +45,18 @@ def train_denoiser(
     optimiser = optimiser_of(unet)
     average = {name: value.clone() for name, value in unet.state_dict().items()}
     steps = recipe.unet_steps
+    scale = next(iter(pools.values())).scale
     done = load_state(out / "unet.pt", unet=unet, optimiser=optimiser, average=average)
     recorder = RowRecorder().attach(unet.train())
-    progress = Progress("unet", steps)
+    progress, last = Progress("unet", steps), None
     for step in range(done, steps):
-        if step == recipe.crop_steps:  # the pace changes with the size of the samples
-            progress = Progress("unet", steps)
+        stage, own_step = recipe.stage_of(step)
+        if stage is not last:  # the pace changes with the size of the samples
+            progress, last = Progress("unet", steps), stage
         rng = np.random.default_rng([recipe.seed, 1, step])
-        set_lr(optimiser, _learning_rate(recipe, step))
-        whole = step >= recipe.crop_steps
-        side = recipe.size // 8 // (1 if whole else 2)
-        batch = pool.batch(rng, recipe.whole_batch if whole else recipe.crop_batch, side)
-        denoise, attend = _losses(recipe, unet, recorder, batch, alphas, rng, recipe.queries[whole])
+        set_lr(optimiser, stage.learning_rate(own_step))
+        batch = pools[stage.scenes].batch(rng, stage.batch, round(recipe.size // 8 * stage.crop))
+        denoise, attend = _losses(stage, unet, recorder, batch, alphas, rng)
         descend(denoise + recipe.attention_weight * attend, unet, optimiser)
         decay = min(recipe.average, (1 + step) / (10 + step))
         for name, value in unet.state_dict().items():
@@ -63,43 +64,30 @@ def train_denoiser(
         progress.add(step, denoise=denoise.item(), attend=attend.item())
         if (step + 1) % save_every == 0 or step + 1 == steps:
             save_state(out / "unet.pt", step + 1, unet=unet, optimiser=optimiser, average=average)
-            save_rows(vae, unet, pool.scale, out / "rows.png", size=recipe.size)
+            save_rows(vae, unet, scale, out / "rows.png", size=recipe.size)
     unet.load_state_dict(average)
     unet.eval().set_attn_processor(AttnProcessor2_0())
 
 
-def _learning_rate(recipe: Recipe, step: int) -> float:
-    """Warm-up, constant, then cosine on crops; then two cosines (a warm restart; Loshchilov, Hutter, 2017)."""
-    if step >= recipe.crop_steps:
-        run, start = 0, recipe.crop_steps
-        if step >= start + recipe.whole_steps[0]:
-            run, start = 1, start + recipe.whole_steps[0]
-        return recipe.whole_lr[run] * cosine((step - start) / recipe.whole_steps[run])
-    high, low = recipe.crop_lr
-    through = max(0.0, 2 * step / recipe.crop_steps - 1)
-    return (low + (high - low) * cosine(through)) * min(1.0, (step + 1) / recipe.warmup)
-
-
 def _losses(
-    recipe: Recipe,
+    stage: Stage,
     unet: UNet2DConditionModel,
     recorder: RowRecorder,
     batch: Batch,
     alphas: Tensor,
     rng: np.random.Generator,
-    queries: int,
 ) -> tuple[Tensor, Tensor]:
     """Denoising loss (v-prediction) and attention loss of one batch, both scalar."""
     count, side = len(batch.latents), batch.latents.shape[-1]
     # Half of the samples lie near the clean end, where DiffSeg works; clean ones carry any timestep, so that the exact
     # pass of DiffSeg (no noise, t = 300) is one that the network knows.
     late = np.where(rng.random(count) < 0.5, rng.integers(0, 200, count), rng.integers(20, 800, count))
-    clean = rng.random(count) < recipe.clean_share
+    clean = rng.random(count) < stage.clean_share
     t = torch.from_numpy(np.where(clean, rng.integers(0, 600, count), late))
     noisy = torch.from_numpy(~clean).float()
     alpha = torch.where(noisy > 0, alphas[t], 1.0)[:, None, None, None]
     noise = torch.from_numpy(rng.standard_normal(batch.latents.shape, dtype=np.float32))
-    picks = _sample_queries(rng, batch.labels, queries, side)
+    picks = _sample_queries(rng, batch.labels, stage.queries, side)
     recorder.start(picks, side)
     predicted = unet(alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise, t, empty_context(count)).sample
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from diffseg.tiny.scenes import generate_scene
+from diffseg.tiny.scenes import Scene
 
 __all__ = ["Batch", "Pool", "encode_images", "to_network"]
 
@@ -59,15 +59,25 @@ class Pool:
     scale: float
 
     @classmethod
-    def prepare(cls, folder: Path, vae: AutoencoderTiny, *, scenes: int, size: int) -> Pool:
-        """Load the pool in `folder`, rendering the chunks that are not there yet."""
+    def prepare(
+        cls,
+        folder: Path,
+        vae: AutoencoderTiny,
+        generate: Callable[[int], Scene],
+        count: int,
+        scale: float | None = None,
+    ) -> Pool:
+        """Load the pool of the first `count` seeds in `folder`, rendering the chunks that are not there yet.
+
+        scale: of another pool that the same network is trained on; None: this pool's own.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         chunks = [
-            _chunk(folder, vae, range(first, min(first + CHUNK, scenes)), size) for first in range(0, scenes, CHUNK)
+            _chunk(folder, vae, generate, range(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK)
         ]
         latents = np.concatenate([latents for latents, _ in chunks])
         labels = np.concatenate([labels for _, labels in chunks])
-        return cls(latents, labels, 1 / float(latents.astype(np.float32).std()))
+        return cls(latents, labels, scale or 1 / float(latents.astype(np.float32).std()))
 
     def batch(self, rng: np.random.Generator, count: int, side: int) -> Batch:
         """Random scenes, cropped at random to `side` latent positions."""
@@ -84,11 +94,13 @@ class Pool:
         )
 
 
-def _chunk(folder: Path, vae: AutoencoderTiny, seeds: Iterable[int], size: int) -> tuple[np.ndarray, np.ndarray]:
+def _chunk(
+    folder: Path, vae: AutoencoderTiny, generate: Callable[[int], Scene], seeds: Iterable[int]
+) -> tuple[np.ndarray, np.ndarray]:
     seeds = list(seeds)
     path = folder / f"{seeds[0]:06d}-{len(seeds)}.npz"
     if not path.exists():
-        scenes = [generate_scene(seed, size) for seed in seeds]
+        scenes = [generate(seed) for seed in seeds]
         parts = [scenes[first : first + 4] for first in range(0, len(scenes), 4)]
         latents = torch.cat([encode_images(vae, [scene.image for scene in part]) for part in parts])
         labels = np.stack([scene.labels[2::4, 2::4] for scene in scenes]).astype(np.uint8)

@@ -1,6 +1,6 @@
 """Train the embedded model from nothing but procedural scenes: `python -m diffseg.tiny.train --out tiny-training`.
 
-Stages: autoencoder; pool of encoded scenes; UNet on quarter-area crops of latents; UNet on whole latents; export. Every
+Autoencoder; pools of encoded scenes; UNet on dead leaves, first cropped and then whole, then on scenes; export. Every
 random number of a step follows from (seed, stage, step), so a killed run goes on from its last checkpoint to exactly
 the weights of an undisturbed one. Schedules are in steps, never in seconds. One thread: about an hour.
 """
@@ -22,9 +22,11 @@ from diffseg.tiny.autoencoder import train_autoencoder
 from diffseg.tiny.denoiser import train_denoiser
 from diffseg.tiny.export import CHECKPOINT, export
 from diffseg.tiny.learning import load_state
+from diffseg.tiny.leaves import generate_leaves
 from diffseg.tiny.model import build
 from diffseg.tiny.pool import Pool
 from diffseg.tiny.recipe import Recipe
+from diffseg.tiny.scenes import Scene, generate_scene
 
 __all__ = ["Command", "main", "train"]
 
@@ -46,10 +48,21 @@ def train(recipe: Recipe, out: Path, *, save_every: int = 100) -> tuple[Autoenco
     _claim(recipe, out / "recipe.json")
     vae, unet, scheduler = build(recipe.seed)
     train_autoencoder(recipe, vae, out, save_every=save_every)
-    pool = Pool.prepare(out / "pool", vae, scenes=recipe.scenes, size=recipe.size)
-    vae.register_to_config(scaling_factor=pool.scale)
-    train_denoiser(recipe, unet, pool, scheduler.alphas_cumprod, out, vae=vae, save_every=save_every)
+    pools = _pools(recipe, vae, out)
+    train_denoiser(recipe, unet, pools, scheduler.alphas_cumprod, out, vae=vae, save_every=save_every)
     return vae, unet
+
+
+def _pools(recipe: Recipe, vae: AutoencoderTiny, out: Path) -> dict[str, Pool]:
+    """Both pools; the latents of leaves set the scale of all, which `vae` is told."""
+    leaves = Pool.prepare(
+        out / "leaves", vae, lambda seed: Scene(*generate_leaves(seed, recipe.size)), count=recipe.leaves
+    )
+    scenes = Pool.prepare(
+        out / "scenes", vae, lambda seed: generate_scene(seed, recipe.size), count=recipe.scenes, scale=leaves.scale
+    )
+    vae.register_to_config(scaling_factor=leaves.scale)
+    return {"leaves": leaves, "scenes": scenes}
 
 
 def _claim(recipe: Recipe, path: Path) -> None:
@@ -70,8 +83,7 @@ def export_state(recipe: Recipe, out: Path, folder: Path) -> None:
     steps = load_state(out / "unet.pt", average=average)
     if average:
         unet.load_state_dict(average)
-    pool = Pool.prepare(out / "pool", vae, scenes=recipe.scenes, size=recipe.size)
-    vae.register_to_config(scaling_factor=pool.scale)
+    _pools(recipe, vae, out)
     export(vae, unet, scheduler, folder, recipe={**dataclasses.asdict(recipe), "unet_steps_done": steps})
     log.info("wrote %s", folder)
 

@@ -16,25 +16,28 @@ from torch.nn import functional as F
 from warm import WarmCommand
 
 from diffseg.tiny.learning import load_state
+from diffseg.tiny.leaves import generate_leaves
 from diffseg.tiny.model import build, empty_context
 from diffseg.tiny.objective import RowRecorder, attention_loss, region_targets
 from diffseg.tiny.pool import encode_images, to_network
-from diffseg.tiny.recipe import Recipe
-from diffseg.tiny.scenes import VALIDATION_SEEDS, generate_scene
+from diffseg.tiny.recipe import Recipe, Stage
+from diffseg.tiny.scenes import VALIDATION_SEEDS
 from diffseg.tiny.train import train
 
 MINI = Recipe(
     size=128,
-    scenes=12,
+    leaves=12,
+    scenes=6,
     vae_scenes=6,
     vae_steps=20,
     vae_batch=2,
     vae_lr=4e-3,
-    crop_steps=8,
-    crop_batch=2,
-    whole_steps=(5, 3),
-    whole_batch=2,
-    warmup=2,
+    stages=(
+        Stage(scenes="leaves", steps=8, batch=2, crop=0.5, lr=(1.5e-3, 6e-4), warmup=2, hold=4),
+        Stage(scenes="leaves", steps=5, batch=2, lr=(9e-4, 0.0)),
+        Stage(scenes="leaves", steps=2, batch=2, lr=(6e-4, 0.0)),
+        Stage(scenes="scenes", steps=3, batch=2, lr=(9e-4, 0.0), queries=16),
+    ),
 )
 Networks = tuple[AutoencoderTiny, UNet2DConditionModel]
 
@@ -53,14 +56,20 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Networks:
 
 
 def command(out: Path) -> list[str]:
-    options = []
-    for setting in dataclasses.fields(MINI):
-        value = getattr(MINI, setting.name)
-        if value != setting.default:
-            values = value if isinstance(value, tuple) else (value,)
-            options += [f"--recipe.{setting.name.replace('_', '-')}", *map(str, values)]
+    options = _options("--recipe", MINI, Recipe())
+    for number, (stage, default) in enumerate(zip(MINI.stages, Recipe().stages, strict=True)):
+        options += _options(f"--recipe.stages.{number}", stage, default)
     program = ["diffseg.tiny.train", f"--out={out}", f"--checkpoint={out}/made"]
     return [*program, "--save-every=1", *options]
+
+
+def _options(prefix: str, settings: Recipe | Stage, default: Recipe | Stage) -> list[str]:
+    options = []
+    for name, value in dataclasses.asdict(settings).items():
+        if name != "stages" and value != getattr(default, name):
+            values = value if isinstance(value, tuple) else (value,)
+            options += [f"{prefix}.{name.replace('_', '-')}", *map(str, values)]
+    return options
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: Networks, tmp_path: Path) -> None:
@@ -84,14 +93,26 @@ def test_other_settings_on_the_same_folder_are_refused(tmp_path: Path) -> None:
         train(MINI, tmp_path)
     with pytest.raises(ValueError, match="128"):
         Recipe(size=100)
+    with pytest.raises(ValueError, match="clean_share"):
+        Stage(scenes="leaves", steps=1, batch=1, lr=(1e-3, 0.0), clean_share=1.0)
+
+
+def test_rates_rise_hold_and_fall() -> None:
+    stage = Stage(scenes="leaves", steps=10, batch=1, lr=(1.0, 0.2), warmup=2, hold=4)
+    rates = [stage.learning_rate(step) for step in range(10)]
+    assert rates[:5] == [0.5, 1.0, 1.0, 1.0, 1.0]
+    np.testing.assert_allclose(rates[7], 0.6)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert MINI.stage_of(8) == (MINI.stages[1], 0)
+    with pytest.raises(ValueError, match="18"):
+        MINI.stage_of(MINI.unet_steps)
 
 
 def mean_losses(networks: Networks, scale: float) -> tuple[float, float]:
-    """Reconstruction error and attention loss on scenes that the training did not see."""
+    """Reconstruction error and attention loss on dead leaves that the training did not see."""
     vae, unet = networks
-    scenes = [generate_scene(seed, MINI.size) for seed in VALIDATION_SEEDS[:4]]
-    images = [scene.image for scene in scenes]
-    labels = torch.from_numpy(np.stack([scene.labels[2::4, 2::4] for scene in scenes]).astype(np.int64))
+    images, truths = zip(*(generate_leaves(seed, MINI.size) for seed in VALIDATION_SEEDS[:4]), strict=True)
+    labels = torch.from_numpy(np.stack([truth[2::4, 2::4] for truth in truths]).astype(np.int64))
     queries = torch.arange(0, 256, 5).expand(4, -1)
     recorder = RowRecorder().attach(unet)
     recorder.start(queries, 16)
