@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffseg.decide import IGNORE as IGNORE
     from diffseg.decide import Segment as Segment
     from diffseg.decide import Segmentation as Segmentation
     from diffseg.images import ImageError as ImageError
+    from diffseg.labelmap import IGNORE as IGNORE
     from diffseg.layout import CheckpointError as CheckpointError
     from diffseg.segmenter import NonFiniteError as NonFiniteError
     from diffseg.segmenter import Segmenter as Segmenter
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # torch and diffusers take seconds to import, so a name is loaded when it is asked for: `--help` needs none of them.
 _HOME = {
-    "IGNORE": "decide",
+    "IGNORE": "labelmap",
     "CheckpointError": "layout",
     "ImageError": "images",
     "NonFiniteError": "segmenter",

@@ -12,9 +12,7 @@ import torch
 
 from diffseg.bilinear import bilinear_matrix
 from diffseg.devices import to_device
-
-IGNORE = 65535
-"""Label of pixels that no segment claims: those outside of a centre crop."""
+from diffseg.labelmap import IGNORE
 
 STRIPE_ELEMENTS = 2**20
 """Upsampled scores held at a time on a CPU, 4 MiB of float32, which stay in its cache."""

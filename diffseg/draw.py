@@ -10,7 +10,7 @@ import colorsys
 import numpy as np
 from PIL import Image
 
-from diffseg.decide import IGNORE
+from diffseg.labelmap import IGNORE
 
 GOLDEN_TURN = 0.618033988749895  # of the hue circle: neighbours in number are far apart in colour
 GAP = 8

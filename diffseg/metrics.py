@@ -6,22 +6,29 @@ Axes: T regions of the truth, K segments of the prediction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
 __all__ = [
     "Interval",
     "Matching",
     "Overlap",
+    "bootstrap",
     "bootstrap_mean",
     "covering",
     "match_per_image",
     "mean_best_iou",
     "overlap",
+    "splits_and_merges",
+    "variation_of_information",
 ]
+
+MOSTLY = 0.8
+"""Hoover and others, PAMI 1996, compare at this share."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +38,8 @@ class Overlap:
     Attributes:
         shared: int64 [T, K], pixels of each truth region in each segment.
         truth_area: int64 [T]; more than the row sums of `shared` where the prediction ignores pixels: those are missed.
-        truth_ids, segment_ids: the ids that rows and columns stand for, ascending.
+        truth_ids, segment_ids: the ids that rows and columns stand for, ascending; those of segments too that lie
+            only where the truth is ignored.
     """
 
     shared: np.ndarray
@@ -70,14 +78,26 @@ def overlap(
     for name, labels in (("truth", truth), ("prediction", prediction)):
         if not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"{name} has dtype {labels.dtype}; expected integers")
-    counted = np.full(truth.shape, True) if ignore_truth is None else truth != ignore_truth
-    truth, prediction = truth[counted], prediction[counted]
-    truth_ids, rows = np.unique(truth, return_inverse=True)
-    segment_ids, columns = np.unique(prediction, return_inverse=True)
+    truth_ids, rows = _numbered(truth.ravel())
+    segment_ids, columns = _numbered(prediction.ravel())
     table = np.bincount(rows * len(segment_ids) + columns, minlength=len(truth_ids) * len(segment_ids))
     table = table.reshape(len(truth_ids), len(segment_ids))
+    if ignore_truth is not None:
+        table, truth_ids = table[truth_ids != ignore_truth], truth_ids[truth_ids != ignore_truth]
     kept = np.full(len(segment_ids), True) if ignore_prediction is None else segment_ids != ignore_prediction
     return Overlap(shared=table[:, kept], truth_area=table.sum(1), truth_ids=truth_ids, segment_ids=segment_ids[kept])
+
+
+def _numbered(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of [N], ascending, and the place of each pixel's id among them: `numpy.unique`, without its sort."""
+    if labels.dtype not in (np.uint8, np.uint16):
+        ids, places = np.unique(labels, return_inverse=True)
+        return ids, places
+    counts = np.bincount(labels)
+    ids = np.flatnonzero(counts)
+    place = np.zeros(len(counts), np.int64)
+    place[ids] = np.arange(len(ids))
+    return ids, place[labels]
 
 
 def covering(table: Overlap) -> float:
@@ -93,6 +113,38 @@ def covering(table: Overlap) -> float:
 def mean_best_iou(table: Overlap) -> float:
     """Best IoU of each truth region, each region counting alike, in [0, 1]. NaN where the truth ignores every pixel."""
     return float(table.best_iou.mean()) if len(table.truth_area) else float("nan")
+
+
+def variation_of_information(table: Overlap) -> float:
+    """H(truth | prediction) + H(prediction | truth) in bits: 0 for the same partition, at most log2 of the pixels.
+
+    Meila, 2005; Arbelaez and others, PAMI 2011, section 2.3. Pixels that the prediction ignores are one more segment.
+    NaN where the truth ignores every pixel.
+    """
+    missed = table.truth_area - table.shared.sum(1)
+    joint = np.column_stack([table.shared, missed]) / max(table.truth_area.sum(), 1)
+    if not joint.any():
+        return float("nan")
+    return float(2 * _entropy(joint) - _entropy(joint.sum(0)) - _entropy(joint.sum(1)))
+
+
+def _entropy(shares: np.ndarray) -> float:
+    shares = shares[shares > 0]
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def splits_and_merges(table: Overlap) -> tuple[int, int]:
+    """How many regions of the truth are over-segmented and how many under-segmented, by Hoover's definitions.
+
+    A region is split by two or more segments that lie in it with 80 % of their area and together hold 80 % of its own.
+    Regions are merged by a segment that holds 80 % of each of two or more of them, and lies in these with 80 %.
+    """
+    segment_area = table.shared.sum(0)
+    inside = (table.shared >= MOSTLY * segment_area) & (segment_area > 0)
+    is_split = (inside.sum(1) > 1) & ((table.shared * inside).sum(1) >= MOSTLY * table.truth_area)
+    held = table.shared >= MOSTLY * table.truth_area[:, None]
+    merges = (held.sum(0) > 1) & ((table.shared * held).sum(0) >= MOSTLY * segment_area)
+    return int(is_split.sum()), int(held[:, merges].any(1).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +185,7 @@ def match_per_image(table: Overlap) -> Matching:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean over images and half the width of its 95 % bootstrap interval."""
+    """A figure over images and half the width of its 95 % bootstrap interval."""
 
     mean: float
     half_width: float
@@ -152,6 +204,36 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0, round
     scores = scores[~np.isnan(scores)]
     if not len(scores):
         raise ValueError("no image has a score")
-    picks = np.random.default_rng(seed).integers(len(scores), size=(rounds, len(scores)))
-    low, high = np.quantile(scores[picks].mean(1), [0.025, 0.975])
-    return Interval(mean=float(scores.mean()), half_width=float(high - low) / 2, count=len(scores))
+    (interval,) = bootstrap(scores[:, None], lambda sums: sums / len(scores), seed=seed, rounds=rounds)
+    return interval
+
+
+def bootstrap(
+    features: np.ndarray | sparse.csr_array,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    seed: int = 0,
+    rounds: int = 2000,
+) -> list[Interval]:
+    """Figures that follow from sums over images, with a percentile bootstrap over images.
+
+    Args:
+        features: float64 [N, F], a row an image; dense or sparse.
+        statistic: of the sums, float64 [F], to figures [S]. Resamples that give NaN are left out of the interval.
+        seed: of the resampling.
+        rounds: resamples.
+    """
+    count = features.shape[0]
+    rng = np.random.default_rng(seed)
+    drawn = np.array(
+        [
+            statistic(np.bincount(rng.integers(count, size=count), minlength=count).astype(np.float64) @ features)
+            for _ in range(rounds)
+        ]
+    )
+    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
+    figures = statistic(np.ones(count) @ features)
+    return [
+        Interval(mean=float(figure), half_width=float(wide) / 2, count=count)
+        for figure, wide in zip(figures, high - low, strict=True)
+    ]

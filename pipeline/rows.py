@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from diffseg import IGNORE, Segmentation
+from diffseg import IGNORE
 from pipeline.samples import Sample
+
+if TYPE_CHECKING:
+    from diffseg import Segmentation  # which loads torch; whoever only reads masks need not wait for it
 
 IGNORE_8_BIT = 255
 PNG_LEVEL = 6

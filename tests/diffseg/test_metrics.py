@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from diffseg.metrics import bootstrap_mean, covering, match_per_image, mean_best_iou, overlap
+from diffseg.metrics import (
+    bootstrap_mean,
+    covering,
+    match_per_image,
+    mean_best_iou,
+    overlap,
+    splits_and_merges,
+    variation_of_information,
+)
 
 LABELS = hnp.arrays(np.uint16, (5, 7), elements=st.integers(0, 4))
 
@@ -118,3 +126,49 @@ def test_refuses_what_it_cannot_compare() -> None:
         overlap(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8))
     with pytest.raises(ValueError, match="float"):
         overlap(np.zeros((2, 2), np.uint8), np.zeros((2, 2)))
+
+
+@settings(deadline=None)
+@given(truth=LABELS, prediction=LABELS)
+def test_tables_and_variation_of_information_are_those_of_scikit_image(
+    truth: np.ndarray, prediction: np.ndarray
+) -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    table = overlap(truth, prediction, ignore_prediction=None)
+    dense = metrics.contingency_table(truth, prediction).toarray()
+    assert (dense[np.ix_(table.truth_ids, table.segment_ids)] == table.shared).all()
+    expected = sum(metrics.variation_of_information(truth, prediction))
+    assert variation_of_information(table) == pytest.approx(expected, abs=1e-12)
+
+
+def test_variation_of_information_by_hand() -> None:
+    halves, whole = np.array([[0, 0, 1, 1]]), np.zeros((1, 4), int)
+    assert variation_of_information(overlap(halves, halves)) == 0
+    assert variation_of_information(overlap(halves, whole)) == variation_of_information(overlap(whole, halves)) == 1
+    crossed = variation_of_information(overlap(halves, np.array([[0, 1, 0, 1]])))
+    assert crossed == 2
+    missed = overlap(whole, np.array([[0, 0, 65535, 65535]]))
+    assert variation_of_information(missed) == 1
+    assert np.isnan(variation_of_information(overlap(whole, whole, ignore_truth=0)))
+
+
+def test_splits_and_merges_by_hand() -> None:
+    truth = np.repeat([0, 1, 2], 10)[None]
+    assert splits_and_merges(overlap(truth, truth)) == (0, 0)
+    split = truth.copy()
+    split[0, 4:10] = 7  # region 0 into 4 and 6 pixels
+    assert splits_and_merges(overlap(truth, split)) == (1, 0)
+    merged = np.where(truth == 2, 1, truth)  # regions 1 and 2 into one segment
+    assert splits_and_merges(overlap(truth, merged)) == (0, 2)
+    assert splits_and_merges(overlap(truth, np.where(merged == 1, 1, split))) == (1, 2)
+    loose = split.copy()
+    loose[0, 3:10], loose[0, 10:15] = 7, 7  # a segment that lies elsewhere with 5 of its 12 pixels is no part of it
+    assert splits_and_merges(overlap(truth, loose)) == (0, 0)
+
+
+@settings(deadline=None)
+@given(truth=LABELS, prediction=LABELS)
+def test_ids_of_every_type_are_counted_alike(truth: np.ndarray, prediction: np.ndarray) -> None:
+    small, large = overlap(truth, prediction), overlap(truth.astype(np.int64) - 2, prediction.astype(np.uint32))
+    assert (small.shared == large.shared).all()
+    assert (small.truth_ids == large.truth_ids + 2).all()

@@ -1,0 +1,35 @@
+"""What a protocol looks at: crops and nearest pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffseg.labelmap import View
+
+
+def test_the_centre_square_starts_where_the_released_code_starts_it() -> None:
+    labels = np.arange(5 * 8).reshape(5, 8)
+    assert View(crop="centre").of(labels).tolist() == labels[:, 1:6].tolist()
+    assert View(crop="centre").of(labels.T).tolist() == labels.T[1:6].tolist()
+
+
+@pytest.mark.parametrize(("shape", "size", "expected"), [((48, 64), 24, (24, 32)), ((7, 5), 12, (17, 12))])
+def test_sizes_take_the_nearest_pixel_as_pillow_does(
+    shape: tuple[int, int], size: int, expected: tuple[int, int]
+) -> None:
+    labels = np.random.default_rng(0).integers(0, 60000, shape).astype(np.uint16)
+    seen = View(size=size).of(labels)
+    assert seen.shape == expected
+    pillow = Image.fromarray(labels).resize((expected[1], expected[0]), Image.Resampling.NEAREST)
+    assert (seen == np.asarray(pillow)).all()
+
+
+def test_nothing_changes_unless_asked() -> None:
+    labels = np.eye(4, dtype=np.uint16)
+    assert View().of(labels) is labels
+    assert str(View()) == "whole images, own size"
+    assert str(View(crop="centre", size=512)) == "centre square, 512 px (nearest)"
+    with pytest.raises(ValueError, match="size 0"):
+        View(size=0)
