@@ -7,9 +7,8 @@ import contextlib
 import random
 import socket
 import struct
-import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -17,7 +16,7 @@ import aiohttp
 from aiohttp import web
 from faults import BODY, Faults, of_kind, without_keys
 from multidict import CIMultiDict
-from servers import reserved_port
+from serverthread import ServerThread
 from yarl import URL
 
 _REFUSALS = {"slow_down": (503, "SlowDown"), "error": (500, "InternalError")}
@@ -26,7 +25,7 @@ _NOT_PASSED_ON = {"connection", "keep-alive", "te", "trailer", "transfer-encodin
 _AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
-class FaultyProxy:
+class FaultyProxy(ServerThread):
     """The proxy in a thread of its own, as a context manager.
 
     Whether a request meets a fault depends on the seed, its method, its path and how often these came before: not on
@@ -45,23 +44,16 @@ class FaultyProxy:
         self.history: list[str] = []
 
     def __enter__(self) -> FaultyProxy:
-        self._held = reserved_port()
-        self._port = self._held.getsockname()[1]
+        self._port = self.start("faulty-proxy")
         self.endpoint = f"http://127.0.0.1:{self._port}"
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-proxy", daemon=True)
-        self._thread.start()
-        self._wait(self._open())
+        self.wait(self._open())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._wait(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._held.close()
+        self.wait(self._close())
+        self.stop()
 
     @property
     def counts(self) -> Counter[str]:
@@ -79,14 +71,11 @@ class FaultyProxy:
 
     def gone(self, seconds: float | None = None) -> None:
         """Drop all connections and refuse new ones for so long, or until `back`; returns at once."""
-        self._wait(self._leave(seconds))
+        self.wait(self._leave(seconds))
 
     def back(self) -> None:
         """Accept connections again."""
-        self._wait(self._listen())
-
-    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+        self.wait(self._listen())
 
     async def _open(self) -> None:
         self._session = aiohttp.ClientSession(
@@ -102,7 +91,7 @@ class FaultyProxy:
 
     async def _listen(self) -> None:
         if self._listener is None:
-            self._listener = await self._loop.create_server(self._server, "127.0.0.1", self._port, reuse_address=True)
+            self._listener = await self.loop.create_server(self._server, "127.0.0.1", self._port, reuse_address=True)
 
     async def _leave(self, seconds: float | None) -> None:
         if self._listener is not None:
@@ -112,7 +101,7 @@ class FaultyProxy:
             if connection.transport is not None:
                 connection.transport.abort()
         if seconds is not None:
-            self._loop.call_later(seconds, lambda: self._loop.create_task(self._listen()))
+            self.loop.call_later(seconds, lambda: self.loop.create_task(self._listen()))
 
     async def _close(self) -> None:
         await self._leave(None)
@@ -209,12 +198,12 @@ class FaultyProxy:
     def _remember(self, request: web.BaseRequest, status: int) -> None:
         uploaded = request.method == "PUT" and "partNumber" not in request.query
         if status == 200 and (uploaded or (request.method == "POST" and "uploadId" in request.query)):
-            self._written.setdefault(request.path, self._loop.time())
+            self._written.setdefault(request.path, self.loop.time())
         elif request.method == "DELETE":
             self._written.pop(request.path, None)
 
     async def _stale(self, kind: str, request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web.Response:
-        since = self._loop.time() - self._faults.stale_seconds
+        since = self.loop.time() - self._faults.stale_seconds
         hidden = {path for path, time in self._written.items() if time > since}
         body, number = without_keys(await answer.read(), request.path.strip("/"), hidden)
         if number:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any
 from urllib.parse import urlsplit
 
-from servers import reserved_port
+from serverthread import ServerThread
 
 
-class Relay:
+class Relay(ServerThread):
     """The relay in a thread of its own, as a context manager.
 
     Attributes:
@@ -26,30 +23,20 @@ class Relay:
         self._open: set[asyncio.StreamWriter] = set()
 
     def __enter__(self) -> Relay:
-        self._held = reserved_port()
-        port = self._held.getsockname()[1]
+        port = self.start("relay")
         self.url = f"http://127.0.0.1:{port}"
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
-        self._thread.start()
-        self._server = self._wait(asyncio.start_server(self._serve, "127.0.0.1", port, reuse_address=True))
+        self._server = self.wait(asyncio.start_server(self._serve, "127.0.0.1", port, reuse_address=True))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._wait(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._held.close()
+        self.wait(self._close())
+        self.stop()
 
     def break_connections(self) -> int:
         """Cut all that are open at this moment; how many ends these had."""
-        return self._wait(self._cut())
-
-    def _wait(self, task: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(task, self._loop).result(60)
+        return self.wait(self._cut())
 
     async def _cut(self) -> int:
         ends = list(self._open)

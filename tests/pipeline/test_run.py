@@ -197,9 +197,13 @@ def test_a_bad_shard_is_recorded_after_three_attempts_and_mended_later(
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_no_resources_fails_loudly(tars: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"asks for 1 CPU, 1 GPU. The cluster has 4 CPU, 0 GPU"):
+def test_no_resources_fails_loudly(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.pool.PLACE_SECONDS", 0.5)
+    with pytest.raises(RunFailed, match=r"too few workers .* asks for 1 CPU, 1 GPU. The cluster has 4 CPU, 0 GPU"):
         run(tars, tmp_path, worker={"device": "cuda"}, start_timeout=2.0)
+    assert "no worker has a place yet: ready are 0 of" in caplog.text
     assert not (tmp_path / "run.json").exists()
 
 
