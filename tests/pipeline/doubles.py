@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 from pipeline.commit import Commit, write_commit
 from pipeline.manifest import versions
@@ -83,3 +84,14 @@ class Sleeper:
             if time.monotonic() > end:
                 raise TimeoutError("the others did not come")
             time.sleep(0.05)
+
+
+class LateStarter(Sleeper):
+    """The first that loads fails to."""
+
+    def load(self, job: Job) -> WorkerReport:
+        marker = Path(job.out.url).with_name("failed once")
+        if not marker.exists():
+            marker.touch()
+            raise RuntimeError("the hub is away")
+        return super().load(job)

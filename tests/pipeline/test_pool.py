@@ -19,7 +19,9 @@ from pipeline.storage import Storage
 ray.cloudpickle.register_pickle_by_value(doubles)  # workers do not find it by its name
 
 
-def run(out: Path, names: str, **settings: object) -> RunSummary:
+def run(
+    out: Path, names: str, *, worker_class: type[doubles.Sleeper] = doubles.Sleeper, **settings: object
+) -> RunSummary:
     """A run over shards of these names, which need not be there: braces are taken at their word."""
     return label_run(
         f"{out.parent}/in/{{{names}}}.tar",
@@ -27,7 +29,7 @@ def run(out: Path, names: str, **settings: object) -> RunSummary:
         settings=LabelSettings(),
         worker=WorkerSettings(device="cpu"),
         run=RunSettings(**({"workers": 2} | settings)),  # type: ignore[arg-type]
-        worker_class=doubles.Sleeper,
+        worker_class=worker_class,
     )
 
 
@@ -59,6 +61,16 @@ def test_as_many_workers_as_were_asked_for_have_a_shard_at_the_same_time(tmp_pat
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_that_could_not_start_is_tried_again_while_others_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = run(tmp_path / "out", "meet-0,meet-1,meet-2", worker_class=doubles.LateStarter, workers=3)
+    assert summary.failed == {}
+    assert "a worker could not start, the next attempt is in 2 s: " in caplog.text
+    assert "the hub is away" in caplog.text
+
+
 @pytest.mark.parametrize(("kind", "processes"), [("broken", 1), ("device", 2)])
 def test_only_an_error_of_the_device_costs_the_worker(kind: str, processes: int, tmp_path: Path) -> None:
     summary = run(tmp_path / "out", f"a-first,{kind},later", workers=1)
