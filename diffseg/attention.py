@@ -51,6 +51,12 @@ class SelfAttention:
         """The maps of some images of the batch, which stay where they are."""
         return SelfAttention(maps={grid: maps[start:stop] for grid, maps in self.maps.items()}, layers=self.layers)
 
+    def average_with_mirrored(self, mirrored: SelfAttention) -> None:
+        """Make these maps, in place, the mean with those of the images mirrored left to right, turned back."""
+        for (rows, columns), maps in self.maps.items():
+            turned = mirrored.maps[rows, columns].view(-1, rows, columns, rows, columns).flip(2, 4)
+            maps.add_(turned.view_as(maps)).div_(2)
+
 
 class _PassComplete(Exception):
     """The last layer that is needed has been recorded; the rest of the UNet has no use."""

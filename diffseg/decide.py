@@ -64,14 +64,18 @@ class Decision:
 
     labels: int16 [h, w] of the labelled region, 0 … in the order of the proposals, all present. figures: int64 [6, K]
     of each proposal: area in pixels (0: not present), first and last row, first and last column, sum of its margins in
-    units of 1 / MARGIN_UNIT. Whole numbers, so that sums depend on no order.
+    units of 1 / MARGIN_UNIT. Whole numbers, so that sums depend on no order. margins: uint8 [h, w], the margin of each
+    pixel in units of 1 / 255, where it was asked for.
     """
 
     labels: torch.Tensor
     figures: torch.Tensor
+    margins: torch.Tensor | None = None
 
 
-def decide_on_device(scores: torch.Tensor, size: tuple[int, int], content: Box | None = None) -> Decision:
+def decide_on_device(
+    scores: torch.Tensor, size: tuple[int, int], content: Box | None = None, *, keep_margins: bool = False
+) -> Decision:
     """Upsample scores [K, h, w], ≥ 0 and finite, to `size` pixels; the highest wins, ties go to the first.
 
     content: the part of the token grid that the pixels show, in tokens (default: all of it). The device is not asked
@@ -85,6 +89,7 @@ def decide_on_device(scores: torch.Tensor, size: tuple[int, int], content: Box |
     along = to_device(bilinear_matrix(columns, width, start=content.left, stop=content.right), device)
     wide = (scores.transpose(0, 1) @ along.T).reshape(rows, count * width)
     labels = torch.empty(size, dtype=torch.int16, device=device)
+    kept = torch.empty(size, dtype=torch.uint8, device=device) if keep_margins else None
     in_rows, in_columns, margins = (torch.zeros(n, count, dtype=torch.int64, device=device) for n in (height, width, 1))
     step = max(1, (STRIPE_ELEMENTS if device.type == "cpu" else DEVICE_STRIPE_ELEMENTS) // (count * width))
     every_column = torch.arange(width, device=device)
@@ -98,13 +103,15 @@ def decide_on_device(scores: torch.Tensor, size: tuple[int, int], content: Box |
         _count(in_rows[stripe], torch.arange(len(best), device=device)[:, None], best)
         _count(in_columns, every_column, best)
         _count(margins, torch.zeros_like(every_column), best, (margin * MARGIN_UNIT).to(torch.int64))
+        if kept is not None:
+            kept[stripe] = (margin * 255).round_()
     areas = in_rows.sum(dim=0)
     number = ((areas > 0).cumsum(dim=0) - 1).to(torch.int16)
     for start in range(0, height, step):
         stripe = slice(start, start + step)
         labels[stripe] = number[labels[stripe].long()]
     figures = torch.stack([areas, *_extent(in_rows), *_extent(in_columns), margins[0]])
-    return Decision(labels=labels, figures=figures)
+    return Decision(labels=labels, figures=figures, margins=kept)
 
 
 def _best_and_margin(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

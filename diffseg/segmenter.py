@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffseg.absorb import absorb
 from diffseg.aggregate import aggregate
 from diffseg.attention import Grid, SelfAttention
 from diffseg.backbone import Backbone, Step, no_step
@@ -23,6 +24,7 @@ from diffseg.decide import Decision, Segmentation, decide, decide_on_device, fin
 from diffseg.distance import symmetric_kl
 from diffseg.images import decode_image
 from diffseg.merge import anchor_positions, kmeans, merge
+from diffseg.refine import refine
 from diffseg.settings import Dtype, Preset, SegmenterSettings, settings_of, thresholds
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes
@@ -104,18 +106,22 @@ class Launched:
     canvases: Sequence[Canvas]
     decisions: Sequence[Decision]
     finite: torch.Tensor
+    min_area: float = 0.0
 
     def results(self) -> list[Segmentation | NonFiniteError]:
         """One transfer from the device for the whole batch, which waits for it."""
-        parts = [self.finite, *(part for d in self.decisions for part in (d.figures, d.labels))]
-        arrays = iter(_transferred(parts))
-        finite = next(arrays)
-        return [
-            finish(labels=labels, figures=figures, size=canvas.size, region=canvas.region)
-            if whole
-            else NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16")
-            for canvas, whole, figures, labels in zip(self.canvases, finite, arrays, arrays, strict=False)
-        ]
+        fields = [[d.figures, d.labels] + ([] if d.margins is None else [d.margins]) for d in self.decisions]
+        finite, *arrays = _transferred([self.finite, *(part for parts in fields for part in parts)])
+        found: list[Segmentation | NonFiniteError] = []
+        for canvas, whole, parts in zip(self.canvases, finite, fields, strict=False):
+            (figures, labels, *margins), arrays = arrays[: len(parts)], arrays[len(parts) :]
+            if not whole:
+                found.append(NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16"))
+                continue
+            if margins:
+                labels, figures = absorb(labels, margins[0], self.min_area)
+            found.append(finish(labels=labels, figures=figures, size=canvas.size, region=canvas.region))
+        return found
 
 
 def _transferred(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
@@ -201,23 +207,45 @@ class Segmenter:
         are asked for. `results()` gives a NonFiniteError in the place of an image that overflows. step: a context
         manager factory that is told the name of each step, to time it.
         """
+        return self.from_attention(self.attention_of(canvases, step), canvases, step, overwrite=True)
+
+    @torch.inference_mode()
+    def attention_of(self, canvases: Sequence[Canvas], step: Step = no_step) -> SelfAttention:
+        """What the model looks at in up to `batch_size` prepared images, with short batches padded."""
         if not 0 < len(canvases) <= self.batch_size:
             raise ValueError(f"{len(canvases)} images: expected 1 to {self.batch_size}")
         padding = [canvases[-1].pixels] * (self.batch_size - len(canvases))
         pixels = torch.stack([canvas.pixels for canvas in canvases] + padding)
-        with torch.inference_mode():
-            attention = self.backbone.self_attention(pixels, self.timestep, step)
-            # On a CPU each image has as many proposals as it needs; on a device all have the same shape.
-            at_once = 1 if attention.maps[attention.finest].device.type == "cpu" else self.batch_size
-            decisions, finite = [], []
-            for start in range(0, len(canvases), at_once):
-                part = attention.of_images(start, start + at_once)
-                scores, these = scores_of(part, self.settings, self.tau, step, overwrite=True)
-                finite.append(these)
-                with step("decide"):
-                    for canvas, own in zip(canvases[start : start + at_once], scores, strict=False):
-                        decisions.append(decide_on_device(own, canvas.shown, canvas.content_in(attention.finest)))
-            return Launched(canvases=canvases, decisions=decisions, finite=torch.cat(finite))
+        attention = self.backbone.self_attention(pixels, self.timestep, step)
+        if self.settings.flip:
+            attention.average_with_mirrored(self.backbone.self_attention(pixels.flip(-1), self.timestep, step))
+        return attention
+
+    @torch.inference_mode()
+    def from_attention(
+        self, attention: SelfAttention, canvases: Sequence[Canvas], step: Step = no_step, *, overwrite: bool = False
+    ) -> Launched:
+        """The rest of `launch`, after `attention_of`. overwrite: as of `scores_of`."""
+        # On a CPU each image has as many proposals as it needs; on a device all have the same shape.
+        at_once = 1 if attention.maps[attention.finest].device.type == "cpu" else self.batch_size
+        decisions, finite = [], []
+        for start in range(0, len(canvases), at_once):
+            part = attention.of_images(start, start + at_once)
+            scores, these = scores_of(part, self.settings, self.tau, step, overwrite=overwrite)
+            finite.append(these)
+            for canvas, own in zip(canvases[start : start + at_once], scores, strict=False):
+                decisions.append(self._decide(own, canvas, step))
+        return Launched(
+            canvases=canvases, decisions=decisions, finite=torch.cat(finite), min_area=self.settings.min_area
+        )
+
+    def _decide(self, scores: torch.Tensor, canvas: Canvas, step: Step) -> Decision:
+        if self.settings.refine == "par":
+            with step("refine"):
+                scores = refine(scores, canvas.pixels)
+        with step("decide"):
+            content = canvas.content_in((scores.shape[1], scores.shape[2]))
+            return decide_on_device(scores, canvas.shown, content, keep_margins=self.settings.min_area > 0)
 
 
 def _as_rgb(image: ImageLike) -> np.ndarray:

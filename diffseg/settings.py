@@ -15,6 +15,7 @@ Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
 AnchorLayout = Literal["even", "google"]
 Consume = Literal["paper", "google"]
 Assign = Literal["nearest", "peak"]
+Refine = Literal["none", "par"]
 Fit = Literal["resize", "letterbox", "crop"]
 Preset = Literal["default", "paper", "google"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -46,6 +47,12 @@ class SegmenterSettings:
     """Refine the proposals by k-means over all rows, as google/diffseg's demo does."""
     assign: Assign = "nearest"
     """A pixel goes to the proposal nearest to its own attention, or to the one that peaks there, as in the paper."""
+    flip: bool = False
+    """Average the attention with that of the mirrored image: twice the time."""
+    refine: Refine = "none"
+    """Let borders follow the image: pixel-adaptive refinement of the scores (par), at 256 pixels a side at most."""
+    min_area: float = 0.0
+    """Connected pieces below this share of the image go to the neighbour with the longest border; 0: all stay."""
 
     def __post_init__(self) -> None:
         def require(condition: bool, message: str) -> None:
@@ -63,6 +70,8 @@ class SegmenterSettings:
         )
         require(self.consume in ("paper", "google"), f"consume={self.consume!r}: expected paper or google")
         require(self.assign in ("nearest", "peak"), f"assign={self.assign!r}: expected nearest or peak")
+        require(self.refine in ("none", "par"), f"refine={self.refine!r}: expected none or par")
+        require(0 <= self.min_area <= 1, f"min_area={self.min_area}: expected a share of the image, 0 to 1")
         # each anchor may become a proposal, and label maps are int16 on the device
         require(1 <= self.anchors_per_side <= 181, f"anchors_per_side={self.anchors_per_side}: expected 1 to 181")
         require(self.resolution is None or self.resolution >= 8, f"resolution={self.resolution}: expected 8 or more")

@@ -13,6 +13,7 @@ import torch
 from planted import planted, voronoi
 
 from diffseg import Segmenter
+from diffseg import refine as refinement
 from diffseg.backbone import Backbone
 from diffseg.checkpoint import load_checkpoint
 from diffseg.decide import decide
@@ -22,14 +23,20 @@ from diffseg.settings import SegmenterSettings
 from diffseg.tiny.scenes import generate_scene
 
 
-def test_a_batch_asks_the_device_for_nothing(checkpoints: dict[str, Path]) -> None:
+@pytest.mark.parametrize("options", [{}, {"refine": "par", "flip": True, "min_area": 0.01}], ids=["default", "all"])
+def test_a_batch_asks_the_device_for_nothing(
+    options: dict[str, Any], checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refinement, "ITERATIONS", 1)  # on this device a step costs as much as on an image
     checkpoint = load_checkpoint(checkpoints["sd1"], device="meta")
-    settings = SegmenterSettings(tau=(0.1, 0.1, 0.1))
+    settings = SegmenterSettings(tau=(0.1, 0.1, 0.1), **options)
     segmenter = Segmenter(Backbone(checkpoint), settings, batch_size=3)
     images = [np.zeros((size, 70, 3), dtype=np.uint8) for size in (50, 90)]
     launched = segmenter.launch([segmenter.prepare(image) for image in images])
     assert [tuple(decision.labels.shape) for decision in launched.decisions] == [(50, 70), (90, 70)]
-    assert {part.device.type for d in launched.decisions for part in (d.labels, d.figures)} == {"meta"}
+    parts = [part for d in launched.decisions for part in (d.labels, d.figures, d.margins) if part is not None]
+    assert len(parts) == (6 if options else 4)
+    assert {part.device.type for part in parts} == {"meta"}
     with pytest.raises((NotImplementedError, RuntimeError)):
         launched.results()
 

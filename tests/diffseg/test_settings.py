@@ -56,6 +56,8 @@ def test_tau_is_one_number_or_one_a_round(tau: Any, expected: tuple[float, ...] 
         ("anchor_layout", ["odd"]),
         ("consume", ["all"]),
         ("assign", ["farthest"]),
+        ("refine", ["crf", None]),
+        ("min_area", [-0.1, 1.1, float("nan")]),
         ("anchors_per_side", [0, -1, 182]),
         ("resolution", [0, 7]),
         ("timestep", [-1, 1000]),

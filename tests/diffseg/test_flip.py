@@ -1,0 +1,43 @@
+"""Attention averaged with that of the mirrored image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffseg import Segmenter
+from diffseg.attention import SelfAttention
+from diffseg.tiny.scenes import VALIDATION_SEEDS, generate_scene
+
+
+def test_mirrored_maps_are_turned_back_in_queries_and_keys() -> None:
+    rows, columns = 2, 3
+    own, mirrored = (torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    expected = own.clone()
+    for image in range(2):
+        for query in range(6):
+            for key in range(6):
+                other_query, other_key = (p // columns * columns + columns - 1 - p % columns for p in (query, key))
+                expected[image, query, key] += mirrored[image, other_query, other_key]
+    attention = SelfAttention(maps={(rows, columns): own}, layers={(rows, columns): 1})
+    attention.average_with_mirrored(SelfAttention(maps={(rows, columns): mirrored}, layers=attention.layers))
+    torch.testing.assert_close(attention.maps[rows, columns], expected / 2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_mirrored_image_has_the_mirrored_attention(batch_size: int, checkpoints: dict[str, Path]) -> None:
+    segmenter = Segmenter.from_pretrained(checkpoints["sd1"], flip=True, batch_size=batch_size)
+    image = generate_scene(VALIDATION_SEEDS[0], 128).image
+    canvases = [segmenter.prepare(np.ascontiguousarray(turned)) for turned in (image, image[:, ::-1])]
+    one, other = (segmenter.attention_of([canvas]) for canvas in canvases)
+    plain = Segmenter(segmenter.backbone, Segmenter.from_pretrained(checkpoints["sd1"]).settings).attention_of(
+        canvases[:1]
+    )
+    for (rows, columns), maps in one.maps.items():
+        turned = other.maps[rows, columns].view(-1, rows, columns, rows, columns).flip(2, 4).view_as(maps)
+        torch.testing.assert_close(maps, turned, rtol=1e-4, atol=1e-6)
+        assert (maps[:1] - plain.maps[rows, columns]).abs().max() > 1e-4, "the model itself does not mirror"
+        torch.testing.assert_close(maps.sum(dim=-1), torch.ones(maps.shape[:2]))
