@@ -1,6 +1,13 @@
-"""Distances between attention maps: float32 [..., m, P] and [..., n, P] to float32 [..., m, n]."""
+"""Distances between attention maps: float32 [..., m, P] and [..., n, P] to float32 [..., m, n].
+
+Rows are distributions over positions. All of these ask where two maps overlap; those of `diffseg.transport` ask how far
+apart they lie. Axes: m and n rows, P = h·w positions.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 
@@ -11,6 +18,8 @@ BLOCK_ELEMENTS = 2**20
 """Logarithms held at a time on a CPU, 4 MiB, which stay in its cache until both products have read them."""
 
 DEVICE_BLOCK_ELEMENTS = 2**28
+
+Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def symmetric_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -23,8 +32,7 @@ def symmetric_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     log_p = p.clamp_min(TINY).log_()
     entropy_p = torch.linalg.vecdot(p, log_p)[..., :, None]
     distances = p.new_empty(*p.shape[:-1], q.shape[-2])
-    elements = BLOCK_ELEMENTS if q.device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
-    step = max(1, elements * q.shape[-2] // q.numel())
+    step = _rows_at_once(q)
     workspace = torch.empty_like(q[..., :step, :])
     for start in range(0, q.shape[-2], step):
         rows = q[..., start : start + step, :]
@@ -35,3 +43,62 @@ def symmetric_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         torch.sub(entropy_p + torch.linalg.vecdot(rows, log_rows)[..., None, :], block, out=block)
         block.div_(2).clamp_min_(0)
     return distances
+
+
+def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """H(½(p + q)) − ½H(p) − ½H(q) in nats, 0 to ln 2, its root a metric; zeros need no floor.
+
+    There is no form of it as a product of matrices: m·n·P logarithms, which take ten times as long as symmetric KL.
+    """
+
+    def of_rows(rows: torch.Tensor) -> torch.Tensor:
+        halves = [(_entropy(one) / 2)[..., None] for one in (p, rows)]
+        mixed = [_entropy((one[..., None, :] + rows) / 2) for one in p.unbind(dim=-2)]
+        return torch.stack(mixed, dim=-2) - halves[0] - halves[1].mT
+
+    return by_rows(of_rows, p, q).clamp_min_(0)
+
+
+def hellinger(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """1 − Σ √(p q), 0 to 1, its root a metric: the squared Hellinger distance. One matrix product, no logarithms."""
+    roots = p.sqrt()
+    return by_rows(lambda rows: 1 - roots @ rows.sqrt().mT, p, q).clamp_min_(0)
+
+
+def pearson(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """1 − the correlation of p and q over positions, 0 to 2: what all positions are given alike does not count.
+
+    A map without any variation has no direction: it is at 0 from its like and at 1 from all others.
+    """
+
+    def directions(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        centred = maps - maps.mean(dim=-1, keepdim=True)
+        length = centred.norm(dim=-1, keepdim=True)
+        flat = (length < 1e-6 / math.sqrt(maps.shape[-1])).to(maps.dtype)
+        return centred * (1 - flat) / length.clamp_min(TINY), flat
+
+    own, own_flat = directions(p)
+
+    def of_rows(rows: torch.Tensor) -> torch.Tensor:
+        others, flat = directions(rows)
+        return 1 - own @ others.mT - own_flat * flat.mT
+
+    return by_rows(of_rows, p, q).clamp_min_(0)
+
+
+def by_rows(of_rows: Callable[[torch.Tensor], torch.Tensor], p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """float32 [..., m, n] from a function of some rows of q, so that what it makes of them never is of all."""
+    distances = p.new_empty(*p.shape[:-1], q.shape[-2])
+    step = _rows_at_once(q)
+    for start in range(0, q.shape[-2], step):
+        distances[..., start : start + step] = of_rows(q[..., start : start + step, :])
+    return distances
+
+
+def _rows_at_once(q: torch.Tensor) -> int:
+    elements = BLOCK_ELEMENTS if q.device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
+    return max(1, elements * q.shape[-2] // q.numel())
+
+
+def _entropy(p: torch.Tensor) -> torch.Tensor:
+    return torch.special.entr(p).sum(dim=-1)

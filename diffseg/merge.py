@@ -13,7 +13,7 @@ import torch
 
 from diffseg.attention import Grid
 from diffseg.devices import to_device
-from diffseg.distance import symmetric_kl
+from diffseg.distance import Metric, symmetric_kl
 from diffseg.settings import AnchorLayout, Consume
 
 BLOCK_ROWS = 256
@@ -91,22 +91,27 @@ def _may_ask(rows: torch.Tensor) -> bool:
 
 
 def merge(
-    attention: torch.Tensor, *, anchors: np.ndarray, tau: Sequence[float], consume: Consume = "paper"
+    attention: torch.Tensor,
+    *,
+    anchors: np.ndarray,
+    tau: Sequence[float],
+    consume: Consume = "paper",
+    metric: Metric = symmetric_kl,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Proposals float32 [B, K, P], and which of them there are, bool [B, K], of aggregated attention [B, P, P].
 
     Round 1 averages, for each anchor, all rows nearer than tau[0] to its own; each following round merges proposals
-    nearer than tau[i] greedily in order. Distances are symmetric KL in nats; a row always belongs to its own anchor.
+    nearer than tau[i] greedily in order. tau is in units of the metric; a row always belongs to its own anchor.
     A proposal that there is not is zero. K is M where a device would have to be waited for to tell how many are left,
     or where images differ in it; on a CPU one image has as many as are left.
     """
     positions = to_device(torch.from_numpy(anchors), attention.device)
-    members = symmetric_kl(attention[:, positions], attention) < tau[0]
+    members = metric(attention[:, positions], attention) < tau[0]
     members[:, torch.arange(len(positions), device=members.device), positions] = True
     proposals = _means(members, attention)
     alive = torch.ones_like(proposals[..., 0], dtype=torch.bool)
     for threshold in tau[1:]:
-        close = symmetric_kl(proposals, proposals) < threshold
+        close = metric(proposals, proposals) < threshold
         groups, alive = greedy_groups(close, alive, consume)
         proposals = _means(groups, proposals)
         if _may_ask(attention):

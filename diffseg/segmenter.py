@@ -15,16 +15,14 @@ import torch
 from PIL import Image
 
 from diffseg.absorb import absorb
-from diffseg.aggregate import aggregate
 from diffseg.attention import Grid, SelfAttention
 from diffseg.backbone import Backbone, Step, no_step
 from diffseg.canvas import Canvas, fit_image
 from diffseg.checkpoint import load_checkpoint
 from diffseg.decide import Decision, Segmentation, decide, decide_on_device, finish
-from diffseg.distance import symmetric_kl
 from diffseg.images import decode_image
-from diffseg.merge import anchor_positions, kmeans, merge
 from diffseg.refine import refine
+from diffseg.scores import scores_of
 from diffseg.settings import Dtype, Preset, SegmenterSettings, settings_of, thresholds
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes
@@ -33,35 +31,6 @@ PIXELS_PER_TOKEN = 8
 
 class NonFiniteError(ValueError):
     """The model gave a number that is not finite for an image: a sign of half precision overflowing."""
-
-
-def scores_of(
-    attention: SelfAttention,
-    settings: SegmenterSettings,
-    tau: Sequence[float],
-    step: Step = no_step,
-    *,
-    overwrite: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Self-attention of a batch into float32 [B, K, h, w] scores of K proposals, ≥ 0, and bool [B], which are finite.
-
-    assign "peak": the proposals themselves, each a distribution, so that compact ones win by their height (the paper).
-    "nearest": exp(−J) of each position's own row to each proposal, J the symmetric KL, so that height does not count.
-    Proposals that there are not (see `merge`) and images that are not finite score 0. overwrite: whether the finest map
-    may be lost, which saves as much memory.
-    """
-    with step("aggregate"):
-        finest = attention.maps[attention.finest]
-        aggregated, grid = aggregate(attention, settings.weights, out=finest if overwrite else None)
-        finite = torch.isfinite(aggregated.sum(dim=(1, 2)))
-    with step("merge"):
-        anchors = anchor_positions(grid, settings.anchors_per_side, settings.anchor_layout)
-        proposals, alive = merge(aggregated, anchors=anchors, tau=tau, consume=settings.consume)
-        if settings.kmeans:
-            proposals, alive = kmeans(aggregated, proposals, alive)
-        scores = proposals if settings.assign == "peak" else symmetric_kl(proposals, aggregated).neg_().exp_()
-        scores = torch.where(alive[..., None] & finite[:, None, None], scores, 0)
-    return scores.unflatten(-1, grid), finite
 
 
 def segment_attention(

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
 """How much each resolution counts: see `diffseg.aggregate.resolution_weights`."""
 AnchorLayout = Literal["even", "google"]
 Consume = Literal["paper", "google"]
+Distance = Literal["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
 Assign = Literal["nearest", "peak"]
 Refine = Literal["none", "par"]
 Fit = Literal["resize", "letterbox", "crop"]
@@ -41,6 +42,8 @@ class SegmenterSettings:
     """Over the whole grid, or in google/diffseg's integer steps."""
     tau: tuple[float, ...] | None = None
     """Merging threshold of each round in nats of symmetric KL; None: the checkpoint's own, else 1.1 three times."""
+    distance: Distance = "kl"
+    """What tells attention maps apart; tau stands for the same leakage between two regions with each of them."""
     consume: Consume = "paper"
     """Whether a merged proposal may be averaged into a later group too (google)."""
     kmeans: bool = False
@@ -69,6 +72,10 @@ class SegmenterSettings:
             self.anchor_layout in ("even", "google"), f"anchor_layout={self.anchor_layout!r}: expected even or google"
         )
         require(self.consume in ("paper", "google"), f"consume={self.consume!r}: expected paper or google")
+        require(
+            self.distance in get_args(Distance),
+            f"distance={self.distance!r}: expected one of {', '.join(get_args(Distance))}",
+        )
         require(self.assign in ("nearest", "peak"), f"assign={self.assign!r}: expected nearest or peak")
         require(self.refine in ("none", "par"), f"refine={self.refine!r}: expected none or par")
         require(0 <= self.min_area <= 1, f"min_area={self.min_area}: expected a share of the image, 0 to 1")

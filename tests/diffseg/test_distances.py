@@ -1,0 +1,223 @@
+"""Distances beside symmetric KL: closed forms, what makes a metric, loops, and what they find."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from planted import adjusted_rand_index, permuted_columns, planted, two_unequal_regions, voronoi
+from scipy.optimize import linprog
+from scipy.special import rel_entr
+
+from diffseg import distance as distances
+from diffseg.attention import SelfAttention
+from diffseg.calibration import calibrated, critical_leakage, metric_of
+from diffseg.decide import decide
+from diffseg.scores import scores_of
+from diffseg.settings import settings_of
+from diffseg.transport import gaussian_w2, marginal_w1, sliced_w2
+
+GRID = (12, 16)
+NAMES: list[Any] = ["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
+
+
+def random_maps(count: int, seed: int, grid: tuple[int, int] = GRID) -> torch.Tensor:
+    """float32 [count, P]: rows with a few peaks, that sum to 1."""
+    generator = np.random.default_rng(seed)
+    rows = generator.random((count, math.prod(grid))) ** 8
+    return torch.from_numpy(rows / rows.sum(axis=1, keepdims=True)).float()
+
+
+def blobs(centres: np.ndarray, sigma: float, side: int = 64) -> torch.Tensor:
+    """float32 [n, P]: Gaussians on a square grid, around (row, column)."""
+    places = np.arange(side)
+    parts = np.exp(-(((places - centres[..., None]) / sigma) ** 2) / 2)
+    rows = (parts[:, 0, :, None] * parts[:, 1, None, :]).reshape(len(centres), -1)
+    return torch.from_numpy(rows / rows.sum(axis=1, keepdims=True)).float()
+
+
+def by_pairs(name: str, p: np.ndarray, q: np.ndarray) -> float:
+    """float64, from the definition."""
+    if name == "js":
+        middle = (p + q) / 2
+        return float(sum(rel_entr(row, middle).sum() / 2 for row in (p, q)))
+    if name == "hellinger":
+        return float(((np.sqrt(p) - np.sqrt(q)) ** 2).sum() / 2)
+    if name == "pearson":
+        return float(1 - np.corrcoef(p, q)[0, 1])
+    if name == "wasserstein":
+        apart = [
+            np.abs(np.cumsum(p.reshape(GRID).sum(axis=axis) - q.reshape(GRID).sum(axis=axis))).sum() for axis in (0, 1)
+        ]
+        return float(np.mean(apart) / math.hypot(*GRID))
+    raise ValueError(name)
+
+
+@pytest.mark.parametrize("name", ["js", "hellinger", "pearson", "wasserstein"])
+@pytest.mark.parametrize("elements", [1, 1000, 2**20])
+def test_agrees_with_loops_over_pairs(name: Any, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distances, "BLOCK_ELEMENTS", elements)
+    p, q = random_maps(3, 1), random_maps(5, 2)
+    p[0, :100] = 0
+    p /= p.sum(dim=1, keepdim=True)
+    expected = [[by_pairs(name, a, b) for b in q.double().numpy()] for a in p.double().numpy()]
+    np.testing.assert_allclose(metric_of(name, GRID)(p, q).numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_none_to_itself_and_the_same_both_ways(name: Any) -> None:
+    p = torch.cat([random_maps(9, 3), torch.full((1, 192), 1 / 192)])
+    found = metric_of(name, GRID)(p, p)
+    assert found.min() >= 0
+    assert found.diagonal().max() < (2e-3 if name == "gaussian" else 1e-4)  # a root of what cancels
+    assert (found + torch.eye(10)).min() > 1e-3, "different maps must be apart"
+    torch.testing.assert_close(found, found.T, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_of_a_batch_stay_apart(name: Any) -> None:
+    p, q = random_maps(6, 4).view(2, 3, -1), random_maps(8, 5).view(2, 4, -1)
+    metric = metric_of(name, GRID)
+    before = p.clone(), q.clone()
+    together = metric(p, q)
+    for index in range(2):
+        torch.testing.assert_close(together[index], metric(p[index], q[index]), atol=1e-5, rtol=1e-4)
+    assert torch.equal(p, before[0])
+    assert torch.equal(q, before[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "power"), [("js", 0.5), ("hellinger", 0.5), ("wasserstein", 1), ("sliced", 1), ("gaussian", 1)]
+)
+def test_triangle_inequality(name: Any, power: float) -> None:
+    p = torch.cat([random_maps(12, 6), torch.eye(192)[::16]])
+    apart = metric_of(name, GRID)(p, p).double() ** power
+    longest = (apart[:, :, None] + apart[None, :, :]).amin(dim=1)  # over the stop on the way
+    assert (apart <= longest + 1e-3).all()
+    assert apart.max() > 0.05
+
+
+def test_symmetric_kl_is_none() -> None:
+    p = torch.tensor([[0.998, 0.002], [0.5, 0.5], [0.002, 0.998]])
+    apart = metric_of("kl", (1, 2))(p, p)
+    assert apart[0, 2] > apart[0, 1] + apart[1, 2]
+
+
+@pytest.mark.parametrize("shift", [(0, 3), (5, 0), (4, 7), (-6, 2)])
+def test_transport_tells_how_far_a_map_was_moved(shift: tuple[int, int]) -> None:
+    start = np.array([[30.0, 28.0]])
+    p, q = blobs(start, 3.0), blobs(start + shift, 3.0)
+    diagonal, moved = 64 * math.sqrt(2), math.hypot(*shift)
+    grid = (64, 64)
+    assert marginal_w1(p, q, grid).item() * diagonal == pytest.approx((abs(shift[0]) + abs(shift[1])) / 2, rel=1e-3)
+    assert gaussian_w2(p, q, grid).item() * diagonal == pytest.approx(moved, rel=1e-3)
+    assert sliced_w2(p, q, grid).item() * diagonal == pytest.approx(moved / math.sqrt(2), rel=0.05)
+
+
+def test_gaussians_of_any_shape_agree_with_the_closed_form() -> None:
+    """Bures' distance of the continuous Gaussians, from roots of matrices, against the maps they leave on a grid."""
+    side, generator = 64, np.random.default_rng(1)
+    places = np.stack(np.mgrid[:side, :side], axis=-1).reshape(-1, 2)
+    means, covariances, maps = [], [], []
+    for _ in range(5):
+        mean, root = generator.uniform(26, 38, 2), generator.uniform(-2, 2, (2, 2)) + 3 * np.eye(2)
+        covariance = root @ root.T
+        apart = places - mean
+        row = np.exp(-0.5 * np.einsum("pi,ij,pj->p", apart, np.linalg.inv(covariance), apart))
+        means.append(mean)
+        covariances.append(covariance)
+        maps.append(row / row.sum())
+    rows = torch.from_numpy(np.stack(maps)).float()
+    found = gaussian_w2(rows, rows, (side, side)).numpy() * side * math.sqrt(2)
+    for i in range(5):
+        for j in range(i):
+            expected = math.sqrt(((means[i] - means[j]) ** 2).sum() + bures_squared(covariances[i], covariances[j]))
+            assert found[i, j] == pytest.approx(expected, rel=0.02)
+
+
+def bures_squared(one: np.ndarray, other: np.ndarray) -> float:
+    def root(matrix: np.ndarray) -> np.ndarray:
+        values, vectors = np.linalg.eigh(matrix)
+        return vectors * np.sqrt(values) @ vectors.T
+
+    return float(np.trace(one + other - 2 * root(root(one) @ other @ root(one))))
+
+
+def exact_w1(p: np.ndarray, q: np.ndarray, grid: tuple[int, int]) -> float:
+    """The linear program of moving p to q over a grid, at the Euclidean length of each way."""
+    places = np.stack(np.mgrid[: grid[0], : grid[1]], axis=-1).reshape(-1, 2)
+    cost = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    count = len(places)
+    leaving = np.kron(np.eye(count), np.ones((1, count)))
+    arriving = np.kron(np.ones((1, count)), np.eye(count))
+    found = linprog(cost.ravel(), A_eq=np.vstack([leaving, arriving]), b_eq=np.concatenate([p, q]), method="highs")
+    return float(found.fun)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_marginals_never_ask_for_more_than_the_exact_transport(seed: int) -> None:
+    grid = (6, 6)
+    p, q = random_maps(2, seed, grid).double()
+    q = q / q.sum() * p.sum()
+    exact = exact_w1(p.numpy(), q.numpy(), grid) / math.hypot(*grid)
+    found = marginal_w1(p[None].float(), q[None].float(), grid).item()
+    assert 0.2 * exact < found <= exact + 1e-6
+
+
+@pytest.mark.parametrize("tau", [0.2, 0.9, 1.0, 1.1, 3.0])
+def test_thresholds_are_those_of_the_same_leakage(tau: float) -> None:
+    leak = critical_leakage(tau)
+    assert (1 - 2 * leak) * math.log((1 - leak) / leak) == pytest.approx(tau, abs=1e-9)
+    entropy = -leak * math.log(leak) - (1 - leak) * math.log(1 - leak)
+    share, pair = 1 / 16, leak * (1 - leak)
+    closed_forms = {
+        "kl": tau,
+        "js": math.log(2) - entropy,
+        "hellinger": 1 - 2 * math.sqrt(pair),
+        "pearson": 1 - (2 * pair - share) / (1 - 2 * pair - share),
+        "wasserstein": (1 - 2 * leak) * 4 / 2 / math.hypot(16, 16),
+        "gaussian": (1 - 2 * leak) * 4 / math.hypot(16, 16),
+    }
+    for name, expected in closed_forms.items():
+        assert calibrated(tau, name) == pytest.approx(expected, rel=1e-3), name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thresholds_grow_with_tau(name: Any) -> None:
+    found = [calibrated(tau, name) for tau in (0.0, 0.3, 1.0, 2.0, 5.0, 30.0)]
+    assert found == sorted(found)
+    assert found[0] == pytest.approx(0, abs=1e-6)
+    assert found[-1] == (30.0 if name == "kl" else math.inf)
+
+
+def partition(attention: np.ndarray, side: int, **settings: Any) -> np.ndarray:
+    maps = {(side, side): torch.from_numpy(attention).float()[None]}
+    tau = (1.0, 1.0, 1.0)
+    scores, finite = scores_of(SelfAttention(maps=maps, layers={(side, side): 1}), settings_of(**settings), tau)
+    assert finite.all()
+    return decide(scores[0], (side, side)).labels
+
+
+@pytest.mark.parametrize("name", ["kl", "js", "hellinger", "pearson"])
+def test_planted_regions_are_found_at_the_calibrated_threshold(name: Any) -> None:
+    for seed in (100, 101):
+        truth = voronoi(16, 5, seed)
+        found = partition(planted(truth, leak=0.08, noise=0.5, seed=seed), 16, distance=name)
+        assert adjusted_rand_index(found, truth) > 0.95
+        shuffled = permuted_columns(planted(truth, leak=0.08, noise=0.5, seed=seed))
+        assert abs(adjusted_rand_index(partition(shuffled, 16, distance=name), truth)) < 0.1
+
+
+@pytest.mark.parametrize("name", ["js", "hellinger"])
+def test_two_regions_merge_just_beyond_the_critical_leakage(name: Any) -> None:
+    truth, critical = two_unequal_regions(), critical_leakage(1.0)
+    below, beyond = (partition(planted(truth, leak=critical + d), 24, distance=name) for d in (-0.005, 0.005))
+    assert (below.max(), beyond.max()) == (1, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_uniform_attention_is_one_segment(name: Any) -> None:
+    assert not partition(np.full((256, 256), 1 / 256), 16, distance=name).any()
