@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -113,42 +112,48 @@ class Superpixels:
     small: float = 0.003
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        from skimage import graph
         from skimage.segmentation import slic
 
         small = _reduce(image, SIDE)
         superpixels = slic(small, n_segments=self.count, compactness=self.compactness, start_label=0)
-        if not superpixels.any():
-            return one_segment(image)  # scikit-image's graph has no node without an edge
-        regions = graph.rag_mean_color(to_lab(small), superpixels)
-        for one, other, edge in regions.edges(data=True):
-            edge["weight"] = self._difference(regions, one, other, superpixels.size)
-        labels = graph.merge_hierarchical(
-            superpixels,
-            regions,
-            thresh=self.threshold,
-            rag_copy=False,
-            in_place_merge=True,
-            merge_func=_add_up,
-            weight_func=lambda graph, _, merged, other: {
-                "weight": self._difference(graph, merged, other, superpixels.size)
-            },
-        )
-        return _enlarge(labels.astype(np.uint16), image.shape[:2])
+        areas = np.bincount(superpixels.ravel()).astype(np.float64)
+        lab = to_lab(small).reshape(-1, 3).T
+        colours = np.stack([np.bincount(superpixels.ravel(), channel) for channel in lab], 1) / areas[:, None]
+        merged = self._merged(colours, areas, _adjacent(superpixels))
+        return _enlarge(merged[superpixels], image.shape[:2])
 
-    def _difference(self, regions: Any, one: int, other: int, pixels: int) -> float:
-        """Of mean colours, made less by how small the smaller region is."""
-        first, second = regions.nodes[one], regions.nodes[other]
-        smaller = min(first["pixel count"], second["pixel count"]) / pixels
-        return float(np.linalg.norm(first["mean color"] - second["mean color"]) / (1 + self.small / smaller))
+    def _merged(self, colours: np.ndarray, areas: np.ndarray, adjacent: np.ndarray) -> np.ndarray:
+        """The segment of each superpixel, uint16 [N], of mean colours [N, 3], pixels [N], bool [N, N]; all are lost."""
+        smallest = self.small * areas.sum()
+        segment = np.arange(len(areas), dtype=np.uint16)
+
+        def differences(one: int) -> np.ndarray:
+            apart = np.linalg.norm(colours - colours[one], axis=1)
+            return np.where(adjacent[one], apart / (1 + smallest / np.minimum(areas, areas[one])), np.inf)
+
+        table = np.stack([differences(one) for one in range(len(areas))])
+        while table.min() < self.threshold:
+            kept, gone = divmod(int(table.argmin()), len(areas))
+            segment[segment == gone] = kept
+            colours[kept] = np.average(colours[[kept, gone]], axis=0, weights=areas[[kept, gone]])
+            areas[kept] += areas[gone]
+            adjacent[kept] |= adjacent[gone]
+            adjacent[kept, kept] = False
+            adjacent[:, kept] = adjacent[kept]
+            adjacent[gone] = adjacent[:, gone] = False
+            table[gone] = table[:, gone] = np.inf
+            table[kept] = table[:, kept] = differences(kept)
+        return segment
 
 
-def _add_up(regions: Any, merged: int, kept: int) -> None:
-    """The colour of two regions that become one, as scikit-image's example of merging a region graph has it."""
-    source, target = regions.nodes[merged], regions.nodes[kept]
-    target["total color"] += source["total color"]
-    target["pixel count"] += source["pixel count"]
-    target["mean color"] = target["total color"] / target["pixel count"]
+def _adjacent(labels: np.ndarray) -> np.ndarray:
+    """bool [N, N]: which of the labels 0 … N−1 share a border."""
+    count = int(labels.max()) + 1
+    adjacent = np.full((count, count), False)
+    for one, other in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
+        adjacent[one, other] = adjacent[other, one] = True
+    np.fill_diagonal(adjacent, False)
+    return adjacent
 
 
 BASELINES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -1,0 +1,111 @@
+"""Images with truths that the embedded model is scored on: generated scenes, and photographs where a user has some."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from diffseg.decide import IGNORE
+from diffseg.images import decode_image
+from diffseg.tiny import scenes
+from diffseg.tiny.scenes import HELD_OUT_SEEDS, VALIDATION_SEEDS, generate_scene
+
+__all__ = ["Choice", "Sample", "chosen", "photographs", "scene_samples"]
+
+Half = Literal["development", "held-out", "all"]
+SEEDS = {"validation": VALIDATION_SEEDS, "held-out": HELD_OUT_SEEDS}
+MASKS = {"coco": "masks27", "voc": "masks"}
+VOID = 255
+"""Id of pixels without a truth in the masks of photographs."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """name: of the image in its set. key: another one for other pixels. load: uint8 [H, W, 3] and its truth,
+    uint16 [H, W], `IGNORE` where there is none.
+    """
+
+    name: str
+    key: str
+    load: Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """On what to score.
+
+    Attributes:
+        images: number of generated scenes.
+        scenes: held-out ones, for figures to report, or validation, for whatever is still to be decided.
+        size: side of the scenes in pixels.
+        photographs: a folder with coco/images, coco/masks27, voc/images and voc/masks (PNG, 255 = no truth), or a part.
+        half: of each set of photographs, sorted by name: development is the even ones, held-out the odd ones.
+    """
+
+    images: int = 60
+    scenes: Literal["validation", "held-out"] = "held-out"
+    size: int = 256
+    photographs: Path | None = None
+    half: Half = "development"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.images <= len(HELD_OUT_SEEDS):
+            raise ValueError(f"images={self.images}: expected 0 to {len(HELD_OUT_SEEDS)}")
+        if self.photographs is not None and not self.photographs.is_dir():
+            raise ValueError(f"photographs={self.photographs}: no such folder")
+
+
+def chosen(choice: Choice) -> Mapping[str, Sequence[Sample]]:
+    """The sets to score on, by a name that says what and how many; without those that are empty."""
+    sets = {f"{choice.scenes} scenes": scene_samples(SEEDS[choice.scenes][: choice.images], choice.size)}
+    if choice.photographs is not None:
+        half = "" if choice.half == "all" else f"{choice.half} half of "
+        for name, label in (("coco", "coco, 27 supercategories"), ("voc", "voc, 20 classes and background")):
+            sets[f"{half}{label}"] = photographs(choice.photographs, name, choice.half)
+    return {f"{name}: {len(samples)} images": samples for name, samples in sets.items() if samples}
+
+
+def scene_samples(seeds: Sequence[int], size: int) -> list[Sample]:
+    """Generated scenes; made again whenever they are loaded."""
+    code = hashlib.sha256(Path(scenes.__file__).read_bytes()).hexdigest()
+
+    def sample(seed: int) -> Sample:
+        def load() -> tuple[np.ndarray, np.ndarray]:
+            scene = generate_scene(seed, size)
+            return scene.image, scene.labels
+
+        return Sample(name=str(seed), key=f"{code[:16]} {seed} {size}", load=load)
+
+    return [sample(seed) for seed in seeds]
+
+
+def photographs(folder: Path, name: Literal["coco", "voc"] | str, half: Half) -> list[Sample]:
+    """The half of a set of photographs. Raises ValueError where an image has no mask; loading, where sizes differ."""
+    images = sorted(path for path in (folder / name / "images").glob("*") if path.is_file())
+    return [_photograph(path, folder / name / MASKS[name] / f"{path.stem}.png") for path in _half(images, half)]
+
+
+def _half(paths: Sequence[Path], half: Half) -> Sequence[Path]:
+    return {"development": paths[::2], "held-out": paths[1::2], "all": paths}[half]
+
+
+def _photograph(image: Path, mask: Path) -> Sample:
+    if not mask.is_file():
+        raise ValueError(f"{image}: has no mask; looked for {mask}")
+
+    def load() -> tuple[np.ndarray, np.ndarray]:
+        pixels = decode_image(image)
+        with Image.open(mask) as opened:
+            ids = np.asarray(opened)
+        if ids.shape != pixels.shape[:2]:
+            raise ValueError(f"{mask}: has shape {ids.shape}; expected {pixels.shape[:2]}, as the image")
+        return pixels, np.where(ids == VOID, IGNORE, ids).astype(np.uint16)
+
+    content = hashlib.sha256(image.read_bytes() + mask.read_bytes()).hexdigest()
+    return Sample(name=image.stem, key=content[:16], load=load)
