@@ -48,8 +48,12 @@ format: $(VENV)/.dev ## Apply the formatter and the linter's fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-tiny-eval: $(VENV)/.demo ## Score the embedded model on generated scenes it never saw, beside its controls
-	$(BIN)/python -m diffseg.tiny.evaluate
+# A folder of photographs with masks, where there is one; which half of them: HALF=held-out scores those that nobody looked at.
+PHOTOGRAPHS ?= $(wildcard ../shared/data)
+SAMPLES = $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS)) $(if $(HALF),--half $(HALF)) $(ARGS)
+
+tiny-eval: $(VENV)/.demo ## Score the embedded model beside what it must beat: scenes it never saw, and photographs: HALF=held-out
+	$(BIN)/python -m diffseg.tiny.evaluate $(SAMPLES)
 
 tiny-train: $(VENV)/.demo ## Train the embedded model again (about an hour on one core; resumes where it was stopped)
 	$(BIN)/python -m diffseg.tiny.train

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy.cluster.vq import kmeans2
 
-__all__ = ["BASELINES", "LEFT_OUT", "Clusters", "Felzenszwalb", "Grid", "Superpixels", "one_segment", "to_lab"]
+__all__ = ["BASELINES", "LEFT_OUT", "Clusters", "Felzenszwalb", "Grid", "Superpixels", "to_lab"]
 
 SIDE = 256
 """Longer side, in pixels, at which images are looked at; smaller ones are left as they are."""
@@ -27,11 +27,6 @@ XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 XYZ /= XYZ.sum(1, keepdims=True)
-
-
-def one_segment(image: np.ndarray) -> np.ndarray:
-    """The whole image as one segment."""
-    return np.zeros(image.shape[:2], np.uint16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +152,7 @@ def _adjacent(labels: np.ndarray) -> np.ndarray:
 
 
 BASELINES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
-    "one segment": one_segment,
+    "one segment": Grid(rows=1, columns=1),
     "grid": Grid(),
     "k-means": Clusters(),
     "Felzenszwalb": Felzenszwalb(),

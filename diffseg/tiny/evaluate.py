@@ -1,137 +1,143 @@
-"""How good the embedded model is on scenes it never saw: `python -m diffseg.tiny.evaluate`.
+"""How good the embedded model is beside what it must beat: `python -m diffseg.tiny.evaluate`.
 
-Training, tuning and this table use three disjoint ranges of scene seeds (diffseg.tiny.scenes). The scores say how well
-regions of colour and texture are found, which is what this model was made for; they say nothing about photographs.
+Training, tuning and this table use three disjoint ranges of scene seeds (diffseg.tiny.scenes); nothing is ever chosen
+on photographs. What was scored is kept, so a command that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from diffseg.baselines import Clusters, one_segment
-from diffseg.metrics import Interval, bootstrap_mean, covering, match_per_image, mean_best_iou, overlap
-from diffseg.segmenter import Segmenter
+from diffseg.baselines import LEFT_OUT
+from diffseg.draw import contact_sheet, overlay
+from diffseg.metrics import Interval
 from diffseg.tiny.export import CHECKPOINT
-from diffseg.tiny.scenes import HELD_OUT_SEEDS, Scene, generate_scene
+from diffseg.tiny.report import heading, markdown, number, signed
+from diffseg.tiny.samples import Choice, Sample, chosen
+from diffseg.tiny.scoring import Method, Segment, baseline_methods, intervals, model_method, scores_of
 from diffseg.tiny.untrained import UNTRAINED_TAU, write_untrained
 
-__all__ = ["Evaluation", "Row", "evaluate", "score"]
+__all__ = ["Evaluation", "Row", "evaluate"]
 
-Method = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One method's scores over all images: means in [0, 1] with 95 % bootstrap intervals, and seconds per image."""
-
-    method: str
-    covering: Interval
-    best_iou: Interval
-    miou: Interval
-    seconds: float
+COMPARED = ("covering", "miou", "best_iou", "boundary_f", "accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Score the embedded model against what it must beat, on held-out scenes.
+    """Score the embedded model and what it must beat, with 95 % intervals, and each difference image by image.
 
     Attributes:
+        samples: on what to score.
         model: a folder in the layout of the embedded checkpoint.
-        images: number of held-out scenes.
         untrained: number of random weightings of the same network to average over.
-        size: side of the scenes in pixels.
+        pictures: images of each set to draw with their truth, our labels and Felzenszwalb's.
         threads: of torch.
-        json: print JSON instead of a table.
+        out: a folder for what was scored, and for scores.md, scores.json and the pictures.
     """
 
+    samples: tyro.conf.OmitArgPrefixes[Choice] = field(default_factory=Choice)
     model: Path = CHECKPOINT
-    images: int = 60
     untrained: int = 3
-    size: int = 256
+    pictures: int = 12
     threads: int = 1
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.images <= len(HELD_OUT_SEEDS):
-            raise ValueError(f"images={self.images}: expected 1 to {len(HELD_OUT_SEEDS)}")
+    out: Path = Path("tiny-eval")
 
 
-def score(method: Method, scenes: Sequence[Scene]) -> tuple[np.ndarray, float]:
-    """Per-image covering, mean best IoU and matched mIoU, float64 [N, 3], and seconds per image."""
-    scores = []
-    spent = 0.0
-    for scene in scenes:
-        start = time.perf_counter()
-        labels = method(scene.image)
-        spent += time.perf_counter() - start
-        table = overlap(scene.labels, labels)
-        scores.append((covering(table), mean_best_iou(table), match_per_image(table).miou))
-    return np.array(scores), spent / len(scenes)
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Of one method on one set: the mean of each score, and how much higher the model's is on the same images."""
+
+    samples: str
+    method: str
+    scores: dict[str, Interval]
+    lead: dict[str, Interval]
 
 
 def evaluate(settings: Evaluation) -> Iterator[Row]:
-    """Yield one row after another, the model's first."""
+    """Yield a row for each set and method, the model's first."""
     torch.set_num_threads(settings.threads)
-    scenes = [generate_scene(seed, settings.size) for seed in HELD_OUT_SEEDS[: settings.images]]
-    yield _row("embedded model", [score(_model(settings.model), scenes)])
-    yield _row("the same, assign=peak as in the paper", [score(_model(settings.model, assign="peak"), scenes)])
-    yield _row("k-means, Lab + position", [score(Clusters(), scenes)])
-    with tempfile.TemporaryDirectory() as folder:
-        runs = []
-        for seed in range(settings.untrained):
-            twin = Path(folder) / str(seed)
-            write_untrained(twin, settings.model, seed=seed)
-            runs.append(score(_model(twin, tau=UNTRAINED_TAU), scenes))
-        if runs:
-            yield _row(f"same network, random weights ({len(runs)} seeds)", runs)
-    yield _row("one segment", [score(one_segment, scenes)])
+    methods = _methods(settings)
+    console = Console(stderr=True)
+    for samples_name, samples in chosen(settings.samples).items():
+        own = None
+        for name, variants in methods.items():
+            runs = []
+            for method in variants:
+                scored = scores_of(method, samples, settings.out / "scored")
+                told = f"{name} on {samples_name}"
+                runs.append(np.array(list(track(scored, description=told, total=len(samples), console=console))))
+            scores = np.mean(runs, axis=0)
+            own = scores if own is None else own
+            yield Row(samples=samples_name, method=name, scores=intervals(scores), lead=intervals(own - scores))
 
 
-def _model(folder: Path, **settings: Any) -> Method:
-    segmenter = Segmenter.from_pretrained(folder, device="cpu", **settings)
-    return lambda image: segmenter(image).labels
+def _methods(settings: Evaluation) -> Mapping[str, Sequence[Method]]:
+    """By their names in the table, the variants that are averaged over."""
+    model = settings.model
+    methods = {
+        "embedded model": [model_method(model)],
+        "the same, assign=peak as in the paper": [model_method(model, assign="peak")],
+    }
+    methods |= {name: [method] for name, method in baseline_methods().items()}
+    twins = []
+    for seed in range(settings.untrained):
+        twin = settings.out / "untrained" / str(seed)
+        twin.parent.mkdir(parents=True, exist_ok=True)
+        write_untrained(twin, model, seed=seed)
+        twins.append(model_method(twin, tau=UNTRAINED_TAU))
+    if twins:
+        methods[f"the same network, random weights ({len(twins)} seeds)"] = twins
+    return methods
 
 
-def _row(name: str, runs: list[tuple[np.ndarray, float]]) -> Row:
-    scores = np.mean([scores for scores, _ in runs], axis=0)
-    intervals = [bootstrap_mean(column) for column in scores.T]
-    seconds = float(np.mean([seconds for _, seconds in runs]))
-    return Row(method=name, covering=intervals[0], best_iou=intervals[1], miou=intervals[2], seconds=seconds)
+def report(rows: Sequence[Row]) -> str:
+    """Two tables in Markdown for each set: scores, and by how much the model's are higher."""
+    parts = []
+    for samples in dict.fromkeys(row.samples for row in rows):
+        here = [row for row in rows if row.samples == samples]
+        columns = list(here[0].scores)
+        table = [[row.method, *(number(name, row.scores[name]) for name in columns)] for row in here]
+        parts += [f"### {samples}", markdown(["method", *map(heading, columns)], table)]
+        ahead = [[row.method, *(signed(name, row.lead[name]) for name in COMPARED)] for row in here[1:]]
+        parts += [markdown([f"{here[0].method} ahead of", *map(heading, COMPARED)], ahead)]
+    return "\n\n".join(parts)
 
 
-def _table(rows: Sequence[Row], settings: Evaluation) -> Table:
-    table = Table(title=f"{settings.images} held-out scenes of {settings.size} px, {settings.threads} thread(s)")
-    table.add_column("method")
-    for column in ("covering", "mean best IoU", "per-image mIoU", "s/image"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        cells = [f"{i.mean:.3f} ± {i.half_width:.3f}" for i in (row.covering, row.best_iou, row.miou)]
-        table.add_row(row.method, *cells, f"{row.seconds:.3f}")
-    return table
+def draw(settings: Evaluation) -> None:
+    """A picture of each set: image | truth | our segments | Felzenszwalb's."""
+    shown = [model_method(settings.model).load()]
+    shown += [method.load() for name, method in baseline_methods().items() if name == "Felzenszwalb"]
+    for name, samples in chosen(settings.samples).items():
+        picked = samples[:: max(1, len(samples) // settings.pictures)][: settings.pictures]
+        path = settings.out / f"{name.split(',')[0].split(':')[0].replace(' ', '-')}.png"
+        contact_sheet([_strip(sample, shown) for sample in picked], height=192, columns=2).save(path)
+
+
+def _strip(sample: Sample, methods: Sequence[Segment]) -> list[np.ndarray]:
+    image, truth = sample.load()
+    return [image, overlay(image, truth), *(overlay(image, segment(image)) for segment in methods)]
 
 
 def main(settings: Evaluation) -> None:
-    """Print the table, or JSON."""
-    errors = Console(stderr=True)
-    rows = list(track(evaluate(settings), description="scoring", total=4 + (settings.untrained > 0), console=errors))
-    if settings.json:
-        document = {"images": settings.images, "size": settings.size, "rows": [asdict(row) for row in rows]}
-        print(json.dumps(document, indent=2))
-    else:
-        Console().print(_table(rows, settings))
+    """Print the tables and write them, the figures and the pictures into the folder."""
+    if LEFT_OUT:
+        Console(stderr=True).print(LEFT_OUT, highlight=False)
+    rows = list(evaluate(settings))
+    text = report(rows)
+    print(text)
+    (settings.out / "scores.md").write_text(text + "\n")
+    (settings.out / "scores.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    if settings.pictures:
+        draw(settings)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from diffseg.decide import IGNORE
 from diffseg.images import decode_image
-from diffseg.tiny import scenes
+from diffseg.labelmap import IGNORE
 from diffseg.tiny.scenes import HELD_OUT_SEEDS, VALIDATION_SEEDS, generate_scene
 
 __all__ = ["Choice", "Sample", "chosen", "photographs", "scene_samples"]
@@ -27,8 +26,9 @@ VOID = 255
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """name: of the image in its set. key: another one for other pixels. load: uint8 [H, W, 3] and its truth,
-    uint16 [H, W], `IGNORE` where there is none.
+    """name: of the image in its set. key: another one for other pixels.
+
+    load: uint8 [H, W, 3] and its truth, uint16 [H, W], `IGNORE` where there is none.
     """
 
     name: str
@@ -72,20 +72,17 @@ def chosen(choice: Choice) -> Mapping[str, Sequence[Sample]]:
 
 
 def scene_samples(seeds: Sequence[int], size: int) -> list[Sample]:
-    """Generated scenes; made again whenever they are loaded."""
-    code = hashlib.sha256(Path(scenes.__file__).read_bytes()).hexdigest()
+    """Generated scenes, made now."""
 
     def sample(seed: int) -> Sample:
-        def load() -> tuple[np.ndarray, np.ndarray]:
-            scene = generate_scene(seed, size)
-            return scene.image, scene.labels
-
-        return Sample(name=str(seed), key=f"{code[:16]} {seed} {size}", load=load)
+        scene = generate_scene(seed, size)
+        key = hashlib.sha256(scene.image.tobytes() + scene.labels.tobytes()).hexdigest()
+        return Sample(name=str(seed), key=key[:16], load=lambda: (scene.image, scene.labels))
 
     return [sample(seed) for seed in seeds]
 
 
-def photographs(folder: Path, name: Literal["coco", "voc"] | str, half: Half) -> list[Sample]:
+def photographs(folder: Path, name: str, half: Half) -> list[Sample]:
     """The half of a set of photographs. Raises ValueError where an image has no mask; loading, where sizes differ."""
     images = sorted(path for path in (folder / name / "images").glob("*") if path.is_file())
     return [_photograph(path, folder / name / MASKS[name] / f"{path.stem}.png") for path in _half(images, half)]
@@ -102,10 +99,10 @@ def _photograph(image: Path, mask: Path) -> Sample:
     def load() -> tuple[np.ndarray, np.ndarray]:
         pixels = decode_image(image)
         with Image.open(mask) as opened:
-            ids = np.asarray(opened)
+            ids = np.asarray(opened).astype(np.uint16)
         if ids.shape != pixels.shape[:2]:
             raise ValueError(f"{mask}: has shape {ids.shape}; expected {pixels.shape[:2]}, as the image")
-        return pixels, np.where(ids == VOID, IGNORE, ids).astype(np.uint16)
+        return pixels, np.where(ids == VOID, np.uint16(IGNORE), ids)
 
     content = hashlib.sha256(image.read_bytes() + mask.read_bytes()).hexdigest()
     return Sample(name=image.stem, key=content[:16], load=load)

@@ -17,44 +17,52 @@ from typing import Any
 import numpy as np
 
 from diffseg.baselines import BASELINES
-from diffseg.decide import IGNORE
+from diffseg.labelmap import View
 from diffseg.layout import fingerprint
-from diffseg.metrics import Interval, bootstrap_mean, covering, match_per_image, mean_best_iou, overlap
+from diffseg.metrics import Interval, bootstrap
+from diffseg.scores import score_image
 from diffseg.segmenter import Segmenter
 from diffseg.settings import settings_of
 from diffseg.tiny.samples import Sample
 
-__all__ = ["SCORES", "Method", "baseline_methods", "difference", "intervals", "model_method", "scores_of"]
+__all__ = ["SCORES", "Method", "Segment", "baseline_methods", "intervals", "model_method", "scores_of"]
 
-SCORES = ("covering", "miou", "best_iou", "accuracy", "segments", "seconds")
-"""Shares in [0, 1], but for the number of segments and the seconds of an image; miou and accuracy are of a matching of
-segments to regions for this image alone."""
+SCORES = ("covering", "miou", "best_iou", "boundary_f", "accuracy", "segments", "seconds")
+"""As in `diffseg.scores`, of the whole image at its own size; then the number of segments and the seconds they took."""
+
+
+Segment = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Method:
-    """name: in a table. key: says everything that its label maps follow from, but for the code. segment: uint8 [H, W, 3]
-    to uint16 [H, W].
+    """key: says everything that its label maps follow from, but for the code.
+
+    load: whatever takes a while before the first image; gives a function of uint8 [H, W, 3] to uint16 [H, W].
     """
 
-    name: str
     key: str
-    segment: Callable[[np.ndarray], np.ndarray]
+    load: Callable[[], Segment]
 
 
-def baseline_methods() -> list[Method]:
-    """Those that need no model."""
-    return [Method(name=name, key=f"{name} {method!r}", segment=method) for name, method in BASELINES.items()]
+def baseline_methods() -> dict[str, Method]:
+    """Those that need no model, by name."""
+
+    def method(name: str) -> Method:
+        segment = BASELINES[name]
+        return Method(key=f"{name} {segment}", load=lambda: segment)
+
+    return {name: method(name) for name in BASELINES}
 
 
-def model_method(name: str, model: Path, **settings: Any) -> Method:
-    """A checkpoint with settings of the segmenter; it is loaded when the first image asks for it."""
-    loaded = cache(lambda: Segmenter.from_pretrained(model, device="cpu", **settings))
-    return Method(
-        name=name,
-        key=f"{fingerprint(model)} {settings_of(**settings)}",
-        segment=lambda image: loaded()(image).labels,
-    )
+def model_method(model: Path, **settings: Any) -> Method:
+    """A checkpoint with settings of the segmenter."""
+
+    def load() -> Segment:
+        segmenter = Segmenter.from_pretrained(model, device="cpu", **settings)
+        return lambda image: segmenter(image).labels
+
+    return Method(key=f"{fingerprint(model)} {settings_of(**settings)}", load=load)
 
 
 def scores_of(method: Method, samples: Sequence[Sample], folder: Path) -> Iterable[np.ndarray]:
@@ -66,24 +74,25 @@ def scores_of(method: Method, samples: Sequence[Sample], folder: Path) -> Iterab
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(f'{_code()} {method.key}'.encode()).hexdigest()[:24]}.jsonl"
     kept = dict(_lines(path))
+    segment = None
     with path.open("a") as file:
         for sample in samples:
             if sample.key not in kept:
-                kept[sample.key] = _score(method, sample)
+                segment = segment or method.load()
+                kept[sample.key] = _score(segment, sample)
                 file.write("\n" + json.dumps([sample.key, kept[sample.key]]))
                 file.flush()
             yield np.array(kept[sample.key])
 
 
-def _score(method: Method, sample: Sample) -> list[float]:
+def _score(segment: Segment, sample: Sample) -> list[float]:
     image, truth = sample.load()
     start = time.perf_counter()
-    labels = method.segment(image)
+    labels = segment(image)
     seconds = time.perf_counter() - start
-    table = overlap(truth, labels, ignore_truth=IGNORE)
-    matching = match_per_image(table)
-    values = (covering(table), matching.miou, mean_best_iou(table), matching.accuracy, len(table.segment_ids), seconds)
-    return [float(value) for value in values]
+    scores = score_image([truth], labels, View())
+    values = scores.values | {"segments": scores.segments, "seconds": seconds}
+    return [float(values[name]) for name in SCORES]
 
 
 def _lines(path: Path) -> Iterable[tuple[str, list[float]]]:
@@ -104,10 +113,7 @@ def _code() -> str:
 
 
 def intervals(scores: np.ndarray) -> dict[str, Interval]:
-    """The mean of each score, with its interval, of float64 [N, S]."""
-    return {name: bootstrap_mean(column) for name, column in zip(SCORES, scores.T, strict=True)}
-
-
-def difference(scores: np.ndarray, others: np.ndarray) -> dict[str, Interval]:
-    """How much higher `scores` are than `others` of the same images, image by image, both float64 [N, S]."""
-    return intervals(scores - others)
+    """The mean of each score, with its interval, of float64 [N, S]; samples without any truth are left out."""
+    scored = scores[~np.isnan(scores).any(1)]
+    means = bootstrap(scored, lambda sums: sums / len(scored))
+    return dict(zip(SCORES, means, strict=True))

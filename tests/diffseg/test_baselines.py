@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffseg.baselines import BASELINES, LEFT_OUT, Clusters, Grid, one_segment, to_lab
+from diffseg.baselines import BASELINES, LEFT_OUT, Clusters, Grid, to_lab
 from diffseg.metrics import covering, overlap
 from diffseg.tiny.scenes import generate_scene
 
@@ -62,7 +62,7 @@ def test_fields_of_plain_colour_are_found(name: str, size: tuple[int, int]) -> N
 
 def test_one_segment_and_a_grid() -> None:
     image = np.zeros((5, 8, 3), np.uint8)
-    assert (one_segment(image) == 0).all()
+    assert (BASELINES["one segment"](image) == 0).all()
     labels = Grid(rows=2, columns=4)(image)
     np.testing.assert_array_equal(labels[0], [0, 0, 1, 1, 2, 2, 3, 3])
     np.testing.assert_array_equal(labels[:, 0], [0, 0, 0, 4, 4])
