@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from diffseg.attention import Grid
 from diffseg.devices import to_device
@@ -70,7 +71,7 @@ def _walk(groups: Any, starts: Any, free: Any, *, consume: Consume) -> None:
         free &= ~members
 
 
-def _means(members: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def means(members: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """float32 [B, K, P]: the mean of each group's rows, bool [B, K, n] of [B, n, P]; zeros for an empty group."""
     weights = members.to(rows.dtype)
     weights /= weights.sum(dim=-1, keepdim=True).clamp_min(1)
@@ -90,6 +91,11 @@ def _may_ask(rows: torch.Tensor) -> bool:
     return len(rows) == 1 and rows.device.type == "cpu"
 
 
+def anchor_distances(attention: torch.Tensor, anchors: np.ndarray, metric: Metric) -> torch.Tensor:
+    """float32 [B, M, P]: from each anchor's row to all rows of aggregated attention [B, P, P]."""
+    return metric(attention[:, to_device(torch.from_numpy(anchors), attention.device)], attention)
+
+
 def merge(
     attention: torch.Tensor,
     *,
@@ -97,23 +103,25 @@ def merge(
     tau: Sequence[float],
     consume: Consume = "paper",
     metric: Metric = symmetric_kl,
+    near: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Proposals float32 [B, K, P], and which of them there are, bool [B, K], of aggregated attention [B, P, P].
 
     Round 1 averages, for each anchor, all rows nearer than tau[0] to its own; each following round merges proposals
     nearer than tau[i] greedily in order. tau is in units of the metric; a row always belongs to its own anchor.
+    near: those distances of the first round, [B, M, P], where they are known (`anchor_distances`).
     A proposal that there is not is zero. K is M where a device would have to be waited for to tell how many are left,
     or where images differ in it; on a CPU one image has as many as are left.
     """
     positions = to_device(torch.from_numpy(anchors), attention.device)
-    members = metric(attention[:, positions], attention) < tau[0]
+    members = (anchor_distances(attention, anchors, metric) if near is None else near) < tau[0]
     members[:, torch.arange(len(positions), device=members.device), positions] = True
-    proposals = _means(members, attention)
+    proposals = means(members, attention)
     alive = torch.ones_like(proposals[..., 0], dtype=torch.bool)
     for threshold in tau[1:]:
         close = metric(proposals, proposals) < threshold
         groups, alive = greedy_groups(close, alive, consume)
-        proposals = _means(groups, proposals)
+        proposals = means(groups, proposals)
         if _may_ask(attention):
             proposals, alive = proposals[:, alive[0]], alive[:, alive[0]]
     return proposals, alive
@@ -125,10 +133,8 @@ def kmeans(attention: torch.Tensor, proposals: torch.Tensor, alive: torch.Tensor
     Euclidean, one start, as google/diffseg's optional refinement. Until it has converged, a device is waited for.
     """
     found = [_lloyd(rows, centres[there]) for rows, centres, there in zip(attention, proposals, alive, strict=True)]
-    most = max(map(len, found))
-    padded = torch.stack([torch.nn.functional.pad(centres, (0, 0, 0, most - len(centres))) for centres in found])
-    counts = torch.tensor([[len(centres)] for centres in found], device=padded.device)
-    return padded, torch.arange(most, device=padded.device) < counts
+    there = [centres.new_ones(len(centres), dtype=torch.bool) for centres in found]
+    return pad_sequence(found, batch_first=True), pad_sequence(there, batch_first=True)
 
 
 def _lloyd(attention: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
@@ -141,7 +147,7 @@ def _lloyd(attention: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
         present = assigned.unique()
         members = present[:, None] == assigned[None, :]
         moved = centres.clone()
-        moved[present] = _means(members[None], attention[None])[0]
+        moved[present] = means(members[None], attention[None])[0]
         shift = (moved - centres).square().sum()
         centres = moved
         if (previous is not None and torch.equal(previous, assigned)) or shift <= tolerance:

@@ -14,6 +14,7 @@ Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
 """How much each resolution counts: see `diffseg.aggregate.resolution_weights`."""
 AnchorLayout = Literal["even", "google"]
 Consume = Literal["paper", "google"]
+Method = Literal["diffseg", "ncut"]
 Distance = Literal["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
 Assign = Literal["nearest", "peak"]
 Refine = Literal["none", "par"]
@@ -36,6 +37,14 @@ class SegmenterSettings:
     """Of the diffusion process, 0 to 999; None: the checkpoint's own, else 300. No noise is added."""
     weights: Weights = "paper"
     """Share of each resolution in the aggregated attention: paper, google, uniform, or {side: weight}."""
+    method: Method = "diffseg"
+    """How segments are found: anchors and iterative merging, or recursive normalised cuts of the same attention."""
+    ncut: float = 0.5
+    """Method ncut: a part stays whole where its best normalised cut, 0 to 2, costs this much or more."""
+    walk_steps: int = 1
+    """Method ncut: positions are joined by random walks of this many steps over the attention."""
+    stable: bool = False
+    """Choose tau, or ncut, by image: of thresholds from half to double, the one whose segments agree best with all."""
     anchors_per_side: int = 16
     """The anchor grid is this many squared."""
     anchor_layout: AnchorLayout = "even"
@@ -71,6 +80,9 @@ class SegmenterSettings:
         require(
             self.anchor_layout in ("even", "google"), f"anchor_layout={self.anchor_layout!r}: expected even or google"
         )
+        require(self.method in get_args(Method), f"method={self.method!r}: expected diffseg or ncut")
+        require(0 <= self.ncut <= 2, f"ncut={self.ncut}: expected a cost, 0 to 2")
+        require(1 <= self.walk_steps <= 64, f"walk_steps={self.walk_steps}: expected 1 to 64")
         require(self.consume in ("paper", "google"), f"consume={self.consume!r}: expected paper or google")
         require(
             self.distance in get_args(Distance),

@@ -183,7 +183,7 @@ class LabelWorker:
         self.samples = 0
         report = self.report
         metadata = {
-            "method": "diffseg",
+            "method": self.job.settings.method.method,
             "context": "empty prompt",
             "noise": "none",
             "fingerprint": report.fingerprint,
