@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from diffseg.baselines import BASELINES
+from diffseg.imagescores import score_image
 from diffseg.labelmap import View
 from diffseg.layout import fingerprint
 from diffseg.metrics import Interval, bootstrap
-from diffseg.scores import score_image
 from diffseg.segmenter import Segmenter
 from diffseg.settings import settings_of
 from diffseg.tiny.samples import Sample
@@ -28,7 +28,7 @@ from diffseg.tiny.samples import Sample
 __all__ = ["SCORES", "Method", "Segment", "baseline_methods", "intervals", "model_method", "scores_of"]
 
 SCORES = ("covering", "miou", "best_iou", "boundary_f", "accuracy", "segments", "seconds")
-"""As in `diffseg.scores`, of the whole image at its own size; then the number of segments and the seconds they took."""
+"""As in `diffseg.imagescores`, of whole images at their own size; then the number of segments, and seconds."""
 
 
 Segment = Callable[[np.ndarray], np.ndarray]

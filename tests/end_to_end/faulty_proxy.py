@@ -10,7 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import aiohttp
 from aiohttp import web

@@ -1,0 +1,149 @@
+"""An evaluation as JSON, and that as tables: no figure without its matching, its pixels and the number of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from diffseg.boundaries import TOLERANCE
+from diffseg.imagescores import CLASS_SCORES, IMAGE_SCORES
+from pipeline.evaluate import Evaluation, Evaluator
+from pipeline.pairing import Pairing, Rows
+
+FIRST = 3
+"""Of the keys of a kind, how many are named."""
+
+PER_IMAGE, BY_CLASS, ONCE = "for each image", "for each image, counted by class", "once for the data set"
+MATCHING = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE) | dict(
+    zip(CLASS_SCORES, (BY_CLASS,) * 2 + (ONCE,) * 2, strict=True)
+)
+"""How segments were matched to classes, by score; the others match nothing."""
+
+LEGEND = (
+    f"{PER_IMAGE}: Hungarian matching, mean over images. {BY_CLASS}: the same matching, pixels summed over the images "
+    f"(google/diffseg, and so DiffSeg's paper). {ONCE}: one matching for all images (PiCIE, STEGO); it needs ids that "
+    "mean the same in every image, as DiffSeg's do not. ± is half of a 95 % bootstrap interval over images."
+)
+REGIONS = (
+    f"best IoU: of each true region, mean. covering: the same, weighted by area. VI: variation of information, bits, 0 "
+    f"is best. boundary F: borders at most {TOLERANCE} px apart. split, merged: true regions an image that are over- "
+    "and under-segmented (Hoover's definitions, 80 %)."
+)
+
+
+def as_document(evaluator: Evaluator, rows: Rows, pairing: Pairing, evaluation: Evaluation) -> dict[str, Any]:
+    """What --json prints and scores.json holds."""
+    layout = evaluator.truth.layout
+    unusable = [problem for problem in evaluation.problems if problem.what == "truth"]
+    return {
+        "out": evaluator.out.redacted,
+        "truth": evaluator.truth.storage.redacted,
+        "protocol": {
+            "layout": evaluator.truth.layout_name,
+            "classes": layout.classes,
+            "ignored": "the largest id" if layout.ignore is None else list(layout.ignore),
+            "crop": evaluator.view.crop,
+            "size": evaluator.view.size,
+            "pixels": str(evaluator.view),
+            "paired_by": pairing.rule,
+        },
+        "counts": {
+            "rows": len(rows.ok) + rows.failed.total(),
+            "scored": len(evaluation.scored),
+            "without_label_map": dict(rows.failed),
+            "shards_missing": rows.shards_missing,
+            "without_truth": _listed(pairing.rows_alone),
+            "truths_without_row": _listed(pairing.truths_alone),
+            "ambiguous": _listed(pairing.repeated),
+            "unusable_truths": len(unusable),
+        },
+        "methods": [
+            {
+                "name": method.name,
+                "images": method.images,
+                "figures": {
+                    name: dataclasses.asdict(figure) | {"matching": MATCHING.get(name)}
+                    for name, figure in method.figures.items()
+                },
+            }
+            for method in evaluation.methods
+        ],
+        "problems": [dataclasses.asdict(problem) for problem in evaluation.problems],
+    }
+
+
+def _listed(keys: Sequence[str]) -> dict[str, Any]:
+    return {"count": len(keys), "first": list(keys[:FIRST])}
+
+
+def print_document(console: Console, document: Mapping[str, Any]) -> None:
+    """The same for people."""
+
+    def said(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    for line in _uncounted(document["counts"]):
+        said(line, "yellow")
+    unusable = [problem for problem in document["problems"] if problem["what"] == "truth"]
+    if unusable:
+        said(f"{len(unusable)} truths cannot be used, and their images are not scored:", "red")
+    for problem in unusable[:FIRST]:
+        said(f"  {problem['key']}: {problem['message']}", "red")
+    lost = [problem for problem in document["problems"] if problem["what"] == "image"]
+    if lost:
+        said(f"no baselines on {len(lost)} images that cannot be read; the first: {lost[0]['message']}", "yellow")
+    protocol = document["protocol"]
+    pixels = f"{protocol['layout']}, {protocol['pixels']}, {document['counts']['scored']} images"
+    if any(name in method["figures"] for method in document["methods"] for name in CLASS_SCORES):
+        columns = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE) | {name: MATCHING[name] for name in CLASS_SCORES}
+    else:
+        columns = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE)
+    heads = [f"{'accuracy' if 'accuracy' in name else 'mIoU'}\n{how}" for name, how in columns.items()]
+    console.print(_table(f"Segments matched to classes ({pixels})", LEGEND, document["methods"], list(columns), heads))
+    names = ("best IoU", "covering", "VI", "boundary F", "split", "merged")
+    console.print(_table(f"Regions, nothing matched ({pixels})", REGIONS, document["methods"], IMAGE_SCORES[2:], names))
+
+
+def _uncounted(counts: Mapping[str, Any]) -> list[str]:
+    """What of the run and of the truth no figure is about."""
+    lines = []
+    if counts["without_label_map"]:
+        statuses = ", ".join(f"{count} {status}" for status, count in sorted(counts["without_label_map"].items()))
+        lines.append(f"{sum(counts['without_label_map'].values())} rows have no label map ({statuses}): not scored")
+    if counts["shards_missing"]:
+        lines.append(f"{counts['shards_missing']} shards of the run have no labels: not scored (`diffseg status`)")
+    for name, what in (
+        ("without_truth", "rows have no truth: not scored"),
+        ("truths_without_row", "truths have no row"),
+        ("ambiguous", "rows share their key with another row, or with truths: not scored"),
+    ):
+        if counts[name]["count"]:
+            first = ", ".join(counts[name]["first"])
+            more = ", …" if counts[name]["count"] > FIRST else ""
+            lines.append(f"{counts[name]['count']} {what} ({first}{more})")
+    return lines
+
+
+def _table(
+    title: str, legend: str, methods: Sequence[Mapping[str, Any]], names: Sequence[str], heads: Sequence[str]
+) -> Table:
+    table = Table(title=title, caption=legend, title_justify="left", caption_justify="left", show_lines=False)
+    table.add_column("method", no_wrap=True)
+    table.add_column("images", justify="right")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for method in methods:
+        cells = [_cell(name, method["figures"].get(name)) for name in names]
+        table.add_row(method["name"], f"{method['images']:,}", *cells)
+    return table
+
+
+def _cell(name: str, figure: Mapping[str, float] | None) -> str:
+    if figure is None:
+        return "–"
+    digits = 2 if name in ("vi", "split", "merged") else 3
+    return f"{figure['mean']:.{digits}f} ±{figure['half_width']:.{digits}f}".replace("±0.", "±.")

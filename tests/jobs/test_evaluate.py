@@ -1,0 +1,187 @@
+"""`diffseg evaluate` on runs whose scores are known beforehand."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from labelled_runs import write_png, write_run
+from PIL import Image
+
+from diffseg.baselines import BASELINES
+from diffseg.labelmap import IGNORE
+from diffseg.tiny.scenes import generate_scene
+from jobs import evaluate
+
+HEIGHT, WIDTH = 40, 60
+NO_BASELINES = ("--baseline-images", "0")
+KEYS = tuple(f"{number}.png" for number in range(6))
+
+
+def truth_of(number: int) -> np.ndarray:
+    """Two classes, the second on the right from a column on that differs from image to image."""
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[:, 30 + number :] = 1
+    return labels
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[Path, Path]:
+    """OUT of a run of six images, of which one failed and one has no truth, and TRUTH; its SRC is there too."""
+    labels: dict[str, np.ndarray | None] = {}
+    for number, key in enumerate(KEYS):
+        scene = generate_scene(number, 64).image[:HEIGHT, :WIDTH]
+        write_png(tmp_path / "images" / key, scene)
+        found = 1 - truth_of(number).astype(np.uint16)  # the same partition under other ids
+        labels[key] = None if number == 3 else found
+        if number != 5:
+            write_png(tmp_path / "truth" / key, truth_of(number))
+    found = labels[KEYS[4]]
+    assert found is not None
+    found[:] = 0
+    write_run(tmp_path / "out", labels, source=tmp_path / "images")
+    write_png(tmp_path / "truth" / "9.png", truth_of(9))
+    return tmp_path / "out", tmp_path / "truth"
+
+
+def run(*words: str | Path, code: int = 0, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert evaluate.main([*map(str, words), "--json", "--processes", "1"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def means(document: Mapping[str, Any], method: int = 0) -> dict[str, float]:
+    return {name: figure["mean"] for name, figure in document["methods"][method]["figures"].items()}
+
+
+def test_scores_and_what_has_none(places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    document = run(*places, "--baseline-images", "2", capsys=capsys)
+    # Images 0, 1 and 2 are right; of image 4 all is one segment, 34 of 60 columns right.
+    share = 34 / 60
+    expected = {"accuracy": (3 + share) / 4, "miou": (3 + share / 2) / 4, "best_iou": (3 + 0.5) / 4, "merged": 2 / 4}
+    assert {name: means(document)[name] for name in expected} == pytest.approx(expected)
+    counts = document["counts"]
+    assert (counts["rows"], counts["scored"], counts["without_label_map"]) == (6, 4, {"undecodable": 1})
+    assert counts["without_truth"] == {"count": 1, "first": ["5.png"]}
+    assert counts["truths_without_row"] == {"count": 2, "first": ["3.png", "9.png"]}
+    assert document["protocol"]["layout"] == "labels"
+    assert document["protocol"]["pixels"] == "whole images, own size"
+    names = [(method["name"], method["images"]) for method in document["methods"]]
+    assert names == [("this run", 4), ("this run, images of the baselines", 2), *((name, 2) for name in BASELINES)]
+    assert document["methods"][0]["figures"]["class_miou"]["matching"] == "for each image, counted by class"
+    assert document["worst"][0] == "4.png"
+
+
+def test_files_of_the_report(places: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = run(*places, "--report", tmp_path / "report", "--baseline-images", "1", capsys=capsys)
+    assert json.loads((tmp_path / "report" / "scores.json").read_text()) == document
+    with (tmp_path / "report" / "images.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    ours = [line for line in lines if line["method"] == "this run"]
+    assert [line["key"] for line in ours] == ["0.png", "1.png", "2.png", "4.png"]
+    assert np.mean([float(line["covering"]) for line in ours]) == pytest.approx(means(document)["covering"])
+    assert (ours[0]["shard"], ours[0]["row"], ours[0]["height"], ours[0]["width"]) == ("images-000000", "0", "40", "60")
+    assert len(lines) == 4 + len(BASELINES)
+    for name in ("worst.jpg", "best.jpg"):
+        with Image.open(tmp_path / "report" / name) as picture:
+            assert picture.height > 4 * 200
+    # In the worst image, which comes first, nothing is found: image, truth and segments differ.
+    with Image.open(tmp_path / "report" / "worst.jpg") as picture:
+        tile = np.asarray(picture)[8:264].astype(int)
+    width = round(WIDTH * 256 / HEIGHT)
+    left, right = (
+        tile[100:150, 8 + 2 * (width + 8) + x : 8 + 2 * (width + 8) + x + 20].mean((0, 1)) for x in (40, 320)
+    )
+    assert not (left == right).all()
+
+
+def test_the_same_in_processes_and_on_ray(
+    places: tuple[Path, Path], local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = run(*places, "--baseline-images", "1", capsys=capsys)
+    for flags in (("--processes", "2"), ("--address", "auto")):
+        assert evaluate.main([*map(str, places), "--json", "--baseline-images", "1", *flags]) == 0
+        assert json.loads(capsys.readouterr().out) == here
+
+
+def test_tables_say_how_every_figure_was_made(places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*map(str, places), "--crop", "centre", "--size", "24", "--processes", "1", "--baseline-images", "1"]
+    assert evaluate.main(words) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Segments matched to classes (labels, centre square, 24 px (nearest), 4 images)" in text
+    assert "Regions, nothing matched (labels, centre square, 24 px (nearest), 4 images)" in text
+    assert "1 rows have no label map (1 undecodable): not scored" in text
+    assert "2 truths have no row (3.png, 9.png)" in text
+    assert "it needs ids that mean the same in every image" in text
+    assert "google/diffseg" in text
+    for name in BASELINES:
+        assert f"{name} │ 1 │" in text
+
+
+def test_bad_truths_are_named_and_the_others_scored(
+    places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, truth = places
+    write_png(truth / "0.png", truth_of(0).T.copy())
+    write_png(truth / "1.png", np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    (truth / "2.png").write_bytes((truth / "2.png").read_bytes()[:60])
+    document = run(out, truth, *NO_BASELINES, code=1, capsys=capsys)
+    assert (document["counts"]["scored"], document["counts"]["unusable_truths"]) == (1, 3)
+    found = {problem["key"]: problem["message"] for problem in document["problems"]}
+    assert found["0.png"].startswith(
+        "0.png: has 40 x 60 pixels, the label map 60 x 40; expected the same. The image is"
+    )
+    assert f"{truth}/1.png: is a PNG of mode RGB" in found["1.png"]
+    assert f"{truth}/2.png: is a broken PNG" in found["2.png"]
+    assert evaluate.main([str(out), str(truth), *NO_BASELINES, "--processes", "1"]) == 1
+    assert "3 truths cannot be used, and their images are not scored:" in capsys.readouterr().out
+
+
+def test_images_that_are_gone_cost_the_baselines_alone(
+    places: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    assert evaluate.main([*map(str, places), "--processes", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "--images says where they lie now" in captured.err
+    assert [method["name"] for method in json.loads(captured.out)["methods"]] == ["this run"]
+    (tmp_path / "elsewhere" / "0.png").write_bytes(b"broken")
+    document = run(*places, "--images", tmp_path / "elsewhere", capsys=capsys)
+    assert [method["images"] for method in document["methods"]][:3] == [4, 3, 3]
+    (problem,) = document["problems"]
+    assert (problem["key"], problem["what"]) == ("0.png", "image")
+
+
+def test_ids_to_ignore_and_fields_are_taken_from_the_flags(
+    places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert means(run(*places, "--ignore", "1", *NO_BASELINES, capsys=capsys))["accuracy"] == 1
+    assert evaluate.main([*map(str, places), "--ignore", "one"]) == 2
+    assert "--ignore one: expected whole numbers" in capsys.readouterr().err
+
+
+def test_a_run_is_scored_against_another_and_unclaimed_pixels_are_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = truth_of(0).astype(np.uint16)
+    cropped = labels.copy()
+    cropped[:, :10] = cropped[:, -10:] = IGNORE
+    write_run(tmp_path / "a", {"1.jpg": labels})
+    write_run(tmp_path / "b", {"1.jpg": cropped})
+    whole = run(tmp_path / "b", tmp_path / "a", capsys=capsys)
+    assert means(whole)["accuracy"] == pytest.approx(40 / 60)
+    assert means(run(tmp_path / "b", tmp_path / "a", "--crop", "centre", capsys=capsys))["accuracy"] == 1
+
+
+def test_nothing_to_score_is_refused(places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    out, truth = places
+    assert evaluate.main([str(truth), str(truth)]) == 2
+    assert "no run.json here" in capsys.readouterr().err
+    for path in truth.iterdir():
+        path.rename(truth / f"other-{path.name}")
+    assert evaluate.main([str(out), str(truth)]) == 2
+    assert "none of 5 rows can be paired with one of 6 truths" in " ".join(capsys.readouterr().err.split())

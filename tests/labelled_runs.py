@@ -1,0 +1,65 @@
+"""Runs whose label maps are given: everything of OUT is real but for the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.commit import Commit, write_commit
+from pipeline.manifest import Manifest, write_manifest
+from pipeline.outputs import LabelShardWriter
+from pipeline.rows import Row, encode_mask
+from pipeline.settings import LabelSettings
+from pipeline.storage import Storage
+
+FINGERPRINT = "0123456789abcdef"
+
+
+def write_run(
+    out: Path, labels: Mapping[str, np.ndarray | None], *, source: Path | str = "gone", per_shard: int = 2
+) -> None:
+    """OUT of a run over image files: uint16 [H, W] by key, in the order of SRC; None: the row failed."""
+    storage, keys = Storage(url=str(out)), list(labels)
+    groups = [keys[start : start + per_shard] for start in range(0, len(keys), per_shard)]
+    for number, group in enumerate(groups):
+        shard = f"images-{number:06d}"
+        rows = [_row(shard, index, key, labels[key]) for index, key in enumerate(group)]
+        with LabelShardWriter(shard, formats=("parquet",), metadata={}) as writer:
+            for row in rows:
+                writer.add(row)
+            files = writer.publish(storage)
+        good = sum(row.status == "ok" for row in rows)
+        counts = {"ok": good, "undecodable": len(rows) - good}
+        commit = Commit(
+            shard=shard, state="done", fingerprint=FINGERPRINT, attempt=1, rows=len(rows), counts=counts, files=files
+        )
+        write_commit(storage, commit)
+    settings = dataclasses.asdict(LabelSettings(samples_per_shard=per_shard))
+    manifest = Manifest(
+        source=str(source),
+        settings=settings,
+        model_sha256="",
+        resolved={},
+        environment={},
+        fingerprint=FINGERPRINT,
+        shards=len(groups),
+    )
+    write_manifest(storage, manifest)
+
+
+def _row(shard: str, index: int, key: str, labels: np.ndarray | None) -> Row:
+    if labels is None:
+        return Row(key=key, shard=shard, index=index, status="undecodable", error="made so")
+    height, width = labels.shape
+    mask = encode_mask(labels)
+    return Row(key=key, shard=shard, index=index, status="ok", height=height, width=width, mask=mask)
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """A PNG of uint8 or uint16 [H, W], or of uint8 [H, W, 3], and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
