@@ -1,105 +1,183 @@
-"""Recorded attention into scores: how much each position belongs to each proposal.
+"""All scores of a label run: of an image, and of many images together.
 
-Axes: B images in the batch, P = h·w token positions, K proposals.
+Three ways of matching segments to classes are in use, and figures of one say nothing beside figures of another:
+
+* for each image alone, scores averaged over images;
+* for each image alone, pixels counted by class over the data set (google/diffseg, and so DiffSeg's paper);
+* once for the data set (PiCIE, STEGO): a predicted id must mean the same in every image.
+
+Axes: N images, C classes, P predicted ids, T regions of a truth, K segments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
+import numpy as np
+from scipy import sparse
+from scipy.optimize import linear_sum_assignment
 
-from diffseg.aggregate import aggregate
-from diffseg.attention import Grid, SelfAttention
-from diffseg.backbone import Step, no_step
-from diffseg.calibration import calibrated, metric_of
-from diffseg.merge import anchor_distances, anchor_positions, kmeans, means, merge
-from diffseg.ncut import cut_tree, labels_at, walk_flow
-from diffseg.settings import SegmenterSettings
-from diffseg.stability import FACTORS, most_stable
+from diffseg.boundaries import boundary_score
+from diffseg.labelmap import IGNORE, View
+from diffseg.metrics import (
+    Interval,
+    Overlap,
+    bootstrap,
+    covering,
+    match_per_image,
+    mean_best_iou,
+    overlap,
+    splits_and_merges,
+    variation_of_information,
+)
 
-Proposals = tuple[torch.Tensor, torch.Tensor]
-"""float32 [B, K, P], and which of them there are, bool [B, K]; zeros where there is none."""
+__all__ = ["CLASS_SCORES", "IMAGE_SCORES", "MOST_CLASSES", "ImageScores", "pooled", "score_image"]
+
+IMAGE_SCORES = ("accuracy", "miou", "best_iou", "covering", "vi", "boundary_f", "split", "merged")
+"""Of each image. vi in bits, split and merged are counts of regions, the others shares in [0, 1]."""
+
+CLASS_SCORES = ("class_accuracy", "class_miou", "dataset_accuracy", "dataset_miou")
+"""Of all images together, in [0, 1]: matched for each image, and once for the data set."""
+
+MOST_CLASSES = 256
+"""Where truths hold more ids than this, the ids number regions and name no classes."""
+
+ROUNDS = 1000
 
 
-def scores_of(
-    attention: SelfAttention,
-    settings: SegmenterSettings,
-    tau: Sequence[float],
-    step: Step = no_step,
-    *,
-    overwrite: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Self-attention of a batch into float32 [B, K, h, w] scores of K proposals, ≥ 0, and bool [B], which are finite.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageScores:
+    """values: by name, see `IMAGE_SCORES`; NaN where every truth ignores every pixel; means over several truths.
 
-    assign "peak": the proposals themselves, each a distribution, so that compact ones win by their height (the paper).
-    "nearest": exp(−D) of each position's own row to each proposal, so that height does not count; D is the distance in
-    units of what it is where symmetric KL is one nat. Proposals that there are not (see `merge`) and images that are
-    not finite score 0. overwrite: whether the finest map may be lost, which saves as much memory. Method ncut and
-    `stable` wait for a device, which merging at given thresholds does not.
+    regions, segments: how many there are (of several truths: the mean). missed: share of the counted pixels in no
+    segment. table: shared pixels, from which the scores of classes follow; None with several truths.
     """
-    with step("aggregate"):
-        finest = attention.maps[attention.finest]
-        aggregated, grid = aggregate(attention, settings.weights, out=finest if overwrite else None)
-        finite = torch.isfinite(aggregated.sum(dim=(1, 2)))
-    with step("merge"):
-        if settings.method == "diffseg" and not settings.stable:
-            scores = _scores(aggregated, next(_merged(aggregated, grid, settings, tau, (1.0,))), grid, settings)
-        else:
-            each = [
-                _scores_of_image(rows[None], grid, settings, tau) if whole else rows.new_zeros(1, len(rows))
-                for rows, whole in zip(aggregated, finite, strict=True)
-            ]
-            scores = pad_sequence(each, batch_first=True)
-        scores = torch.where(finite[:, None, None], scores, 0)
-    return scores.unflatten(-1, grid), finite
+
+    values: dict[str, float]
+    regions: float
+    segments: int
+    missed: float
+    table: Overlap | None
 
 
-def _scores_of_image(
-    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float]
-) -> torch.Tensor:
-    """float32 [K, P] of aggregated attention [1, P, P], at the given threshold or at the most stable one."""
-    factors = FACTORS if settings.stable else (1.0,)
-    found = _cut if settings.method == "ncut" else _merged
-    each = [
-        _scores(aggregated, proposals, grid, settings)[0]
-        for proposals in found(aggregated, grid, settings, tau, factors)
-    ]
-    if len(each) == 1:
-        return each[0]
-    return each[most_stable([scores.argmax(dim=0).cpu().numpy() for scores in each])]
+def score_image(truths: Sequence[np.ndarray], prediction: np.ndarray, view: View) -> ImageScores:
+    """Score one image against one or more truths.
+
+    truths: uint16 [H, W] each, 65535 = ignore. prediction: uint16 [H, W], 65535 = in no segment.
+    Raises ValueError where shapes differ.
+    """
+    found = view.of(prediction)
+    scores, tables = [], []
+    for truth in truths:
+        if truth.shape != prediction.shape:
+            raise ValueError(f"the truth has shape {truth.shape}, the label map {prediction.shape}; expected the same")
+        true = view.of(truth)
+        table = overlap(true, found, ignore_truth=IGNORE)
+        edges = boundary_score(true, found, ignore_truth=IGNORE)
+        scores.append(_values(table, edges.f))
+        tables.append(table)
+    counted = sum(int(table.truth_area.sum()) for table in tables)
+    claimed = sum(int(table.shared.sum()) for table in tables)
+    return ImageScores(
+        values={name: float(np.mean([one[name] for one in scores])) for name in IMAGE_SCORES},
+        regions=float(np.mean([len(table.truth_ids) for table in tables])),
+        segments=len(tables[0].segment_ids),
+        missed=1 - claimed / counted if counted else float("nan"),
+        table=tables[0] if len(tables) == 1 else None,
+    )
 
 
-def _merged(
-    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], factors: Sequence[float]
-) -> Iterator[Proposals]:
-    """Proposals of iterative merging at each multiple of the thresholds; the distances of round 1 are shared."""
-    anchors = anchor_positions(grid, settings.anchors_per_side, settings.anchor_layout)
-    metric = metric_of(settings.distance, grid)
-    near = anchor_distances(aggregated, anchors, metric)
-    for factor in factors:
-        thresholds = [calibrated(factor * threshold, settings.distance) for threshold in tau]
-        yield merge(aggregated, anchors=anchors, tau=thresholds, consume=settings.consume, metric=metric, near=near)
+def _values(table: Overlap, boundary_f: float) -> dict[str, float]:
+    if not len(table.truth_area):
+        return dict.fromkeys(IMAGE_SCORES, float("nan"))
+    matching = match_per_image(table)
+    split, merged = splits_and_merges(table)
+    return {
+        "accuracy": matching.accuracy,
+        "miou": matching.miou,
+        "best_iou": mean_best_iou(table),
+        "covering": covering(table),
+        "vi": variation_of_information(table),
+        "boundary_f": boundary_f,
+        "split": float(split),
+        "merged": float(merged),
+    }
 
 
-def _cut(
-    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], factors: Sequence[float]
-) -> Iterator[Proposals]:
-    """Mean rows of the parts of normalised cuts at each multiple of the largest cost; one image, [1, P, P]."""
-    positions = aggregated.shape[-1]
-    cuts = cut_tree(walk_flow(aggregated[0], settings.walk_steps), max(factors) * settings.ncut)
-    for factor in factors:
-        labels = torch.from_numpy(labels_at(cuts, factor * settings.ncut, positions)).to(aggregated.device)
-        members = labels == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None]
-        yield means(members[None], aggregated), members.new_ones(1, len(members))
+def pooled(images: Sequence[ImageScores], classes: Sequence[int] | None) -> dict[str, Interval]:
+    """The figures of many images, each with its bootstrap interval over images; {} where none has a score.
+
+    classes: ids of the truths' classes. None takes those that occur, or none where images have several truths or there
+    are more than `MOST_CLASSES` of them; then there are no `CLASS_SCORES`.
+    """
+    scored = [image for image in images if not np.isnan(image.values["covering"])]
+    if not scored:
+        return {}
+    values = np.array([[image.values[name] for name in IMAGE_SCORES] for image in scored])
+    means = bootstrap(values, lambda sums: sums / len(scored), rounds=ROUNDS)
+    figures = dict(zip(IMAGE_SCORES, means, strict=True))
+    tables = [image.table for image in scored if image.table is not None]
+    if len(tables) < len(scored):
+        return figures
+    if classes is None:
+        classes = np.unique(np.concatenate([table.truth_ids for table in tables])).tolist()
+    if len(classes) > MOST_CLASSES:
+        return figures
+    for_each_image = bootstrap(_counts_by_class(tables, classes), _matched_for_each_image, rounds=ROUNDS)
+    features, count = _confusions(tables, classes), len(classes)
+    once = bootstrap(features, lambda sums: _matched_once(sums, count), rounds=ROUNDS)
+    return figures | dict(zip(CLASS_SCORES, for_each_image + once, strict=True))
 
 
-def _scores(aggregated: torch.Tensor, proposals: Proposals, grid: Grid, settings: SegmenterSettings) -> torch.Tensor:
-    """float32 [B, K, P] of aggregated attention [B, P, P]."""
-    if settings.kmeans:
-        proposals = kmeans(aggregated, *proposals)
-    rows, alive = proposals
-    if settings.assign == "nearest":
-        rows = metric_of(settings.distance, grid)(rows, aggregated).div_(-calibrated(1.0, settings.distance)).exp_()
-    return torch.where(alive[..., None], rows, 0)
+def _counts_by_class(tables: Sequence[Overlap], classes: Sequence[int]) -> np.ndarray:
+    """True positives, false positives and false negatives of each class: float64 [N, 3 * C].
+
+    As google/diffseg counts: the table has a row for every class of the data set, so that segments which no present
+    class wants go to absent ones, as false positives of these. To which is a tie, and decided by the order of both.
+    """
+    counts = np.zeros((len(tables), 3, len(classes)))
+    for number, table in enumerate(tables):
+        places = np.searchsorted(classes, table.truth_ids)
+        shared = np.zeros((len(classes), max(len(classes), table.shared.shape[1])))
+        shared[places, : table.shared.shape[1]] = table.shared
+        area = np.zeros(len(classes))
+        area[places] = table.truth_area
+        rows, columns = linear_sum_assignment(shared, maximize=True)
+        hit = shared[rows, columns]
+        counts[number] = hit, shared[:, columns].sum(0) - hit, area - hit
+    return counts.reshape(len(tables), -1)
+
+
+def _matched_for_each_image(sums: np.ndarray) -> np.ndarray:
+    """Accuracy and mIoU; classes that neither occur nor were wrongly found have no IoU and count for nothing."""
+    hit, wrong, missed = sums.reshape(3, -1)
+    union = hit + wrong + missed
+    there = union > 0
+    return np.array([hit.sum() / (hit + missed).sum(), (hit[there] / union[there]).mean()])
+
+
+def _confusions(tables: Sequence[Overlap], classes: Sequence[int]) -> sparse.csr_array:
+    """Pixels of each class, and those it shares with each predicted id: [N, C + C * P], sparse."""
+    ids = np.unique(np.concatenate([table.segment_ids for table in tables]))
+    rows, columns, values = [], [], []
+    for number, table in enumerate(tables):
+        places = np.searchsorted(classes, table.truth_ids)
+        pairs = len(classes) + places[:, None] * len(ids) + np.searchsorted(ids, table.segment_ids)
+        columns += [places, pairs.ravel()]
+        values += [table.truth_area, table.shared.ravel()]
+        rows.append(np.full(len(places) + pairs.size, number))
+    shape = (len(tables), len(classes) * (1 + len(ids)))
+    together = [np.concatenate(parts) for parts in (values, rows, columns)]
+    return sparse.csr_array((together[0].astype(np.float64), (together[1], together[2])), shape=shape)
+
+
+def _matched_once(sums: np.ndarray, count: int) -> np.ndarray:
+    """Accuracy and mIoU of the classes that occur, one predicted id each; a class without one has the IoU 0."""
+    area, shared = sums[:count], sums[count:].reshape(count, -1)
+    rows, columns = linear_sum_assignment(shared, maximize=True)
+    hit, union = np.zeros(count), area.copy()
+    hit[rows] = shared[rows, columns]
+    union[rows] += shared[:, columns].sum(0) - hit[rows]
+    there = area > 0
+    return np.array([hit.sum() / area.sum(), (hit[there] / union[there]).mean()])

@@ -21,8 +21,8 @@ from diffseg.canvas import Canvas, fit_image
 from diffseg.checkpoint import load_checkpoint
 from diffseg.decide import Decision, Segmentation, decide, decide_on_device, finish
 from diffseg.images import decode_image
+from diffseg.proposals import scores_of
 from diffseg.refine import refine
-from diffseg.scores import scores_of
 from diffseg.settings import Dtype, Preset, SegmenterSettings, settings_of, thresholds
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes

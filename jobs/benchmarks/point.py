@@ -30,7 +30,7 @@ from diffseg.checkpoint import load_checkpoint
 from diffseg.decide import Segmentation, decide
 from diffseg.devices import keep_freed_memory
 from diffseg.images import decode_image
-from diffseg.scores import scores_of
+from diffseg.proposals import scores_of
 from diffseg.segmenter import PIXELS_PER_TOKEN, Segmenter
 from diffseg.settings import SegmenterSettings, thresholds
 from diffseg.tiny.scenes import HELD_OUT_SEEDS, generate_scene

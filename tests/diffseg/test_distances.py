@@ -16,7 +16,7 @@ from diffseg import distance as distances
 from diffseg.attention import SelfAttention
 from diffseg.calibration import calibrated, critical_leakage, metric_of
 from diffseg.decide import decide
-from diffseg.scores import scores_of
+from diffseg.proposals import scores_of
 from diffseg.settings import settings_of
 from diffseg.transport import gaussian_w2, marginal_w1, sliced_w2
 

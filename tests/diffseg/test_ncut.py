@@ -14,7 +14,7 @@ from diffseg import ncut
 from diffseg.attention import SelfAttention
 from diffseg.decide import decide
 from diffseg.ncut import best_cut, cut_tree, labels_at, walk_flow
-from diffseg.scores import scores_of
+from diffseg.proposals import scores_of
 from diffseg.settings import settings_of
 
 

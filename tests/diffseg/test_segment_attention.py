@@ -17,7 +17,7 @@ from diffseg.aggregate import aggregate
 from diffseg.attention import SelfAttention
 from diffseg.decide import decide
 from diffseg.merge import anchor_positions
-from diffseg.scores import scores_of
+from diffseg.proposals import scores_of
 from diffseg.settings import settings_of
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"

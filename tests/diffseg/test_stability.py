@@ -12,7 +12,7 @@ from planted import planted, voronoi
 
 from diffseg.attention import SelfAttention
 from diffseg.decide import decide
-from diffseg.scores import scores_of
+from diffseg.proposals import scores_of
 from diffseg.settings import settings_of
 from diffseg.stability import FACTORS, adjusted_rand_index, most_stable
 

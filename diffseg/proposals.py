@@ -1,0 +1,105 @@
+"""Recorded attention into scores: how much each position belongs to each proposal.
+
+Axes: B images in the batch, P = h·w token positions, K proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from diffseg.aggregate import aggregate
+from diffseg.attention import Grid, SelfAttention
+from diffseg.backbone import Step, no_step
+from diffseg.calibration import calibrated, metric_of
+from diffseg.merge import anchor_distances, anchor_positions, kmeans, means, merge
+from diffseg.ncut import cut_tree, labels_at, walk_flow
+from diffseg.settings import SegmenterSettings
+from diffseg.stability import FACTORS, most_stable
+
+Proposals = tuple[torch.Tensor, torch.Tensor]
+"""float32 [B, K, P], and which of them there are, bool [B, K]; zeros where there is none."""
+
+
+def scores_of(
+    attention: SelfAttention,
+    settings: SegmenterSettings,
+    tau: Sequence[float],
+    step: Step = no_step,
+    *,
+    overwrite: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Self-attention of a batch into float32 [B, K, h, w] scores of K proposals, ≥ 0, and bool [B], which are finite.
+
+    assign "peak": the proposals themselves, each a distribution, so that compact ones win by their height (the paper).
+    "nearest": exp(−D) of each position's own row to each proposal, so that height does not count; D is the distance in
+    units of what it is where symmetric KL is one nat. Proposals that there are not (see `merge`) and images that are
+    not finite score 0. overwrite: whether the finest map may be lost, which saves as much memory. Method ncut and
+    `stable` wait for a device, which merging at given thresholds does not.
+    """
+    with step("aggregate"):
+        finest = attention.maps[attention.finest]
+        aggregated, grid = aggregate(attention, settings.weights, out=finest if overwrite else None)
+        finite = torch.isfinite(aggregated.sum(dim=(1, 2)))
+    with step("merge"):
+        if settings.method == "diffseg" and not settings.stable:
+            scores = _scores(aggregated, next(_merged(aggregated, grid, settings, tau, (1.0,))), grid, settings)
+        else:
+            each = [
+                _scores_of_image(rows[None], grid, settings, tau) if whole else rows.new_zeros(1, len(rows))
+                for rows, whole in zip(aggregated, finite, strict=True)
+            ]
+            scores = pad_sequence(each, batch_first=True)
+        scores = torch.where(finite[:, None, None], scores, 0)
+    return scores.unflatten(-1, grid), finite
+
+
+def _scores_of_image(
+    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float]
+) -> torch.Tensor:
+    """float32 [K, P] of aggregated attention [1, P, P], at the given threshold or at the most stable one."""
+    factors = FACTORS if settings.stable else (1.0,)
+    found = _cut if settings.method == "ncut" else _merged
+    each = [
+        _scores(aggregated, proposals, grid, settings)[0]
+        for proposals in found(aggregated, grid, settings, tau, factors)
+    ]
+    if len(each) == 1:
+        return each[0]
+    return each[most_stable([scores.argmax(dim=0).cpu().numpy() for scores in each])]
+
+
+def _merged(
+    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], factors: Sequence[float]
+) -> Iterator[Proposals]:
+    """Proposals of iterative merging at each multiple of the thresholds; the distances of round 1 are shared."""
+    anchors = anchor_positions(grid, settings.anchors_per_side, settings.anchor_layout)
+    metric = metric_of(settings.distance, grid)
+    near = anchor_distances(aggregated, anchors, metric)
+    for factor in factors:
+        thresholds = [calibrated(factor * threshold, settings.distance) for threshold in tau]
+        yield merge(aggregated, anchors=anchors, tau=thresholds, consume=settings.consume, metric=metric, near=near)
+
+
+def _cut(
+    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], factors: Sequence[float]
+) -> Iterator[Proposals]:
+    """Mean rows of the parts of normalised cuts at each multiple of the largest cost; one image, [1, P, P]."""
+    positions = aggregated.shape[-1]
+    cuts = cut_tree(walk_flow(aggregated[0], settings.walk_steps), max(factors) * settings.ncut)
+    for factor in factors:
+        labels = torch.from_numpy(labels_at(cuts, factor * settings.ncut, positions)).to(aggregated.device)
+        members = labels == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None]
+        yield means(members[None], aggregated), members.new_ones(1, len(members))
+
+
+def _scores(aggregated: torch.Tensor, proposals: Proposals, grid: Grid, settings: SegmenterSettings) -> torch.Tensor:
+    """float32 [B, K, P] of aggregated attention [B, P, P]."""
+    if settings.kmeans:
+        proposals = kmeans(aggregated, *proposals)
+    rows, alive = proposals
+    if settings.assign == "nearest":
+        rows = metric_of(settings.distance, grid)(rows, aggregated).div_(-calibrated(1.0, settings.distance)).exp_()
+    return torch.where(alive[..., None], rows, 0)
