@@ -33,8 +33,9 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
 demo: $(VENV)/.demo ## Label photographs and generated scenes on this machine; ends with a picture to open
 	$(BIN)/diffseg demo demo
 
+# Two processes: tests wait for servers and clusters more than they compute. A file stays in one, with what it shares.
 test: $(VENV)/.test ## Install what the tests need and run them all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 fuzz: $(VENV)/.test ## Feed thousands of hostile shards to the pipeline: CASES=2000 SEED=0
 	$(BIN)/python tests/end_to_end/fuzz.py --cases $(or $(CASES),2000) --seed $(or $(SEED),0)

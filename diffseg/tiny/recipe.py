@@ -73,7 +73,7 @@ class Recipe:
         Stage(scenes="leaves", steps=800, batch=6, lr=(9e-4, 0.0)),
         Stage(scenes="leaves", steps=450, batch=6, lr=(6e-4, 0.0)),
         Stage(
-            scenes="scenes", steps=3600, batch=6, lr=(9e-4, 0.0), warmup=50, hold=2000, queries=128, clean_share=0.75
+            scenes="scenes", steps=3000, batch=6, lr=(9e-4, 0.0), warmup=50, hold=1800, queries=128, clean_share=0.75
         ),
     )
     attention_weight: float = 0.5
