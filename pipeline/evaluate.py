@@ -15,7 +15,8 @@ from diffseg.baselines import BASELINES
 from diffseg.imagescores import ImageScores, pooled, score_image
 from diffseg.labelmap import View
 from diffseg.metrics import Interval
-from pipeline.pairing import Pairing, RowPlace, label_rows
+from pipeline.labelrows import label_rows
+from pipeline.pairing import Pairing, RowPlace
 from pipeline.rows import decode_mask
 from pipeline.runimages import read_images
 from pipeline.samples import Shard

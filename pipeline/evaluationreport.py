@@ -13,7 +13,8 @@ import numpy as np
 from diffseg.draw import contact_sheet, overlay
 from diffseg.imagescores import IMAGE_SCORES
 from pipeline.evaluate import Evaluator, Part, Scored
-from pipeline.pairing import RowPlace, label_rows
+from pipeline.labelrows import label_rows
+from pipeline.pairing import RowPlace
 from pipeline.rows import decode_mask
 from pipeline.runimages import read_images
 from pipeline.storage import Storage

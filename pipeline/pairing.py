@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
-
-import pyarrow.parquet as pq
+from typing import Literal, NamedTuple
 
 from pipeline.commit import read_commits
+from pipeline.labelrows import label_rows
 from pipeline.manifest import Manifest
-from pipeline.outputs import output_paths
 from pipeline.storage import SourceError, Storage
 from pipeline.truth import Truth
-
-ROWS_AT_ONCE = 256
 
 
 class RowPlace(NamedTuple):
@@ -50,13 +46,6 @@ class Pairing:
     rows_alone: list[str]
     truths_alone: list[str]
     repeated: list[str]
-
-
-def label_rows(out: Storage, shard: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """These columns of a label shard, row by row."""
-    with out.open(output_paths(shard, ("parquet",))["parquet"]) as file:
-        for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=list(columns)):
-            yield from batch.to_pylist()
 
 
 def read_rows(out: Storage, manifest: Manifest) -> Rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +28,7 @@ def read_images(
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """uint8 [H, W, 3] of the samples at these places, with these keys, in order; a text says why there is none."""
     try:
-        for place, sample in _samples(shard, keys, store, image_field):
+        for place, sample in read_samples(shard, keys, store, image_field):
             if sample.key != keys[place]:
                 yield place, f"{shard.name}: sample {place} is {sample.key!r} now, and was {keys[place]!r}"
             elif sample.image is None:
@@ -39,19 +39,20 @@ def read_images(
         yield from ((place, str(error)) for place in keys)
 
 
-def _samples(
-    shard: Shard, keys: Mapping[int, str], store: Storage, image_field: str | None
+def read_samples(
+    shard: Shard, places: Collection[int], store: Storage, image_field: str | None
 ) -> Iterator[tuple[int, Sample]]:
-    places = sorted(keys)
+    """The samples at these places of a shard, in order; those beyond its end are not there."""
     if shard.kind == "images":
-        places = [place for place in places if place < len(shard.files)]
-        wanted = replace(shard, files=tuple(shard.files[place] for place in places))
-        yield from zip(places, read_shard(wanted, store), strict=True)
+        kept = [place for place in sorted(places) if place < len(shard.files)]
+        wanted = replace(shard, files=tuple(shard.files[place] for place in kept))
+        yield from zip(kept, read_shard(wanted, store), strict=True)
         return
+    last = max(places)
     for sample in read_shard(shard, store, image_field=image_field):
-        if sample.index in keys:
+        if sample.index in places:
             yield sample.index, sample
-        if sample.index >= places[-1]:
+        if sample.index >= last:
             return
 
 
