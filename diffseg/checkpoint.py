@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from diffseg.layout import NEEDED_OF_A_VAE, CheckpointError, check_part, fingerprint, load_part, read_json, resolve
 from diffseg.prompt import ADDED_SDXL, empty_prompt
+from diffseg.settings import Refine
 
 LATENT_CHANNELS, LATENT_PIXELS = 4, 8
 AUTOENCODERS: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -23,8 +24,8 @@ class Checkpoint:
     """The parts in memory.
 
     vae: encoder only. unet: its transformer blocks are what is recorded. context: [1, tokens, D], the empty prompt's
-    embedding. added: the further conditioning of SDXL, each [1, …]. tau, timestep, resolution: the checkpoint's own
-    settings for DiffSeg where its folder has a diffseg.json, else the paper's and the trained size in pixels.
+    embedding. added: the further conditioning of SDXL, each [1, …]. tau, timestep, resolution, refine: the checkpoint's
+    own settings for DiffSeg where its folder has a diffseg.json, else the paper's and the trained size in pixels.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Checkpoint:
     tau: tuple[float, ...]
     timestep: int
     resolution: int
+    refine: Refine = "none"
     added: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -74,6 +76,7 @@ def load_checkpoint(
         tau=tuple(own.get("tau", PAPER_TAU)),
         timestep=int(own.get("timestep", PAPER_TIMESTEP)),
         resolution=resolution,
+        refine=own.get("refine", "none"),
     )
 
 

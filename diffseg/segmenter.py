@@ -121,6 +121,7 @@ class Segmenter:
         self.tau = settings.tau or checkpoint.tau
         self.timestep = checkpoint.timestep if settings.timestep is None else settings.timestep
         self.resolution = settings.resolution or checkpoint.resolution
+        self.refine = settings.refine or checkpoint.refine
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
                 f"resolution={self.resolution}: expected a multiple of {backbone.pixel_multiple} for this checkpoint"
@@ -209,7 +210,7 @@ class Segmenter:
         )
 
     def _decide(self, scores: torch.Tensor, canvas: Canvas, step: Step) -> Decision:
-        if self.settings.refine == "par":
+        if self.refine == "par":
             with step("refine"):
                 scores = refine(scores, canvas.pixels)
         with step("decide"):

@@ -61,8 +61,9 @@ class SegmenterSettings:
     """A pixel goes to the proposal nearest to its own attention, or to the one that peaks there, as in the paper."""
     flip: bool = False
     """Average the attention with that of the mirrored image: twice the time."""
-    refine: Refine = "none"
-    """Let borders follow the image: pixel-adaptive refinement of the scores (par), at 256 pixels a side at most."""
+    refine: Refine | None = None
+    """Let borders follow the image by pixel-adaptive refinement of the scores (par), at 256 pixels a side at most, or
+    not (none); None: the checkpoint's own, else none."""
     min_area: float = 0.0
     """Connected pieces below this share of the image go to the neighbour with the longest border; 0: all stay."""
 
@@ -89,7 +90,7 @@ class SegmenterSettings:
             f"distance={self.distance!r}: expected one of {', '.join(get_args(Distance))}",
         )
         require(self.assign in ("nearest", "peak"), f"assign={self.assign!r}: expected nearest or peak")
-        require(self.refine in ("none", "par"), f"refine={self.refine!r}: expected none or par")
+        require(self.refine in (None, "none", "par"), f"refine={self.refine!r}: expected none or par")
         require(0 <= self.min_area <= 1, f"min_area={self.min_area}: expected a share of the image, 0 to 1")
         # each anchor may become a proposal, and label maps are int16 on the device
         require(1 <= self.anchors_per_side <= 181, f"anchors_per_side={self.anchors_per_side}: expected 1 to 181")
@@ -103,7 +104,7 @@ class SegmenterSettings:
 
 PRESETS: Mapping[str, SegmenterSettings] = {
     "default": SegmenterSettings(),
-    "paper": SegmenterSettings(fit="crop", timestep=300, tau=(1.1, 1.1, 1.1), assign="peak"),
+    "paper": SegmenterSettings(fit="crop", timestep=300, tau=(1.1, 1.1, 1.1), assign="peak", refine="none"),
     "google": SegmenterSettings(
         fit="crop",
         antialias=False,
@@ -113,6 +114,7 @@ PRESETS: Mapping[str, SegmenterSettings] = {
         tau=(1.1, 1.1, 1.1),
         consume="google",
         assign="peak",
+        refine="none",
     ),
 }
 

@@ -110,6 +110,7 @@ class LabelWorker:
             "tau": list(self.segmenter.tau),
             "timestep": self.segmenter.timestep,
             "resolution": self.segmenter.resolution,
+            "refine": self.segmenter.refine,
         }
         self.report = WorkerReport(
             model_sha256=checkpoint.sha256,

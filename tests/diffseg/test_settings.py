@@ -56,7 +56,7 @@ def test_tau_is_one_number_or_one_a_round(tau: Any, expected: tuple[float, ...] 
         ("anchor_layout", ["odd"]),
         ("consume", ["all"]),
         ("assign", ["farthest"]),
-        ("refine", ["crf", None]),
+        ("refine", ["crf"]),
         ("method", ["merge", None]),
         ("ncut", [-0.1, 2.1, float("nan")]),
         ("walk_steps", [0, 65]),
