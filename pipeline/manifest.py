@@ -26,7 +26,7 @@ class Manifest:
 
     source: SRC, without secrets. settings: LabelSettings as plain values. model_sha256: of the checkpoint's files.
     resolved: what the checkpoint filled in: tau, timestep, resolution, refine. environment: batch size, threads, device
-    kind and versions, which may change the last bits of a float. shards: how many SRC had when the run was started last.
+    kind and versions, which may change a float's last bits. shards: how many SRC had when the run was started last.
     """
 
     source: str
