@@ -34,7 +34,7 @@ class Grid:
     """Equal rectangles, rows x columns of them, wherever the image shows what."""
 
     rows: int = 2
-    columns: int = 2
+    columns: int = 1
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         cells = np.arange(self.rows * self.columns, dtype=np.uint16).reshape(self.rows, self.columns)
@@ -52,9 +52,9 @@ class Clusters:
         seed: of the k-means++ initialisation.
     """
 
-    clusters: int = 8
-    reach: float = 20.0
-    side: int = 64
+    clusters: int = 3
+    reach: float = 40.0
+    side: int = 128
     seed: int = 0
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -77,9 +77,9 @@ class Felzenszwalb:
         least_area: smaller segments are merged, as a share of the image.
     """
 
-    scale: float = 350.0
+    scale: float = 800.0
     sigma: float = 0.8
-    least_area: float = 0.003
+    least_area: float = 0.007
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         from skimage.segmentation import felzenszwalb
@@ -101,10 +101,10 @@ class Superpixels:
         small: a segment of this share of the image is merged across twice that difference, a smaller one across more.
     """
 
-    count: int = 400
-    compactness: float = 10.0
+    count: int = 200
+    compactness: float = 30.0
     threshold: float = 10.0
-    small: float = 0.003
+    small: float = 0.01
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         from skimage.segmentation import slic

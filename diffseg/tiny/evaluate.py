@@ -7,15 +7,14 @@ on photographs. What was scored is kept, so a command that was stopped goes on w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import track
 
 from diffseg.baselines import LEFT_OUT
 from diffseg.draw import contact_sheet, overlay
@@ -23,10 +22,10 @@ from diffseg.metrics import Interval
 from diffseg.tiny.export import CHECKPOINT
 from diffseg.tiny.report import heading, markdown, number, signed
 from diffseg.tiny.samples import Choice, Sample, chosen
-from diffseg.tiny.scoring import Method, Segment, baseline_methods, intervals, model_method, scores_of
+from diffseg.tiny.scoring import Method, Row, Segment, baseline_methods, compare, model_method
 from diffseg.tiny.untrained import UNTRAINED_TAU, write_untrained
 
-__all__ = ["Evaluation", "Row", "evaluate"]
+__all__ = ["Evaluation", "report"]
 
 COMPARED = ("covering", "miou", "best_iou", "boundary_f", "accuracy")
 
@@ -52,34 +51,6 @@ class Evaluation:
     out: Path = Path("tiny-eval")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """Of one method on one set: the mean of each score, and how much higher the model's is on the same images."""
-
-    samples: str
-    method: str
-    scores: dict[str, Interval]
-    lead: dict[str, Interval]
-
-
-def evaluate(settings: Evaluation) -> Iterator[Row]:
-    """Yield a row for each set and method, the model's first."""
-    torch.set_num_threads(settings.threads)
-    methods = _methods(settings)
-    console = Console(stderr=True)
-    for samples_name, samples in chosen(settings.samples).items():
-        own = None
-        for name, variants in methods.items():
-            runs = []
-            for method in variants:
-                scored = scores_of(method, samples, settings.out / "scored")
-                told = f"{name} on {samples_name}"
-                runs.append(np.array(list(track(scored, description=told, total=len(samples), console=console))))
-            scores = np.mean(runs, axis=0)
-            own = scores if own is None else own
-            yield Row(samples=samples_name, method=name, scores=intervals(scores), lead=intervals(own - scores))
-
-
 def _methods(settings: Evaluation) -> Mapping[str, Sequence[Method]]:
     """By their names in the table, the variants that are averaged over."""
     model = settings.model
@@ -100,16 +71,20 @@ def _methods(settings: Evaluation) -> Mapping[str, Sequence[Method]]:
 
 
 def report(rows: Sequence[Row]) -> str:
-    """Two tables in Markdown for each set: scores, and by how much the model's are higher."""
+    """Two tables in Markdown for each set: scores, and by how much those of the first row are higher."""
     parts = []
     for samples in dict.fromkeys(row.samples for row in rows):
         here = [row for row in rows if row.samples == samples]
         columns = list(here[0].scores)
         table = [[row.method, *(number(name, row.scores[name]) for name in columns)] for row in here]
         parts += [f"### {samples}", markdown(["method", *map(heading, columns)], table)]
-        ahead = [[row.method, *(signed(name, row.lead[name]) for name in COMPARED)] for row in here[1:]]
+        ahead = [[row.method, *(signed(name, _less(row.gain[name])) for name in COMPARED)] for row in here[1:]]
         parts += [markdown([f"{here[0].method} ahead of", *map(heading, COMPARED)], ahead)]
     return "\n\n".join(parts)
+
+
+def _less(gain: Interval) -> Interval:
+    return replace(gain, mean=-gain.mean)
 
 
 def draw(settings: Evaluation) -> None:
@@ -131,7 +106,8 @@ def main(settings: Evaluation) -> None:
     """Print the tables and write them, the figures and the pictures into the folder."""
     if LEFT_OUT:
         Console(stderr=True).print(LEFT_OUT, highlight=False)
-    rows = list(evaluate(settings))
+    torch.set_num_threads(settings.threads)
+    rows = list(compare(_methods(settings), settings.samples, settings.out / "scored"))
     text = report(rows)
     print(text)
     (settings.out / "scores.md").write_text(text + "\n")

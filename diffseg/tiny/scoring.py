@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from diffseg.baselines import BASELINES
 from diffseg.imagescores import score_image
@@ -23,9 +25,19 @@ from diffseg.layout import fingerprint
 from diffseg.metrics import Interval, bootstrap
 from diffseg.segmenter import Segmenter
 from diffseg.settings import settings_of
-from diffseg.tiny.samples import Sample
+from diffseg.tiny.samples import Choice, Sample, chosen
 
-__all__ = ["SCORES", "Method", "Segment", "baseline_methods", "intervals", "model_method", "scores_of"]
+__all__ = [
+    "SCORES",
+    "Method",
+    "Row",
+    "Segment",
+    "baseline_methods",
+    "compare",
+    "intervals",
+    "model_method",
+    "scores_of",
+]
 
 SCORES = ("covering", "miou", "best_iou", "boundary_f", "accuracy", "segments", "seconds")
 """As in `diffseg.imagescores`, of whole images at their own size; then the number of segments, and seconds."""
@@ -117,3 +129,32 @@ def intervals(scores: np.ndarray) -> dict[str, Interval]:
     scored = scores[~np.isnan(scores).any(1)]
     means = bootstrap(scored, lambda sums: sums / len(scored))
     return dict(zip(SCORES, means, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Of one method on one set: the mean of each score, and how much higher it is than the first method's.
+
+    Differences are taken image by image, so their intervals are narrower than those of the means.
+    """
+
+    samples: str
+    method: str
+    scores: dict[str, Interval]
+    gain: dict[str, Interval]
+
+
+def compare(methods: Mapping[str, Sequence[Method]], choice: Choice, folder: Path) -> Iterator[Row]:
+    """Yield a row for each set and method. methods: by name, variants of each, over which scores are averaged."""
+    console = Console(stderr=True)
+    for samples_name, samples in chosen(choice).items():
+        first = None
+        for name, variants in methods.items():
+            runs = []
+            for method in variants:
+                scored = scores_of(method, samples, folder)
+                told = f"{name} on {samples_name}"
+                runs.append(np.array(list(track(scored, description=told, total=len(samples), console=console))))
+            scores = np.mean(runs, axis=0)
+            first = scores if first is None else first
+            yield Row(samples=samples_name, method=name, scores=intervals(scores), gain=intervals(scores - first))

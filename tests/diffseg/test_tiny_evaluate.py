@@ -120,10 +120,10 @@ def test_the_command_writes_a_row_for_every_method_and_set(folder: Path, tmp_pat
     assert len(rows) == 2 * (3 + len(BASELINES))
     assert all(0 <= row["scores"]["covering"]["mean"] <= 1 for row in rows)
     assert {row["scores"]["covering"]["count"] for row in rows} == {1, 2}
-    assert rows[0]["lead"]["covering"] == {"mean": 0, "half_width": 0, "count": 1}
+    assert rows[0]["gain"]["covering"] == {"mean": 0, "half_width": 0, "count": 1}
     whole = next(row for row in rows if row["method"] == "one segment")
-    lead = rows[0]["scores"]["covering"]["mean"] - whole["scores"]["covering"]["mean"]
-    assert whole["lead"]["covering"]["mean"] == pytest.approx(lead)
+    gain = whole["scores"]["covering"]["mean"] - rows[0]["scores"]["covering"]["mean"]
+    assert whole["gain"]["covering"]["mean"] == pytest.approx(gain)
     text = (tmp_path / "out" / "scores.md").read_text()
     assert text.count("\n| embedded model  ") == 2
     assert text.count("embedded model ahead of") == 2

@@ -1,0 +1,122 @@
+"""What each setting of the segmenter is worth with the embedded model: `python -m diffseg.tiny.ablation`.
+
+Each row is scored on the same images as the default settings and compared with them image by image. What was scored is
+kept, so the command can be stopped, goes on where it was, and takes only new rows when settings are added.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from diffseg.settings import settings_of
+from diffseg.tiny.export import CHECKPOINT
+from diffseg.tiny.report import heading, markdown, number, signed
+from diffseg.tiny.samples import Choice
+from diffseg.tiny.scoring import Method, Row, compare, model_method
+
+__all__ = ["VARIANTS", "Ablation", "report"]
+
+PLAIN: Mapping[str, Any] = {"assign": "peak", "flip": False, "refine": "none", "min_area": 0.0, "stable": False}
+NEAREST = {**PLAIN, "assign": "nearest"}
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "plain DiffSeg, as in the paper (assign=peak)": PLAIN,
+    "assign=nearest": NEAREST,
+    "assign=nearest, flip": {**NEAREST, "flip": True},
+    "assign=nearest, refine=par": {**NEAREST, "refine": "par"},
+    "assign=nearest, min_area=0.002": {**NEAREST, "min_area": 0.002},
+    "assign=nearest, stable": {**NEAREST, "stable": True},
+    "with flip": {"flip": True},
+    "without flip": {"flip": False},
+    "with refine=par": {"refine": "par"},
+    "without refine": {"refine": "none"},
+    "with min_area=0.002": {"min_area": 0.002},
+    "without min_area": {"min_area": 0.0},
+    "with stable": {"stable": True},
+    "without stable": {"stable": False},
+    "method=ncut": {"method": "ncut"},
+    "method=ncut, walk_steps=2": {"method": "ncut", "walk_steps": 2},
+    "method=ncut, walk_steps=4": {"method": "ncut", "walk_steps": 4},
+    "method=ncut, stable": {"method": "ncut", "stable": True},
+    "distance=js": {"distance": "js"},
+    "distance=hellinger": {"distance": "hellinger"},
+    "distance=pearson": {"distance": "pearson"},
+    "distance=wasserstein": {"distance": "wasserstein"},
+    "distance=sliced": {"distance": "sliced"},
+    "distance=gaussian": {"distance": "gaussian"},
+    "resolution=384": {"resolution": 384},
+    "resolution=512": {"resolution": 512},
+}
+"""By name, the fields that differ from the default; those that say what the default says anyway are left out."""
+
+COMPARED = ("covering", "miou", "best_iou", "boundary_f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """Score settings of the segmenter beside the default ones, with 95 % intervals of the differences.
+
+    Attributes:
+        samples: on what to score.
+        model: a folder in the layout of the embedded checkpoint.
+        rows: names of the rows to score, see VARIANTS; all where none is given.
+        threads: of torch.
+        out: a folder for what was scored, and for ablation.md and ablation.json.
+    """
+
+    samples: tyro.conf.OmitArgPrefixes[Choice] = field(default_factory=Choice)
+    model: Path = CHECKPOINT
+    rows: tuple[str, ...] = ()
+    threads: int = 1
+    out: Path = Path("tiny-eval")
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.rows) - set(VARIANTS))
+        if unknown:
+            raise ValueError(f"rows={unknown}: expected some of {', '.join(VARIANTS)}")
+
+
+def methods_of(ablation: Ablation) -> dict[str, list[Method]]:
+    """The default first, then each row that was asked for and differs from it."""
+    default = settings_of()
+    wanted = {name: VARIANTS[name] for name in ablation.rows or VARIANTS if settings_of(**VARIANTS[name]) != default}
+    return {name: [model_method(ablation.model, **fields)] for name, fields in {"default": {}, **wanted}.items()}
+
+
+def report(rows: Sequence[Row]) -> str:
+    """A table in Markdown for each set: means, and in brackets how much they are above the default's."""
+    parts = []
+    for samples in dict.fromkeys(row.samples for row in rows):
+        here = [row for row in rows if row.samples == samples]
+        columns = [*COMPARED, "segments", "seconds"]
+        table = [[row.method, *(_cell(name, row, row is here[0]) for name in columns)] for row in here]
+        parts += [f"### {samples}", markdown(["settings", *map(heading, columns)], table)]
+    return "\n\n".join(parts)
+
+
+def _cell(score: str, row: Row, is_default: bool) -> str:
+    if is_default or score not in COMPARED:
+        return number(score, row.scores[score])
+    return f"{row.scores[score].mean:.3f} ({signed(score, row.gain[score])})"
+
+
+def main(ablation: Ablation) -> None:
+    """Print the tables and write them and the figures into the folder."""
+    torch.set_num_threads(ablation.threads)
+    rows = list(compare(methods_of(ablation), ablation.samples, ablation.out / "scored"))
+    text = report(rows)
+    print(text)
+    (ablation.out / "ablation.md").write_text(text + "\n")
+    (ablation.out / "ablation.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Ablation))
