@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format tiny-eval tiny-train full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak clean
+.PHONY: help demo test fuzz check format tiny-eval ablation tune-baselines tiny-train full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # torch is installed by itself and first, at the version of constraints.txt: on a machine without a GPU a CPU build at
 # that version (from a wheel folder or an index that pip is set up with) is taken instead of gigabytes of CUDA.
@@ -55,6 +55,12 @@ SAMPLES = $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS)) $(if $(HALF),--half 
 
 tiny-eval: $(VENV)/.demo ## Score the embedded model beside what it must beat: scenes it never saw, and photographs: HALF=held-out
 	$(BIN)/python -m diffseg.tiny.evaluate $(SAMPLES)
+
+ablation: $(VENV)/.demo ## What each setting is worth: a row each beside the default (half an hour; goes on where it was stopped)
+	$(BIN)/python -m diffseg.tiny.ablation $(SAMPLES)
+
+tune-baselines: $(VENV)/.demo ## Find the settings of the baselines again, on validation scenes
+	$(BIN)/python -m diffseg.tiny.tune_baselines
 
 tiny-train: $(VENV)/.demo ## Train the embedded model again (about an hour on one core; resumes where it was stopped)
 	$(BIN)/python -m diffseg.tiny.train

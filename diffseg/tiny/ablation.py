@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import tyro
 
-from diffseg.settings import settings_of
+from diffseg.settings import SegmenterSettings, settings_of
 from diffseg.tiny.export import CHECKPOINT
 from diffseg.tiny.report import heading, markdown, number, signed
 from diffseg.tiny.samples import Choice
@@ -55,7 +55,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "resolution=384": {"resolution": 384},
     "resolution=512": {"resolution": 512},
 }
-"""By name, the fields that differ from the default; those that say what the default says anyway are left out."""
+"""By name, the fields that are given. Some say what the default says anyway, whatever it is; they are left out."""
 
 COMPARED = ("covering", "miou", "best_iou", "boundary_f")
 
@@ -85,10 +85,11 @@ class Ablation:
 
 
 def methods_of(ablation: Ablation) -> dict[str, list[Method]]:
-    """The default first, then each row that was asked for and differs from it."""
-    default = settings_of()
-    wanted = {name: VARIANTS[name] for name in ablation.rows or VARIANTS if settings_of(**VARIANTS[name]) != default}
-    return {name: [model_method(ablation.model, **fields)] for name, fields in {"default": {}, **wanted}.items()}
+    """The default first, then the rows that were asked for, of those that come to the same settings one."""
+    rows: dict[SegmenterSettings, str] = {}
+    for name in ("default", *(ablation.rows or VARIANTS)):
+        rows.setdefault(settings_of(**VARIANTS[name]), name)
+    return {name: [model_method(ablation.model, **VARIANTS[name])] for name in rows.values()}
 
 
 def report(rows: Sequence[Row]) -> str:

@@ -1,0 +1,39 @@
+"""The ablation: which rows there are, and what stands in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffseg.settings import settings_of
+from diffseg.tiny.ablation import VARIANTS, Ablation, main, methods_of
+from diffseg.tiny.samples import Choice
+
+
+def test_every_setting_has_one_row() -> None:
+    names = list(methods_of(Ablation()))
+    assert names[0] == "default"
+    kept = [settings_of(**VARIANTS[name]) for name in names]
+    assert len(set(kept)) == len(kept)
+    assert set(kept) == {settings_of(**fields) for fields in VARIANTS.values()}
+    assert len(kept) < len(VARIANTS), "those that say what the default says"
+
+
+def test_a_row_that_is_unknown_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected some of default, plain DiffSeg"):
+        Ablation(rows=("no such thing",))
+
+
+def test_a_row_is_compared_with_the_default(tmp_path: Path) -> None:
+    samples = Choice(images=1, size=128, scenes="validation")
+    main(Ablation(samples=samples, rows=("distance=hellinger",), out=tmp_path))
+    default, other = json.loads((tmp_path / "ablation.json").read_text())
+    assert (default["method"], other["method"]) == ("default", "distance=hellinger")
+    gain = other["scores"]["covering"]["mean"] - default["scores"]["covering"]["mean"]
+    assert other["gain"]["covering"]["mean"] == pytest.approx(gain)
+    table = (tmp_path / "ablation.md").read_text().splitlines()
+    assert table[0] == "### validation scenes: 1 images"
+    assert table[4].startswith("| default ")
+    assert f"{other['scores']['covering']['mean']:.3f} (" in table[5]
