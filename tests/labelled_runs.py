@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffseg import IGNORE, Segmentation
+from diffseg.decide import Segment
 from pipeline.commit import Commit, write_commit
 from pipeline.manifest import Manifest, write_manifest
 from pipeline.outputs import LabelShardWriter
-from pipeline.rows import Row, encode_mask
+from pipeline.rows import Row, labelled_row
+from pipeline.samples import Sample
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 
@@ -54,9 +57,15 @@ def write_run(
 def _row(shard: str, index: int, key: str, labels: np.ndarray | None) -> Row:
     if labels is None:
         return Row(key=key, shard=shard, index=index, status="undecodable", error="made so")
-    height, width = labels.shape
-    mask = encode_mask(labels)
-    return Row(key=key, shard=shard, index=index, status="ok", height=height, width=width, mask=mask)
+    result = Segmentation(
+        labels=labels,
+        segments=tuple(
+            Segment(id=int(k), area=int((labels == k).sum()), bbox=(0, 0, 1, 1), confidence=1.0)
+            for k in np.unique(labels[labels != IGNORE])
+        ),
+        confidence=1.0,
+    )
+    return labelled_row(Sample(index=index, key=key, image=None), shard, result)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
