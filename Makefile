@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format tiny-eval ablation tune-baselines tiny-train full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak clean
+.PHONY: help demo test fuzz check format tiny-eval ablation reliability tune-baselines tiny-train full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ tiny-eval: $(VENV)/.demo ## Score the embedded model beside what it must beat: s
 
 ablation: $(VENV)/.demo ## What each setting is worth: a row each beside the default (half an hour; goes on where it was stopped)
 	$(BIN)/python -m diffseg.tiny.ablation $(SAMPLES)
+
+reliability: $(VENV)/.demo ## Whether confidence says how good segments are: a table, and a plot in tiny-eval/
+	$(BIN)/python -m diffseg.tiny.reliability $(SAMPLES)
 
 tune-baselines: $(VENV)/.demo ## Find the settings of the baselines again, on validation scenes
 	$(BIN)/python -m diffseg.tiny.tune_baselines

@@ -6,56 +6,19 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 
-from PIL import Image, ImageDraw, ImageFont
-
+from diffseg.sheet import COLOURS, GRID, HEADING, INK, SMALL, SOFT, Sheet
 from jobs.benchmarks.growth import Growth
 from jobs.benchmarks.measure import Comparison
 
-SCALE = 2  # drawn at twice the size, so that lines come out smooth
-INK, SOFT, GRID, PAPER = "#1f2328", "#6e7781", "#e6e8eb", "#ffffff"
 BASELINE, FASTER, SLOWER = "#b6bcc4", "#2f7fc1", "#d9822b"
-COLOURS = ("#2f7fc1", "#d9822b", "#3a9d5d", "#c8453b", "#8a63c4", "#8c6d4f", "#d46fb0", "#17a2b0", "#a3a32c")
-HEADING, TEXT, SMALL, SUPERSCRIPT = 17, 14, 12, 10
+SUPERSCRIPT = 10
 LABEL_HEIGHT = 18
 
 WIDTH, PANEL_HEIGHT, PANEL_WIDTH = 1120, 250, 330
 ROW_HEIGHT, FIRST_PANEL, SECOND_PANEL = PANEL_HEIGHT + 100, 80, 690
 BAR_LEFT, BAR_WIDTH, BAR_HEIGHT, LINE_HEIGHT = 330, 480, 18, 26
-
-
-class _Sheet:
-    """A picture in pixels of what is saved, x to the right and y down."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.image = Image.new("RGB", (round(width * SCALE), round(height * SCALE)), PAPER)
-        self._draw = ImageDraw.Draw(self.image)
-
-    def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1) -> None:
-        self._draw.line([(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE), joint="curve")
-
-    def dot(self, x: float, y: float, colour: str) -> None:
-        self._draw.circle((x * SCALE, y * SCALE), 3 * SCALE, colour)
-
-    def box(self, left: float, top: float, right: float, bottom: float, colour: str) -> None:
-        self._draw.rectangle([value * SCALE for value in (left, top, right, bottom)], colour)
-
-    def text(
-        self, x: float, y: float, text: str, *, anchor: str = "lm", size: float = TEXT, colour: str = INK
-    ) -> float:
-        """Where the text ends on the right. anchor: Pillow's, "lm" for left and middle."""
-        self._draw.text((x * SCALE, y * SCALE), text, colour, _font(size), anchor)
-        return self._draw.textbbox((x * SCALE, y * SCALE), text, font=_font(size), anchor=anchor)[2] / SCALE
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        self.image.reduce(SCALE).quantize(128).save(path, "PNG", optimize=True)
-
-
-@cache
-def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size * SCALE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +79,7 @@ def draw_growth(growths: Sequence[Growth], path: str | os.PathLike[str]) -> None
 
     Both axes are logarithmic, so that a power of x is a straight line; the fitted power stands at its end.
     """
-    sheet = _Sheet(WIDTH, len(growths) * ROW_HEIGHT + 20)
+    sheet = Sheet(WIDTH, len(growths) * ROW_HEIGHT + 20)
     steps = list(dict.fromkeys(name for growth in growths for point in growth.points for name in point.seconds))
     colours = dict(zip((step for step in steps if step != "total"), COLOURS * len(steps), strict=False))
     for row, growth in enumerate(growths):
@@ -141,7 +104,7 @@ def draw_growth(growths: Sequence[Growth], path: str | os.PathLike[str]) -> None
 
 
 def _panel(
-    sheet: _Sheet,
+    sheet: Sheet,
     left: float,
     top: float,
     title: str,
@@ -171,7 +134,7 @@ def _panel(
     _labels(sheet, left + PANEL_WIDTH + 8, top, [(up(line.values[-1]), line) for line in lines])
 
 
-def _labels(sheet: _Sheet, x: float, top: float, ends: Sequence[tuple[float, _Line]]) -> None:
+def _labels(sheet: Sheet, x: float, top: float, ends: Sequence[tuple[float, _Line]]) -> None:
     """Names and powers at the lines' ends, moved apart where they would lie on one another."""
     lines = sorted(ends, key=lambda end: end[0])
     free = top
@@ -194,7 +157,7 @@ def draw_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[
     """
     parts = [(part, list(cases)) for part, cases in groupby(comparisons, key=lambda one: one.part)]
     lines = sum(len(one.seconds) + 1.6 for one in comparisons) + 1.8 * len(parts) + 2
-    sheet = _Sheet(WIDTH, lines * LINE_HEIGHT)
+    sheet = Sheet(WIDTH, lines * LINE_HEIGHT)
     y = float(LINE_HEIGHT)
     said = "seconds an image; grey: the baseline, blue: faster, orange: slower; in brackets: all repetitions"
     sheet.text(24, y, said, colour=SOFT)
@@ -208,7 +171,7 @@ def draw_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[
     sheet.save(path)
 
 
-def _bars(sheet: _Sheet, y: float, one: Comparison) -> float:
+def _bars(sheet: Sheet, y: float, one: Comparison) -> float:
     """The bars of one case below y; where they end."""
     baseline = one.median(one.baseline)
     longest = max(max(one.median(variant), baseline * one.spread(variant)[1]) for variant in one.seconds)
