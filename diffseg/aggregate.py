@@ -66,7 +66,7 @@ def aggregate(
             target.zero_()
         for grid in shares.keys() - {working}:
             rows, columns = grid
-            keys = _upsampled(attention.maps[grid][:, _rows_of(band, bands, grid)], grid, working)
+            keys = upsample(attention.maps[grid][:, _rows_of(band, bands, grid)], grid, working)
             keys *= shares[grid] / keys.sum(dim=-1, keepdim=True)
             repeated = target.unflatten(1, (rows // bands, height // rows, columns, width // columns))
             repeated += keys.unflatten(1, (rows // bands, 1, columns, 1))
@@ -78,7 +78,7 @@ def _rows_of(band: int, bands: int, grid: Grid) -> slice:
     return slice(band * positions, (band + 1) * positions)
 
 
-def _upsampled(maps: torch.Tensor, grid: Grid, working: Grid) -> torch.Tensor:
+def upsample(maps: torch.Tensor, grid: Grid, working: Grid) -> torch.Tensor:
     """[..., h·w] of one grid to [..., H·W] of the working one."""
     down, along = (
         to_device(bilinear_matrix(tokens, samples), maps.device) for tokens, samples in zip(grid, working, strict=True)

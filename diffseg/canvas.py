@@ -24,13 +24,14 @@ class Canvas:
     """pixels: float32 [3, S, S] in [−1, 1]. content: where the image lies in it, as a share of S, 0 to 1.
 
     region: the pixels of the image (rows and columns) that content shows; the others were cropped away. size: (H, W) of
-    the image.
+    the image. detail: float32 [3, 2 S, 2 S], the same at twice the resolution, where windows of it are asked for.
     """
 
     pixels: torch.Tensor
     content: Box
     region: Box
     size: tuple[int, int]
+    detail: torch.Tensor | None = None
 
     @property
     def shown(self) -> tuple[int, int]:

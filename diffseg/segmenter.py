@@ -5,6 +5,7 @@ Axes: B images in the batch, H and W pixels of an image, P token positions, K se
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from diffseg.images import decode_image
 from diffseg.proposals import scores_of
 from diffseg.refine import refine
 from diffseg.settings import Dtype, Preset, SegmenterSettings, settings_of, thresholds
+from diffseg.windows import look_through_windows
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes
 PIXELS_PER_TOKEN = 8
@@ -168,7 +170,11 @@ class Segmenter:
 
     def prepare(self, image: np.ndarray) -> Canvas:
         """The model's square of a uint8 [H, W, 3] image; safe to call from several threads."""
-        return fit_image(image, self.resolution, self.settings.fit, antialias=self.settings.antialias)
+        canvas, *detailed = (
+            fit_image(image, side, self.settings.fit, antialias=self.settings.antialias)
+            for side in ([self.resolution, 2 * self.resolution] if self.settings.crops else [self.resolution])
+        )
+        return dataclasses.replace(canvas, detail=detailed[0].pixels) if detailed else canvas
 
     def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> Launched:
         """Send up to `batch_size` prepared images through the model; `results()` of what is returned are their labels.
@@ -184,8 +190,16 @@ class Segmenter:
         """What the model looks at in up to `batch_size` prepared images, with short batches padded."""
         if not 0 < len(canvases) <= self.batch_size:
             raise ValueError(f"{len(canvases)} images: expected 1 to {self.batch_size}")
-        padding = [canvases[-1].pixels] * (self.batch_size - len(canvases))
-        pixels = torch.stack([canvas.pixels for canvas in canvases] + padding)
+        padded = [*canvases, *[canvases[-1]] * (self.batch_size - len(canvases))]
+        attention = self._attention(torch.stack([canvas.pixels for canvas in padded]), step)
+        if not self.settings.crops:
+            return attention
+        detail = torch.stack([canvas.detail for canvas in padded if canvas.detail is not None])
+        return look_through_windows(
+            attention, detail, self.settings.crops, self.settings.weights, lambda window: self._attention(window, step)
+        )
+
+    def _attention(self, pixels: torch.Tensor, step: Step) -> SelfAttention:
         attention = self.backbone.self_attention(pixels, self.timestep, step)
         if self.settings.flip:
             attention.average_with_mirrored(self.backbone.self_attention(pixels.flip(-1), self.timestep, step))

@@ -59,6 +59,8 @@ class SegmenterSettings:
     """Refine the proposals by k-means over all rows, as google/diffseg's demo does."""
     assign: Assign = "nearest"
     """A pixel goes to the proposal nearest to its own attention, or to the one that peaks there, as in the paper."""
+    crops: int = 0
+    """2 to 8: half of the attention as this many windows squared see it, at twice the resolution; 0: no windows."""
     flip: bool = False
     """Average the attention with that of the mirrored image: twice the time."""
     refine: Refine | None = None
@@ -91,6 +93,7 @@ class SegmenterSettings:
         )
         require(self.assign in ("nearest", "peak"), f"assign={self.assign!r}: expected nearest or peak")
         require(self.refine in (None, "none", "par"), f"refine={self.refine!r}: expected none or par")
+        require(self.crops in (0, *range(2, 9)), f"crops={self.crops}: expected 0, or 2 to 8 windows a side")
         require(0 <= self.min_area <= 1, f"min_area={self.min_area}: expected a share of the image, 0 to 1")
         # each anchor may become a proposal, and label maps are int16 on the device
         require(1 <= self.anchors_per_side <= 181, f"anchors_per_side={self.anchors_per_side}: expected 1 to 181")
