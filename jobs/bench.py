@@ -1,8 +1,9 @@
 """Measure speed and memory on this machine, beside the bare model and a plain loop.
 
 What is compared runs in turns within one process; figures are medians, and ratios are medians of the ratios of each
-turn. Parts: whole (images to label maps, by steps), merging (beside google/diffseg), pipeline (one actor), growth
-(tokens, batch, segments, pixels; time and memory). Without --images it makes scenes of its own.
+turn. Parts: whole (images to label maps, by steps), merging (beside google/diffseg), settings (what each adds),
+pipeline (one actor), growth (tokens, batch, segments, pixels; time and memory). Without --images it makes scenes of its
+own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from jobs.benchmarks.growth import Growth
     from jobs.benchmarks.measure import Comparison
 
-PARTS = ("whole", "merging", "pipeline", "growth")
+PARTS = ("whole", "merging", "settings", "pipeline", "growth")
 SCENES, SCENE_SIZE = 48, (480, 640)
 REGIONS = 9
 
@@ -37,15 +38,15 @@ class BenchCommand:
     """The flags of `diffseg bench`. Lists are separated by commas."""
 
     parts: str = "whole,merging,pipeline"
-    """Some of whole, merging, pipeline, growth."""
+    """Some of whole, merging, settings, pipeline, growth."""
     models: str = "tiny"
-    """Of the whole pass: tiny, a folder, a hub id, or sd15-random (all of SD 1.5 with random weights, 512 px)."""
+    """Of the whole pass and settings: tiny, a folder, a hub id, or sd15-random (all of SD 1.5 with random weights, 512 px)."""
     dtypes: str = "float32"
     """Of the whole pass: float32, bfloat16, float16."""
     batch_sizes: str = "1,2,4"
     """Of the whole pass."""
     device: str = "cpu"
-    """Of the whole pass: cpu, cuda, mps."""
+    """Of the whole pass and settings: cpu, cuda, mps."""
     threads: int | None = None
     """CPU threads of whole and merging; default: all cores. The pipeline and its loop have one."""
     repetitions: int = 5
@@ -124,6 +125,13 @@ def _comparisons(command: BenchCommand, photographs: Path) -> Iterator[Compariso
         from jobs.benchmarks.merging import measure_merging
 
         yield measure_merging(regions=REGIONS, repetitions=command.repetitions, reference=command.reference)
+    if "settings" in parts:
+        from jobs.benchmarks.models import checkpoint_of
+        from jobs.benchmarks.settings import measure_settings
+
+        for model in command.models.split(","):
+            checkpoint = checkpoint_of(model, dtype="float32", device=command.device)
+            yield measure_settings(checkpoint, _decoded(photographs)[:2], repetitions=command.repetitions)
     if "pipeline" in parts:
         from jobs.benchmarks.loop import measure_pipeline
 

@@ -18,6 +18,7 @@ from jobs import bench
 from jobs.benchmarks import merging
 from jobs.benchmarks.measure import Comparison, alternate
 from jobs.benchmarks.planted import planted_attention
+from jobs.benchmarks.settings import VARIANTS, measure_settings
 from jobs.benchmarks.whole import bare_pass, flop_of, measure_whole
 
 
@@ -61,6 +62,14 @@ def test_a_whole_pass_is_measured_by_steps() -> None:
     assert 0 < found.notes["share of that in the bare pass"] < 2
 
 
+def test_every_setting_is_measured_beside_the_plain_pass() -> None:
+    images = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
+    checkpoint = dataclasses.replace(load_checkpoint("tiny"), resolution=64)
+    found = measure_settings(checkpoint, images, repetitions=1)
+    assert set(found.seconds) == {"plain", *VARIANTS} == set(found.notes["segments"])
+    assert found.ratio("plain") == 1
+
+
 def test_operations_are_counted() -> None:
     left, right = torch.ones(10, 20), torch.ones(20, 30)
     assert flop_of(lambda: left @ right) == 2 * 10 * 20 * 30
@@ -96,7 +105,7 @@ def test_a_reference_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--parts", "whole,speed"], "speed; expected some of whole, merging, pipeline, growth"),
+        (["--parts", "whole,speed"], "speed; expected some of whole, merging, settings, pipeline, growth"),
         (["--dtypes", "float8"], "float8; expected some of float32"),
         (["--batch-sizes", "1,0"], "expected whole numbers from 1"),
         (["--repetitions", "0"], "expected whole numbers from 1"),
