@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format tiny-eval ablation reliability tune-baselines tiny-train full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak clean
+.PHONY: help demo test fuzz check format tiny-eval ablation reliability tune-baselines tiny-train evaluate-sd full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ tune-baselines: $(VENV)/.demo ## Find the settings of the baselines again, on va
 tiny-train: $(VENV)/.demo ## Train the embedded model again (about an hour on one core; resumes where it was stopped)
 	$(BIN)/python -m diffseg.tiny.train
 	$(BIN)/python -m diffseg.tiny.tune --write
+
+evaluate-sd: $(VENV)/.demo ## A checkpoint by the protocol of DiffSeg's paper: MODEL=… DATA=… BENCHMARK=coco-stuff-27|cityscapes-27
+	$(BIN)/python -m jobs.published $(MODEL) $(DATA) --benchmark $(or $(BENCHMARK),coco-stuff-27) $(ARGS)
 
 full-size: $(VENV)/.test ## Label with all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
 	DIFFSEG_FULL_SIZE=1 $(BIN)/python -m pytest -s tests/end_to_end/test_full_size.py

@@ -19,6 +19,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from diffseg.baselines import LEFT_OUT
 from diffseg.labelmap import Crop, View
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
 from jobs.evaluationtable import as_document, print_document
@@ -98,6 +99,8 @@ def _evaluate(command: EvaluateCommand) -> int:
         print_json(document)
     else:
         print_document(_wide(Console()), document)
+        if LEFT_OUT and command.baseline_images:
+            errors.print(LEFT_OUT, markup=False, highlight=False, soft_wrap=True)
         errors.print(f"{report.redacted}: {', '.join(FILES)}", markup=False, highlight=False, soft_wrap=True)
     return SOME_FAILED if document["counts"]["unusable_truths"] else OK
 

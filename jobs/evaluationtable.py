@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,14 @@ from rich.table import Table
 
 from diffseg.boundaries import TOLERANCE
 from diffseg.imagescores import CLASS_SCORES, IMAGE_SCORES
-from pipeline.evaluate import Evaluation, Evaluator
+from pipeline.evaluate import THIS_RUN, Evaluation, Evaluator
 from pipeline.pairing import Pairing, Rows
 
 FIRST = 3
 """Of the keys of a kind, how many are named."""
+
+WORTH_SAYING = 0.01
+"""Share of the pixels."""
 
 PER_IMAGE, BY_CLASS, ONCE = "for each image", "for each image, counted by class", "once for the data set"
 MATCHING = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE) | dict(
@@ -39,6 +43,8 @@ def as_document(evaluator: Evaluator, rows: Rows, pairing: Pairing, evaluation: 
     """What --json prints and scores.json holds."""
     layout = evaluator.truth.layout
     unusable = [problem for problem in evaluation.problems if problem.what == "truth"]
+    images, missed = len(evaluation.scored), [one.scores[THIS_RUN].missed for one in evaluation.scored]
+    there = [share for share in missed if not math.isnan(share)]
     return {
         "out": evaluator.out.redacted,
         "truth": evaluator.truth.storage.redacted,
@@ -53,7 +59,9 @@ def as_document(evaluator: Evaluator, rows: Rows, pairing: Pairing, evaluation: 
         },
         "counts": {
             "rows": len(rows.ok) + rows.failed.total(),
-            "scored": len(evaluation.scored),
+            "scored": len(there),
+            "truth_says_nothing": images - len(there),
+            "pixels_in_no_segment": sum(there) / len(there) if there else 0.0,
             "without_label_map": dict(rows.failed),
             "shards_missing": rows.shards_missing,
             "without_truth": _listed(pairing.rows_alone),
@@ -86,6 +94,12 @@ def print_document(console: Console, document: Mapping[str, Any]) -> None:
     def said(text: str, style: str | None = None) -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
+    protocol = document["protocol"]
+    ignored = protocol["ignored"] if isinstance(protocol["ignored"], str) else ", ".join(map(str, protocol["ignored"]))
+    said(
+        f"{document['out']} against {document['truth']}, layout {protocol['layout']}, ids that count for nothing: "
+        f"{ignored or 'none'}; paired by {protocol['paired_by']}"
+    )
     for line in _uncounted(document["counts"]):
         said(line, "yellow")
     unusable = [problem for problem in document["problems"] if problem["what"] == "truth"]
@@ -96,7 +110,6 @@ def print_document(console: Console, document: Mapping[str, Any]) -> None:
     lost = [problem for problem in document["problems"] if problem["what"] == "image"]
     if lost:
         said(f"no baselines on {len(lost)} images that cannot be read; the first: {lost[0]['message']}", "yellow")
-    protocol = document["protocol"]
     pixels = f"{protocol['layout']}, {protocol['pixels']}, {document['counts']['scored']} images"
     if any(name in method["figures"] for method in document["methods"] for name in CLASS_SCORES):
         columns = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE) | {name: MATCHING[name] for name in CLASS_SCORES}
@@ -116,9 +129,16 @@ def _uncounted(counts: Mapping[str, Any]) -> list[str]:
         lines.append(f"{sum(counts['without_label_map'].values())} rows have no label map ({statuses}): not scored")
     if counts["shards_missing"]:
         lines.append(f"{counts['shards_missing']} shards of the run have no labels: not scored (`diffseg status`)")
+    if counts["truth_says_nothing"]:
+        lines.append(f"{counts['truth_says_nothing']} truths ignore every pixel that is looked at: not scored")
+    if counts["pixels_in_no_segment"] > WORTH_SAYING:
+        lines.append(
+            f"{counts['pixels_in_no_segment']:.1%} of the pixels are in no segment and count as missed; of labels with "
+            "a crop, --crop centre scores the centre square alone"
+        )
     for name, what in (
         ("without_truth", "rows have no truth: not scored"),
-        ("truths_without_row", "truths have no row"),
+        ("truths_without_row", "truths have no row with a label map"),
         ("ambiguous", "rows share their key with another row, or with truths: not scored"),
     ):
         if counts[name]["count"]:

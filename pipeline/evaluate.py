@@ -73,7 +73,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Figures of one method over `images` images, by name; see `diffseg.imagescores`."""
+    """Figures of one method over `images` images, those whose truth says something; see `diffseg.imagescores`."""
 
     name: str
     images: int
@@ -135,13 +135,14 @@ def evaluate(
     sample = [one for one in scored if len(one.scores) > 1]
     if 0 < len(sample) < len(scored):
         methods.append(_method(f"{THIS_RUN}, images of the baselines", sample, THIS_RUN, classes))
-    methods += [_method(name, sample, name, classes) for name in BASELINES if sample]
+    names = [name for name in BASELINES if sample and name in sample[0].scores]  # other nodes may lack scikit-image
+    methods += [_method(name, sample, name, classes) for name in names]
     return Evaluation(methods=methods, scored=scored, problems=problems)
 
 
 def _method(title: str, scored: list[Scored], name: str, classes: range | None) -> Method:
     figures = pooled([one.scores[name] for one in scored], classes)
-    return Method(name=title, images=len(scored), figures=figures)
+    return Method(name=title, images=figures["covering"].count if figures else 0, figures=figures)
 
 
 def score_part(evaluator: Evaluator, part: Part) -> tuple[list[Scored], list[Problem]]:

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.outputs import output_paths
-from pipeline.storage import Storage
+from pipeline.storage import SourceError, Storage
 
 ROWS_AT_ONCE = 256
 
 
 def label_rows(out: Storage, shard: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """These columns of a label shard, row by row."""
-    with out.open(output_paths(shard, ("parquet",))["parquet"]) as file:
-        for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=list(columns)):
-            yield from batch.to_pylist()
+    """These columns of a label shard, row by row. Raises SourceError where the file is damaged."""
+    path = output_paths(shard, ("parquet",))["parquet"]
+    with out.open(path) as file:
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=list(columns)):
+                yield from batch.to_pylist()
+        except pa.ArrowException as error:
+            raise SourceError(
+                f"{out.joined(path)}: cannot be read as Parquet ({error}). `diffseg verify --redo`, then the same "
+                "`diffseg label`, mends it"
+            ) from error

@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset
 
 from pipeline.localfiles import ScratchFolder
 from pipeline.rows import SCHEMA, Row
@@ -61,6 +60,8 @@ class LabelShardWriter:
         self._parquet = pq.ParquetWriter(self._local("parquet"), schema, compression=COMPRESSION)
         self._tar: Any = None
         if "webdataset" in formats:
+            import webdataset  # loads torch, for which those who only read labels need not wait
+
             # fixed owner and time: the bytes depend on the rows alone
             self._tar = webdataset.TarWriter(
                 str(self._local("webdataset")), encoder=False, mtime=0, user="diffseg", group="diffseg"

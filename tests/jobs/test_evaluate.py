@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,7 +117,8 @@ def test_tables_say_how_every_figure_was_made(places: tuple[Path, Path], capsys:
     assert "Segments matched to classes (labels, centre square, 24 px (nearest), 4 images)" in text
     assert "Regions, nothing matched (labels, centre square, 24 px (nearest), 4 images)" in text
     assert "1 rows have no label map (1 undecodable): not scored" in text
-    assert "2 truths have no row (3.png, 9.png)" in text
+    assert "2 truths have no row with a label map (3.png, 9.png)" in text
+    assert "layout labels, ids that count for nothing: the largest id; paired by path" in text
     assert "it needs ids that mean the same in every image" in text
     assert "google/diffseg" in text
     for name in BASELINES:
@@ -174,7 +177,28 @@ def test_a_run_is_scored_against_another_and_unclaimed_pixels_are_missed(
     write_run(tmp_path / "b", {"1.jpg": cropped})
     whole = run(tmp_path / "b", tmp_path / "a", capsys=capsys)
     assert means(whole)["accuracy"] == pytest.approx(40 / 60)
+    assert whole["counts"]["pixels_in_no_segment"] == pytest.approx(20 / 60)
     assert means(run(tmp_path / "b", tmp_path / "a", "--crop", "centre", capsys=capsys))["accuracy"] == 1
+
+
+def test_a_truth_that_ignores_everything_is_no_image(
+    places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, truth = places
+    write_png(truth / "4.png", np.full((HEIGHT, WIDTH), 255, np.uint8))
+    document = run(out, truth, *NO_BASELINES, capsys=capsys)
+    assert (document["counts"]["scored"], document["counts"]["truth_says_nothing"]) == (3, 1)
+    assert document["methods"][0]["images"] == 3
+    assert means(document)["covering"] == 1
+    assert "4.png" not in document["worst"]
+
+
+def test_damaged_labels_are_named(places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (places[0] / "labels" / "images-000001.parquet").write_bytes(b"PAR1, it was")
+    assert evaluate.main([*map(str, places), "--processes", "1"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "labels/images-000001.parquet: cannot be read as Parquet" in said
+    assert "diffseg verify --redo" in said
 
 
 def test_nothing_to_score_is_refused(places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,3 +209,8 @@ def test_nothing_to_score_is_refused(places: tuple[Path, Path], capsys: pytest.C
         path.rename(truth / f"other-{path.name}")
     assert evaluate.main([str(out), str(truth)]) == 2
     assert "none of 5 rows can be paired with one of 6 truths" in " ".join(capsys.readouterr().err.split())
+
+
+def test_scoring_waits_for_neither_torch_nor_ray() -> None:
+    code = "import sys, jobs.evaluate\nassert not {'torch', 'ray', 'diffusers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
