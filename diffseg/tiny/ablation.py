@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 
+from diffseg.layout import read_json
 from diffseg.settings import SegmenterSettings, settings_of
 from diffseg.tiny.export import CHECKPOINT
 from diffseg.tiny.report import heading, markdown, number, signed
@@ -86,9 +87,11 @@ class Ablation:
 
 def methods_of(ablation: Ablation) -> dict[str, list[Method]]:
     """The default first, then the rows that were asked for, of those that come to the same settings one."""
+    own = read_json(ablation.model / "diffseg.json").get("refine", "none")
     rows: dict[SegmenterSettings, str] = {}
     for name in ("default", *(ablation.rows or VARIANTS)):
-        rows.setdefault(settings_of(**VARIANTS[name]), name)
+        settings = settings_of(**VARIANTS[name])
+        rows.setdefault(replace(settings, refine=settings.refine or own), name)
     return {name: [model_method(ablation.model, **VARIANTS[name])] for name in rows.values()}
 
 

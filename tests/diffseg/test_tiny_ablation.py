@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from diffseg.settings import settings_of
+from diffseg.settings import SegmenterSettings, settings_of
 from diffseg.tiny.ablation import VARIANTS, Ablation, main, methods_of
 from diffseg.tiny.samples import Choice
 
 
-def test_every_setting_has_one_row() -> None:
-    names = list(methods_of(Ablation()))
+@pytest.mark.parametrize("own", ["none", "par"])
+def test_every_setting_has_one_row(own: str, tmp_path: Path) -> None:
+    (tmp_path / "diffseg.json").write_text(json.dumps({"refine": own}))
+    names = list(methods_of(Ablation(model=tmp_path)))
     assert names[0] == "default"
-    kept = [settings_of(**VARIANTS[name]) for name in names]
+    assert len(names) < len(VARIANTS), "those that say what the default says"
+
+    def resolved(name: str) -> SegmenterSettings:
+        settings = settings_of(**VARIANTS[name])
+        return replace(settings, refine=settings.refine or own)
+
+    kept = [resolved(name) for name in names]
     assert len(set(kept)) == len(kept)
-    assert set(kept) == {settings_of(**fields) for fields in VARIANTS.values()}
-    assert len(kept) < len(VARIANTS), "those that say what the default says"
+    assert set(kept) == {resolved(name) for name in VARIANTS}
 
 
 def test_a_row_that_is_unknown_is_refused() -> None:
