@@ -24,7 +24,16 @@ from diffseg.tiny.scoring import Method, Row, compare, model_method
 
 __all__ = ["VARIANTS", "Ablation", "report"]
 
-PLAIN: Mapping[str, Any] = {"assign": "peak", "flip": False, "refine": "none", "min_area": 0.0, "stable": False}
+PLAIN: Mapping[str, Any] = {
+    "assign": "peak",
+    "method": "diffseg",
+    "distance": "kl",
+    "flip": False,
+    "crops": 0,
+    "refine": "none",
+    "min_area": 0.0,
+    "stable": False,
+}
 NEAREST = {**PLAIN, "assign": "nearest"}
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -32,11 +41,15 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "plain DiffSeg, as in the paper (assign=peak)": PLAIN,
     "assign=nearest": NEAREST,
     "assign=nearest, flip": {**NEAREST, "flip": True},
+    "assign=nearest, crops=2": {**NEAREST, "crops": 2},
     "assign=nearest, refine=par": {**NEAREST, "refine": "par"},
     "assign=nearest, min_area=0.002": {**NEAREST, "min_area": 0.002},
     "assign=nearest, stable": {**NEAREST, "stable": True},
     "with flip": {"flip": True},
     "without flip": {"flip": False},
+    "with crops=2": {"crops": 2},
+    "with crops=3": {"crops": 3},
+    "without crops": {"crops": 0},
     "with refine=par": {"refine": "par"},
     "without refine": {"refine": "none"},
     "with min_area=0.002": {"min_area": 0.002},

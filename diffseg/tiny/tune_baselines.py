@@ -21,9 +21,9 @@ import tyro
 from diffseg.baselines import BASELINES, LEFT_OUT
 from diffseg.metrics import covering, mean_best_iou, overlap
 from diffseg.segmenter import Segmenter
+from diffseg.settings import settings_of
 from diffseg.tiny.export import CHECKPOINT
 from diffseg.tiny.scenes import VALIDATION_SEEDS, Scene, generate_scene
-from diffseg.tiny.tune import grid_scores
 from diffseg.tiny.untrained import write_untrained
 
 __all__ = ["CANDIDATES", "BaselineTuning", "climb", "validation_score"]
@@ -74,7 +74,7 @@ def validation_score(method: Callable[[np.ndarray], np.ndarray], scenes: Sequenc
 def climb(start: Any, candidates: Mapping[str, Sequence[Any]], score: Callable[[Any], float]) -> tuple[Any, float]:
     """Change one field at a time, up and down its candidates as long as that helps, until no change of one helps.
 
-    start: a dataclass, whose fields need not be among the candidates. Returns the best instance and its score.
+    start: a dataclass, whose fields need not be among the candidates, which ascend. Returns the best and its score.
     """
     seen: dict[Any, float] = {}
 
@@ -88,24 +88,28 @@ def climb(start: Any, candidates: Mapping[str, Sequence[Any]], score: Callable[[
     while best != before:
         before = best
         for name, values in candidates.items():
-            for step in (1, -1):
-                place = int(np.argmin([abs(value - getattr(best, name)) for value in values]))
-                while 0 <= place < len(values):
-                    neighbour = dataclasses.replace(best, **{name: values[place]})
-                    if neighbour != best and scored(neighbour) <= scored(best):
+            now = getattr(best, name)
+            above, below = [value for value in values if value > now], [value for value in values if value < now]
+            for further in (above, below[::-1]):
+                for value in further:
+                    neighbour = dataclasses.replace(best, **{name: value})
+                    if scored(neighbour) <= scored(best):
                         break
-                    best, place = neighbour, place + step
+                    best = neighbour
     return best, scored(best)
 
 
-def untrained_thresholds(images: int) -> tuple[float, float]:
+def untrained_threshold(scenes: Sequence[Scene]) -> tuple[float, float]:
     """The threshold for all rounds that suits a network of random weights best, and its score."""
     with tempfile.TemporaryDirectory() as folder:
         write_untrained(Path(folder) / "untrained", CHECKPOINT, seed=0)
-        segmenter = Segmenter.from_pretrained(Path(folder) / "untrained", device="cpu")
-        candidates = [(tau,) * 3 for tau in UNTRAINED_TAUS]
-        scores = grid_scores(segmenter, candidates, images=images, timestep=segmenter.timestep).mean(1)
-    return UNTRAINED_TAUS[int(scores.argmax())], float(scores.max())
+        segmenter = Segmenter.from_pretrained(Path(folder) / "untrained")
+    scores = []
+    for tau in UNTRAINED_TAUS:
+        other = Segmenter(segmenter.backbone, settings_of(tau=tau))
+        scores.append(validation_score(lambda image: other(image).labels, scenes))  # noqa: B023 (called here)
+        log.info("%.4f  random weights, tau %g", scores[-1], tau)
+    return UNTRAINED_TAUS[int(np.argmax(scores))], max(scores)
 
 
 def main(settings: BaselineTuning) -> None:
@@ -118,7 +122,7 @@ def main(settings: BaselineTuning) -> None:
     found = {}
     for name in settings.names:
         if name == "random weights":
-            found[name] = untrained_thresholds(settings.images)
+            found[name] = untrained_threshold(scenes)
         elif name in BASELINES:
             found[name] = climb(BASELINES[name], CANDIDATES[name], lambda method: validation_score(method, scenes))
     for name, (best, score) in found.items():
