@@ -86,11 +86,12 @@ def _merged(
 def _cut(
     aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], factors: Sequence[float]
 ) -> Iterator[Proposals]:
-    """Mean rows of the parts of normalised cuts at each multiple of the largest cost; one image, [1, P, P]."""
-    positions = aggregated.shape[-1]
-    cuts = cut_tree(walk_flow(aggregated[0], settings.walk_steps), max(factors) * settings.ncut)
-    for factor in factors:
-        labels = torch.from_numpy(labels_at(cuts, factor * settings.ncut, positions)).to(aggregated.device)
+    """Mean rows of the parts of normalised cuts, of one image, [1, P, P]; factors are of a cost's odds, c / (1 − c)."""
+    positions, cost = aggregated.shape[-1], settings.ncut
+    thresholds = [factor * cost / (1 - cost + factor * cost) for factor in factors]
+    cuts = cut_tree(walk_flow(aggregated[0], settings.walk_steps), max(thresholds))
+    for threshold in thresholds:
+        labels = torch.from_numpy(labels_at(cuts, threshold, positions)).to(aggregated.device)
         members = labels == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None]
         yield means(members[None], aggregated), members.new_ones(1, len(members))
 

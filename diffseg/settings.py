@@ -40,11 +40,11 @@ class SegmenterSettings:
     method: Method = "diffseg"
     """How segments are found: anchors and iterative merging, or recursive normalised cuts of the same attention."""
     ncut: float = 0.5
-    """Method ncut: a part stays whole where its best normalised cut, 0 to 2, costs this much or more."""
+    """Method ncut: a part whose best normalised cut costs this or more stays whole; 1 is no better than chance."""
     walk_steps: int = 1
     """Method ncut: positions are joined by random walks of this many steps over the attention."""
     stable: bool = False
-    """Choose tau, or ncut, by image: of thresholds from half to double, the one whose segments agree best with all."""
+    """Choose tau, or ncut's odds, by image: from half to double, the value whose segments agree best with others'."""
     anchors_per_side: int = 16
     """The anchor grid is this many squared."""
     anchor_layout: AnchorLayout = "even"
@@ -84,7 +84,7 @@ class SegmenterSettings:
             self.anchor_layout in ("even", "google"), f"anchor_layout={self.anchor_layout!r}: expected even or google"
         )
         require(self.method in get_args(Method), f"method={self.method!r}: expected diffseg or ncut")
-        require(0 <= self.ncut <= 2, f"ncut={self.ncut}: expected a cost, 0 to 2")
+        require(0 <= self.ncut < 1, f"ncut={self.ncut}: expected a cost from 0 to below 1")
         require(1 <= self.walk_steps <= 64, f"walk_steps={self.walk_steps}: expected 1 to 64")
         require(self.consume in ("paper", "google"), f"consume={self.consume!r}: expected paper or google")
         require(

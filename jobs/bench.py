@@ -40,7 +40,7 @@ class BenchCommand:
     parts: str = "whole,merging,pipeline"
     """Some of whole, merging, settings, pipeline, growth."""
     models: str = "tiny"
-    """Of the whole pass and settings: tiny, a folder, a hub id, or sd15-random (all of SD 1.5 with random weights, 512 px)."""
+    """Of whole and settings: tiny, a folder, a hub id, or sd15-random (all of SD 1.5 with random weights, 512 px)."""
     dtypes: str = "float32"
     """Of the whole pass: float32, bfloat16, float16."""
     batch_sizes: str = "1,2,4"

@@ -59,7 +59,7 @@ def test_tau_is_one_number_or_one_a_round(tau: Any, expected: tuple[float, ...] 
         ("refine", ["crf"]),
         ("method", ["merge", None]),
         ("crops", [-1, 1, 9]),
-        ("ncut", [-0.1, 2.1, float("nan")]),
+        ("ncut", [-0.1, 1.0, float("nan")]),
         ("walk_steps", [0, 65]),
         ("distance", ["l2", None]),
         ("min_area", [-0.1, 1.1, float("nan")]),
