@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +95,11 @@ def test_labels_that_are_gone_leave_no_gap() -> None:
 
 def test_segments_of_an_image(checkpoints: dict[str, Path]) -> None:
     image = generate_scene(VALIDATION_SEEDS[0], 128).image[:100]
-    kept, whole = (
-        Segmenter.from_pretrained(checkpoints["sd1"], tau=0.05, fit="crop", min_area=share)(image)
-        for share in (1e-9, 0.01)
+    segmenter = Segmenter.from_pretrained(checkpoints["sd1"], tau=0.05, fit="crop")
+    plain, kept, whole = (
+        Segmenter(segmenter.backbone, dataclasses.replace(segmenter.settings, min_area=share))(image)
+        for share in (0, 1e-9, 0.01)
     )
-    plain = Segmenter.from_pretrained(checkpoints["sd1"], tau=0.05, fit="crop")(image)
     assert np.array_equal(kept.labels, plain.labels)
     assert [(s.area, s.bbox) for s in kept.segments] == [(s.area, s.bbox) for s in plain.segments]
     assert [s.confidence for s in kept.segments] == pytest.approx([s.confidence for s in plain.segments], abs=3e-3)
