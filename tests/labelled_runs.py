@@ -60,12 +60,18 @@ def _row(shard: str, index: int, key: str, labels: np.ndarray | None) -> Row:
     result = Segmentation(
         labels=labels,
         segments=tuple(
-            Segment(id=int(k), area=int((labels == k).sum()), bbox=(0, 0, 1, 1), confidence=1.0)
+            Segment(id=int(k), area=int((labels == k).sum()), bbox=_box(labels == k), confidence=1.0)
             for k in np.unique(labels[labels != IGNORE])
         ),
         confidence=1.0,
     )
     return labelled_row(Sample(index=index, key=key, image=None), shard, result)
+
+
+def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.nonzero(mask)
+    top, left = int(rows.min()), int(columns.min())
+    return left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
