@@ -41,8 +41,8 @@ bins of equal counts; how much higher the mean IoU of the surer half is than tha
 
 CONFIDENCES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "segments: confidence": lambda confidence, area: confidence,
-    "segments: confidence · area^¼": lambda confidence, area: confidence * area**0.25,
-    "segments: confidence · area^½": lambda confidence, area: confidence * area**0.5,
+    "segments: confidence · area^0.25": lambda confidence, area: confidence * area**0.25,
+    "segments: confidence · area^0.5": lambda confidence, area: confidence * area**0.5,
 }
 """Of the recorded confidence and the area as a share of the image."""
 
