@@ -65,7 +65,7 @@ reliability: $(VENV)/.demo ## Whether confidence says how good segments are: a t
 tune-baselines: $(VENV)/.demo ## Find the settings of the baselines again, on validation scenes
 	$(BIN)/python -m diffseg.tiny.tune_baselines
 
-tiny-train: $(VENV)/.demo ## Train the embedded model again (about an hour on one core; resumes where it was stopped)
+tiny-train: $(VENV)/.demo ## Train the embedded model again (about three hours on one core; resumes where it was stopped)
 	$(BIN)/python -m diffseg.tiny.train
 	$(BIN)/python -m diffseg.tiny.tune --write
 

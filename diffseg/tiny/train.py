@@ -2,7 +2,7 @@
 
 Autoencoder; pools of encoded scenes; UNet on dead leaves, first cropped and then whole, then on scenes; export. Every
 random number of a step follows from (seed, stage, step), so a killed run goes on from its last checkpoint to exactly
-the weights of an undisturbed one. Schedules are in steps, never in seconds. One thread: about an hour.
+the weights of an undisturbed one. Schedules are in steps, never in seconds. One thread: about three hours.
 """
 
 from __future__ import annotations
