@@ -77,8 +77,8 @@ class Felzenszwalb:
         least_area: smaller segments are merged, as a share of the image.
     """
 
-    scale: float = 800.0
-    sigma: float = 0.8
+    scale: float = 500.0
+    sigma: float = 0.9
     least_area: float = 0.007
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -101,9 +101,9 @@ class Superpixels:
         small: a segment of this share of the image is merged across twice that difference, a smaller one across more.
     """
 
-    count: int = 200
+    count: int = 100
     compactness: float = 30.0
-    threshold: float = 10.0
+    threshold: float = 17.0
     small: float = 0.01
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
