@@ -55,7 +55,7 @@ def test_a_whole_pass_is_measured_by_steps() -> None:
     images = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
     found = measure_whole(load_checkpoint("tiny"), images, batch_size=2, repetitions=1)
     assert set(found.seconds) == {"bare", "ours", "bare, as loaded"}
-    assert [*found.steps] == ["resize", "encode", "unet", "aggregate", "merge", "decide", "results"]
+    assert [*found.steps] == ["resize", "encode", "unet", "aggregate", "merge", "refine", "decide", "results"]
     assert 0.5 < sum(found.steps.values()) / found.median("ours") <= 1.01
     assert found.notes["parameters"] > 4e6
     assert len(found.notes["segments"]) == 2

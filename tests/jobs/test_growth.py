@@ -87,7 +87,7 @@ def test_a_point_is_measured_in_a_process_of_its_own() -> None:
     tokens = 16**2
     point = measure_point("tokens", tokens)
     assert point.x == tokens
-    steps = {"resize", "encode", "unet", "aggregate", "merge", "decide", "results"}
+    steps = {"resize", "encode", "unet", "aggregate", "merge", "refine", "decide", "results"}
     assert set(point.seconds) == steps | {"total"}
     assert set(point.peaks) == steps
     assert 0 < sum(point.seconds[step] for step in steps) <= point.seconds["total"]

@@ -69,7 +69,20 @@ def test_the_commit_describes_the_files(scene_folder: Path, tmp_path: Path, segm
     assert (commit.state, commit.rows, commit.counts, commit.attempt) == ("done", 20, {"ok": 20}, 1)
     assert set(commit.files) == {"labels/images-000000.parquet", "webdataset/images-000000.tar"}
     assert verify_commit(out, commit) == []
-    steps = {"read", "decode", "resize", "encode", "unet", "aggregate", "merge", "decide", "results", "write", "total"}
+    steps = {
+        "read",
+        "decode",
+        "resize",
+        "encode",
+        "unet",
+        "aggregate",
+        "merge",
+        "refine",
+        "decide",
+        "results",
+        "write",
+        "total",
+    }
     assert set(commit.seconds) == steps
 
 
