@@ -14,19 +14,22 @@ from scipy import ndimage
 from diffseg.decide import MARGIN_UNIT
 
 
-def absorb(labels: np.ndarray, margins: np.ndarray, min_area: float) -> tuple[np.ndarray, np.ndarray]:
+def absorb(
+    labels: np.ndarray, figures: np.ndarray, margins: np.ndarray, min_area: float
+) -> tuple[np.ndarray, np.ndarray]:
     """The labels and the figures of a `diffseg.decide.Decision` once pieces below a share of the region are absorbed.
 
-    labels: int16 [H, W]. margins: uint8 [H, W] in units of 1 / 255; a pixel whose label changes has none any more.
-    min_area: share of H·W, 0 to 1.
+    labels: int16 [H, W]. figures: int64 [6 or 8, K]. margins: uint8 [H, W] in units of 1 / 255; a pixel whose label
+    changes has none any more. min_area: share of H·W, 0 to 1.
     """
     whole = absorb_small(labels, min_area * labels.size)
     margins = np.where(whole == labels, margins, 0)
-    areas = np.bincount(whole.ravel())
+    areas = np.bincount(whole.ravel(), minlength=int((figures[0] > 0).sum()))
+    named = figures[6:, figures[0] > 0][:, areas > 0]
     whole = (np.cumsum(areas > 0) - 1).astype(labels.dtype)[whole]
     sums = np.bincount(whole.ravel(), weights=margins.ravel()) * MARGIN_UNIT // 255
     boxes = [[y.start, y.stop - 1, x.start, x.stop - 1] for y, x in ndimage.find_objects(whole.astype(np.int32) + 1)]
-    return whole, np.stack([areas[areas > 0], *np.array(boxes).T, sums.astype(np.int64)])
+    return whole, np.stack([areas[areas > 0], *np.array(boxes).T, sums.astype(np.int64), *named])
 
 
 def absorb_small(labels: np.ndarray, least: float) -> np.ndarray:

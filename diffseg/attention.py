@@ -14,12 +14,14 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+
+from diffseg.crossattention import CrossAttention, CrossRecorder, cross_attention_layers
 
 Grid = tuple[int, int]
 """Height and width in tokens."""
@@ -63,9 +65,11 @@ class _PassComplete(Exception):
 
 
 @dataclass(kw_only=True)
-class _Recording:
+class Recording:
+    """What one pass has recorded so far. layers_left: layers of both kinds that have not been seen yet."""
+
     grid_of_tokens: Mapping[int, Grid]
-    layers_to_record: int
+    layers_left: int
     stop_early: bool
     sums: dict[Grid, torch.Tensor] = field(default_factory=dict)
     layers: dict[Grid, int] = field(default_factory=dict)
@@ -94,8 +98,11 @@ class _Recording:
             self.workspace = torch.empty(needed, dtype=torch.float32, device=device)
         return self.workspace[:needed].view(some, rows, tokens)
 
-    def is_last_layer(self) -> bool:
-        return sum(self.layers.values()) == self.layers_to_record
+    def layer_done(self) -> None:
+        """To be called when the maps of a layer are taken; ends the pass where nothing else is wanted of it."""
+        self.layers_left -= 1
+        if self.layers_left == 0 and self.stop_early:
+            raise _PassComplete
 
     def finished(self) -> SelfAttention:
         maps = {grid: self.sums[grid].div_(count) for grid, count in self.layers.items()}
@@ -105,7 +112,7 @@ class _Recording:
 class _RecordingProcessor:
     """A diffusers attention processor; probabilities are float32 whatever the weights are, safe from overflow."""
 
-    def __init__(self, recording: _Recording) -> None:
+    def __init__(self, recording: Recording) -> None:
         self.recording = recording
 
     def __call__(
@@ -121,11 +128,11 @@ class _RecordingProcessor:
 
         queries, keys = heads_apart(attn.to_q(hidden_states)), heads_apart(attn.to_k(hidden_states))
         total = self.recording.accumulator(queries)
-        last = self.recording.is_last_layer() and self.recording.stop_early
+        last = self.recording.layers_left == 1 and self.recording.stop_early
         values = None if last else heads_apart(attn.to_v(hidden_states))
         outputs = _attend(queries, keys, values, attn.scale, total, self.recording.workspace_for(queries))
-        if outputs is None:
-            raise _PassComplete
+        self.recording.layer_done()
+        assert outputs is not None
         merged = outputs.transpose(1, 2).flatten(2).to(hidden_states.dtype)
         return attn.to_out[1](attn.to_out[0](merged)) / attn.rescale_output_factor
 
@@ -178,51 +185,95 @@ def record_self_attention(
     latents: [B, C, h, w], h and w multiples of `latent_multiple(unet)`; the other arguments are the UNet's own.
     Raises ValueError where the UNet has no self-attention or the latents do not divide.
     """
-    attention, _ = _run(unet, latents, unet_inputs, unet_options, stop_early=True)
-    return attention
+    return _run(unet, latents, unet_inputs, unet_options, stop_early=True).own
+
+
+@torch.inference_mode()
+def record_attention(
+    unet: UNet2DConditionModel, latents: torch.Tensor, *unet_inputs: Any, columns: torch.Tensor, **unet_options: Any
+) -> tuple[SelfAttention, CrossAttention]:
+    """As `record_self_attention`, and what each position looks at of the prompt.
+
+    columns: int64 [B, C], the tokens of each image's prompt whose maps are kept, on the UNet's device.
+    Raises ValueError, also where the UNet reads no text.
+    """
+    found = _run(unet, latents, unet_inputs, unet_options, stop_early=True, columns=columns)
+    assert found.cross is not None
+    return found.own, found.cross
 
 
 @torch.inference_mode()
 def record_with_output(
-    unet: UNet2DConditionModel, latents: torch.Tensor, *unet_inputs: Any, **unet_options: Any
+    unet: UNet2DConditionModel,
+    latents: torch.Tensor,
+    *unet_inputs: Any,
+    columns: torch.Tensor | None = None,
+    **unet_options: Any,
 ) -> tuple[SelfAttention, torch.Tensor]:
-    """As `record_self_attention`, and the UNet's output [B, C, h, w], which recording leaves as it is without."""
-    attention, output = _run(unet, latents, unet_inputs, unet_options, stop_early=False)
-    assert output is not None
-    return attention, output
+    """As `record_self_attention`, and the UNet's output [B, C, h, w], which recording leaves as it is without.
+
+    columns: as of `record_attention`, whose recorder is at work as well where they are given.
+    """
+    found = _run(unet, latents, unet_inputs, unet_options, stop_early=False, columns=columns)
+    assert found.output is not None
+    return found.own, found.output
+
+
+class _Pass(NamedTuple):
+    own: SelfAttention
+    cross: CrossAttention | None
+    output: torch.Tensor | None
 
 
 def _run(
-    unet: UNet2DConditionModel, latents: torch.Tensor, unet_inputs: tuple, unet_options: dict, *, stop_early: bool
-) -> tuple[SelfAttention, torch.Tensor | None]:
+    unet: UNet2DConditionModel,
+    latents: torch.Tensor,
+    unet_inputs: tuple,
+    unet_options: dict,
+    *,
+    stop_early: bool,
+    columns: torch.Tensor | None = None,
+) -> _Pass:
     layers = self_attention_layers(unet)
+    text_layers = [] if columns is None else cross_attention_layers(unet)
     multiple = latent_multiple(unet)
     height, width = latents.shape[-2:]
     if not layers:
         raise ValueError(
             "this UNet has no self-attention layers: DiffSeg needs the transformer blocks of Stable Diffusion"
         )
+    if columns is not None and not text_layers:
+        raise ValueError("this UNet has no cross-attention layers: it reads no text, and so cannot name anything")
     if height % multiple or width % multiple:
         raise ValueError(f"latents of {height} x {width}: both sides must be multiples of {multiple}")
     sides = [2**level for level in range(len(unet.config.block_out_channels))]
-    recording = _Recording(
+    recording = Recording(
         grid_of_tokens={(height // s) * (width // s): (height // s, width // s) for s in sides},
-        layers_to_record=len(layers),
+        layers_left=len(layers) + len(text_layers),
         stop_early=stop_early,
     )
-    before = [layer.processor for layer in layers]
+    cross = None if columns is None else CrossRecorder(columns, recording)
+    processors = dict.fromkeys(layers, _RecordingProcessor(recording)) | dict.fromkeys(text_layers, cross)
     output = None
     try:
-        for layer in layers:
-            layer.processor = _RecordingProcessor(recording)
-        with _exact_products_of_halves(unet):
+        with _replaced(processors), _exact_products_of_halves(unet):
             output = unet(latents, *unet_inputs, **unet_options).sample
     except _PassComplete:
         pass
-    finally:
-        for layer, processor in zip(layers, before, strict=True):
+    return _Pass(recording.finished(), None if cross is None else cross.finished(), output)
+
+
+@contextmanager
+def _replaced(processors: Mapping[Attention, Any]) -> Iterator[None]:
+    """Attention layers with other processors within the block."""
+    before = {layer: layer.processor for layer in processors}
+    try:
+        for layer, processor in processors.items():
             layer.processor = processor
-    return recording.finished(), output
+        yield
+    finally:
+        for layer, processor in before.items():
+            layer.processor = processor
 
 
 @contextmanager

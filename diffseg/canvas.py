@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from diffseg.decide import Box
+from diffseg.prompt import Prompt
 from diffseg.settings import Fit
 
 PAD = 127
@@ -25,6 +26,7 @@ class Canvas:
 
     region: the pixels of the image (rows and columns) that content shows; the others were cropped away. size: (H, W) of
     the image. detail: float32 [3, 2 S, 2 S], the same at twice the resolution, where windows of it are asked for.
+    prompt: what is said of the image, where its segments are named.
     """
 
     pixels: torch.Tensor
@@ -32,6 +34,7 @@ class Canvas:
     region: Box
     size: tuple[int, int]
     detail: torch.Tensor | None = None
+    prompt: Prompt | None = None
 
     @property
     def shown(self) -> tuple[int, int]:

@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from diffseg.layout import NEEDED_OF_A_VAE, CheckpointError, check_part, fingerprint, load_part, read_json, resolve
-from diffseg.prompt import ADDED_SDXL, empty_prompt
-from diffseg.settings import Refine
+from diffseg.prompt import ADDED_SDXL, TextEncoders, load_text_encoders
+from diffseg.settings import StageName
 
 LATENT_CHANNELS, LATENT_PIXELS = 4, 8
 AUTOENCODERS: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -24,8 +24,9 @@ class Checkpoint:
     """The parts in memory.
 
     vae: encoder only. unet: its transformer blocks are what is recorded. context: [1, tokens, D], the empty prompt's
-    embedding. added: the further conditioning of SDXL, each [1, …]. tau, timestep, resolution, refine: the checkpoint's
+    embedding. added: the further conditioning of SDXL, each [1, …]. tau, timestep, resolution, method: the checkpoint's
     own settings for DiffSeg where its folder has a diffseg.json, else the paper's and the trained size in pixels.
+    text: what embeds other prompts, where that was asked for.
     """
 
     name: str
@@ -36,8 +37,9 @@ class Checkpoint:
     tau: tuple[float, ...]
     timestep: int
     resolution: int
-    refine: Refine = "none"
+    method: tuple[StageName, ...] = ("diffseg",)
     added: dict[str, torch.Tensor] = field(default_factory=dict)
+    text: TextEncoders | None = None
 
 
 def load_checkpoint(
@@ -47,11 +49,12 @@ def load_checkpoint(
     vae: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    text: bool = False,
 ) -> Checkpoint:
     """Load `tiny`, a local diffusers folder or a hub id (at a revision) of any 4-channel Stable Diffusion.
 
     vae: a folder or hub id of an autoencoder, or of a checkpoint with one, to use in the place of the model's own. It
-    is kept in float32 where `dtype` is float16, whose range its activations leave.
+    is kept in float32 where `dtype` is float16, whose range its activations leave. text: keep the text encoders.
     Raises CheckpointError where a part is missing or of another kind.
     """
     folder = resolve(model, revision)
@@ -65,18 +68,24 @@ def load_checkpoint(
     resolution = own.get("resolution", _trained_side(unet_config, model))
     encoder, sha256 = _load_vae(folder, torch.float32 if dtype == torch.float16 else dtype, vae)
     unet = load_part(folder, "unet", UNet2DConditionModel, torch_dtype=dtype, variant=unet_variant)
-    context, added = empty_prompt(folder, unet, resolution)
+    encoders = load_text_encoders(folder, unet, resolution)
+    if text and not encoders.parts:
+        raise CheckpointError(
+            f"{model}: has no text encoder, which names need; the embedded model with one is tiny-text"
+        )
+    empty = encoders.embed("")
     return Checkpoint(
         name=str(model) if revision is None else f"{model}@{revision}",
         sha256=sha256,
         vae=for_inference(encoder, device),
         unet=for_inference(unet, device),
-        context=context.to(device, dtype),
-        added={name: value.to(device, dtype) for name, value in added.items()},
+        context=empty.context.to(device, dtype),
+        added={name: value.to(device, dtype) for name, value in empty.added.items()},
         tau=tuple(own.get("tau", PAPER_TAU)),
         timestep=int(own.get("timestep", PAPER_TIMESTEP)),
         resolution=resolution,
-        refine=own.get("refine", "none"),
+        method=tuple(own.get("method", ("diffseg",))),
+        text=encoders.on(device) if text else None,
     )
 
 

@@ -5,7 +5,8 @@ Axes: K proposals, h and w tokens of the working grid, H and W pixels of the ima
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from diffseg.bilinear import bilinear_matrix
 from diffseg.devices import to_device
 from diffseg.labelmap import IGNORE
+from diffseg.naming import name_of
 
 STRIPE_ELEMENTS = 2**20
 """Upsampled scores held at a time on a CPU, 4 MiB of float32, which stay in its cache."""
@@ -38,12 +40,16 @@ class Segment:
     """One segment of a label map.
 
     id: its label. area: pixels. bbox: (x, y, width, height) in pixels. confidence: 0 to 1, mean margin of its pixels.
+    name: what it is called, `background`, or None where it has no name; name_score: how sure that is, 0 to 1, None
+    where nothing was named.
     """
 
     id: int
     area: int
     bbox: tuple[int, int, int, int]
     confidence: float
+    name: str | None = None
+    name_score: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,13 +70,19 @@ class Decision:
 
     labels: int16 [h, w] of the labelled region, 0 … in the order of the proposals, all present. figures: int64 [6, K]
     of each proposal: area in pixels (0: not present), first and last row, first and last column, sum of its margins in
-    units of 1 / MARGIN_UNIT. Whole numbers, so that sums depend on no order. margins: uint8 [h, w], the margin of each
-    pixel in units of 1 / 255, where it was asked for.
+    units of 1 / MARGIN_UNIT. Whole numbers, so that sums depend on no order. Where proposals have names, two more rows:
+    the index of the name, see `diffseg.naming`, and its score in the same units. margins: uint8 [h, w], the margin of
+    each pixel in units of 1 / 255, where it was asked for.
     """
 
     labels: torch.Tensor
     figures: torch.Tensor
     margins: torch.Tensor | None = None
+
+    def named(self, names: torch.Tensor, scores: torch.Tensor) -> Decision:
+        """The same with names of the proposals, int64 [K], and their scores, float32 [K], 0 to 1."""
+        rows = torch.stack([names, (scores * MARGIN_UNIT).to(torch.int64)])
+        return replace(self, figures=torch.cat([self.figures, rows]))
 
 
 def decide_on_device(
@@ -139,10 +151,17 @@ def _extent(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return there.argmax(dim=0), len(table) - 1 - there.flip(0).argmax(dim=0)
 
 
-def finish(labels: np.ndarray, figures: np.ndarray, size: tuple[int, int], region: Box | None = None) -> Segmentation:
+def finish(
+    labels: np.ndarray,
+    figures: np.ndarray,
+    size: tuple[int, int],
+    region: Box | None = None,
+    names: Sequence[str] = (),
+) -> Segmentation:
     """The arrays of a Decision, back from the device, as a Segmentation of an image of `size` (H, W) pixels.
 
-    region: the labelled pixels of the image (default: all), whole numbers; the others are `IGNORE`.
+    region: the labelled pixels of the image (default: all), whole numbers; the others are `IGNORE`. names: that the
+    figures tell the indices of.
     """
     top, left = (int(region.top), int(region.left)) if region else (0, 0)
     height, width = labels.shape
@@ -154,8 +173,10 @@ def finish(labels: np.ndarray, figures: np.ndarray, size: tuple[int, int], regio
             area=area,
             bbox=(left + x0, top + y0, x1 - x0 + 1, y1 - y0 + 1),
             confidence=margin / MARGIN_UNIT / area,
+            name=name_of(named[0], names) if named else None,
+            name_score=named[1] / MARGIN_UNIT if named else None,
         )
-        for k, (area, y0, y1, x0, x1, margin) in enumerate(figures[:, figures[0] > 0].T.tolist())
+        for k, (area, y0, y1, x0, x1, margin, *named) in enumerate(figures[:, figures[0] > 0].T.tolist())
     )
     return Segmentation(labels=whole, segments=segments, confidence=int(figures[5].sum()) / MARGIN_UNIT / labels.size)
 

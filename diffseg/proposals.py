@@ -5,7 +5,7 @@ Axes: B images in the batch, P = h·w token positions, K proposals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -22,6 +22,9 @@ from diffseg.stability import FACTORS, most_stable
 Proposals = tuple[torch.Tensor, torch.Tensor]
 """float32 [B, K, P], and which of them there are, bool [B, K]; zeros where there is none."""
 
+Finder = Callable[[torch.Tensor, Grid, SegmenterSettings, Sequence[float], Sequence[float]], Iterator[Proposals]]
+"""Proposals of aggregated attention at each multiple of the thresholds."""
+
 
 def scores_of(
     attention: SelfAttention,
@@ -29,39 +32,62 @@ def scores_of(
     tau: Sequence[float],
     step: Step = no_step,
     *,
+    cut: bool = False,
     overwrite: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Self-attention of a batch into float32 [B, K, h, w] scores of K proposals, ≥ 0, and bool [B], which are finite.
+    """Self-attention of a batch into the scores of `propose`, and bool [B], which images' attention is finite.
+
+    overwrite: whether the finest map may be lost, which saves as much memory.
+    """
+    with step("aggregate"):
+        aggregated, grid, finite = aggregated_of(attention, settings, overwrite=overwrite)
+    with step("merge"):
+        return propose(aggregated, finite, grid, settings, tau, cut=cut), finite
+
+
+def aggregated_of(
+    attention: SelfAttention, settings: SegmenterSettings, *, overwrite: bool
+) -> tuple[torch.Tensor, Grid, torch.Tensor]:
+    """Aggregated attention float32 [B, P, P], its grid, and bool [B], which images' is finite."""
+    finest = attention.maps[attention.finest]
+    aggregated, grid = aggregate(attention, settings.weights, out=finest if overwrite else None)
+    return aggregated, grid, torch.isfinite(aggregated.sum(dim=(1, 2)))
+
+
+def propose(
+    aggregated: torch.Tensor,
+    finite: torch.Tensor,
+    grid: Grid,
+    settings: SegmenterSettings,
+    tau: Sequence[float],
+    *,
+    cut: bool = False,
+) -> torch.Tensor:
+    """Aggregated attention [B, P, P] into float32 [B, K, h, w] scores of K proposals, ≥ 0.
 
     assign "peak": the proposals themselves, each a distribution, so that compact ones win by their height (the paper).
     "nearest": exp(−D) of each position's own row to each proposal, so that height does not count; D is the distance in
     units of what it is where symmetric KL is one nat. Proposals that there are not (see `merge`) and images that are
-    not finite score 0. overwrite: whether the finest map may be lost, which saves as much memory. Method ncut and
-    `stable` wait for a device, which merging at given thresholds does not.
+    not finite score 0. cut: by normalised cuts in place of merging; these, and `stable`, wait for a device, which
+    merging at given thresholds does not.
     """
-    with step("aggregate"):
-        finest = attention.maps[attention.finest]
-        aggregated, grid = aggregate(attention, settings.weights, out=finest if overwrite else None)
-        finite = torch.isfinite(aggregated.sum(dim=(1, 2)))
-    with step("merge"):
-        if settings.method == "diffseg" and not settings.stable:
-            scores = _scores(aggregated, next(_merged(aggregated, grid, settings, tau, (1.0,))), grid, settings)
-        else:
-            each = [
-                _scores_of_image(rows[None], grid, settings, tau) if whole else rows.new_zeros(1, len(rows))
-                for rows, whole in zip(aggregated, finite, strict=True)
-            ]
-            scores = pad_sequence(each, batch_first=True)
-        scores = torch.where(finite[:, None, None], scores, 0)
-    return scores.unflatten(-1, grid), finite
+    if not cut and not settings.stable:
+        scores = _scores(aggregated, next(_merged(aggregated, grid, settings, tau, (1.0,))), grid, settings)
+    else:
+        found = _cut if cut else _merged
+        each = [
+            _scores_of_image(rows[None], grid, settings, tau, found) if whole else rows.new_zeros(1, len(rows))
+            for rows, whole in zip(aggregated, finite, strict=True)
+        ]
+        scores = pad_sequence(each, batch_first=True)
+    return torch.where(finite[:, None, None], scores, 0).unflatten(-1, grid)
 
 
 def _scores_of_image(
-    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float]
+    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], found: Finder
 ) -> torch.Tensor:
     """float32 [K, P] of aggregated attention [1, P, P], at the given threshold or at the most stable one."""
     factors = FACTORS if settings.stable else (1.0,)
-    found = _cut if settings.method == "ncut" else _merged
     each = [
         _scores(aggregated, proposals, grid, settings)[0]
         for proposals in found(aggregated, grid, settings, tau, factors)
@@ -89,7 +115,7 @@ def _cut(
     """Mean rows of the parts of normalised cuts, of one image, [1, P, P]; factors are of a cost's odds, c / (1 − c)."""
     positions, cost = aggregated.shape[-1], settings.ncut
     thresholds = [factor * cost / (1 - cost + factor * cost) for factor in factors]
-    cuts = cut_tree(walk_flow(aggregated[0], settings.walk_steps), max(thresholds))
+    cuts = cut_tree(walk_flow(aggregated[0], settings.ncut_steps), max(thresholds))
     for threshold in thresholds:
         labels = torch.from_numpy(labels_at(cuts, threshold, positions)).to(aggregated.device)
         members = labels == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None]

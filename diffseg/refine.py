@@ -37,15 +37,8 @@ def refine(scores: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     """Scores on the grid of tokens to scores on the model's square, or on `WORKING_SIDE` where that is smaller.
 
     scores: float32 [K, h, w], ≥ 0. pixels: float32 [3, S, S] in [−1, 1] that those tokens show. Returns float32
-    [K', s, s], s = min(S, WORKING_SIDE). Only proposals that win a token are there: the others are left out, or are
-    zero on a device that would have to be waited for.
+    [K, s, s], s = min(S, WORKING_SIDE).
     """
-    best = scores.argmax(dim=0).flatten()
-    if scores.device.type == "cpu":
-        scores = scores[best.unique()]
-    else:
-        wins = torch.zeros(len(scores), device=scores.device).scatter_(0, best, 1.0)
-        scores = scores * wins[:, None, None]
     side = min(pixels.shape[-1], WORKING_SIDE)
     image = F.adaptive_avg_pool2d(to_device(pixels, scores.device), side)
     down, along = (to_device(bilinear_matrix(tokens, side), scores.device) for tokens in scores.shape[1:])

@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,15 +20,21 @@ from diffseg.attention import Grid, SelfAttention
 from diffseg.backbone import Backbone, Step, no_step
 from diffseg.canvas import Canvas, fit_image
 from diffseg.checkpoint import load_checkpoint
+from diffseg.crossattention import CrossAttention
 from diffseg.decide import Decision, Segmentation, decide, decide_on_device, finish
+from diffseg.devices import to_device
 from diffseg.images import decode_image
-from diffseg.proposals import scores_of
-from diffseg.refine import refine
+from diffseg.prompt import Prompt, prompt_of_names
+from diffseg.proposals import aggregated_of, scores_of
 from diffseg.settings import Dtype, Preset, SegmenterSettings, settings_of, thresholds
+from diffseg.stages import Scores, Signals, stages_of, with_name_scores
 from diffseg.windows import look_through_windows
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes
 PIXELS_PER_TOKEN = 8
+
+STEPS = {"diffseg": "merge", "ncut": "merge", "par": "refine", "cross": "name"}
+"""What the timers call a stage, where that is not its name."""
 
 
 class NonFiniteError(ValueError):
@@ -70,6 +76,13 @@ def segment_attention(
     return decide(scores[0], size).labels
 
 
+class Looked(NamedTuple):
+    """What the model looked at in a batch: other positions of the image, and the names in the prompt, where asked."""
+
+    own: SelfAttention
+    cross: CrossAttention | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Launched:
     """A batch that was sent through the model. The device may still be at work on it."""
@@ -90,8 +103,9 @@ class Launched:
                 found.append(NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16"))
                 continue
             if margins:
-                labels, figures = absorb(labels, margins[0], self.min_area)
-            found.append(finish(labels=labels, figures=figures, size=canvas.size, region=canvas.region))
+                labels, figures = absorb(labels, figures, margins[0], self.min_area)
+            names = canvas.prompt.names if canvas.prompt else ()
+            found.append(finish(labels=labels, figures=figures, size=canvas.size, region=canvas.region, names=names))
         return found
 
 
@@ -113,7 +127,10 @@ class Segmenter:
     Every batch has the same size (short ones are padded), so an image's labels do not depend on its neighbours.
     """
 
-    def __init__(self, backbone: Backbone, settings: SegmenterSettings, *, batch_size: int = 1) -> None:
+    def __init__(
+        self, backbone: Backbone, settings: SegmenterSettings, *, batch_size: int = 1, naming: bool = False
+    ) -> None:
+        """naming: whether images come with names, see `from_pretrained`."""
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected 1 or more")
         checkpoint = backbone.checkpoint
@@ -123,7 +140,9 @@ class Segmenter:
         self.tau = settings.tau or checkpoint.tau
         self.timestep = checkpoint.timestep if settings.timestep is None else settings.timestep
         self.resolution = settings.resolution or checkpoint.resolution
-        self.refine = settings.refine or checkpoint.refine
+        self.method = settings.method or (*checkpoint.method, *(("cross",) if naming else ()))
+        self.stages = stages_of(self.method, settings, self.tau)
+        self.needs = frozenset[str]().union(*(stage.needs for stage in self.stages))
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
                 f"resolution={self.resolution}: expected a multiple of {backbone.pixel_multiple} for this checkpoint"
@@ -139,42 +158,55 @@ class Segmenter:
         device: str = "cpu",
         dtype: Dtype = "float32",
         batch_size: int = 1,
+        naming: bool = False,
         preset: Preset = "default",
         **settings: Any,
     ) -> Segmenter:
         """From `tiny`, a local diffusers folder or a hub id; `settings` are fields of SegmenterSettings.
 
-        vae: an autoencoder in the place of the model's own, see `load_checkpoint`.
+        vae: an autoencoder in the place of the model's own, see `load_checkpoint`. naming: whether images come with
+        names; segments are then named by cross-attention where `method` does not say otherwise.
 
         Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings.
         """
         resolved = settings_of(preset, **settings)
-        checkpoint = load_checkpoint(model, revision=revision, vae=vae, device=device, dtype=getattr(torch, dtype))
-        return cls(Backbone(checkpoint), resolved, batch_size=batch_size)
+        checkpoint = load_checkpoint(
+            model,
+            revision=revision,
+            vae=vae,
+            device=device,
+            dtype=getattr(torch, dtype),
+            text=reads_text(resolved, naming=naming),
+        )
+        return cls(Backbone(checkpoint), resolved, batch_size=batch_size, naming=naming)
 
-    def __call__(self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...]) -> Any:
+    def __call__(
+        self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...], names: Sequence[str] | None = None
+    ) -> Any:
         """Segmentation of an image (path, bytes, PIL image or uint8 [H, W, 3]), or a list of them for a list.
 
+        names: what segments may be called, where a stage of the method names them.
         Raises ImageError for an image that cannot be decoded and NonFiniteError where the model overflows.
         """
         single = not isinstance(images, (list, tuple))
         given = cast(Sequence[ImageLike], [images] if single else images)
+        prompt = None if names is None else prompt_of_names(names)
         results = []
         for start in range(0, len(given), self.batch_size):
-            canvases = [self.prepare(_as_rgb(image)) for image in given[start : start + self.batch_size]]
+            canvases = [self.prepare(_as_rgb(image), prompt) for image in given[start : start + self.batch_size]]
             for result in self.launch(canvases).results():
                 if isinstance(result, Exception):
                     raise result
                 results.append(result)
         return results[0] if single else results
 
-    def prepare(self, image: np.ndarray) -> Canvas:
-        """The model's square of a uint8 [H, W, 3] image; safe to call from several threads."""
+    def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> Canvas:
+        """The model's square of a uint8 [H, W, 3] image, and what is said of it; safe to call from several threads."""
         canvas, *detailed = (
             fit_image(image, side, self.settings.fit, antialias=self.settings.antialias)
             for side in ([self.resolution, 2 * self.resolution] if self.settings.crops else [self.resolution])
         )
-        return dataclasses.replace(canvas, detail=detailed[0].pixels) if detailed else canvas
+        return dataclasses.replace(canvas, detail=detailed[0].pixels if detailed else None, prompt=prompt)
 
     def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> Launched:
         """Send up to `batch_size` prepared images through the model; `results()` of what is returned are their labels.
@@ -186,50 +218,104 @@ class Segmenter:
         return self.from_attention(self.attention_of(canvases, step), canvases, step, overwrite=True)
 
     @torch.inference_mode()
-    def attention_of(self, canvases: Sequence[Canvas], step: Step = no_step) -> SelfAttention:
+    def attention_of(self, canvases: Sequence[Canvas], step: Step = no_step) -> Looked:
         """What the model looks at in up to `batch_size` prepared images, with short batches padded."""
         if not 0 < len(canvases) <= self.batch_size:
             raise ValueError(f"{len(canvases)} images: expected 1 to {self.batch_size}")
         padded = [*canvases, *[canvases[-1]] * (self.batch_size - len(canvases))]
-        attention = self._attention(torch.stack([canvas.pixels for canvas in padded]), step)
+        looked = self._look(torch.stack([canvas.pixels for canvas in padded]), self._prompts(padded), step)
         if not self.settings.crops:
-            return attention
+            return looked
         detail = torch.stack([canvas.detail for canvas in padded if canvas.detail is not None])
-        return look_through_windows(
-            attention, detail, self.settings.crops, self.settings.weights, lambda window: self._attention(window, step)
+        own = look_through_windows(
+            looked.own,
+            detail,
+            self.settings.crops,
+            self.settings.weights,
+            lambda window: self._look(window, None, step).own,
         )
+        return Looked(own, looked.cross)
 
-    def _attention(self, pixels: torch.Tensor, step: Step) -> SelfAttention:
-        attention = self.backbone.self_attention(pixels, self.timestep, step)
+    def _prompts(self, canvases: Sequence[Canvas]) -> list[list[Prompt]] | None:
+        """What the model is told of each image, in as many parts as the names of one need; None: nothing."""
+        if "cross" not in self.needs:
+            return None
+        text, prompts = self.backbone.checkpoint.text, [canvas.prompt for canvas in canvases]
+        if text is None or None in prompts:
+            raise ValueError(f"method {','.join(self.method)} names segments: it needs names for each image")
+        return [text.fitting(prompt) for prompt in prompts if prompt is not None]
+
+    def _look(self, pixels: torch.Tensor, prompts: list[list[Prompt]] | None, step: Step) -> Looked:
+        def look(pixels: torch.Tensor) -> Looked:
+            if prompts is None:
+                return Looked(self.backbone.self_attention(pixels, self.timestep, step))
+            return Looked(*self.backbone.attention(pixels, self.timestep, prompts, step))
+
+        looked = look(pixels)
         if self.settings.flip:
-            attention.average_with_mirrored(self.backbone.self_attention(pixels.flip(-1), self.timestep, step))
-        return attention
+            mirrored = look(pixels.flip(-1))
+            looked.own.average_with_mirrored(mirrored.own)
+            if looked.cross is not None and mirrored.cross is not None:
+                looked.cross.average_with_mirrored(mirrored.cross)
+        return looked
 
     @torch.inference_mode()
     def from_attention(
-        self, attention: SelfAttention, canvases: Sequence[Canvas], step: Step = no_step, *, overwrite: bool = False
+        self, looked: Looked, canvases: Sequence[Canvas], step: Step = no_step, *, overwrite: bool = False
     ) -> Launched:
-        """The rest of `launch`, after `attention_of`. overwrite: as of `scores_of`."""
+        """The rest of `launch`, after `attention_of`. overwrite: whether what was looked at may be lost."""
         # On a CPU each image has as many proposals as it needs; on a device all have the same shape.
-        at_once = 1 if attention.maps[attention.finest].device.type == "cpu" else self.batch_size
+        device = looked.own.maps[looked.own.finest].device
+        at_once = 1 if device.type == "cpu" else self.batch_size
         decisions, finite = [], []
         for start in range(0, len(canvases), at_once):
-            part = attention.of_images(start, start + at_once)
-            scores, these = scores_of(part, self.settings, self.tau, step, overwrite=overwrite)
-            finite.append(these)
-            for canvas, own in zip(canvases[start : start + at_once], scores, strict=False):
-                decisions.append(self._decide(own, canvas, step))
+            stop = min(start + at_once, len(canvases))
+            part = Looked(
+                looked.own.of_images(start, start + at_once),
+                looked.cross and looked.cross.of_images(start, start + at_once),
+            )
+            signals = self._signals(part, canvases[start:stop], step, overwrite=overwrite)
+            finite.append(signals.finite)
+            scores: Scores | None = None
+            for stage in self.stages:
+                with step(STEPS.get(stage.name, stage.name)):
+                    scores = stage.run(signals, scores)
+            assert scores is not None
+            decisions += self._decide(with_name_scores(scores, self.settings), canvases[start:stop], step)
         return Launched(
             canvases=canvases, decisions=decisions, finite=torch.cat(finite), min_area=self.settings.min_area
         )
 
-    def _decide(self, scores: torch.Tensor, canvas: Canvas, step: Step) -> Decision:
-        if self.refine == "par":
-            with step("refine"):
-                scores = refine(scores, canvas.pixels)
+    def _signals(self, looked: Looked, canvases: Sequence[Canvas], step: Step, *, overwrite: bool) -> Signals:
+        with step("aggregate"):
+            attention, grid, finite = aggregated_of(looked.own, self.settings, overwrite=overwrite)
+        padded = [*canvases, *[canvases[-1]] * (len(attention) - len(canvases))]
+        counts = [len(canvas.prompt.names) if canvas.prompt else 0 for canvas in padded]
+        return Signals(
+            pixels=torch.stack([canvas.pixels for canvas in padded]),
+            grid=grid,
+            attention=attention,
+            finite=finite,
+            cross=looked.cross,
+            name_counts=None if looked.cross is None else to_device(torch.tensor(counts), attention.device),
+        )
+
+    def _decide(self, scores: Scores, canvases: Sequence[Canvas], step: Step) -> list[Decision]:
+        decisions = []
         with step("decide"):
-            content = canvas.content_in((scores.shape[1], scores.shape[2]))
-            return decide_on_device(scores, canvas.shown, content, keep_margins=self.settings.min_area > 0)
+            for image, canvas in enumerate(canvases):
+                maps = scores.maps[image]
+                content = canvas.content_in((maps.shape[1], maps.shape[2]))
+                decision = decide_on_device(maps, canvas.shown, content, keep_margins=self.settings.min_area > 0)
+                if scores.names is not None and scores.name_scores is not None:
+                    decision = decision.named(scores.names[image], scores.name_scores[image])
+                decisions.append(decision)
+        return decisions
+
+
+def reads_text(settings: SegmenterSettings, *, naming: bool) -> bool:
+    """Whether the text encoders are needed."""
+    return naming if settings.method is None else "cross" in settings.method
 
 
 def _as_rgb(image: ImageLike) -> np.ndarray:

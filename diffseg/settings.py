@@ -14,10 +14,10 @@ Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
 """How much each resolution counts: see `diffseg.aggregate.resolution_weights`."""
 AnchorLayout = Literal["even", "google"]
 Consume = Literal["paper", "google"]
-Method = Literal["diffseg", "ncut"]
+StageName = Literal["diffseg", "ncut", "par", "cross"]
+Vote = Literal["share", "mean", "mode"]
 Distance = Literal["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
 Assign = Literal["nearest", "peak"]
-Refine = Literal["none", "par"]
 Fit = Literal["resize", "letterbox", "crop"]
 Preset = Literal["default", "paper", "google"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -37,12 +37,14 @@ class SegmenterSettings:
     """Of the diffusion process, 0 to 999; None: the checkpoint's own, else 300. No noise is added."""
     weights: Weights = "paper"
     """Share of each resolution in the aggregated attention: paper, google, uniform, or {side: weight}."""
-    method: Method = "diffseg"
-    """How segments are found: anchors and iterative merging, or recursive normalised cuts of the same attention."""
+    method: tuple[StageName, ...] | None = None
+    """Stages in order. diffseg or ncut find segments by merging or by normalised cuts of self-attention; par lets their
+    borders follow the image; cross names them by cross-attention, or as the first finds classes by it. None: the
+    checkpoint's own, else diffseg; and cross after it where names are given."""
     ncut: float = 0.5
-    """Method ncut: a part whose best normalised cut costs this or more stays whole; 1 is no better than chance."""
-    walk_steps: int = 1
-    """Method ncut: positions are joined by random walks of this many steps over the attention."""
+    """Stage ncut: a part whose best normalised cut costs this or more stays whole; 1 is no better than chance."""
+    ncut_steps: int = 1
+    """Stage ncut: positions are joined by random walks of this many steps over the attention."""
     stable: bool = False
     """Choose tau, or ncut's odds, by image: from half to double, the value whose segments agree best with others'."""
     anchors_per_side: int = 16
@@ -63,11 +65,15 @@ class SegmenterSettings:
     """2 to 8: half of the attention as this many windows squared see it, at twice the resolution; 0: no windows."""
     flip: bool = False
     """Average the attention with that of the mirrored image: twice the time."""
-    refine: Refine | None = None
-    """Let borders follow the image by pixel-adaptive refinement of the scores (par), at 256 pixels a side at most, or
-    not (none); None: the checkpoint's own, else none."""
     min_area: float = 0.0
     """Connected pieces below this share of the image go to the neighbour with the longest border; 0: all stay."""
+    vote: Vote = "share"
+    """How a segment's name is found: by its share of the names' attention, or as in google/diffseg by the mean, or the
+    mode, of maps of one norm."""
+    background_below: float = 0.0
+    """A segment whose name scores less is background; 0 to 1."""
+    ignore_below: float = 0.0
+    """A segment whose name scores less, and that is not background, gets no name and is ignored; 0 to 1."""
 
     def __post_init__(self) -> None:
         def require(condition: bool, message: str) -> None:
@@ -83,16 +89,21 @@ class SegmenterSettings:
         require(
             self.anchor_layout in ("even", "google"), f"anchor_layout={self.anchor_layout!r}: expected even or google"
         )
-        require(self.method in get_args(Method), f"method={self.method!r}: expected diffseg or ncut")
+        if self.method is not None:
+            check_method(self.method)
         require(0 <= self.ncut < 1, f"ncut={self.ncut}: expected a cost from 0 to below 1")
-        require(1 <= self.walk_steps <= 64, f"walk_steps={self.walk_steps}: expected 1 to 64")
+        require(1 <= self.ncut_steps <= 64, f"ncut_steps={self.ncut_steps}: expected 1 to 64")
         require(self.consume in ("paper", "google"), f"consume={self.consume!r}: expected paper or google")
         require(
             self.distance in get_args(Distance),
             f"distance={self.distance!r}: expected one of {', '.join(get_args(Distance))}",
         )
         require(self.assign in ("nearest", "peak"), f"assign={self.assign!r}: expected nearest or peak")
-        require(self.refine in (None, "none", "par"), f"refine={self.refine!r}: expected none or par")
+        require(self.vote in get_args(Vote), f"vote={self.vote!r}: expected share, mean or mode")
+        require(
+            0 <= self.background_below <= max(self.background_below, self.ignore_below) <= 1,
+            f"background_below={self.background_below}, ignore_below={self.ignore_below}: expected scores, 0 to 1",
+        )
         require(self.crops in (0, *range(2, 9)), f"crops={self.crops}: expected 0, or 2 to 8 windows a side")
         require(0 <= self.min_area <= 1, f"min_area={self.min_area}: expected a share of the image, 0 to 1")
         # each anchor may become a proposal, and label maps are int16 on the device
@@ -105,9 +116,26 @@ class SegmenterSettings:
         )
 
 
+PROPOSING: tuple[StageName, ...] = ("diffseg", "ncut")
+NAMING: tuple[StageName, ...] = ("cross",)
+
+
+def check_method(method: tuple[StageName, ...]) -> None:
+    """Raises ValueError where stages are unknown, or stand in an order that makes no sense."""
+    said = f"method={','.join(method)}"
+    if unknown := [stage for stage in method if stage not in get_args(StageName)]:
+        raise ValueError(f"{said}: {unknown[0]!r} is none of the stages {', '.join(get_args(StageName))}")
+    if not method or method[0] not in PROPOSING + NAMING:
+        raise ValueError(f"{said}: the first stage must be one of {', '.join(PROPOSING + NAMING)}, which find segments")
+    if any(stage in PROPOSING for stage in method[1:]) or len(set(method)) < len(method):
+        raise ValueError(f"{said}: segments are found once, by the first stage, and no stage can run twice")
+    if sum(stage in NAMING for stage in method) > 1:
+        raise ValueError(f"{said}: segments are named once, by one of {', '.join(NAMING)}")
+
+
 PRESETS: Mapping[str, SegmenterSettings] = {
     "default": SegmenterSettings(),
-    "paper": SegmenterSettings(fit="crop", timestep=300, tau=(1.1, 1.1, 1.1), assign="peak", refine="none"),
+    "paper": SegmenterSettings(fit="crop", timestep=300, tau=(1.1, 1.1, 1.1), assign="peak", method=("diffseg",)),
     "google": SegmenterSettings(
         fit="crop",
         antialias=False,
@@ -117,7 +145,8 @@ PRESETS: Mapping[str, SegmenterSettings] = {
         tau=(1.1, 1.1, 1.1),
         consume="google",
         assign="peak",
-        refine="none",
+        method=("diffseg",),
+        vote="mean",
     ),
 }
 
@@ -130,7 +159,7 @@ def thresholds(tau: float | tuple[float, ...] | list[float], rounds: int = 3) ->
 
 
 def settings_of(preset: Preset = "default", **overrides: Any) -> SegmenterSettings:
-    """The preset with the fields that are given; `tau` may be one number for all three rounds.
+    """The preset with the fields that are given; `tau` may be one number for all rounds, `method` stages behind commas.
 
     Raises ValueError for an unknown preset, an unknown field or a value out of range.
     """
@@ -140,6 +169,8 @@ def settings_of(preset: Preset = "default", **overrides: Any) -> SegmenterSettin
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise ValueError(f"unknown settings {', '.join(unknown)}: expected some of {', '.join(sorted(known))}")
+    if isinstance(overrides.get("method"), str):
+        overrides["method"] = tuple(overrides["method"].split(","))
     if overrides.get("tau") is not None:
         overrides["tau"] = thresholds(overrides["tau"])
     return dataclasses.replace(PRESETS[preset], **overrides)

@@ -25,7 +25,7 @@ class Manifest:
     """The content of run.json.
 
     source: SRC, without secrets. settings: LabelSettings as plain values. model_sha256: of the checkpoint's files.
-    resolved: what the checkpoint filled in: tau, timestep, resolution, refine. environment: batch size, threads, device
+    resolved: what the checkpoint filled in: tau, timestep, resolution, method. environment: batch size, threads, device
     kind and versions, which may change a float's last bits. shards: how many SRC had when the run was started last.
     """
 

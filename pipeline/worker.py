@@ -110,7 +110,7 @@ class LabelWorker:
             "tau": list(self.segmenter.tau),
             "timestep": self.segmenter.timestep,
             "resolution": self.segmenter.resolution,
-            "refine": self.segmenter.refine,
+            "method": list(self.segmenter.method),
         }
         self.report = WorkerReport(
             model_sha256=checkpoint.sha256,
@@ -184,7 +184,7 @@ class LabelWorker:
         self.samples = 0
         report = self.report
         metadata = {
-            "method": self.job.settings.method.method,
+            "method": ",".join(self.segmenter.method),
             "context": "empty prompt",
             "noise": "none",
             "fingerprint": report.fingerprint,

@@ -30,7 +30,6 @@ PLAIN: Mapping[str, Any] = {
     "distance": "kl",
     "flip": False,
     "crops": 0,
-    "refine": "none",
     "min_area": 0.0,
     "stable": False,
 }
@@ -42,7 +41,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "assign=nearest": NEAREST,
     "assign=nearest, flip": {**NEAREST, "flip": True},
     "assign=nearest, crops=2": {**NEAREST, "crops": 2},
-    "assign=nearest, refine=par": {**NEAREST, "refine": "par"},
+    "assign=nearest, method=diffseg,par": {**NEAREST, "method": "diffseg,par"},
     "assign=nearest, min_area=0.002": {**NEAREST, "min_area": 0.002},
     "assign=nearest, stable": {**NEAREST, "stable": True},
     "with flip": {"flip": True},
@@ -50,16 +49,16 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "with crops=2": {"crops": 2},
     "with crops=3": {"crops": 3},
     "without crops": {"crops": 0},
-    "with refine=par": {"refine": "par"},
-    "without refine": {"refine": "none"},
+    "method=diffseg,par": {"method": "diffseg,par"},
+    "method=diffseg": {"method": "diffseg"},
     "with min_area=0.002": {"min_area": 0.002},
     "without min_area": {"min_area": 0.0},
     "with stable": {"stable": True},
     "without stable": {"stable": False},
-    "method=ncut": {"method": "ncut"},
-    "method=ncut, walk_steps=2": {"method": "ncut", "walk_steps": 2},
-    "method=ncut, walk_steps=4": {"method": "ncut", "walk_steps": 4},
-    "method=ncut, stable": {"method": "ncut", "stable": True},
+    "method=ncut,par": {"method": "ncut,par"},
+    "method=ncut,par, ncut_steps=2": {"method": "ncut,par", "ncut_steps": 2},
+    "method=ncut,par, ncut_steps=4": {"method": "ncut,par", "ncut_steps": 4},
+    "method=ncut,par, stable": {"method": "ncut,par", "stable": True},
     "distance=js": {"distance": "js"},
     "distance=hellinger": {"distance": "hellinger"},
     "distance=pearson": {"distance": "pearson"},
@@ -100,11 +99,11 @@ class Ablation:
 
 def methods_of(ablation: Ablation) -> dict[str, list[Method]]:
     """The default first, then the rows that were asked for, of those that come to the same settings one."""
-    own = read_json(ablation.model / "diffseg.json").get("refine", "none")
+    own = tuple(read_json(ablation.model / "diffseg.json").get("method", ["diffseg"]))
     rows: dict[SegmenterSettings, str] = {}
     for name in ("default", *(ablation.rows or VARIANTS)):
         settings = settings_of(**VARIANTS[name])
-        rows.setdefault(replace(settings, refine=settings.refine or own), name)
+        rows.setdefault(replace(settings, method=settings.method or own), name)
     return {name: [model_method(ablation.model, **VARIANTS[name])] for name in rows.values()}
 
 

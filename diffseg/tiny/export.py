@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 
 from diffseg.layout import TINY as CHECKPOINT
-from diffseg.settings import Refine
+from diffseg.settings import StageName
 
 __all__ = ["CHECKPOINT", "TRAINED_ON", "export"]
 
@@ -29,7 +29,7 @@ def export(
     recipe: dict[str, Any],
     tau: tuple[float, ...] = (0.3, 0.3, 0.3),
     timestep: int = 300,
-    refine: Refine = "par",
+    method: tuple[StageName, ...] = ("diffseg", "par"),
 ) -> None:
     """Write `folder` in the layout of StableDiffusionPipeline; an existing one is replaced whole.
 
@@ -41,7 +41,7 @@ def export(
         recipe: settings, seed and steps, for the record.
         tau: merging thresholds for this model, one per round: the paper's merge nearly everything here.
         timestep: at which the thresholds were tuned.
-        refine: how borders are refined with this model.
+        method: stages that are the default with this model.
     """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
@@ -62,7 +62,7 @@ def export(
     notes = {
         "tau": list(tau),
         "timestep": timestep,
-        "refine": refine,
+        "method": list(method),
         "resolution": unet.config.sample_size * 8,
         "trained_on": TRAINED_ON,
         "recipe": {**recipe, "torch": torch.__version__},

@@ -14,15 +14,15 @@ from diffseg.checkpoint import Checkpoint
 from diffseg.settings import Distance, SegmenterSettings
 from jobs.benchmarks.measure import Comparison, alternate
 
-PLAIN = SegmenterSettings(refine="none")
+PLAIN = SegmenterSettings(method=("diffseg",))
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "refine par": {"refine": "par"},
+    "method diffseg,par": {"method": ("diffseg", "par")},
     "min_area .001": {"min_area": 0.001},
     "flip": {"flip": True},
     "crops 2": {"crops": 2},
     "stable": {"stable": True},
-    "method ncut": {"method": "ncut"},
-    "method ncut, stable": {"method": "ncut", "stable": True},
+    "method ncut": {"method": ("ncut",)},
+    "method ncut, stable": {"method": ("ncut",), "stable": True},
     **{f"distance {name}": {"distance": name} for name in get_args(Distance) if name != PLAIN.distance},
 }
 

@@ -24,7 +24,7 @@ from diffseg.tiny.scenes import generate_scene
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"refine": "par", "flip": True, "crops": 2, "min_area": 0.01}], ids=["default", "all"]
+    "options", [{}, {"method": ("diffseg", "par"), "flip": True, "crops": 2, "min_area": 0.01}], ids=["default", "all"]
 )
 def test_a_batch_asks_the_device_for_nothing(
     options: dict[str, Any], checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch

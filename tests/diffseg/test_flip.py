@@ -30,8 +30,8 @@ def test_a_mirrored_image_has_the_mirrored_attention(checkpoints: dict[str, Path
     segmenter = Segmenter.from_pretrained(checkpoints["sd1"], flip=True, batch_size=2)
     image = generate_scene(VALIDATION_SEEDS[0], 128).image
     canvases = [segmenter.prepare(np.ascontiguousarray(turned)) for turned in (image, image[:, ::-1])]
-    one, other = (segmenter.attention_of([canvas]) for canvas in canvases)
-    plain = Segmenter(segmenter.backbone, SegmenterSettings()).attention_of(canvases[:1])
+    one, other = (segmenter.attention_of([canvas]).own for canvas in canvases)
+    plain = Segmenter(segmenter.backbone, SegmenterSettings()).attention_of(canvases[:1]).own
     for (rows, columns), maps in one.maps.items():
         turned = other.maps[rows, columns].view(-1, rows, columns, rows, columns).flip(2, 4).view_as(maps)
         torch.testing.assert_close(maps, turned, rtol=1e-4, atol=1e-6)

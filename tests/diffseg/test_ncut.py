@@ -119,12 +119,12 @@ def partition(attention: np.ndarray, **settings: Any) -> np.ndarray:
     side = int(len(attention) ** 0.5)
     maps = {(side, side): torch.from_numpy(attention).float()[None]}
     recorded = SelfAttention(maps=maps, layers={(side, side): 1})
-    scores, finite = scores_of(recorded, settings_of(method="ncut", **settings), (1.0,))
+    scores, finite = scores_of(recorded, settings_of(**settings), (1.0,), cut=True)
     assert finite.all()
     return decide(scores[0], (side, side)).labels
 
 
-@pytest.mark.parametrize("options", [{}, {"walk_steps": 3}, {"stable": True}, {"assign": "peak"}, {"kmeans": True}])
+@pytest.mark.parametrize("options", [{}, {"ncut_steps": 3}, {"stable": True}, {"assign": "peak"}, {"kmeans": True}])
 def test_planted_regions_are_found(options: dict[str, Any]) -> None:
     truth = voronoi(16, 6, 100)
     attention = planted(truth, leak=0.15, noise=0.5, seed=100)
@@ -149,7 +149,8 @@ def test_images_of_a_batch_are_cut_as_alone_and_one_that_is_not_finite_has_no_sc
     maps = torch.cat([maps, torch.full((1, 144, 144), torch.nan)])
 
     def scores(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return scores_of(SelfAttention(maps={(12, 12): images}, layers={(12, 12): 1}), settings_of(method="ncut"), (1,))
+        attention = SelfAttention(maps={(12, 12): images}, layers={(12, 12): 1})
+        return scores_of(attention, settings_of(), (1,), cut=True)
 
     together, finite = scores(maps)
     assert finite.tolist() == [True, True, False]

@@ -1,4 +1,4 @@
-"""The empty prompt is what the checkpoint's own pipeline makes of it."""
+"""Prompts are what the checkpoint's own pipeline makes of them, and the places of names in them are known."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from small_models import POOLED_WIDTH, SECOND_TEXT_WIDTH, TEXT_WIDTH
 
 from diffseg.checkpoint import load_checkpoint
 from diffseg.layout import CheckpointError
+from diffseg.prompt import Prompt, prompt_of_names
 
 Copy = Callable[[str], Path]
 
@@ -50,3 +51,65 @@ def test_text_encoders_of_another_width_are_refused(copy: Copy, checkpoints: dic
     shutil.copytree(checkpoints["sdxl"] / "text_encoder_2", folder / "text_encoder")
     with pytest.raises(CheckpointError, match=r"text encoder of .*: 48 numbers a token; its UNet reads 32"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("layout", ["sd1", "sdxl"])
+def test_a_prompt_is_embedded_as_by_the_checkpoints_own_pipeline(layout: str, checkpoints: dict[str, Path]) -> None:
+    text = load_checkpoint(checkpoints[layout], text=True).text
+    assert text is not None
+    pipeline = (StableDiffusionXLPipeline if layout == "sdxl" else StableDiffusionPipeline).from_pretrained(
+        checkpoints[layout]
+    )
+    for prompt in ("a red ball, the sky", "words " * 90):
+        arguments = {"device": torch.device("cpu"), "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        with torch.no_grad():
+            encoded = pipeline.encode_prompt(prompt, **arguments)
+        found = text.embed(prompt)
+        torch.testing.assert_close(found.context, encoded[0], rtol=0, atol=1e-6)
+        if layout == "sdxl":
+            torch.testing.assert_close(found.added["text_embeds"], encoded[2], rtol=0, atol=1e-6)
+
+
+def test_the_tokens_of_names_are_found_by_their_characters(checkpoints: dict[str, Path]) -> None:
+    """Names of several tokens and several words, punctuation before them, repeated ones, and ones that are cut off."""
+    text = load_checkpoint(checkpoints["sd1"], text=True).text
+    assert text is not None
+    tokenizer = text.parts[0][0]
+
+    def read(prompt: Prompt) -> list[str]:
+        tokens = tokenizer(prompt.text, padding="max_length", truncation=True, max_length=77)["input_ids"]
+        return [
+            "".join(tokenizer.convert_ids_to_tokens([tokens[i] for i in columns])).replace("</w>", " ").strip()
+            for columns in text.columns(prompt)
+        ]
+
+    assert read(prompt_of_names(["sky", "Red  ball", "T-shirt"], "a photograph, of: {}!")) == [
+        "sky",
+        "red ball",
+        "t - shirt",
+    ]
+    caption = "the man's dog, a dog's man."
+    repeated = Prompt(text=caption, names=("dog", "man"), spans=(((10, 13), (17, 20)), ((4, 7), (23, 26))))
+    assert [caption[a:b] for spans in repeated.spans for a, b in spans] == ["dog", "dog", "man", "man"]
+    assert read(repeated) == ["dog dog", "man man"]
+    late = prompt_of_names(["x" * 80, "sky"])
+    assert text.columns(late)[1] == []
+
+
+def test_names_that_do_not_fit_are_spread_over_prompts(checkpoints: dict[str, Path]) -> None:
+    text = load_checkpoint(checkpoints["sd1"], text=True).text
+    assert text is not None
+    names = tuple(f"{chr(97 + i)}{chr(98 + i)}{chr(97 + i)}" for i in range(20)) * 2
+    parts = text.fitting(prompt_of_names(names, "a {} b"))
+    assert sum((part.names for part in parts), ()) == names
+    assert len(parts) > 1
+    assert max(len(part.names) for part in parts) - min(len(part.names) for part in parts) <= len(parts)
+    assert all(columns for part in parts for columns in text.columns(part))
+    few = prompt_of_names(names[:3])
+    assert text.fitting(few) == [few]
+    assert text.fitting(prompt_of_names([])) == [prompt_of_names([])]
+
+
+def test_a_checkpoint_without_text_encoder_is_refused_where_names_are_asked_for(checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"has no text encoder, which names need; .* tiny-text"):
+        load_checkpoint(checkpoints["textless"], text=True)

@@ -103,14 +103,6 @@ def test_bands_make_no_difference(rows: int, monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(pixel_adaptive(scores, image), expected)
 
 
-def test_only_proposals_that_win_a_token_are_refined() -> None:
-    scores = random_scores(7, 3, (8, 8))
-    scores[1] = 0.5 * torch.minimum(scores[0], scores[2])
-    found = refine(scores, random_image(7, (64, 64)))
-    assert found.shape == (2, 64, 64)
-    torch.testing.assert_close(found, refine(scores[[0, 2]], random_image(7, (64, 64))))
-
-
 def test_the_working_image_is_bounded() -> None:
     found = refine(random_scores(8, 2, (8, 8)), random_image(8, (320, 320)))
     assert found.shape == (2, 256, 256)
@@ -122,10 +114,10 @@ def test_borders_of_labels_follow_the_image(checkpoints: dict[str, Path]) -> Non
     image[:, 44:] = 255  # no multiple of a token's 8 pixels
     image += np.random.default_rng(0).integers(0, 2, image.shape, dtype=np.uint8) * (image == 0)
 
-    def border_share(refine: str) -> float:
+    def border_share(method: str) -> float:
         """Of all changes of label from column to column, those at the image's own edge."""
-        labels = Segmenter.from_pretrained(checkpoints["sd1"], tau=0.05, refine=refine)(image).labels
+        labels = Segmenter.from_pretrained(checkpoints["sd1"], tau=0.05, method=method)(image).labels
         changes = labels[:, 1:] != labels[:, :-1]
         return float(changes[:, 43].sum() / changes.sum())
 
-    assert border_share("par") > 2 * border_share("none")
+    assert border_share("diffseg,par") > 2 * border_share("diffseg")

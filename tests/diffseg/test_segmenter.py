@@ -65,7 +65,9 @@ def test_an_image_does_not_depend_on_its_batch(segmenters: dict[int, Segmenter],
             assert other.confidence == pytest.approx(one.confidence, abs=1e-3)
 
 
-@pytest.mark.parametrize("options", [{}, {"flip": True, "refine": "par", "min_area": 1e-3}], ids=["default", "all"])
+@pytest.mark.parametrize(
+    "options", [{}, {"flip": True, "method": ("diffseg", "par"), "min_area": 1e-3}], ids=["default", "all"]
+)
 def test_an_image_does_not_depend_on_its_neighbours(
     options: dict[str, Any],
     segmenters: dict[int, Segmenter],

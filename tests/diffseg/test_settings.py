@@ -17,6 +17,7 @@ def test_presets_differ_where_paper_and_release_do() -> None:
         "weights": ("paper", "google"),
         "anchor_layout": ("even", "google"),
         "consume": ("paper", "google"),
+        "vote": ("share", "mean"),
     }
     assert paper["tau"] == google["tau"] == (1.1, 1.1, 1.1)
     assert paper["timestep"] == google["timestep"] == 300
@@ -56,11 +57,12 @@ def test_tau_is_one_number_or_one_a_round(tau: Any, expected: tuple[float, ...] 
         ("anchor_layout", ["odd"]),
         ("consume", ["all"]),
         ("assign", ["farthest"]),
-        ("refine", ["crf"]),
-        ("method", ["merge", None]),
+        ("method", [("crf",), ("par",), (), ("diffseg", "ncut"), ("diffseg", "par", "par")]),
+        ("vote", ["most"]),
+        ("background_below", [-0.1, 1.5]),
         ("crops", [-1, 1, 9]),
         ("ncut", [-0.1, 1.0, float("nan")]),
-        ("walk_steps", [0, 65]),
+        ("ncut_steps", [0, 65]),
         ("distance", ["l2", None]),
         ("min_area", [-0.1, 1.1, float("nan")]),
         ("anchors_per_side", [0, -1, 182]),

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from diffseg.settings import SegmenterSettings, settings_of
+from diffseg.settings import SegmenterSettings, StageName, settings_of
 from diffseg.tiny.ablation import VARIANTS, Ablation, main, methods_of
 from diffseg.tiny.samples import Choice
 
 
-@pytest.mark.parametrize("own", ["none", "par"])
-def test_every_setting_has_one_row(own: str, tmp_path: Path) -> None:
-    (tmp_path / "diffseg.json").write_text(json.dumps({"refine": own}))
+@pytest.mark.parametrize("own", [("diffseg",), ("diffseg", "par")], ids=["plain", "par"])
+def test_every_setting_has_one_row(own: tuple[StageName, ...], tmp_path: Path) -> None:
+    (tmp_path / "diffseg.json").write_text(json.dumps({"method": own}))
     names = list(methods_of(Ablation(model=tmp_path)))
     assert names[0] == "default"
     assert len(names) < len(VARIANTS), "those that say what the default says"
 
     def resolved(name: str) -> SegmenterSettings:
         settings = settings_of(**VARIANTS[name])
-        return replace(settings, refine=settings.refine or own)
+        return replace(settings, method=settings.method or own)
 
     kept = [resolved(name) for name in names]
     assert len(set(kept)) == len(kept)

@@ -104,8 +104,8 @@ def test_it_segments_held_out_scenes_and_an_untrained_network_does_not(
 
 def test_its_own_settings_hold_unless_others_are_given() -> None:
     own, given = (
-        Segmenter.from_pretrained("tiny", device="cpu", **one) for one in ({}, {"refine": "none", "tau": 0.7})
+        Segmenter.from_pretrained("tiny", device="cpu", **one) for one in ({}, {"method": "diffseg", "tau": 0.7})
     )
-    assert (own.refine, given.refine) == ("par", "none")
+    assert (own.method, given.method) == (("diffseg", "par"), ("diffseg",))
     assert (own.tau, given.tau) == ((0.4, 0.4, 0.4), (0.7, 0.7, 0.7))
-    assert Segmenter.from_pretrained("tiny", device="cpu", preset="paper").refine == "none"
+    assert Segmenter.from_pretrained("tiny", device="cpu", preset="paper").method == ("diffseg",)

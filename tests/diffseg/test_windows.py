@@ -114,7 +114,7 @@ def test_an_image_is_labelled_whole_whatever_its_batch(fit: str, checkpoints: di
     canvas = segmenter.prepare(image)
     assert canvas.detail is not None
     assert canvas.detail.shape == (3, 128, 128)
-    assert segmenter.attention_of([canvas]).finest == (16, 16)
+    assert segmenter.attention_of([canvas]).own.finest == (16, 16)
     alone = segmenter(image)
     _, beside = segmenter([image[::-1].copy(), image])
     assert len(alone.segments) > 5

@@ -85,7 +85,7 @@ def test_crops_and_flips_move_image_and_label_map_alike(tmp_path: Path) -> None:
     picture[:, 80:] = 255
     for number in range(12):
         Image.fromarray(picture).save(images / f"{number:02d}.png")
-    assert label(images, tmp_path / "out", "--no-ray", "--refine", "par") == 0
+    assert label(images, tmp_path / "out", "--no-ray", "--method", "diffseg,par") == 0
     dataset = LabelDataset(str(tmp_path / "out"), size=SIDE, crop=0.4)
     of_the_light = {int(decode_mask(row["mask"])[60, 120]) for row in rows_of(tmp_path / "out")}
     (light,) = of_the_light

@@ -1,0 +1,94 @@
+"""Names of segments and maps of classes, against sums done by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffseg.naming import (
+    BACKGROUND_INDEX,
+    NO_NAME,
+    at_thresholds,
+    class_maps,
+    name_of,
+    vote_names,
+    with_background,
+)
+
+HALVES = torch.zeros(1, 3, 4, 4)
+HALVES[0, 0, :, :2], HALVES[0, 1, :, 2:] = 1.0, 1.0
+"""Two segments, left and right, and a proposal that is nowhere the highest."""
+
+
+def of_halves(*pairs: tuple[float, float]) -> torch.Tensor:
+    """[1, T, 2, 2]: each name's value in the left and in the right half."""
+    return torch.tensor([[[[left, right]] * 2 for left, right in pairs]])
+
+
+def test_the_name_with_the_larger_share_wins_and_its_strength_is_that_of_its_best_segment() -> None:
+    names, scores = vote_names(HALVES, of_halves((0.3, 0.1), (0.1, 0.4)), torch.tensor([2]), "share")
+    assert names[0, :2].tolist() == [0, 1]
+    assert scores[0, :2].tolist() == pytest.approx([0.75, 0.8])
+
+
+def test_a_single_name_is_told_from_its_surroundings_by_strength() -> None:
+    names, scores = vote_names(HALVES, of_halves((0.4, 0.1)), torch.tensor([1]), "share")
+    assert names[0, :2].tolist() == [0, 0]
+    assert scores[0, :2].tolist() == pytest.approx([1, 0.25])
+    assert at_thresholds(names, scores, 0.3, 0.6)[0, :2].tolist() == [0, BACKGROUND_INDEX]
+    assert at_thresholds(names, scores, 0.2, 0.6)[0, :2].tolist() == [0, NO_NAME]
+
+
+def test_a_name_that_is_weak_everywhere_wins_where_maps_of_one_norm_decide() -> None:
+    maps = of_halves((0.30, 0.29), (0.01, 0.05))
+    counts = torch.tensor([2])
+    assert vote_names(HALVES, maps, counts, "share")[0][0, :2].tolist() == [0, 0]
+    assert vote_names(HALVES, maps, counts, "mean")[0][0, :2].tolist() == [0, 1]
+
+
+def test_the_mode_counts_positions_not_indices() -> None:
+    """Of names 0, 0, 2, 2, 2 the median of the indices would do, of 0, 0, 0, 2, 2, 1, 1 it is a name of the fewest."""
+    proposals = torch.ones(1, 1, 1, 7)
+    highest = torch.tensor([0, 0, 0, 2, 2, 1, 1])
+    maps = torch.nn.functional.one_hot(highest, 3).T.float()[None, :, None]
+    names, scores = vote_names(proposals, maps, torch.tensor([3]), "mode")
+    assert names.tolist() == [[0]]
+    assert scores.item() == pytest.approx(3 / 7)
+
+
+@pytest.mark.parametrize("vote", ["share", "mean", "mode"])
+def test_an_image_without_names_is_background_and_padding_never_wins(vote: str) -> None:
+    maps = torch.cat([of_halves((0.0, 0.0), (0.0, 0.0)), of_halves((0.1, 0.2), (0.0, 0.0))])
+    names, scores = vote_names(HALVES.expand(2, -1, -1, -1), maps, torch.tensor([0, 1]), vote)  # type: ignore[arg-type]
+    assert (names[0] == BACKGROUND_INDEX).all()
+    assert not scores[0].any()
+    assert names[1, :2].tolist() == [0, 0]
+
+
+def test_segments_of_fractions_of_a_position_are_weighed_by_area() -> None:
+    proposals = torch.zeros(1, 2, 2, 4)
+    proposals[0, 0, :, :3], proposals[0, 1, :, 3:] = 1.0, 1.0  # three quarters of the left, and the last column
+    share = torch.tensor([[[[1.0, 0.4]], [[0.0, 0.6]]]])
+    names, scores = vote_names(proposals, share, torch.tensor([2]), "share")
+    assert names.tolist() == [[0, 1]]
+    assert scores[0, 0].item() == pytest.approx((2 * 1.0 + 0.4) / 3)
+
+
+def test_class_maps_peak_at_one_and_leave_absent_classes_out() -> None:
+    maps = class_maps(of_halves((0.3, 0.1), (0.3, 0.3), (0.9, 0.9)), torch.tensor([2]))
+    share = torch.tensor([[0.2, 1 / 13], [0.2, 3 / 13]])
+    strength = torch.tensor([[1.0, 1 / 3], [1.0, 1.0]])
+    torch.testing.assert_close(maps[0, :2, 0], share * strength)
+    assert not maps[0, 2].any()
+
+
+def test_thresholds_of_class_maps() -> None:
+    maps = torch.tensor([[[[0.9, 0.4, 0.1]], [[0.2, 0.3, 0.2]]]])
+    assert with_background(maps, 0.3, 0.5).argmax(dim=1).tolist() == [[[0, 3, 2]]]
+    assert with_background(maps, 0.0, 0.0).argmax(dim=1).tolist() == [[[0, 0, 1]]]
+    assert with_background(maps[:, :0], 0.0, 0.0).argmax(dim=1).tolist() == [[[0, 0, 0]]]
+    assert with_background(torch.zeros(1, 1, 1, 1), 0.0, 0.0).argmax(dim=1).item() == 1
+
+
+def test_indices_stand_for_names() -> None:
+    assert [name_of(index, ["cat", "sky"]) for index in (1, BACKGROUND_INDEX, NO_NAME)] == ["sky", "background", None]
