@@ -86,7 +86,7 @@ class Backbone:
         """What the UNet is told in one pass: each image's prompt at `place`, nothing where it has fewer.
 
         Context [B, L, D], added conditioning, the columns of names' tokens, int64 [B, C], and what each of them counts
-        for each of the image's names, float32 [B, T, C]: tokens are summed, and their places averaged.
+        for each of the image's names, float32 [B, T, C]: the mean, so that names of many tokens have no advantage.
         """
         text = self.checkpoint.text
         assert text is not None
@@ -96,10 +96,10 @@ class Backbone:
         columns = padded_columns([list(chain.from_iterable(names)) for names in tokens], latents.device)
         most = max(1, *(sum(len(prompt.names) for prompt in each) for each in prompts))
         words = torch.zeros(len(prompts), most, columns.shape[1])
-        for of_image, prompt, names, first in zip(words, told, tokens, before, strict=True):
+        for of_image, names, first in zip(words, tokens, before, strict=True):
             start = 0
-            for name, (spans, own) in enumerate(zip(prompt.spans, names, strict=True), start=first):
-                of_image[name, start : start + len(own)] = 1 / len(spans)
+            for name, own in enumerate(names, start=first):
+                of_image[name, start : start + len(own)] = 1 / max(1, len(own))
                 start += len(own)
         embeddings = [text.embed(prompt.text) for prompt in told]
         context = torch.cat([each.context for each in embeddings]).to(latents.device, latents.dtype)

@@ -13,6 +13,9 @@ import numpy as np
 IGNORE = 65535
 """Label of pixels that no segment claims: those outside of a centre crop."""
 
+BACKGROUND = "background"
+"""What a segment is called that none of the names calls."""
+
 Crop = Literal["none", "centre"]
 
 

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from diffseg.labelmap import BACKGROUND
 from diffseg.settings import Vote
-
-BACKGROUND = "background"
-"""What is called by none of the names."""
 
 NO_NAME, BACKGROUND_INDEX = -1, -2
 """In the place of a name's index: between the two thresholds, or below both."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ import pyarrow as pa
 from PIL import Image
 
 from diffseg import IGNORE
+from diffseg.labelmap import BACKGROUND
 from pipeline.samples import Sample
 
 if TYPE_CHECKING:
     from diffseg import Segmentation  # which loads torch; whoever only reads masks need not wait for it
 
 IGNORE_8_BIT = 255
+UNNAMED = -1
 PNG_LEVEL = 6
 
 SEGMENT = pa.struct(
@@ -27,6 +30,7 @@ SEGMENT = pa.struct(
         ("confidence", pa.float32()),
         ("name", pa.string()),
         ("name_score", pa.float32()),
+        ("class_id", pa.int32()),
     ]
 )
 SCHEMA = pa.schema(
@@ -74,8 +78,8 @@ class Row:
         return values | {"segments": list(self.segments)}
 
 
-def labelled_row(sample: Sample, shard: str, result: Segmentation) -> Row:
-    """The row of a sample that was segmented."""
+def labelled_row(sample: Sample, shard: str, result: Segmentation, names: Sequence[str] = ()) -> Row:
+    """The row of a sample that was segmented. names: the run's vocabulary, which class ids count."""
     height, width = result.labels.shape
     segments = tuple(
         {
@@ -83,8 +87,9 @@ def labelled_row(sample: Sample, shard: str, result: Segmentation) -> Row:
             "area": s.area,
             "bbox": list(s.bbox),
             "confidence": _float32(s.confidence),
-            "name": None,
-            "name_score": None,
+            "name": s.name,
+            "name_score": None if s.name_score is None else _float32(s.name_score),
+            "class_id": class_id(s.name, names) if s.name_score is not None else None,
         }
         for s in result.segments
     )
@@ -101,6 +106,16 @@ def labelled_row(sample: Sample, shard: str, result: Segmentation) -> Row:
         confidence=_float32(result.confidence),
         meta=sample.meta,
     )
+
+
+def class_id(name: str | None, names: Sequence[str]) -> int | None:
+    """1 for the first of the run's names, 0 for the background, −1 for what has no name and is to be ignored.
+
+    None where names were found in captions, so that there is no list of them to count in.
+    """
+    if not names:
+        return None
+    return UNNAMED if name is None else 0 if name == BACKGROUND else 1 + names.index(name)
 
 
 def _float32(value: float) -> float:
