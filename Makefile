@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Modules are compiled when they are first imported: all of them would take longer than most of the tests.
+# Modules are compiled when they are first imported: all of them would take longer than most of the tests. What was
+# compiled is kept, whatever the container says: else each worker's process would compile a thousand modules anew.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fuzz check format tiny-eval ablation reliability tune-baselines tiny-train evaluate-sd full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak clean
@@ -22,20 +24,22 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) -e '.[demo]'
 	@touch $@
 
+# What holds another extra counts as its installation too: `make check test` installs once.
 $(VENV)/.test: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) -e '.[test]'
-	@touch $@
+	@touch $(VENV)/.demo $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
-	@touch $@
+	@touch $(VENV)/.demo $(VENV)/.test $@
 
 demo: $(VENV)/.demo ## Label photographs and generated scenes on this machine; ends with a picture to open
 	$(BIN)/diffseg demo demo
 
-# Two processes: tests wait for servers and clusters more than they compute. A file stays in one, with what it shares.
+# Two processes: tests wait for servers and clusters more than they compute. A file stays in one, with what it shares;
+# files come in the order of tests/conftest.py, the longest first, and not by their number of tests.
 test: $(VENV)/.test ## Install what the tests need and run them all
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(VENV)/.test ## Feed thousands of hostile shards to the pipeline: CASES=2000 SEED=0
 	$(BIN)/python tests/end_to_end/fuzz.py --cases $(or $(CASES),2000) --seed $(or $(SEED),0)

@@ -17,6 +17,28 @@ from diffseg.tiny.scenes import generate_scene
 sys.path.insert(0, str(Path(__file__).parent))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
+# Ray makes its workers yield to all else, so that they would stand still beside the tests of another process.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+LONGEST = (
+    "test_chaos.py",
+    "test_submit.py",
+    "test_secrets.py",
+    "test_elastic.py",
+    "test_stores.py",
+    "test_kill.py",
+    "test_pool.py",
+    "test_run.py",
+    "test_observed.py",
+    "test_weights.py",
+    "test_fuzz.py",
+)
+"""Files that are begun first, so that none of them is what one process is left with at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others in their order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

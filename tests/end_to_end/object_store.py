@@ -176,7 +176,7 @@ class ObjectStore:
         line = [self._program, "-logtostderr=true", "server", *(f"-{name}={value}" for name, value in flags.items())]
         # HOME, since it would read settings there; one volume a bucket instead of seven, each of which takes a slot.
         own = {"HOME": str(here), "TMPDIR": str(here), "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1", "GOMAXPROCS": "2"}
-        own["GOMEMLIMIT"] = "192MiB"
+        own["GOMEMLIMIT"] = "512MiB"  # half of that is less than it needs, and it would collect garbage all the time
         with (here / "log").open("ab") as log:
             return subprocess.Popen(
                 guarded(line),
