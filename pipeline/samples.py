@@ -22,6 +22,7 @@ STATUSES: tuple[str, ...] = (
     "truncated",
     "damaged",
     "unreadable",
+    "bad_names",
 )
 """Every status that a row can have. The first is success, each other one says why there is no mask."""
 
