@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format tiny-eval ablation reliability tune-baselines tiny-train evaluate-sd full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak clean
+.PHONY: help demo test fuzz check format tiny-eval ablation reliability tune-baselines tiny-train tiny-text-train evaluate-sd full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,10 @@ tune-baselines: $(VENV)/.demo ## Find the settings of the baselines again, on va
 tiny-train: $(VENV)/.demo ## Train the embedded model again (about three hours on one core; resumes where it was stopped)
 	$(BIN)/python -m diffseg.tiny.train
 	$(BIN)/python -m diffseg.tiny.tune --write
+
+tiny-text-train: $(VENV)/.demo ## Train the embedded model that reads text again (about an hour on one core; resumes where it was stopped)
+	$(BIN)/python -m diffseg.tiny.texttrain
+	$(BIN)/python -m diffseg.tiny.tune --model diffseg/tiny/text-checkpoint --captioned --write
 
 evaluate-sd: $(VENV)/.demo ## A checkpoint by the protocol of DiffSeg's paper: MODEL=… DATA=… BENCHMARK=coco-stuff-27|cityscapes-27
 	$(BIN)/python -m jobs.published $(MODEL) $(DATA) --benchmark $(or $(BENCHMARK),coco-stuff-27) $(ARGS)

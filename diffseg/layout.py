@@ -17,6 +17,8 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 TINY = Path(__file__).parent / "tiny" / "checkpoint"
+EMBEDDED = {"tiny": TINY, "tiny-text": TINY.with_name("text-checkpoint")}
+"""The checkpoints that come with the package: the second reads text."""
 NEEDED = (
     "model_index.json",
     "diffseg.json",
@@ -34,16 +36,18 @@ class CheckpointError(ValueError):
 
 
 def resolve(model: str | os.PathLike[str], revision: str | None = None, needed: tuple[str, ...] = NEEDED) -> Path:
-    """The local folder of `tiny`, of a folder, or of a hub id, of which only what is needed is downloaded."""
-    if str(model) == "tiny":
-        return TINY
+    """The local folder of an embedded model, a folder, or a hub id, of which only what is needed is downloaded."""
+    if str(model) in EMBEDDED:
+        return EMBEDDED[str(model)]
     path = Path(model).expanduser()
     if path.is_dir():
         return path
     if path.is_file():
         raise CheckpointError(f"{model}: is a file; a folder in the diffusers layout is needed (unet/, vae/, …)")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(model)):
-        raise CheckpointError(f"{model}: no such folder, and not a hub id (owner/name); the embedded model is 'tiny'")
+        raise CheckpointError(
+            f"{model}: no such folder, and not a hub id (owner/name); the embedded models are {' and '.join(EMBEDDED)}"
+        )
     try:
         found = snapshot_download(str(model), revision=revision, allow_patterns=list(needed), ignore_patterns=UNUSED)
     except (OSError, ValueError) as error:  # offline, missing, private and gated repositories all are one of these

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from diffseg.tiny.model import empty_context
 from diffseg.tiny.objective import RowRecorder, attention_loss, region_targets
 from diffseg.tiny.pictures import save_rows
 from diffseg.tiny.pool import Batch, Pool
-from diffseg.tiny.recipe import Recipe, Stage
+from diffseg.tiny.recipe import Recipe, Stage, stage_of
 
-__all__ = ["train_denoiser"]
+__all__ = ["Draw", "average_into", "draw_pass", "pass_losses", "train_denoiser", "weighted"]
 
 
 def train_denoiser(
@@ -50,17 +51,16 @@ def train_denoiser(
     recorder = RowRecorder().attach(unet.train())
     progress, last = Progress("unet", steps), None
     for step in range(done, steps):
-        stage, own_step = recipe.stage_of(step)
+        stage, own_step = stage_of(recipe.stages, step)
         if stage is not last:  # the pace changes with the size of the samples
             progress, last = Progress("unet", steps), stage
         rng = np.random.default_rng([recipe.seed, 1, step])
         set_lr(optimiser, stage.learning_rate(own_step))
         batch = pools[stage.scenes].batch(rng, stage.batch, round(recipe.size // 8 * stage.crop))
-        denoise, attend = _losses(stage, unet, recorder, batch, alphas, rng)
+        draw = draw_pass(stage, batch, alphas, rng)
+        denoise, attend = pass_losses(unet, recorder, batch, draw, empty_context(stage.batch))
         descend(denoise + recipe.attention_weight * attend, unet, optimiser)
-        decay = min(recipe.average, (1 + step) / (10 + step))
-        for name, value in unet.state_dict().items():
-            average[name].lerp_(value, 1 - decay)
+        average_into(average, unet, min(recipe.average, (1 + step) / (10 + step)))
         progress.add(step, denoise=denoise.item(), attend=attend.item())
         if (step + 1) % save_every == 0 or step + 1 == steps:
             save_state(out / "unet.pt", step + 1, unet=unet, optimiser=optimiser, average=average)
@@ -69,15 +69,33 @@ def train_denoiser(
     unet.eval().set_attn_processor(AttnProcessor2_0())
 
 
-def _losses(
-    stage: Stage,
-    unet: UNet2DConditionModel,
-    recorder: RowRecorder,
-    batch: Batch,
-    alphas: Tensor,
-    rng: np.random.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Denoising loss (v-prediction) and attention loss of one batch, both scalar."""
+def average_into(average: dict[str, Tensor], network: torch.nn.Module, decay: float) -> None:
+    """Let the running average of weights, in place, follow those of the network."""
+    for name, value in network.state_dict().items():
+        average[name].lerp_(value, 1 - decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What chance decides of one training pass.
+
+    Attributes:
+        t: timesteps, int64 [B].
+        alpha: share of signal, float32 [B, 1, 1, 1]; 1 without noise.
+        noisy: 1 or 0, float32 [B].
+        noise: float32, as the latents.
+        queries: of which attention is asked for, int64 [B, S].
+    """
+
+    t: Tensor
+    alpha: Tensor
+    noisy: Tensor
+    noise: Tensor
+    queries: Tensor
+
+
+def draw_pass(stage: Stage, batch: Batch, alphas: Tensor, rng: np.random.Generator) -> Draw:
+    """Draw timesteps, noise and queries for a batch."""
     count, side = len(batch.latents), batch.latents.shape[-1]
     # Half of the samples lie near the clean end, where DiffSeg works; clean ones carry any timestep, so that the exact
     # pass of DiffSeg (no noise, t = 300) is one that the network knows.
@@ -87,15 +105,29 @@ def _losses(
     noisy = torch.from_numpy(~clean).float()
     alpha = torch.where(noisy > 0, alphas[t], 1.0)[:, None, None, None]
     noise = torch.from_numpy(rng.standard_normal(batch.latents.shape, dtype=np.float32))
-    picks = _sample_queries(rng, batch.labels, stage.queries, side)
-    recorder.start(picks, side)
-    predicted = unet(alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise, t, empty_context(count)).sample
-    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents
-    denoise = ((predicted - velocity).square().mean((1, 2, 3)) * noisy).sum() / noisy.sum().clamp_min(1)
-    # A region that noise has drowned cannot be attended to: weigh by the share of signal.
+    queries = _sample_queries(rng, batch.labels, stage.queries, side)
+    return Draw(t=t, alpha=alpha, noisy=noisy, noise=noise, queries=queries)
+
+
+def pass_losses(
+    unet: UNet2DConditionModel, recorder: RowRecorder, batch: Batch, draw: Draw, context: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Denoising loss (v-prediction) and attention loss of one batch, both scalar; the recorder keeps the rows."""
+    side, alpha = batch.latents.shape[-1], draw.alpha
+    recorder.start(draw.queries, side)
+    noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * draw.noise
+    predicted = unet(noisy, draw.t, context).sample
+    velocity = alpha.sqrt() * draw.noise - (1 - alpha).sqrt() * batch.latents
+    errors = (predicted - velocity).square().mean((1, 2, 3))
+    denoise = (errors * draw.noisy).sum() / draw.noisy.sum().clamp_min(1)
+    rows = attention_loss(recorder, region_targets(batch.labels, draw.queries, side))
+    return denoise, weighted(rows, alpha)
+
+
+def weighted(losses_B: Tensor, alpha: Tensor) -> Tensor:
+    """The mean by the share of signal: a region that noise has drowned cannot be attended to."""
     weight = alpha.flatten()
-    attend = (attention_loss(recorder, region_targets(batch.labels, picks, side)) * weight).sum() / weight.sum()
-    return denoise, attend
+    return (losses_B * weight).sum() / weight.sum()
 
 
 def _sample_queries(rng: np.random.Generator, labels_BYX: Tensor, count: int, side: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffseg.layout import TINY as CHECKPOINT
 from diffseg.settings import StageName
@@ -30,6 +31,8 @@ def export(
     tau: tuple[float, ...] = (0.3, 0.3, 0.3),
     timestep: int = 300,
     method: tuple[StageName, ...] = ("diffseg", "par"),
+    trained_on: str = TRAINED_ON,
+    text: tuple[CLIPTextModel, CLIPTokenizer] | None = None,
 ) -> None:
     """Write `folder` in the layout of StableDiffusionPipeline; an existing one is replaced whole.
 
@@ -42,14 +45,14 @@ def export(
         tau: merging thresholds for this model, one per round: the paper's merge nearly everything here.
         timestep: at which the thresholds were tuned.
         method: stages that are the default with this model.
+        trained_on: what the weights have seen.
+        text: encoder, float32, and tokenizer of a model that reads text.
     """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     for name, part in (("vae", vae), ("unet", unet)):
         copy.deepcopy(part).half().save_pretrained(aside / name, safe_serialization=True)
-    _drop_derived_field(aside / "vae" / "config.json")
-    scheduler.save_pretrained(aside / "scheduler")
-    index = {
+    index: dict[str, Any] = {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": diffusers.__version__,
         **{name: [None, None] for name in ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")},
@@ -58,13 +61,21 @@ def export(
         "unet": ["diffusers", type(unet).__name__],
         "vae": ["diffusers", type(vae).__name__],
     }
+    if text is not None:
+        encoder, tokenizer = text
+        copy.deepcopy(encoder).half().save_pretrained(aside / "text_encoder")
+        tokenizer.save_pretrained(aside / "tokenizer")
+        index["text_encoder"] = ["transformers", type(encoder).__name__]
+        index["tokenizer"] = ["transformers", type(tokenizer).__name__]
+    _drop_derived_field(aside / "vae" / "config.json")
+    scheduler.save_pretrained(aside / "scheduler")
     (aside / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     notes = {
         "tau": list(tau),
         "timestep": timestep,
         "method": list(method),
         "resolution": unet.config.sample_size * 8,
-        "trained_on": TRAINED_ON,
+        "trained_on": trained_on,
         "recipe": {**recipe, "torch": torch.__version__},
     }
     (aside / "diffseg.json").write_text(json.dumps(notes, indent=2) + "\n")

@@ -56,9 +56,9 @@ def optimiser_of(network: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group, times the group's own `factor` where it has one."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("factor", 1.0)
 
 
 def descend(loss: Tensor, network: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:

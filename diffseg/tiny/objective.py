@@ -4,7 +4,8 @@ DiffSeg reads an attention row as a distribution over positions and merges rows 
 it is uniform over its region. The second loss says exactly that, for a few sampled queries per image, on the same
 aggregate that DiffSeg forms.
 
-Axes: B batch, S sampled queries, P positions of the working grid (w·w), p positions of a layer's own grid, H heads.
+Axes: B batch, S sampled queries, P positions of the working grid (w·w), p positions of a layer's own grid, H heads,
+T tokens of a caption, C classes.
 """
 
 from __future__ import annotations
@@ -18,24 +19,26 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["RowRecorder", "attention_loss", "region_targets"]
+__all__ = ["RowRecorder", "attention_loss", "class_targets", "naming_loss", "region_targets"]
 
 
 @dataclass
 class RowRecorder:
-    """Attention processor for every layer of a UNet; keeps the self-attention rows of sampled queries, with gradient.
+    """Attention processor for every layer of a UNet; keeps the attention rows of sampled queries, with gradient.
 
     Only S of P rows are formed outside the fused attention, which is what makes the loss affordable on a CPU.
 
     Attributes:
         queries: int64 [B, S], positions of the working grid; None records nothing.
         side: w, side of the working grid.
-        rows: per grid side, the head-averaged rows of each layer, float32 [B, S, p].
+        rows: per grid side, the head-averaged self-attention rows of each layer, float32 [B, S, p].
+        words: per grid side, those of cross-attention, float32 [B, S, T], where there is more than one token.
     """
 
     queries: Tensor | None = field(default=None, repr=False)
     side: int = 0
     rows: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
+    words: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
 
     def attach(self, unet: UNet2DConditionModel) -> RowRecorder:
         unet.set_attn_processor(self)
@@ -43,7 +46,7 @@ class RowRecorder:
 
     def start(self, queries: Tensor | None, side: int) -> None:
         self.queries, self.side = queries, side
-        self.rows = {}
+        self.rows, self.words = {}, {}
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
@@ -53,12 +56,14 @@ class RowRecorder:
             layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for layer, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
         )
-        if encoder_hidden_states is None and self.queries is not None:
-            self._record(query, key)
+        if self.queries is not None and encoder_hidden_states is None:
+            self._record(self.rows, query, key)
+        elif self.queries is not None and context.shape[1] > 1:
+            self._record(self.words, query, key)
         out = F.scaled_dot_product_attention(query, key, value)
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
-    def _record(self, query_BHpd: Tensor, key_BHpd: Tensor) -> None:
+    def _record(self, into: dict[int, list[Tensor]], query_BHpd: Tensor, key_BHkd: Tensor) -> None:
         assert self.queries is not None
         heads, positions, width = query_BHpd.shape[1:]
         side = math.isqrt(positions)
@@ -66,8 +71,8 @@ class RowRecorder:
         y, x = self.queries // self.side, self.queries % self.side
         index = (y * side // self.side) * side + x * side // self.side
         picked = query_BHpd.gather(2, index[:, None, :, None].expand(-1, heads, -1, width))
-        rows = (picked @ key_BHpd.transpose(2, 3) / math.sqrt(width)).softmax(-1).mean(1)
-        self.rows.setdefault(side, []).append(rows)
+        rows = (picked @ key_BHkd.transpose(2, 3) / math.sqrt(width)).softmax(-1).mean(1)
+        into.setdefault(side, []).append(rows)
 
     def aggregate(self) -> Tensor:
         """DiffSeg's aggregate of the recorded rows, float32 [B, S, P], each row summing to 1.
@@ -118,3 +123,38 @@ def attention_loss(recorder: RowRecorder, target_BSP: Tensor, *, per_resolution:
 
 def _divergence(target: Tensor, rows: Tensor) -> Tensor:
     return (torch.special.xlogy(target, target) - target * rows.clamp_min(1e-8).log()).sum(-1).mean(-1)
+
+
+def class_targets(classes_BYX: Tensor, named_BC: Tensor, queries_BS: Tensor, side: int) -> Tensor:
+    """What a query should look at in its caption, float32 [B, S, C + 1]: shares of the classes named, and of the rest.
+
+    Args:
+        classes_BYX: int64 [B, 2w, 2w], classes 0..C-1 at twice the working grid.
+        named_BC: bool [B, C], whether the caption names a class; what it does not name counts with the rest.
+        queries_BS: int64 [B, S], positions of the working grid.
+        side: w.
+    """
+    shares = F.avg_pool2d(F.one_hot(classes_BYX, named_BC.shape[1]).permute(0, 3, 1, 2).float(), 2).flatten(2)
+    own = shares.gather(2, queries_BS[:, None].expand(-1, shares.shape[1], -1)).transpose(1, 2) * named_BC[:, None]
+    return torch.cat([own, 1 - own.sum(-1, keepdim=True)], -1)
+
+
+def naming_loss(recorder: RowRecorder, token_classes_BT: Tensor, target_BSC: Tensor) -> Tensor:
+    """KL divergence of the tokens' shares of cross-attention from the classes that show: float32 [B], nats.
+
+    A noun's share is the sum over its tokens; all tokens that are of no noun (start, end, "and", commas) are the rest.
+    Shares are averaged over the layers of all resolutions but the coarsest; single resolutions count .3 beside that.
+
+    Args:
+        recorder: after a forward pass of the UNet over B images or more, of which the first B count.
+        token_classes_BT: int64 [B, T], the class that each token names, −1 where it names none.
+        target_BSC: from `class_targets`.
+    """
+    batch, classes = len(token_classes_BT), target_BSC.shape[-1] - 1
+    shares_of = F.one_hot(token_classes_BT.where(token_classes_BT >= 0, classes), classes + 1).float()
+    sides = sorted(recorder.words)[1:]
+    means = [torch.stack(recorder.words[side])[:, :batch].mean(0) @ shares_of for side in sides]
+    counts = [len(recorder.words[side]) for side in sides]
+    together = sum(mean * (count / sum(counts)) for mean, count in zip(means, counts, strict=True))
+    alone = torch.stack([_divergence(target_BSC, mean) for mean in means]).mean(0)
+    return _divergence(target_BSC, together) + 0.3 * alone

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from diffseg.tiny.learning import cosine
 
-__all__ = ["Recipe", "Stage"]
+__all__ = ["Recipe", "Stage", "stage_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class Stage:
     """One stretch of the UNet's training.
 
     Attributes:
-        scenes: dead leaves, or whole scenes.
+        scenes: dead leaves, whole scenes, or captioned ones (diffseg.tiny.textrecipe).
         steps, batch: how many, of how many samples.
         crop: side of the samples as a share of the scene's, 1 or 1/2.
         lr: learning rate at the start and at the end.
@@ -25,7 +26,7 @@ class Stage:
         clean_share: share of samples without noise, which is how DiffSeg presents an image.
     """
 
-    scenes: Literal["leaves", "scenes"]
+    scenes: Literal["leaves", "scenes", "captioned"]
     steps: int
     batch: int
     lr: tuple[float, float]
@@ -44,6 +45,16 @@ class Stage:
         high, low = self.lr
         through = max(0.0, (step - self.hold) / (self.steps - self.hold))
         return (low + (high - low) * cosine(through)) * min(1.0, (step + 1) / max(1, self.warmup))
+
+
+def stage_of(stages: Sequence[Stage], step: int) -> tuple[Stage, int]:
+    """The stage of a step of the UNet's training, and the stage's own number of that step."""
+    own = step
+    for stage in stages:
+        if own < stage.steps:
+            return stage, own
+        own -= stage.steps
+    raise ValueError(f"step {step}: there are only {step - own}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +93,6 @@ class Recipe:
     @property
     def unet_steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
-
-    def stage_of(self, step: int) -> tuple[Stage, int]:
-        """The stage of a step of the UNet's training, and the stage's own number of that step."""
-        for stage in self.stages:
-            if step < stage.steps:
-                return stage, step
-            step -= stage.steps
-        raise ValueError(f"there are only {self.unet_steps} steps")
 
     def __post_init__(self) -> None:
         if self.size % 128:

@@ -20,7 +20,7 @@ from diffseg.tiny.leaves import generate_leaves
 from diffseg.tiny.materials import OPPONENT, Fields, random_colour, random_material
 from diffseg.tiny.things import LEAST_AREA, place_things, random_shape
 
-__all__ = ["HELD_OUT_SEEDS", "TRAINING_SEEDS", "VALIDATION_SEEDS", "Scene", "generate_scene"]
+__all__ = ["HELD_OUT_SEEDS", "TRAINING_SEEDS", "VALIDATION_SEEDS", "Scene", "generate_scene", "photograph"]
 
 # Disjoint, so that nothing is ever scored on what it was trained or tuned on.
 TRAINING_SEEDS = range(10_000_000)
@@ -65,7 +65,7 @@ def generate_scene(seed: int, size: int = 256) -> Scene:
     place_things(rng, fields, axis, canvas, labels)
     _litter(rng, axis, canvas)
     _, labels = np.unique(_without_specks(labels), return_inverse=True)
-    return Scene(_photograph(rng, canvas, fields), labels.reshape(size, size).astype(np.uint16))
+    return Scene(photograph(rng, canvas, fields), labels.reshape(size, size).astype(np.uint16))
 
 
 # What stands behind
@@ -153,7 +153,7 @@ def _without_specks(labels: Array) -> Array:
 # The camera
 
 
-def _photograph(rng: np.random.Generator, canvas: Array, fields: Fields) -> Array:
+def photograph(rng: np.random.Generator, canvas: Array, fields: Fields) -> Array:
     """Opponent colours to uint8 [H, W, 3]: light, lens, sensor and development."""
     size = len(canvas)
     axis = np.linspace(-1, 1, size, dtype=np.float32)

@@ -13,7 +13,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from diffseg.tiny.materials import Fields, Material, random_material
 
-__all__ = ["LEAST_AREA", "place_things", "random_shape"]
+__all__ = ["LEAST_AREA", "cast_shadow", "place_things", "random_shape"]
 
 Array = np.ndarray
 
@@ -128,7 +128,7 @@ def _paint_thing(
     if whole.sum() < LEAST_AREA * len(axis) ** 2:
         return
     if shadow:
-        _cast_shadow(canvas[rows, columns], whole, len(axis) * radius, thing.light)
+        cast_shadow(canvas[rows, columns], whole, len(axis) * radius, thing.light)
     for mask, part in zip(masks, thing.parts, strict=True):
         # The material goes with the thing: it is read in the thing's own coordinates.
         canvas[rows, columns][mask] = part.material.paint(0.5 + v[mask] * 0.4, 0.5 + u[mask] * 0.4, fields)
@@ -140,7 +140,7 @@ def _paint_thing(
     labels[rows, columns][whole] = label
 
 
-def _cast_shadow(canvas: Array, mask: Array, radius: float, light: tuple[float, float]) -> None:
+def cast_shadow(canvas: Array, mask: Array, radius: float, light: tuple[float, float]) -> None:
     """Darken what lies beside a thing, away from the light; a shadow is no region."""
     shift = [round(-0.25 * radius * part) for part in light]
     dark = gaussian_filter(np.roll(mask.astype(np.float32), shift, (0, 1)), 0.06 * radius + 0.5)

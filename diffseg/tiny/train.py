@@ -12,6 +12,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -28,7 +29,7 @@ from diffseg.tiny.pool import Pool
 from diffseg.tiny.recipe import Recipe
 from diffseg.tiny.scenes import Scene, generate_scene
 
-__all__ = ["Command", "main", "train"]
+__all__ = ["Command", "claim", "main", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def train(recipe: Recipe, out: Path, *, save_every: int = 100) -> tuple[Autoenco
         ValueError: where `out` was begun with another recipe.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _claim(recipe, out / "recipe.json")
+    claim(recipe, out / "recipe.json")
     vae, unet, scheduler = build(recipe.seed)
     train_autoencoder(recipe, vae, out, save_every=save_every)
     pools = _pools(recipe, vae, out)
@@ -65,7 +66,8 @@ def _pools(recipe: Recipe, vae: AutoencoderTiny, out: Path) -> dict[str, Pool]:
     return {"leaves": leaves, "scenes": scenes}
 
 
-def _claim(recipe: Recipe, path: Path) -> None:
+def claim(recipe: Any, path: Path) -> None:
+    """Write a recipe's settings to `path`; raise ValueError where others are there already."""
     settings = json.loads(json.dumps(dataclasses.asdict(recipe)))
     if path.exists() and (found := json.loads(path.read_text())) != settings:
         changed = {key: (found.get(key), value) for key, value in settings.items() if found.get(key) != value}

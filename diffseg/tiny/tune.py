@@ -20,6 +20,7 @@ from diffseg.canvas import fit_image
 from diffseg.decide import decide
 from diffseg.metrics import covering, mean_best_iou, overlap
 from diffseg.segmenter import Segmenter, scores_of
+from diffseg.tiny.captioned import generate_captioned
 from diffseg.tiny.export import CHECKPOINT
 from diffseg.tiny.scenes import VALIDATION_SEEDS, generate_scene
 
@@ -37,6 +38,7 @@ class Tuning:
     Attributes:
         model: a folder in the layout of the embedded checkpoint.
         images: number of validation scenes.
+        captioned: whether every other scene is of the closed vocabulary, for a model that reads text.
         timesteps: to try.
         first: thresholds of the first round, which averages rows into proposals.
         later: thresholds of the two rounds after it, which merge proposals.
@@ -45,27 +47,29 @@ class Tuning:
 
     model: Path = CHECKPOINT
     images: int = 100
+    captioned: bool = False
     timesteps: tuple[int, ...] = (300,)
     first: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.6)
     later: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.9)
     write: bool = False
 
 
-def grid_scores(segmenter: Segmenter, candidates: Sequence[Tau], *, images: int, timestep: int) -> np.ndarray:
-    """Mean covering and mean best IoU of every candidate over validation scenes, float64 [candidates, 2].
+def grid_scores(
+    segmenter: Segmenter, candidates: Sequence[Tau], scenes: Sequence[tuple[np.ndarray, np.ndarray]], timestep: int
+) -> np.ndarray:
+    """Mean covering and mean best IoU of every candidate over images and their labels, float64 [candidates, 2].
 
     The network runs once per image; only the merging is done again for each candidate.
     """
     scores = np.zeros((len(candidates), 2))
-    for seed in VALIDATION_SEEDS[:images]:
-        scene = generate_scene(seed)
-        canvas = fit_image(scene.image, segmenter.resolution, segmenter.settings.fit)
+    for image, labels in scenes:
+        canvas = fit_image(image, segmenter.resolution, segmenter.settings.fit)
         attention = segmenter.backbone.self_attention(canvas.pixels[None], timestep)
         for index, tau in enumerate(candidates):
             proposal_scores, _ = scores_of(attention, segmenter.settings, tau)
-            table = overlap(scene.labels, decide(proposal_scores[0], scene.labels.shape).labels)
+            table = overlap(labels, decide(proposal_scores[0], labels.shape).labels)
             scores[index] += covering(table), mean_best_iou(table)
-    return scores / images
+    return scores / len(scenes)
 
 
 def tune(settings: Tuning) -> tuple[Tau, int]:
@@ -75,13 +79,21 @@ def tune(settings: Tuning) -> tuple[Tau, int]:
     """
     segmenter = Segmenter.from_pretrained(settings.model, device="cpu")
     candidates = [(first, later, later) for first, later in itertools.product(settings.first, settings.later)]
+    scenes = _scenes(settings)
     best = (-1.0, candidates[0], settings.timesteps[0])
     for timestep in settings.timesteps:
-        scores = grid_scores(segmenter, candidates, images=settings.images, timestep=timestep)
+        scores = grid_scores(segmenter, candidates, scenes, timestep)
         for tau, (covered, best_iou) in sorted(zip(candidates, scores.tolist(), strict=True), key=lambda pair: pair[1]):
             log.info("t %d  tau %s  covering %.4f  best IoU %.4f", timestep, tau, covered, best_iou)
             best = max(best, ((covered + best_iou) / 2, tau, timestep))
     return best[1], best[2]
+
+
+def _scenes(settings: Tuning) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Validation scenes, uint8 [H, W, 3], and their labels, uint16 [H, W]."""
+    generators = (generate_scene, generate_captioned if settings.captioned else generate_scene)
+    scenes = [generators[place % 2](seed) for place, seed in enumerate(VALIDATION_SEEDS[: settings.images])]
+    return [(scene.image, scene.labels) for scene in scenes]
 
 
 def main(settings: Tuning) -> None:

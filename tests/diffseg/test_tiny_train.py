@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
+from recipe_options import recipe_options
 from torch.nn import functional as F
 from warm import WarmCommand
 
@@ -20,7 +20,7 @@ from diffseg.tiny.leaves import generate_leaves
 from diffseg.tiny.model import build, empty_context
 from diffseg.tiny.objective import RowRecorder, attention_loss, region_targets
 from diffseg.tiny.pool import encode_images, to_network
-from diffseg.tiny.recipe import Recipe, Stage
+from diffseg.tiny.recipe import Recipe, Stage, stage_of
 from diffseg.tiny.scenes import VALIDATION_SEEDS
 from diffseg.tiny.train import train
 
@@ -56,20 +56,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Networks:
 
 
 def command(out: Path) -> list[str]:
-    options = _options("--recipe", MINI, Recipe())
-    for number, (stage, default) in enumerate(zip(MINI.stages, Recipe().stages, strict=True)):
-        options += _options(f"--recipe.stages.{number}", stage, default)
     program = ["diffseg.tiny.train", f"--out={out}", f"--checkpoint={out}/made"]
-    return [*program, "--save-every=1", *options]
-
-
-def _options(prefix: str, settings: Recipe | Stage, default: Recipe | Stage) -> list[str]:
-    options = []
-    for name, value in dataclasses.asdict(settings).items():
-        if name != "stages" and value != getattr(default, name):
-            values = value if isinstance(value, tuple) else (value,)
-            options += [f"{prefix}.{name.replace('_', '-')}", *map(str, values)]
-    return options
+    return [*program, "--save-every=1", *recipe_options(MINI, Recipe())]
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: Networks, tmp_path: Path) -> None:
@@ -103,9 +91,9 @@ def test_rates_rise_hold_and_fall() -> None:
     assert rates[:5] == [0.5, 1.0, 1.0, 1.0, 1.0]
     np.testing.assert_allclose(rates[7], 0.6)
     assert rates[5:] == sorted(rates[5:], reverse=True)
-    assert MINI.stage_of(8) == (MINI.stages[1], 0)
+    assert stage_of(MINI.stages, 8) == (MINI.stages[1], 0)
     with pytest.raises(ValueError, match="18"):
-        MINI.stage_of(MINI.unet_steps)
+        stage_of(MINI.stages, MINI.unet_steps)
 
 
 def mean_losses(networks: Networks, scale: float) -> tuple[float, float]:

@@ -1,0 +1,66 @@
+"""The tokenizer made by code agrees with CLIP's own class, to the last token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from transformers import CLIPTokenizer
+
+from diffseg.tiny.textmodel import build_tokenizer
+from diffseg.tiny.textrecipe import training_caption
+from diffseg.tiny.tokenizer import CONTEXT_TOKENS, END, START, caption_words, split_word
+from diffseg.tiny.vocabulary import NOUNS, Caption, words_of_captions
+
+WORDS = caption_words()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    """As it comes back from its files."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer(WORDS).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def test_captions_have_the_tokens_that_clip_gives_them(clip: CLIPTokenizer) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        classes = rng.choice(len(NOUNS), size=rng.integers(0, 8), replace=False).tolist()
+        caption = training_caption(rng, classes, clean=True)
+        ids, of = WORDS.encode(caption)
+        theirs = clip(caption.text, padding="max_length", max_length=CONTEXT_TOKENS)
+        assert ids.tolist() == theirs.input_ids
+        for noun in caption.classes:  # the columns of a noun spell it
+            assert clip.decode(ids[of == noun]) == NOUNS[noun]
+        assert (of >= 0).sum() == sum(len(NOUNS[noun].split()) for noun in caption.classes)
+
+
+def test_words_of_captions_are_one_token_and_others_fall_apart(clip: CLIPTokenizer) -> None:
+    for word in words_of_captions():
+        assert clip.tokenize(word) == [f"{word}</w>"]
+        assert split_word(word, WORDS.merges) == [f"{word}</w>"]
+    for word in ("zebra", "bandana", "redder", "skyscraper", "q"):
+        tokens = clip.tokenize(word)
+        assert tokens == split_word(word, WORDS.merges)
+        assert "".join(tokens) == f"{word}</w>"
+    assert len(clip.tokenize("zebra")) > 1
+    assert clip.unk_token_id not in clip("naïve 東京 🦓", add_special_tokens=False).input_ids
+
+
+def test_every_byte_has_a_token_and_ids_are_dense() -> None:
+    assert sorted(WORDS.ids.values()) == list(range(len(WORDS.ids)))
+    assert len(WORDS.ids) == 2 * 256 + len(WORDS.merges) + 2
+    assert (WORDS.ids[START], WORDS.ids[END]) == (len(WORDS.ids) - 2, len(WORDS.ids) - 1)
+
+
+def test_an_empty_caption_is_start_and_end_and_a_long_one_is_refused() -> None:
+    ids, of = WORDS.encode(Caption())
+    assert ids.tolist() == [WORDS.ids[START]] + [WORDS.ids[END]] * 76
+    assert (of == -1).all()
+    with pytest.raises(ValueError, match="77"):
+        WORDS.encode(Caption((("sky", 0),) * 76))
+
+
+def test_ids_stay_what_the_weights_were_trained_with() -> None:
+    tokens = ("!", "a", "a</w>", "red</w>", "sky</w>", END)
+    assert [WORDS.ids[token] for token in tokens] == [0, 64, 320, 589, 609, 641]

@@ -1,0 +1,170 @@
+"""The losses of the model that reads text against closed forms; its training learns, and a kill costs but time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from recipe_options import recipe_options
+from torch import nn
+from warm import WarmCommand
+
+from diffseg.tiny.export import CHECKPOINT
+from diffseg.tiny.learning import load_state
+from diffseg.tiny.model import build, empty_context
+from diffseg.tiny.objective import RowRecorder, class_targets, naming_loss
+from diffseg.tiny.recipe import Stage
+from diffseg.tiny.textmodel import TEXT_WIDTH, build_text_encoder, reading_unet
+from diffseg.tiny.textrecipe import TextRecipe
+from diffseg.tiny.texttrain import train_text
+from diffseg.tiny.tokenizer import caption_words
+from diffseg.tiny.vocabulary import NOUNS, Caption
+
+WORDS = caption_words()
+CAPTION = Caption((("sand", NOUNS.index("sand")), ("and", -1), ("lava", NOUNS.index("lava"))))
+
+MINI = TextRecipe(
+    size=128,
+    captioned=6,
+    scenes=3,
+    stages=(
+        Stage(scenes="captioned", steps=6, batch=4, crop=0.5, lr=(8e-4, 4e-4), warmup=2, hold=3, queries=16),
+        Stage(scenes="captioned", steps=3, batch=2, lr=(8e-4, 0.0), queries=16),
+    ),
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> nn.ModuleDict:
+    return train_text(MINI, CHECKPOINT, tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: nn.ModuleDict, tmp_path: Path) -> None:
+    program = ["diffseg.tiny.texttrain", f"--out={tmp_path}", f"--checkpoint={tmp_path}/made", "--save-every=1"]
+    training = WarmCommand(*program, *recipe_options(MINI, TextRecipe()), variables=os.environ)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "text.pt").exists() and time.monotonic() < deadline and training.process.is_alive():
+        time.sleep(0.01)
+    training.process.kill()
+    training.ended(60)
+    assert 0 < load_state(tmp_path / "text.pt") < MINI.steps, "the kill came too late to test"
+    resumed = train_text(MINI, CHECKPOINT, tmp_path, save_every=4)
+    for (name, value), wanted in zip(resumed.state_dict().items(), undisturbed.state_dict().values(), strict=True):
+        assert torch.equal(value, wanted), name
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"recipe\.json.*text_free"):
+        train_text(MINI, CHECKPOINT, tmp_path)
+    with pytest.raises(ValueError, match="text_free"):
+        TextRecipe(text_free=1.0)
+    assert [TextRecipe().text_free_of(batch) for batch in (16, 8)] == [6, 3]
+
+
+def naming(unet: UNet2DConditionModel, text: nn.Module) -> float:
+    """The naming loss on half a canvas of sand beside half a canvas of lava, as bare colours of latents."""
+    classes = torch.full((1, 32, 32), NOUNS.index("sand"))
+    classes[:, :, 16:] = NOUNS.index("lava")
+    latents = torch.zeros(1, 4, 16, 16)
+    latents[..., 8:] = 1
+    ids, token_classes = WORDS.encode(CAPTION)
+    queries = torch.arange(0, 256, 5)[None]
+    recorder = RowRecorder().attach(unet)
+    recorder.start(queries, 16)
+    with torch.no_grad():
+        unet(latents, 300, text(torch.from_numpy(ids)[None]).last_hidden_state)
+    named = torch.zeros(1, len(NOUNS), dtype=torch.bool)
+    named[0, list(CAPTION.classes)] = True
+    target = class_targets(classes, named, queries, 16)
+    return float(naming_loss(recorder, torch.from_numpy(token_classes)[None], target))
+
+
+def test_naming_is_learnt(undisturbed: nn.ModuleDict) -> None:
+    unet = UNet2DConditionModel.from_pretrained(CHECKPOINT / "unet", use_safetensors=True)
+    fresh = naming(reading_unet(unet.float(), MINI.seed), build_text_encoder(WORDS, MINI.seed))
+    assert naming(undisturbed["unet"], undisturbed["text"]) < 0.8 * fresh
+
+
+def test_before_training_captions_change_nothing() -> None:
+    unet = UNet2DConditionModel.from_pretrained(CHECKPOINT / "unet", use_safetensors=True).float()
+    text = build_text_encoder(WORDS, 0)
+    latents = torch.randn(2, 4, 16, 16)
+    ids = torch.from_numpy(np.stack([WORDS.encode(caption)[0] for caption in (Caption(), CAPTION)]))
+    with torch.no_grad():
+        context = text(ids).last_hidden_state
+        read = reading_unet(unet, 0)(latents, 300, context).sample
+        torch.testing.assert_close(read, unet(latents, 300, empty_context(2)).sample, rtol=0, atol=2e-5)
+    assert not torch.allclose(context[0], context[1])
+
+
+def test_the_recorded_shares_are_those_of_the_layers() -> None:
+    unet = reading_unet(build(1)[1], 0)
+    latents, context = torch.randn(2, 4, 16, 16), torch.randn(2, 7, TEXT_WIDTH)
+    queries = torch.tensor([[0, 17, 255], [1, 2, 3]])
+    layer = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    seen: list[torch.Tensor] = []
+    layer.register_forward_pre_hook(lambda attention, inputs: seen.append(inputs[0]))
+    recorder = RowRecorder().attach(unet)
+    recorder.start(queries, 16)
+    with torch.no_grad():
+        unet(latents, 300, context)
+        heads = [layer.head_to_batch_dim(part) for part in (layer.to_q(seen[0]), layer.to_k(context))]
+        expected = layer.get_attention_scores(*heads).unflatten(0, (2, -1)).mean(1)
+    assert {side: len(rows) for side, rows in recorder.words.items()} == {16: 5, 8: 5, 4: 5, 2: 1}
+    torch.testing.assert_close(recorder.words[16][0], expected.gather(1, queries[..., None].expand(-1, -1, 7)))
+
+
+def test_targets_are_shares_of_what_is_named_and_the_rest() -> None:
+    classes = torch.tensor([[[0, 0, 1, 1], [0, 2, 1, 1], [2, 2, 2, 2], [2, 2, 2, 2]]])
+    named = torch.tensor([[True, True, False]])
+    target = class_targets(classes, named, torch.tensor([[0, 1, 3]]), 2)
+    assert target[0].tolist() == [[0.75, 0, 0, 0.25], [0, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def test_the_naming_loss_agrees_with_a_brute_force() -> None:
+    """Two classes of three are named, the second by two tokens; each of three resolutions has layers of its own."""
+    token_classes = torch.tensor([[-1, 0, -1, 2, 2, -1]])
+    recorder = RowRecorder(queries=torch.zeros(1, 4, dtype=torch.int64), side=8)
+    recorder.words = {8: list(torch.rand(2, 1, 4, 6).softmax(-1)), 4: [torch.rand(1, 4, 6).softmax(-1)]}
+    recorder.words[2] = [torch.full((1, 4, 6), torch.nan)]  # the coarsest does not count
+    target = torch.rand(1, 4, 4).softmax(-1) * torch.tensor([1, 0, 1, 1])
+    target /= target.sum(-1, keepdim=True)
+
+    def divergence(layers: list[torch.Tensor]) -> float:
+        total = 0.0
+        for query in range(4):
+            mean = [float(np.mean([float(layer[0, query, token]) for layer in layers])) for token in range(6)]
+            shares = {0: mean[1], 2: mean[3] + mean[4], 3: mean[0] + mean[2] + mean[5]}
+            wanted = target[0, query].double()
+            total += sum(float(wanted[c] * (wanted[c].log() - np.log(share))) for c, share in shares.items())
+        return total / 4
+
+    expected = divergence(recorder.words[8] + recorder.words[4])
+    expected += 0.3 * (divergence(recorder.words[8]) + divergence(recorder.words[4])) / 2
+    assert naming_loss(recorder, token_classes, target).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_perfect_shares_and_captions_of_nothing_cost_nothing() -> None:
+    recorder = RowRecorder(queries=torch.zeros(1, 2, dtype=torch.int64), side=2)
+    perfect = torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]])
+    recorder.words = {side: [perfect] for side in (2, 1)}
+    target = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    assert naming_loss(recorder, torch.tensor([[-1, 0, -1]]), target).item() == pytest.approx(0, abs=1e-6)
+    nothing = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
+    recorder.words = {side: [torch.rand(1, 2, 3).softmax(-1)] for side in (2, 1)}
+    assert naming_loss(recorder, torch.tensor([[-1, -1, -1]]), nothing).item() == pytest.approx(0, abs=1e-6)
