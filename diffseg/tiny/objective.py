@@ -85,7 +85,7 @@ class RowRecorder:
             grid = torch.stack(rows).mean(0).unflatten(-1, (side, side))
             full = F.interpolate(grid, (self.side, self.side), mode="bilinear", align_corners=False).flatten(2)
             parts.append(full / full.sum(-1, keepdim=True) * (side * len(rows) / total))
-        return torch.stack(parts).sum(0)
+        return sum(parts[1:], parts[0])
 
 
 def region_targets(labels_BYX: Tensor, queries_BS: Tensor, side: int) -> Tensor:
@@ -155,6 +155,6 @@ def naming_loss(recorder: RowRecorder, token_classes_BT: Tensor, target_BSC: Ten
     sides = sorted(recorder.words)[1:]
     means = [torch.stack(recorder.words[side])[:, :batch].mean(0) @ shares_of for side in sides]
     counts = [len(recorder.words[side]) for side in sides]
-    together = sum(mean * (count / sum(counts)) for mean, count in zip(means, counts, strict=True))
+    parts = [mean * (count / sum(counts)) for mean, count in zip(means, counts, strict=True)]
     alone = torch.stack([_divergence(target_BSC, mean) for mean in means]).mean(0)
-    return _divergence(target_BSC, together) + 0.3 * alone
+    return _divergence(target_BSC, sum(parts[1:], parts[0])) + 0.3 * alone

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,8 @@ def train_text(recipe: TextRecipe, start: Path, out: Path, *, save_every: int = 
         if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
             save_state(out / "text.pt", step + 1, networks=networks, optimiser=optimiser, average=average)
     networks.load_state_dict(average)
-    networks["unet"].set_attn_processor(AttnProcessor2_0())
+    unet: Any = networks["unet"]
+    unet.set_attn_processor(AttnProcessor2_0())
     return networks.eval()
 
 
@@ -113,10 +115,11 @@ def _build(recipe: TextRecipe, start: Path) -> tuple[AutoencoderTiny, Words, nn.
 
 def _optimiser(networks: nn.ModuleDict, text_factor: float) -> torch.optim.Optimizer:
     """As `diffseg.tiny.learning.optimiser_of`, with a rate of its own for what is new."""
-    new, old = [], []
+    new: list[Tensor] = []
+    old: list[Tensor] = []
     for name, parameter in networks.named_parameters():
         (new if name.startswith("text.") or ".attn2." in name else old).append(parameter)
-    groups = [{"params": old}, {"params": new, "factor": text_factor}]
+    groups: list[dict[str, Any]] = [{"params": old}, {"params": new, "factor": text_factor}]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
 
