@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from pipeline.names import parse_names
 from rich.console import Console
 
-from diffseg.settings import PRESETS, Preset, thresholds
+from diffseg.settings import PRESETS, Preset, StageName, thresholds
 from jobs.common import OK, SOME_FAILED, counts_table, guarded, print_json, storage_options
 from pipeline.logs import tell_json
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
@@ -50,23 +52,36 @@ class LabelCommand:
 _registry = tyro.constructors.ConstructorRegistry()
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    """A number for all rounds, or one a round."""
+    numbers = tuple(float(word) for word in text.split(","))
+    return numbers if len(numbers) > 1 else thresholds(numbers[0])
+
+
+COMMA_SEPARATED: Mapping[Any, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
+    tuple[float, ...] | None: ("NUMBER[,NUMBER…]", _numbers),
+    tuple[StageName, ...] | None: ("STAGE[,STAGE…]", lambda text: tuple(text.split(","))),
+    tuple[str, ...]: ("NAME[,NAME…]", parse_names),
+}
+"""Kinds of settings with several values, how they are shown and read: one word each, so that none swallows SRC."""
+
+
 @_registry.primitive_rule
 def _comma_separated(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """--tau takes one word, so that it never swallows SRC: a number for all rounds, or one a round behind commas."""
-    if info.type != tuple[float, ...] | None:
+    if info.type not in COMMA_SEPARATED:
         return None
-
-    def parsed(words: list[str]) -> tuple[float, ...]:
-        numbers = tuple(float(word) for word in words[0].split(","))
-        return numbers if len(numbers) > 1 else thresholds(numbers[0])
-
+    metavar, read = COMMA_SEPARATED[info.type]
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="NUMBER[,NUMBER…]",
-        instance_from_str=parsed,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
         is_instance=lambda value: value is None or isinstance(value, tuple),
-        str_from_instance=lambda value: ["None" if value is None else ",".join(f"{t:g}" for t in value)],
+        str_from_instance=lambda value: ["None" if value is None else ",".join(map(_shown, value))],
     )
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def parse(argv: list[str]) -> LabelCommand:

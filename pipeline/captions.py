@@ -1,4 +1,4 @@
-"""What a caption names: those of given names that occur in it, or else its nouns, each with the places where it stands."""
+"""What a caption names: those of given names that occur in it, or else its nouns, and where in it they stand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Span = tuple[int, int]
@@ -17,7 +18,7 @@ LONGEST_COMPOUND = 3
 
 _WORD = re.compile(r"\w+")
 _WITHIN = re.compile(r"[\s-]+")
-"""What may stand between the words of one name: `traffic light` is found in `traffic-light`, not in `traffic, light`."""
+"""What may stand between the words of a name: `traffic light` is found in `traffic-light`, not in `traffic, light`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +74,7 @@ class NamesInCaption:
 class NounsOfCaption:
     """The nouns of an English caption in small letters and, where that is a known word, in singular.
 
-    Nouns in a row are one: `fire hydrant`. Found by TextBlob's tagger, a lexicon with rules that comes with its package.
+    Nouns in a row are one: `fire hydrant`. TextBlob's tagger finds them, a lexicon with rules that is in its package.
     """
 
     def __init__(self) -> None:
@@ -141,7 +142,7 @@ def _plural(english: Any, name: str) -> str:
 
 def _joined(caption: str, spans: Sequence[Span]) -> int:
     """How many of these words, from the first on, have nothing but spaces and hyphens between them."""
-    for count, (before, after) in enumerate(zip(spans, spans[1:], strict=False), start=1):
+    for count, (before, after) in enumerate(pairwise(spans), start=1):
         if not _WITHIN.fullmatch(caption, before[1], after[0]):
             return count
     return len(spans)

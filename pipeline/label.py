@@ -10,7 +10,7 @@ import dataclasses
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -19,9 +19,11 @@ import numpy as np
 from diffseg import ImageError, Segmentation, Segmenter
 from diffseg.canvas import Canvas
 from diffseg.images import decode_image
+from diffseg.prompt import Prompt
 from diffseg.segmenter import Launched
 from pipeline.ahead import draw_ahead, map_ahead
 from pipeline.commit import Commit, write_commit
+from pipeline.names import NameReader, NamesError
 from pipeline.outputs import LabelShardWriter
 from pipeline.rows import Row, failed_row, labelled_row
 from pipeline.settings import LabelSettings
@@ -32,8 +34,8 @@ from pipeline.timing import StepTimer
 DECODERS, ENCODERS = 2, 2
 """Threads that decode images ahead of the model, and encode masks behind it."""
 
-Prepare = Callable[[np.ndarray], Canvas]
-"""Pixels, uint8 [H, W, 3], to the model's square."""
+Prepare = Callable[[np.ndarray, Prompt | None], Canvas]
+"""Pixels, uint8 [H, W, 3], and what is said of them, to the model's square."""
 
 Decoded = tuple[Sample, Canvas | None, Row | None]
 """A sample with either its image as the model takes it or the row that says why there is none."""
@@ -53,19 +55,20 @@ def label_shard(
     out: Storage,
     source: Storage,
     attempt: int = 1,
+    names: NameReader | None = None,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Commit:
     """Label every sample of a shard and commit; doing it again writes the same bytes to the same names.
 
     metadata: goes into the Parquet footer; its `fingerprint` into the commit record. source: how the shard's store is
-    reached. on_sample: called once a row.
+    reached. names: what reads the names of each sample, where segments are named. on_sample: called once a row.
     Raises ShardError where the shard itself cannot be read, OSError where a store fails.
     """
     started, clock, step = time.time(), time.perf_counter(), StepTimer()
     counts: Counter[str] = Counter()
     with (
         LabelShardWriter(shard.name, formats=settings.formats, metadata=metadata) as writer,
-        closing(_rows(shard, segmenter, settings, source, step)) as rows,
+        closing(_rows(shard, segmenter, settings, source, names, step)) as rows,
     ):
         for sample, row in rows:
             with step("write"):
@@ -96,38 +99,58 @@ def label_shard(
 
 
 def _rows(
-    shard: Shard, segmenter: Segmenter, settings: LabelSettings, source: Storage, step: StepTimer
+    shard: Shard,
+    segmenter: Segmenter,
+    settings: LabelSettings,
+    source: Storage,
+    names: NameReader | None,
+    step: StepTimer,
 ) -> Generator[tuple[Sample, Row], None, None]:
     ahead = segmenter.batch_size + DECODERS
+    tell = None if names is None else lambda sample: names(sample).prompt(settings.naming.template)
     # Closed here, since an error that somebody holds would hold the stages before it, and their threads, as well.
     with (
         closing(
             draw_ahead(read_shard(shard, source, image_field=settings.image_field, step=step), ahead=ahead)
         ) as samples,
         closing(
-            decode_ahead(samples, shard.name, settings.max_pixels, segmenter.prepare, step, ahead=ahead)
+            decode_ahead(samples, shard.name, settings.max_pixels, segmenter.prepare, step, ahead=ahead, tell=tell)
         ) as decoded,
         closing(label_samples(decoded, segmenter, step, shard.name)) as outcomes,
-        closing(encode_ahead(outcomes, shard.name, step, ahead=segmenter.batch_size)) as rows,
+        closing(
+            encode_ahead(outcomes, shard.name, step, ahead=segmenter.batch_size, names=settings.naming.names)
+        ) as rows,
     ):
         yield from rows
 
 
 def decode_ahead(
-    samples: Iterable[Sample], shard: str, max_pixels: int, prepare: Prepare, step: StepTimer, *, ahead: int
+    samples: Iterable[Sample],
+    shard: str,
+    max_pixels: int,
+    prepare: Prepare,
+    step: StepTimer,
+    *,
+    ahead: int,
+    tell: Callable[[Sample], Prompt] | None = None,
 ) -> Generator[Decoded, None, None]:
-    """Decode and resize in threads, at most `ahead` samples in front of the consumer, in the order of the input."""
+    """Decode and resize in threads, at most `ahead` samples in front of the consumer, in the order of the input.
+
+    tell: gives what the model is told of a sample; raises NamesError.
+    """
 
     def decode(sample: Sample) -> Decoded:
         if sample.status != "ok" or sample.image is None:
             return sample, None, failed_row(sample, shard, sample.status, sample.error)
         try:
+            prompt = None if tell is None else tell(sample)
             with step("decode"):
                 pixels = decode_image(sample.image, max_pixels=max_pixels)
             with step("resize"):
-                return sample, prepare(pixels), None
-        except ImageError as error:
-            row = failed_row(sample, shard, error.status, str(error))
+                return sample, prepare(pixels, prompt), None
+        except (ImageError, NamesError) as error:
+            status = error.status if isinstance(error, ImageError) else "bad_names"
+            row = failed_row(sample, shard, status, str(error))
             return dataclasses.replace(sample, image=None), None, row  # its bytes need not wait with it for a batch
 
     return map_ahead(decode, samples, threads=DECODERS, ahead=ahead)
@@ -173,7 +196,7 @@ def _outcomes(batch: list[Decoded], launched: Launched | None, shard: str, step:
 
 
 def encode_ahead(
-    outcomes: Iterable[Outcome], shard: str, step: StepTimer, *, ahead: int
+    outcomes: Iterable[Outcome], shard: str, step: StepTimer, *, ahead: int, names: Sequence[str] = ()
 ) -> Generator[tuple[Sample, Row], None, None]:
     """Rows in the order of the outcomes; masks are encoded in threads, at most `ahead` behind the model."""
 
@@ -182,7 +205,7 @@ def encode_ahead(
         if isinstance(outcome, Row):
             return sample, outcome
         with step("write"):
-            return sample, labelled_row(sample, shard, outcome)
+            return sample, labelled_row(sample, shard, outcome, names)
 
     return map_ahead(encode, outcomes, threads=ENCODERS, ahead=ahead)
 

@@ -105,8 +105,11 @@ def check_same_run(before: Manifest, now: Manifest, out: Storage) -> list[str]:
 def _flat(manifest: Manifest) -> dict[str, Any]:
     plain = json.loads(json.dumps(dataclasses.asdict(manifest)))
     flat = {"source": plain["source"], "model_sha256": plain["model_sha256"]}
-    flat |= {k: v for k, v in plain["settings"].items() if k != "method"}
-    return flat | plain["settings"]["method"] | {f"resolved {k}": v for k, v in plain["resolved"].items()}
+    groups = ("method", "naming")
+    flat |= {k: v for k, v in plain["settings"].items() if k not in groups}
+    for group in groups:
+        flat |= plain["settings"].get(group, {})
+    return flat | {f"resolved {k}": v for k, v in plain["resolved"].items()}
 
 
 def clear_run(out: Storage) -> None:

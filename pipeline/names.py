@@ -6,10 +6,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.captions import Mention, NamesInCaption, NounsOfCaption, clean, fold
 from pipeline.samples import Sample, shorten
+
+if TYPE_CHECKING:
+    from diffseg.prompt import Prompt
 
 MOST_NAMES = 10_000
 MOST_CHARACTERS = 100
@@ -35,12 +38,8 @@ class NameSettings:
     caption_field: str | None = None
     """A column, JSON field or extension with an English caption: the names that occur in it, or its nouns where there
     are no names. Needs diffseg-pipeline[captions]."""
-    template: str = "a photo of a {}"
-    """What a model that reads text is told of a name."""
-    background_low: float = 0.0
-    """A segment whose best name scores less than this is background, class 0."""
-    background_high: float = 0.0
-    """A segment whose best name scores at least this has that name; between the two it is to be ignored, class -1."""
+    template: str = "{}"
+    """The prompt of an image without a caption, with its names behind commas in the place of {}."""
 
     def __post_init__(self) -> None:
         _check_names(self.names)
@@ -49,12 +48,7 @@ class NameSettings:
         if self.labels_field is not None and not self.names:
             raise ValueError(f"labels_field {self.labels_field!r}: expected names as well, which the labels are of")
         if self.template.count("{}") != 1 or set(self.template.replace("{}", "")) & set("{}"):
-            raise ValueError(f"template {self.template!r}: expected one {{}}, in whose place the name is put")
-        if not 0 <= self.background_low <= self.background_high <= 1:
-            raise ValueError(
-                f"background_low {self.background_low}, background_high {self.background_high}: expected two scores "
-                "from 0 to 1 in this order"
-            )
+            raise ValueError(f"template {self.template!r}: expected one {{}}, in whose place the names are put")
 
     def __bool__(self) -> bool:
         """Whether there is anything to name segments by."""
@@ -93,6 +87,15 @@ class ImageNames:
     names: tuple[str, ...]
     caption: str | None = None
     mentions: tuple[Mention, ...] = ()
+
+    def prompt(self, template: str = "{}") -> Prompt:
+        """What the model is told of the image: the caption, or else the names in the place of the template's {}."""
+        from diffseg.prompt import Prompt, prompt_of_names  # loads torch, which the command line need not wait for
+
+        if self.caption is None:
+            return prompt_of_names(self.names, template)
+        spans = tuple(mention.spans for mention in self.mentions)
+        return Prompt(text=self.caption, names=self.names, spans=spans, template=template)
 
 
 class NameReader:

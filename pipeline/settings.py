@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from diffseg.settings import Dtype, SegmenterSettings
+from diffseg.settings import NAMING, Dtype, SegmenterSettings
+from pipeline.names import NameSettings
 from pipeline.redaction import redact
 from pipeline.urls import scheme
 from pipeline.workerpools import WorkerPool, parse_pools
@@ -41,6 +42,8 @@ class LabelSettings:
     """Of the model's weights; attention is float32 always."""
     method: SegmenterSettings = field(default_factory=SegmenterSettings)
     """How an image becomes a label map."""
+    naming: NameSettings = field(default_factory=NameSettings)
+    """What segments may be called."""
     format: str = "parquet"
     """parquet, or parquet,webdataset to write tar shards as well."""
     include_image: bool = False
@@ -59,6 +62,7 @@ class LabelSettings:
             raise ValueError(
                 f"samples_per_shard {self.samples_per_shard}, max_pixels {self.max_pixels}: expected 1 or more of each"
             )
+        self._check_naming()
         for place in filter(None, (self.model, self.vae)):
             # run.json and every row name the model
             if scheme(place) and redact(place) != place:
@@ -68,6 +72,16 @@ class LabelSettings:
                 )
         if self.revision is not None and scheme(self.model):
             raise ValueError(f"revision {self.revision!r}: {self.model} has none, as it is no hub id")
+
+    def _check_naming(self) -> None:
+        stages = self.method.method
+        names_segments = stages is not None and any(stage in NAMING for stage in stages)
+        if stages is not None and names_segments and not self.naming:
+            raise ValueError(f"method {','.join(stages)} names segments: give names, or a caption field")
+        if stages is not None and self.naming and not names_segments:
+            raise ValueError(
+                f"method {','.join(stages)} names no segments, but names are given: add {' or '.join(NAMING)}"
+            )
 
     @property
     def formats(self) -> tuple[Format, ...]:

@@ -99,13 +99,22 @@ class LabelWorker:
         from diffseg.backbone import Backbone
         from diffseg.checkpoint import load_checkpoint
         from diffseg.devices import keep_freed_memory
+        from diffseg.segmenter import reads_text
+        from pipeline.names import NameReader
 
         with weights.named():
             checkpoint = load_checkpoint(
-                weights.model, vae=weights.vae, device=job.worker.device, dtype=getattr(torch, settings.dtype)
+                weights.model,
+                vae=weights.vae,
+                device=job.worker.device,
+                dtype=getattr(torch, settings.dtype),
+                text=reads_text(settings.method, naming=bool(settings.naming)),
             )
         keep_freed_memory()
-        self.segmenter = Segmenter(Backbone(checkpoint), settings.method, batch_size=job.worker.batch_size)
+        self.names = NameReader(settings.naming) if settings.naming else None
+        self.segmenter = Segmenter(
+            Backbone(checkpoint), settings.method, batch_size=job.worker.batch_size, naming=bool(settings.naming)
+        )
         resolved = {
             "tau": list(self.segmenter.tau),
             "timestep": self.segmenter.timestep,
@@ -185,7 +194,7 @@ class LabelWorker:
         report = self.report
         metadata = {
             "method": ",".join(self.segmenter.method),
-            "context": "empty prompt",
+            "context": "names of the image" if self.names else "empty prompt",
             "noise": "none",
             "fingerprint": report.fingerprint,
             "model": self.job.settings.model,
@@ -201,6 +210,7 @@ class LabelWorker:
             out=self.job.out,
             source=self.job.source,
             attempt=attempt,
+            names=self.names,
             on_sample=self._count,
         )
 

@@ -244,8 +244,6 @@ def test_captions_without_the_library_are_refused(monkeypatch: pytest.MonkeyPatc
         ({"template": "a photo"}, r"expected one \{\}"),
         ({"template": "{} {}"}, r"expected one \{\}"),
         ({"template": "{0} {}"}, r"expected one \{\}"),
-        ({"background_low": 0.6, "background_high": 0.5}, "background_low 0.6, background_high 0.5"),
-        ({"background_high": float("nan")}, "background_high nan"),
     ],
 )
 def test_settings_are_checked_when_they_are_made(settings: dict[str, Any], found: str) -> None:
@@ -258,6 +256,12 @@ def test_names_on_a_command_line_have_commas_between_them() -> None:
     assert parse_names(" ") == ()
     with pytest.raises(ValueError, match="expected 1 to 100"):
         NameSettings(names=parse_names("a,,b"))
+
+
+def test_a_prompt_is_the_caption_or_the_names() -> None:
+    prompt = NameReader(NameSettings(caption_field="txt"))(sample(txt="a dog, two dogs")).prompt()
+    assert (prompt.text, prompt.names, prompt.spans) == ("a dog, two dogs", ("dog",), (((2, 5), (11, 15)),))
+    assert NameReader(NameSettings(names=THINGS))(sample()).prompt("a {}.").text == "a person, traffic light, cow."
 
 
 def test_meta_is_what_the_readers_make() -> None:
