@@ -1,0 +1,113 @@
+"""Names from samples to rows: who is told which, what the row says, and what cannot be used."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from diffseg import Segmenter
+from diffseg.settings import settings_of
+from pipeline.label import label_shard
+from pipeline.names import NameReader, NameSettings
+from pipeline.settings import LabelSettings
+from pipeline.shards import find_shards
+from pipeline.storage import Storage
+
+NAMES = ("sky", "grass", "red ball")
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    torch.set_num_threads(1)
+    return Segmenter.from_pretrained("tiny-text", resolution=64, naming=True, batch_size=2)
+
+
+def png(seed: int) -> bytes:
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.kron(blocks, np.ones((16, 16, 1), dtype=np.uint8))).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def label(source: Path, out: Path, segmenter: Segmenter, **naming: Any) -> list[dict[str, Any]]:
+    settings = LabelSettings(naming=NameSettings(**naming))
+    storage = Storage(url=str(out))
+    (shard,) = find_shards(str(source))
+    label_shard(
+        shard,
+        segmenter=segmenter,
+        settings=settings,
+        metadata={"fingerprint": "f"},
+        source=storage,
+        out=storage,
+        names=NameReader(settings.naming),
+    )
+    (path,) = (out / "labels").iterdir()
+    return pq.read_table(path).to_pylist()
+
+
+def names_of(row: dict[str, Any]) -> set[tuple[str, int]]:
+    return {(segment["name"], segment["class_id"]) for segment in row["segments"]}
+
+
+def test_labels_of_a_column_are_all_that_an_image_may_show(tmp_path: Path, segmenter: Segmenter) -> None:
+    labels = [["sky"], ["red ball", "grass"], [], ["car"], [2]]
+    table = pa.table(
+        {"image": [png(i) for i in range(5)], "labels": [json.dumps(each) for each in labels], "id": [*"abcde"]}
+    )
+    lists = table.set_column(1, "labels", pa.array([[str(each) for each in row] for row in labels]))
+    pq.write_table(lists, tmp_path / "images.parquet")
+    rows = label(tmp_path / "images.parquet", tmp_path / "out", segmenter, names=NAMES, labels_field="labels")
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "bad_names", "ok"]
+    assert names_of(rows[0]) == {("sky", 1)}
+    assert names_of(rows[1]) <= {("grass", 2), ("red ball", 3)}
+    assert names_of(rows[2]) == {("background", 0)}
+    assert names_of(rows[4]) == {("red ball", 3)}
+    assert "field 'labels'" in rows[3]["error"]
+    assert "'car'" in rows[3]["error"] or '"car"' in rows[3]["error"]
+    assert all(0 <= segment["name_score"] <= 1 for row in rows for segment in row["segments"] or ())
+
+
+def test_captions_of_a_tar_are_the_prompt(tmp_path: Path, segmenter: Segmenter) -> None:
+    pytest.importorskip("textblob")
+    captions = ["a red ball on the grass", "the skies", "nothing of that"]
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for index, caption in enumerate(captions):
+            for name, data in ((f"{index}.png", png(index)), (f"{index}.txt", caption.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    told = label(tmp_path / "shard.tar", tmp_path / "given", segmenter, names=NAMES, caption_field="txt")
+    assert names_of(told[0]) <= {("grass", 2), ("red ball", 3)}
+    assert names_of(told[1]) == {("sky", 1)}
+    assert names_of(told[2]) == {("background", 0)}
+    found = label(tmp_path / "shard.tar", tmp_path / "found", segmenter, caption_field="txt")
+    assert names_of(found[0]) <= {("red ball", None), ("ball", None), ("grass", None)}
+
+
+def test_rows_that_cannot_be_named_yet_say_so_by_their_class(tmp_path: Path) -> None:
+    Image.open(io.BytesIO(png(0))).save(tmp_path / "image.png")
+    strict = Segmenter.from_pretrained("tiny-text", resolution=64, naming=True, background_below=0.5, ignore_below=1.0)
+    rows = label(tmp_path / "image.png", tmp_path / "out", strict, names=NAMES)
+    classes = {segment["class_id"]: segment for segment in rows[0]["segments"]}
+    assert set(classes) <= {-1, 0}
+    assert all(segment["name"] == {-1: None, 0: "background"}[class_id] for class_id, segment in classes.items())
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    names = NameSettings(names=("sky",))
+    with pytest.raises(ValueError, match="method diffseg,cross names segments: give names"):
+        LabelSettings(method=settings_of(method="diffseg,cross"))
+    with pytest.raises(ValueError, match="method diffseg,par names no segments, but names are given: add cross"):
+        LabelSettings(method=settings_of(method="diffseg,par"), naming=names)
+    assert LabelSettings(method=settings_of(method="cross,par"), naming=names).naming
