@@ -1,0 +1,189 @@
+"""The random walk: what every walk must keep, planted attention, and each form beside the matrix that it stands for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from planted import permuted_columns, planted, voronoi
+
+from diffseg.walk import Flow, confident, dense_flow, half_disc, near_flow, random_walk, walk
+
+SIDE = 24
+
+
+def some_attention(side: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
+    """float32 [B, side², side²] of random regions with leaks and noise."""
+    maps = [planted(voronoi(side, 5, seed + b), leak=0.2, noise=0.8, seed=seed + b) for b in range(batch)]
+    return torch.from_numpy(np.stack(maps)).float()
+
+
+def some_scores(side: int, count: int = 3, seed: int = 0, batch: int = 1) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).random((batch, count, side, side), dtype=np.float32))
+
+
+def no_seeds(scores: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(scores[:, :1], dtype=torch.bool)
+
+
+def flows(attention: torch.Tensor, side: int, power: float = 2) -> dict[str, Flow]:
+    return {"dense": dense_flow(attention, power), "near": near_flow(attention, (side, side), 5, power)}
+
+
+def transition(attention: np.ndarray, side: int, power: float, radius: int) -> np.ndarray:
+    """float64 [P, P] by its definition: symmetrise, leave out what is far, raise, make rows sum to 1."""
+    weights = (attention + attention.T) / 2
+    if radius:
+        rows, columns = np.divmod(np.arange(side * side), side)
+        apart = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2
+        weights = weights * (apart < radius**2)
+    weights = weights**power
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 5, 40])
+@pytest.mark.parametrize("power", [1.0, 2.0, 8.0])
+def test_it_is_a_power_of_the_transition_matrix(radius: int, power: float) -> None:
+    attention, scores = some_attention(12), some_scores(12)
+    matrix = transition(attention[0].double().numpy(), 12, power, radius)
+    expected = scores.double().numpy().reshape(3, -1) @ np.linalg.matrix_power(matrix, 4).T
+    flow = near_flow(attention, (12, 12), radius, power) if radius else dense_flow(attention, power)
+    found = walk(scores, flow, no_seeds(scores), 4)
+    np.testing.assert_allclose(found.numpy().reshape(3, -1), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("radius", [0, 5])
+def test_seeds_stay_as_they_are_step_by_step(radius: int) -> None:
+    attention, scores = some_attention(12, 1), some_scores(12, seed=1)
+    seeds = torch.from_numpy(np.random.default_rng(2).random((1, 1, 12, 12)) < 0.2)
+    matrix, expected = transition(attention[0].double().numpy(), 12, 2, radius), scores[0].flatten(1).double().numpy()
+    start, fixed = expected.copy(), seeds.flatten().numpy()
+    for _ in range(3):
+        expected = expected @ matrix.T
+        expected[:, fixed] = start[:, fixed]
+    flow = near_flow(attention, (12, 12), radius, 2) if radius else dense_flow(attention, 2)
+    found = walk(scores, flow, seeds, 3)
+    np.testing.assert_allclose(found[0].flatten(1).numpy(), expected, rtol=1e-4)
+    assert torch.equal(found[:, :, seeds[0, 0]], scores[:, :, seeds[0, 0]])
+
+
+def test_a_radius_beyond_the_grid_is_the_same_as_none() -> None:
+    attention, scores = some_attention(12, 3), some_scores(12, seed=3)
+    near, dense = (random_walk(scores, attention, power=2, steps=4, radius=radius, seeds=0.5) for radius in (40, 0))
+    torch.testing.assert_close(near, dense)
+
+
+@pytest.mark.parametrize("form", ["dense", "near"])
+def test_constant_scores_stay_and_none_leaves_its_range(form: str) -> None:
+    flow = flows(some_attention(16, 4), 16)[form]
+    scores = some_scores(16, 3, seed=4)
+    scores[:, 1] = 0.7
+    scores[:, 2] = 0
+    found = walk(scores, flow, no_seeds(scores), 4)
+    torch.testing.assert_close(found[:, 1], scores[:, 1])
+    assert not found[:, 2].any()
+    assert scores[:, 0].min() <= found[:, 0].min()
+    assert found[:, 0].max() <= scores[:, 0].max()
+    assert found[:, 0].std() < scores[:, 0].std() * 0.7, "it is a mean"
+
+
+@pytest.mark.parametrize("form", ["dense", "near"])
+def test_nothing_leaks_between_blocks_that_do_not_see_each_other(form: str) -> None:
+    truth = voronoi(16, 4, 5)
+    flow = flows(torch.from_numpy(planted(truth, leak=0.0, noise=0.5)).float()[None], 16)[form]
+    scores = torch.from_numpy(np.eye(4, dtype=np.float32)[:, truth])[None]
+    torch.testing.assert_close(walk(scores, flow, no_seeds(scores), 16), scores)
+
+
+def test_a_position_that_nothing_looks_at_keeps_its_scores() -> None:
+    attention, scores = torch.zeros(1, 16, 16), some_scores(4)
+    attention[0, 0, 1] = 1
+    for flow in (dense_flow(attention, 2), near_flow(attention, (4, 4), 3, 2)):
+        found = walk(scores, flow, no_seeds(scores), 1)
+        assert torch.equal(found.flatten(2)[..., 2:], scores.flatten(2)[..., 2:])
+        torch.testing.assert_close(found[..., 0, 0], scores[..., 0, 1])
+
+
+def with_seeds(truth: np.ndarray, share: float, seed: int) -> torch.Tensor:
+    """float32 [1, K, h, w]: 1 at that share of each region's positions, at least one of them, and 0 elsewhere."""
+    generator, scores = np.random.default_rng(seed), np.zeros((truth.max() + 1, truth.size), np.float32)
+    for region, maps in enumerate(scores):
+        places = np.flatnonzero(truth == region)
+        maps[generator.choice(places, max(1, round(share * len(places))), replace=False)] = 1
+    return torch.from_numpy(scores.reshape(1, -1, *truth.shape))
+
+
+def mean_iou(scores: torch.Tensor, truth: np.ndarray) -> float:
+    """A position without any score has no label."""
+    found = np.where(scores[0].amax(dim=0) > 0, scores[0].argmax(dim=0), -1)
+    regions = range(truth.max() + 1)
+    return float(np.mean([((found == r) & (truth == r)).sum() / ((found == r) | (truth == r)).sum() for r in regions]))
+
+
+@pytest.mark.parametrize("leak", [0.1, 0.3])
+def test_a_tenth_of_each_region_is_enough_to_find_it(leak: float) -> None:
+    """On seeds that nothing was chosen by; and attention whose columns are shuffled leads nowhere."""
+    found, bare, shuffled = [], [], []
+    for seed in range(100, 110):
+        truth = voronoi(SIDE, 4, seed)
+        attention, scores = planted(truth, leak=leak, noise=0.5, seed=seed), with_seeds(truth, 0.1, seed)
+        for rows, into in ((attention, found), (permuted_columns(attention, seed), shuffled)):
+            rows_of_batch = torch.from_numpy(rows).float()[None]
+            into.append(mean_iou(random_walk(scores, rows_of_batch, power=2, steps=4, radius=0, seeds=0.5), truth))
+        bare.append(mean_iou(scores, truth))
+    assert np.mean(found) >= 0.98
+    assert np.mean(found) > np.mean(bare) + 0.5
+    assert np.mean(shuffled) < 0.45
+
+
+def test_a_region_with_few_seeds_is_not_washed_away() -> None:
+    """Clamped seeds hold what a walk without them loses where some regions have many seeds and others few."""
+    truth = voronoi(SIDE, 4, 120)
+    many, few = with_seeds(truth, 0.5, 0), with_seeds(truth, 0.1, 0)
+    scores = torch.cat([few[:, :1], many[:, 1:2], few[:, 2:]], dim=1)
+    flow = dense_flow(torch.from_numpy(planted(truth, leak=0.3, noise=0.5)).float()[None], 2)
+    clamped = walk(scores, flow, scores.amax(dim=1, keepdim=True) > 0, 16)
+    assert mean_iou(clamped, truth) >= 0.98
+    assert mean_iou(walk(scores, flow, no_seeds(scores), 16), truth) < 0.6
+
+
+def test_seeds_are_where_a_proposal_is_as_sure_as_it_gets() -> None:
+    scores = torch.tensor([[[0.9, 0.8, 0.5, 0.4, 0.0]], [[0.1, 0.6, 0.5, 0.5, 0.0]]])[None]
+    assert confident(scores, 0.5)[0, 0, 0].tolist() == [True, False, False, True, False]
+    assert confident(scores, 0.2)[0, 0, 0].tolist() == [True, True, False, True, False]
+    assert confident(scores[:, :1], 0.5)[0, 0, 0].tolist() == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("radius", [0, 5])
+def test_an_image_of_a_batch_walks_as_alone_and_nothing_given_is_changed(radius: int) -> None:
+    attention, scores = some_attention(12, 6, batch=3), some_scores(12, seed=6, batch=3)
+    scores[1] = 1  # ends after one step, unlike the others
+    kept = attention.clone(), scores.clone()
+    options = {"power": 2.0, "steps": 4, "radius": radius, "seeds": 0.5}
+    together = random_walk(scores, attention, **options)
+    assert torch.equal(kept[0], attention)
+    assert torch.equal(kept[1], scores)
+    for image in range(3):
+        alone = random_walk(scores[image : image + 1], attention[image : image + 1], **options)
+        torch.testing.assert_close(together[image : image + 1], alone)
+    assert torch.isfinite(together).all()
+
+
+def test_it_ends_where_steps_change_little() -> None:
+    steps = []
+    scores = some_scores(12, seed=7)
+    dense = dense_flow(some_attention(12, 7), 1)
+
+    def counted(scores: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        return dense(scores)
+
+    walk(scores, counted, no_seeds(scores), 1000)
+    assert 3 < len(steps) < 100
+
+
+def test_the_disc_has_as_many_offsets_as_affinitynet() -> None:
+    half = half_disc(5, (64, 64))
+    assert len(half) == 34
+    assert not {(-y, -x) for y, x in half} & {(0, 0), *half}
+    assert half_disc(5, (1, 3)) == [(0, 1), (0, 2)]
