@@ -14,7 +14,7 @@ Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
 """How much each resolution counts: see `diffseg.aggregate.resolution_weights`."""
 AnchorLayout = Literal["even", "google"]
 Consume = Literal["paper", "google"]
-StageName = Literal["diffseg", "ncut", "par", "cross"]
+StageName = Literal["diffseg", "ncut", "par", "walk", "cross"]
 Vote = Literal["share", "mean", "mode"]
 Distance = Literal["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
 Assign = Literal["nearest", "peak"]
@@ -70,6 +70,14 @@ class SegmenterSettings:
     vote: Vote = "share"
     """How a segment's name is found: by its share of the names' attention, or as in google/diffseg by the mean, or the
     mode, of maps of one norm."""
+    walk_power: float = 2.0
+    """Stage walk: the attention between two positions to this power is what joins them; 1 to 8."""
+    walk_steps: int = 4
+    """Stage walk: at most so many steps, fewer where scores hardly change any more."""
+    walk_radius: int = 0
+    """Stage walk: only positions less than this many tokens apart are joined; 0: all."""
+    walk_seeds: float = 0.5
+    """Stage walk: scores stay where they are at least this sure, relative to where their own proposal is surest."""
     background_below: float = 0.0
     """A segment whose name scores less is background; 0 to 1."""
     ignore_below: float = 0.0
@@ -100,6 +108,10 @@ class SegmenterSettings:
         )
         require(self.assign in ("nearest", "peak"), f"assign={self.assign!r}: expected nearest or peak")
         require(self.vote in get_args(Vote), f"vote={self.vote!r}: expected share, mean or mode")
+        require(1 <= self.walk_power <= 8, f"walk_power={self.walk_power}: expected 1 to 8")
+        require(1 <= self.walk_steps <= 1024, f"walk_steps={self.walk_steps}: expected 1 to 1024")
+        require(self.walk_radius >= 0, f"walk_radius={self.walk_radius}: expected tokens, or 0 for no limit")
+        require(0 < self.walk_seeds <= 1, f"walk_seeds={self.walk_seeds}: expected above 0 to 1")
         require(
             0 <= self.background_below <= max(self.background_below, self.ignore_below) <= 1,
             f"background_below={self.background_below}, ignore_below={self.ignore_below}: expected scores, 0 to 1",

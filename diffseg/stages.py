@@ -21,6 +21,7 @@ from diffseg.naming import BACKGROUND_INDEX, NO_NAME, at_thresholds, class_maps,
 from diffseg.proposals import propose
 from diffseg.refine import refine
 from diffseg.settings import SegmenterSettings, StageName
+from diffseg.walk import on_grid, random_walk
 
 Need = Literal["attention", "cross"]
 
@@ -120,6 +121,28 @@ class PixelAdaptive:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RandomWalk:
+    """Scores spread from where they are sure, along the self-attention (AffinityNet's random walk)."""
+
+    settings: SegmenterSettings
+    name: StageName = "walk"
+    needs: frozenset[Need] = frozenset({"attention"})
+
+    def run(self, signals: Signals, scores: Scores | None) -> Scores:
+        scores = _given(scores, self.name).winning()
+        settings = self.settings
+        walked = random_walk(
+            on_grid(scores.maps, signals.grid),
+            signals.attention[: len(scores.maps)],
+            power=settings.walk_power,
+            steps=settings.walk_steps,
+            radius=settings.walk_radius,
+            seeds=settings.walk_seeds,
+        )
+        return replace(scores, maps=walked)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CrossNames:
     """Names of segments from cross-attention, or, where it is the first stage, classes from nothing else."""
 
@@ -162,6 +185,8 @@ def _stage(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...])
             return Propose(name=name, settings=settings, tau=tau)
         case "par":
             return PixelAdaptive()
+        case "walk":
+            return RandomWalk(settings=settings)
         case "cross":
             return CrossNames(settings=settings)
     raise ValueError(f"stage {name!r} is unknown")

@@ -13,8 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from diffseg.attention import Grid
+from diffseg.bilinear import bilinear_matrix
+from diffseg.devices import to_device
 
 Flow = Callable[[torch.Tensor], torch.Tensor]
 """float32 [B, K, h, w] to its product with symmetric weights ≥ 0 between positions; their scale does not count."""
@@ -37,16 +40,27 @@ def random_walk(
     return walk(scores, flow, confident(scores, seeds), steps)
 
 
+def on_grid(maps: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """float32 [B, K, h, w] of any grid on another one: bilinear, or the mean of what a place covers."""
+    height, width = maps.shape[2:]
+    if grid[0] < height and grid[1] < width:
+        return F.adaptive_avg_pool2d(maps, grid)
+    if grid == (height, width):
+        return maps
+    down, along = (to_device(bilinear_matrix(*axis), maps.device) for axis in ((height, grid[0]), (width, grid[1])))
+    return down @ maps @ along.T
+
+
 def walk(scores: torch.Tensor, flow: Flow, seeds: torch.Tensor, steps: int) -> torch.Tensor:
     """Up to `steps` times: each position's scores become the weighted mean of all others', but where there are seeds.
 
     scores: float32 [B, K, h, w]. seeds: bool [B, 1, h, w]. A position without any weight keeps its scores. Nothing is
     divided by how much of a proposal there is: a small one would win everywhere. An image whose step changed less than
-    `STILL` of its scores takes no further one, whatever its neighbours in the batch do.
+    `STILL` of its scores takes no further one, whatever the others of its batch do.
     """
     total = flow(torch.ones_like(scores[:, :1]))
-    fixed = seeds | (total <= 0)
-    total = total.where(total > 0, 1)
+    joined = (total > 0) & torch.isfinite(total)
+    fixed, total = seeds | ~joined, total.where(joined, 1)
     moving = scores.new_ones(len(scores), 1, 1, 1, dtype=torch.bool)
     for _ in range(steps):
         moved = torch.where(fixed, scores, flow(scores) / total)

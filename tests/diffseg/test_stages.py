@@ -17,7 +17,7 @@ from diffseg.stages import Scores, Signals, Stage, stages_of, with_name_scores
 SIDE, NAMES = 12, (3, 0, 2)
 """Of the working grid; and how many names each image of the batch has."""
 
-STAGES: dict[StageName, dict[str, Any]] = {"diffseg": {}, "ncut": {}, "par": {}, "cross": {}}
+STAGES: dict[StageName, dict[str, Any]] = {"diffseg": {}, "ncut": {}, "par": {}, "walk": {}, "cross": {}}
 """Every stage, with settings that make a small example of it."""
 
 
