@@ -39,8 +39,9 @@ class SegmenterSettings:
     """Share of each resolution in the aggregated attention: paper, google, uniform, or {side: weight}."""
     method: tuple[StageName, ...] | None = None
     """Stages in order. diffseg or ncut find segments by merging or by normalised cuts of self-attention; par lets their
-    borders follow the image; cross names them by cross-attention, or as the first finds classes by it. None: the
-    checkpoint's own, else diffseg; and cross after it where names are given."""
+    borders follow the image; walk spreads scores along the attention from where they are sure; cross names them by
+    cross-attention, or as the first finds classes by it. None: the checkpoint's own, else diffseg; and cross after it
+    where names are given."""
     ncut: float = 0.5
     """Stage ncut: a part whose best normalised cut costs this or more stays whole; 1 is no better than chance."""
     ncut_steps: int = 1
