@@ -32,7 +32,7 @@ from diffseg.metrics import (
     variation_of_information,
 )
 
-__all__ = ["CLASS_SCORES", "IMAGE_SCORES", "MOST_CLASSES", "ImageScores", "pooled", "score_image"]
+__all__ = ["CLASS_SCORES", "IMAGE_SCORES", "MOST_CLASSES", "ImageScores", "named_scores", "pooled", "score_image"]
 
 IMAGE_SCORES = ("accuracy", "miou", "best_iou", "covering", "vi", "boundary_f", "split", "merged")
 """Of each image. vi in bits, split and merged are counts of regions, the others shares in [0, 1]."""
@@ -128,6 +128,24 @@ def pooled(images: Sequence[ImageScores], classes: Sequence[int] | None) -> dict
     features, count = _confusions(tables, classes), len(classes)
     once = bootstrap(features, lambda sums: _matched_once(sums, count), rounds=ROUNDS)
     return figures | dict(zip(CLASS_SCORES, for_each_image + once, strict=True))
+
+
+def named_scores(tables: Sequence[Overlap], classes: Sequence[int]) -> tuple[Interval, Interval, dict[int, float]]:
+    """Accuracy, mIoU and the IoU of each class of maps whose ids are the truth's classes: nothing is matched.
+
+    tables: of truths and of maps of classes, one an image. classes: those that are counted; the means are of those that
+    occur or were found. Intervals are bootstrapped over images. Pixels without a class are missed.
+    """
+    counts = np.zeros((len(tables), 3, len(classes)))
+    for number, table in enumerate(tables):
+        for place, name in enumerate(classes):
+            row, column = table.truth_ids == name, table.segment_ids == name
+            hit = table.shared[np.ix_(row, column)].sum()
+            counts[number, :, place] = hit, table.shared[:, column].sum() - hit, table.truth_area[row].sum() - hit
+    accuracy, miou = bootstrap(counts.reshape(len(tables), -1), _matched_for_each_image, rounds=ROUNDS)
+    hit, wrong, missed = counts.sum(axis=0)
+    union = hit + wrong + missed
+    return accuracy, miou, {name: float(hit[i] / union[i]) for i, name in enumerate(classes) if union[i]}
 
 
 def _counts_by_class(tables: Sequence[Overlap], classes: Sequence[int]) -> np.ndarray:

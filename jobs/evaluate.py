@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from diffseg.baselines import LEFT_OUT
-from diffseg.labelmap import Crop, View
+from diffseg.labelmap import IGNORE, Crop, View
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
 from jobs.evaluationtable import as_document, print_document
 from pipeline.evaluate import THIS_RUN, Evaluation, Evaluator, Part, evaluate, make_parts
 from pipeline.evaluationreport import SHOWN, draw, ranked, write_csv
+from pipeline.findshards import split_url
 from pipeline.manifest import Manifest
 from pipeline.pairing import pair, read_rows
 from pipeline.runimages import find_images
@@ -48,6 +49,9 @@ class EvaluateCommand(RunFolder):
     """How TRUTH lays out its labels; default: what its paths tell, else plain label maps (labels)."""
     truth_field: str | None = None
     """Extension (tar, such as seg.png) or column (Parquet) of the truth where a sample has several."""
+    classes: str | None = None
+    """Names of TRUTH's ids, to score the names of segments too, with nothing matched: a JSON object {"person": 1, …},
+    or the path or URL of one."""
     ignore: str | None = None
     """Ids in TRUTH that count for nothing, behind commas, in place of the layout's own; "" for none."""
     crop: Crop = "none"
@@ -82,6 +86,7 @@ def _evaluate(command: EvaluateCommand) -> int:
         truth=dataclasses.replace(truth, places={}),
         view=View(crop=command.crop, size=command.size),
         image_field=manifest.settings["image_field"],
+        classes=_classes(command.classes, store),
     )
     with Progress(console=errors, transient=True) as bar:
         task = bar.add_task("scoring label shards", total=len(parts))
@@ -103,6 +108,21 @@ def _evaluate(command: EvaluateCommand) -> int:
             errors.print(LEFT_OUT, markup=False, highlight=False, soft_wrap=True)
         errors.print(f"{report.redacted}: {', '.join(FILES)}", markup=False, highlight=False, soft_wrap=True)
     return SOME_FAILED if document["counts"]["unusable_truths"] else OK
+
+
+def _classes(text: str | None, store: Storage) -> dict[str, int]:
+    """The truth's id of each name."""
+    if text is None:
+        return {}
+    folder, name = split_url(text)
+    try:
+        found = json.loads(text if text.lstrip().startswith("{") else store.at(folder).read_bytes(name))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"--classes {redact(text)}: cannot be read as JSON: {error}") from None
+    numbers = found.values() if isinstance(found, dict) else [None]
+    if not found or not all(isinstance(one, int) and 0 <= one < IGNORE for one in numbers):
+        raise ValueError(f"--classes {redact(text)}: expected a JSON object of names and their ids in TRUTH")
+    return found
 
 
 def _ids(text: str | None) -> tuple[int, ...] | None:

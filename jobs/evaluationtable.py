@@ -32,6 +32,10 @@ LEGEND = (
     f"(google/diffseg, and so DiffSeg's paper). {ONCE}: one matching for all images (PiCIE, STEGO); it needs ids that "
     "mean the same in every image, as DiffSeg's do not. ± is half of a 95 % bootstrap interval over images."
 )
+NAMES = (
+    "Pixels of each class over all images; classes that neither occur nor were found are left out. Pixels without a "
+    "name count as missed, pixels of classes that were not named in --classes are found wrong where they are given one."
+)
 REGIONS = (
     f"best IoU: of each true region, mean. covering: the same, weighted by area. VI: variation of information, bits, 0 "
     f"is best. boundary F: borders at most {TOLERANCE} px apart. split, merged: true regions an image that are over- "
@@ -80,6 +84,7 @@ def as_document(evaluator: Evaluator, rows: Rows, pairing: Pairing, evaluation: 
             }
             for method in evaluation.methods
         ],
+        "named": None if evaluation.named is None else dataclasses.asdict(evaluation.named),
         "problems": [dataclasses.asdict(problem) for problem in evaluation.problems],
     }
 
@@ -117,8 +122,22 @@ def print_document(console: Console, document: Mapping[str, Any]) -> None:
         columns = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE)
     heads = [f"{'accuracy' if 'accuracy' in name else 'mIoU'}\n{how}" for name, how in columns.items()]
     console.print(_table(f"Segments matched to classes ({pixels})", LEGEND, document["methods"], list(columns), heads))
+    if document["named"]:
+        console.print(_classes_table(f"Names of segments, nothing matched ({pixels})", document["named"]))
     names = ("best IoU", "covering", "VI", "boundary F", "split", "merged")
     console.print(_table(f"Regions, nothing matched ({pixels})", REGIONS, document["methods"], IMAGE_SCORES[2:], names))
+
+
+def _classes_table(title: str, named: Mapping[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left", caption=NAMES, caption_justify="left")
+    table.add_column("class")
+    table.add_column("IoU", justify="right")
+    for name, iou in sorted(named["iou"].items(), key=lambda pair: -pair[1]):
+        table.add_row(name, f"{iou:.3f}")
+    table.add_section()
+    for name in ("miou", "accuracy"):
+        table.add_row({"miou": "mean", "accuracy": "accuracy of pixels"}[name], _cell(name, named[name]))
+    return table
 
 
 def _uncounted(counts: Mapping[str, Any]) -> list[str]:

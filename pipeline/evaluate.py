@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from diffseg.baselines import BASELINES
-from diffseg.imagescores import ImageScores, pooled, score_image
-from diffseg.labelmap import View
-from diffseg.metrics import Interval
+from diffseg.imagescores import ImageScores, named_scores, pooled, score_image
+from diffseg.labelmap import IGNORE, View
+from diffseg.metrics import Interval, Overlap, overlap
 from pipeline.labelrows import label_rows
 from pipeline.pairing import Pairing, RowPlace
 from pipeline.rows import decode_mask
@@ -31,12 +32,16 @@ THIS_RUN = "this run"
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One image. scores: by method, those of the baselines where they were asked for. size: (height, width), pixels."""
+    """One image. scores: by method, those of the baselines where they were asked for. size: (height, width), pixels.
+
+    named: pixels that the truth's classes share with those that segments are named by, where names are scored.
+    """
 
     place: RowPlace
     key: str
     size: tuple[int, int]
     scores: Mapping[str, ImageScores]
+    named: Overlap | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +55,16 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """What every part of an evaluation is told. truth: without its places. image_field: of the run's SRC."""
+    """What every part of an evaluation is told. truth: without its places. image_field: of the run's SRC.
+
+    classes: the truth's id of each name that segments have; {}: names are not scored.
+    """
 
     out: Storage
     truth: Truth
     view: View
     image_field: str | None
+    classes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +90,26 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NamedScores:
+    """Of segments' names, with nothing matched: see `diffseg.imagescores.named_scores`. iou: by name."""
+
+    images: int
+    accuracy: Interval
+    miou: Interval
+    iou: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """methods: this run first. scored: images in the order of the run. problems: of those that could not be scored."""
+    """methods: this run first. scored: images in the order of the run. problems: of those that could not be scored.
+
+    named: where names are scored.
+    """
 
     methods: list[Method]
     scored: list[Scored]
     problems: list[Problem]
+    named: NamedScores | None = None
 
 
 def make_parts(
@@ -137,7 +160,18 @@ def evaluate(
         methods.append(_method(f"{THIS_RUN}, images of the baselines", sample, THIS_RUN, classes))
     names = [name for name in BASELINES if sample and name in sample[0].scores]  # other nodes may lack scikit-image
     methods += [_method(name, sample, name, classes) for name in names]
-    return Evaluation(methods=methods, scored=scored, problems=problems)
+    return Evaluation(methods=methods, scored=scored, problems=problems, named=_named(scored, evaluator.classes))
+
+
+def _named(scored: list[Scored], classes: Mapping[str, int]) -> NamedScores | None:
+    tables = [one.named for one in scored if one.named is not None and one.named.truth_area.sum()]
+    if not tables:
+        return None
+    accuracy, miou, found = named_scores(tables, sorted(set(classes.values())))
+    name_of = {number: name for name, number in reversed(list(classes.items()))}
+    return NamedScores(
+        images=len(tables), accuracy=accuracy, miou=miou, iou={name_of[number]: iou for number, iou in found.items()}
+    )
 
 
 def _method(title: str, scored: list[Scored], name: str, classes: range | None) -> Method:
@@ -149,7 +183,7 @@ def score_part(evaluator: Evaluator, part: Part) -> tuple[list[Scored], list[Pro
     """Score one label shard's rows that have truths."""
     rows = {
         row["index"]: row
-        for row in label_rows(evaluator.out, part.shard, ("key", "index", "mask"))
+        for row in label_rows(evaluator.out, part.shard, ("key", "index", "mask", "segments"))
         if row["index"] in part.truths
     }
     images, problems = _images(evaluator, part, {number: rows[number]["key"] for number in part.for_baselines})
@@ -167,8 +201,22 @@ def score_part(evaluator: Evaluator, part: Part) -> tuple[list[Scored], list[Pro
         except TruthError as error:
             problems.append(Problem(key=key, what="truth", message=str(error)))
         else:
-            scored[number] = Scored(place=RowPlace(part.shard, number), key=key, size=labels.shape, scores=scores)
+            named = _by_name(evaluator, truths, labels, rows[number]["segments"])
+            scored[number] = Scored(
+                place=RowPlace(part.shard, number), key=key, size=labels.shape, scores=scores, named=named
+            )
     return [scored[number] for number in sorted(scored)], problems
+
+
+def _by_name(evaluator: Evaluator, truths: Maps, labels: np.ndarray, segments: list[dict[str, Any]]) -> Overlap | None:
+    """The truth beside the map of classes that the names of segments make; None where names are not scored."""
+    if not evaluator.classes or len(truths) != 1:
+        return None
+    class_of = np.full(IGNORE + 1, IGNORE, dtype=np.uint16)
+    for segment in segments:
+        class_of[segment["id"]] = evaluator.classes.get(segment["name"], IGNORE)
+    view = evaluator.view
+    return overlap(view.of(truths[0]), view.of(class_of[labels]), ignore_truth=IGNORE)
 
 
 def _check_size(truths: Maps, labels: np.ndarray, name: str) -> None:

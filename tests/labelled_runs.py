@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from diffseg import IGNORE, Segmentation
 from diffseg.decide import Segment
 from pipeline.commit import Commit, write_commit
 from pipeline.manifest import Manifest, write_manifest
+from pipeline.names import NameSettings
 from pipeline.outputs import LabelShardWriter
 from pipeline.rows import Row, labelled_row
 from pipeline.samples import Sample
@@ -23,14 +25,23 @@ FINGERPRINT = "0123456789abcdef"
 
 
 def write_run(
-    out: Path, labels: Mapping[str, np.ndarray | None], *, source: Path | str = "gone", per_shard: int = 2
+    out: Path,
+    labels: Mapping[str, np.ndarray | None],
+    *,
+    source: Path | str = "gone",
+    per_shard: int = 2,
+    names: Mapping[str, Sequence[str | None]] = MappingProxyType({}),
+    vocabulary: Sequence[str] = (),
 ) -> None:
-    """OUT of a run over image files: uint16 [H, W] by key, in the order of SRC; None: the row failed."""
+    """OUT of a run over image files: uint16 [H, W] by key, in the order of SRC; None: the row failed.
+
+    names: by key, of segments 0, 1, …; None is a segment without a name. vocabulary: the names of the run.
+    """
     storage, keys = Storage(url=str(out)), list(labels)
     groups = [keys[start : start + per_shard] for start in range(0, len(keys), per_shard)]
     for number, group in enumerate(groups):
         shard = f"images-{number:06d}"
-        rows = [_row(shard, index, key, labels[key]) for index, key in enumerate(group)]
+        rows = [_row(shard, index, key, labels[key], names.get(key), vocabulary) for index, key in enumerate(group)]
         with LabelShardWriter(shard, formats=("parquet",), metadata={}) as writer:
             for row in rows:
                 writer.add(row)
@@ -41,7 +52,8 @@ def write_run(
             shard=shard, state="done", fingerprint=FINGERPRINT, attempt=1, rows=len(rows), counts=counts, files=files
         )
         write_commit(storage, commit)
-    settings = dataclasses.asdict(LabelSettings(samples_per_shard=per_shard))
+    naming = NameSettings(names=tuple(vocabulary))
+    settings = dataclasses.asdict(LabelSettings(samples_per_shard=per_shard, naming=naming))
     manifest = Manifest(
         source=str(source),
         settings=settings,
@@ -54,18 +66,32 @@ def write_run(
     write_manifest(storage, manifest)
 
 
-def _row(shard: str, index: int, key: str, labels: np.ndarray | None) -> Row:
+def _row(
+    shard: str,
+    index: int,
+    key: str,
+    labels: np.ndarray | None,
+    names: Sequence[str | None] | None,
+    vocabulary: Sequence[str],
+) -> Row:
     if labels is None:
         return Row(key=key, shard=shard, index=index, status="undecodable", error="made so")
     result = Segmentation(
         labels=labels,
         segments=tuple(
-            Segment(id=int(k), area=int((labels == k).sum()), bbox=_box(labels == k), confidence=1.0)
+            Segment(
+                id=int(k),
+                area=int((labels == k).sum()),
+                bbox=_box(labels == k),
+                confidence=1.0,
+                name=None if names is None else names[k],
+                name_score=None if names is None else 0.75,
+            )
             for k in np.unique(labels[labels != IGNORE])
         ),
         confidence=1.0,
     )
-    return labelled_row(Sample(index=index, key=key, image=None), shard, result)
+    return labelled_row(Sample(index=index, key=key, image=None), shard, result, vocabulary)
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -76,6 +77,38 @@ def test_scores_and_what_has_none(places: tuple[Path, Path], capsys: pytest.Capt
     assert names == [("this run", 4), ("this run, images of the baselines", 2), *((name, 2) for name in BASELINES)]
     assert document["methods"][0]["figures"]["class_miou"]["matching"] == "for each image, counted by class"
     assert document["worst"][0] == "4.png"
+
+
+def test_names_are_scored_without_any_matching(
+    places: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Image 0 is named rightly, image 1 the wrong way round, of image 2 one segment has no name."""
+    names: dict[str, list[str | None]] = {"0.png": ["thing", "background"], "1.png": ["background", "thing"]}
+    names["2.png"] = [None, "background"]
+    labels = {key: 1 - truth_of(int(key[0])).astype(np.uint16) for key in names}
+    write_run(tmp_path / "named", labels, names=names, vocabulary=["thing"])
+    classes = tmp_path / "classes.json"
+    classes.write_text('{"background": 0, "thing": 1}')
+    words = (tmp_path / "named", places[1], "--classes", classes, *NO_BASELINES)
+    named = run(*words, capsys=capsys)["named"]
+    # columns of 60: right, wrongly found, missed
+    background, thing = (30 + 32, 29, 31), (30, 31, 29 + 28)
+    iou = {"background": background[0] / sum(background), "thing": thing[0] / sum(thing)}
+    assert named["iou"] == pytest.approx(iou)
+    assert named["miou"]["mean"] == pytest.approx(np.mean([*iou.values()]))
+    assert named["accuracy"]["mean"] == pytest.approx((30 + 30 + 32) / 180)
+    assert evaluate.main([*map(str, words), "--processes", "1"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"thing\s+│\s+{iou['thing']:.3f}", said)
+    assert run(*places, *NO_BASELINES, capsys=capsys)["named"] is None
+
+
+@pytest.mark.parametrize("classes", ["{}", '{"a": "b"}', '{"a": -1}', "[1]", "no such file", '{"a": 1'])
+def test_classes_that_cannot_be_used_are_refused(
+    classes: str, places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([*map(str, places), "--classes", classes]) == 2
+    assert "--classes" in capsys.readouterr().err
 
 
 def test_files_of_the_report(places: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
