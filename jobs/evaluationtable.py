@@ -129,7 +129,7 @@ def print_document(console: Console, document: Mapping[str, Any]) -> None:
 
 
 def _classes_table(title: str, named: Mapping[str, Any]) -> Table:
-    table = Table(title=title, title_justify="left", caption=NAMES, caption_justify="left")
+    table = Table(title=title, title_justify="left", caption=NAMES, caption_justify="left", min_width=100)
     table.add_column("class")
     table.add_column("IoU", justify="right")
     for name, iou in sorted(named["iou"].items(), key=lambda pair: -pair[1]):
