@@ -6,6 +6,8 @@ Axes: H and W pixels.
 from __future__ import annotations
 
 import colorsys
+import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
@@ -15,6 +17,8 @@ from diffseg.labelmap import IGNORE
 GOLDEN_TURN = 0.618033988749895  # of the hue circle: neighbours in number are far apart in colour
 GAP = 8
 BACKGROUND = (255, 255, 255)
+NO_CLASS = (96, 96, 104)
+"""Of what a run with names calls background."""
 
 
 def palette(count: int) -> np.ndarray:
@@ -26,14 +30,36 @@ def palette(count: int) -> np.ndarray:
     return np.rint(np.array(colours).reshape(count, 3) * 255).astype(np.uint8)
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, *, opacity: float = 0.55) -> np.ndarray:
+def class_colour(name: str) -> tuple[int, int, int]:
+    """Red, green and blue of a name, 0 to 255: the same in every image and run, whatever other names there are."""
+    if name == "background":
+        return NO_CLASS
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    hue = int.from_bytes(digest[:2], "big") / 2**16
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.8, 0.5)[digest[2] % 2], (1.0, 0.78)[digest[3] % 2])
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def segment_colours(labels: int, names: Mapping[int, str | None]) -> np.ndarray:
+    """uint8 [labels, 3]: the colour of each label, of its name where it has one. names: by label."""
+    colours = palette(labels)
+    for label, name in names.items():
+        if name and label < labels:
+            colours[label] = class_colour(name)
+    return colours
+
+
+def overlay(
+    image: np.ndarray, labels: np.ndarray, *, opacity: float = 0.55, names: Mapping[int, str | None] | None = None
+) -> np.ndarray:
     """uint8 [H, W, 3]: segments coloured over the image with white borders; ignored pixels are darkened.
 
-    image: uint8 [H, W, 3]. labels: uint16 [H, W], 65535 = ignore. opacity: of the colours, 0 to 1.
+    image: uint8 [H, W, 3]. labels: uint16 [H, W], 65535 = ignore. opacity: of the colours, 0 to 1. names: of labels
+    that take the colour of their name.
     """
     ignored = labels == IGNORE
     shown = np.where(ignored, 0, labels)
-    colours = palette(int(shown.max()) + 1)[shown].astype(np.float32)
+    colours = segment_colours(int(shown.max()) + 1, names or {})[shown].astype(np.float32)
     mixed = image * (1 - opacity) + colours * opacity
     mixed[ignored] = image[ignored] * 0.25
     mixed[borders(labels)] = 255

@@ -12,6 +12,7 @@ JOBS = {
     "verify": "Check every committed file of a run against its size, checksum and rows.",
     "evaluate": "Score the label maps of a run against ground truth, beside baselines without a model.",
     "show": "Draw one sample of a run: the image, its segments over it, and what its row says.",
+    "report": "Write a page to look at a run with: gallery, failures, distributions, speed and settings.",
     "export": "Write the label maps of a run in the format of another tool.",
     "shard": "Pack a folder of images into WebDataset shards.",
     "bench": "Measure speed and memory on this machine, beside the bare model and a plain loop.",

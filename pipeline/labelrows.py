@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,8 @@ from pipeline.outputs import output_paths
 from pipeline.storage import SourceError, Storage
 
 ROWS_AT_ONCE = 256
+WITHOUT_A_NAME = {0: "background", -1: "uncertain"}
+"""What the `class_id` of a segment says that no name of the run was given to."""
 
 
 def label_rows(out: Storage, shard: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -26,3 +28,8 @@ def label_rows(out: Storage, shard: str, columns: Sequence[str]) -> Iterator[dic
                 f"{out.joined(path)}: cannot be read as Parquet ({error}). `diffseg verify --redo`, then the same "
                 "`diffseg label`, mends it"
             ) from error
+
+
+def segment_name(segment: Mapping[str, Any]) -> str | None:
+    """What a row's segment is called; None in a run without names."""
+    return segment.get("name") or WITHOUT_A_NAME.get(segment.get("class_id", None))
