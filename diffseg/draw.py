@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from diffseg.labelmap import BACKGROUND as BACKGROUND_NAME
 from diffseg.labelmap import IGNORE
 
 GOLDEN_TURN = 0.618033988749895  # of the hue circle: neighbours in number are far apart in colour
 GAP = 8
 BACKGROUND = (255, 255, 255)
-NO_CLASS = (96, 96, 104)
-"""Of what a run with names calls background."""
+BACKGROUND_COLOUR = (96, 96, 104)
 
 
 def palette(count: int) -> np.ndarray:
@@ -32,8 +32,8 @@ def palette(count: int) -> np.ndarray:
 
 def class_colour(name: str) -> tuple[int, int, int]:
     """Red, green and blue of a name, 0 to 255: the same in every image and run, whatever other names there are."""
-    if name == "background":
-        return NO_CLASS
+    if name == BACKGROUND_NAME:
+        return BACKGROUND_COLOUR
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     hue = int.from_bytes(digest[:2], "big") / 2**16
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.8, 0.5)[digest[2] % 2], (1.0, 0.78)[digest[3] % 2])

@@ -15,11 +15,12 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from diffseg.draw import contact_sheet, overlay, palette
+from diffseg.draw import contact_sheet, overlay, segment_colours
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
 from pipeline.commit import read_commits
-from pipeline.labelrows import label_rows
+from pipeline.labelrows import label_rows, segment_name
 from pipeline.manifest import Manifest
 from pipeline.rows import SCHEMA, decode_mask
 from pipeline.runimages import find_images, read_images
@@ -48,7 +49,7 @@ def _show(command: ShowCommand) -> int:
     if drawn:
         store = Storage(url=".", options=storage_options(command.storage_options))
         image = _image(manifest, store, row, command.images)
-        sheet = contact_sheet([_tiles(image, decode_mask(mask))], height=HEIGHT)
+        sheet = contact_sheet([_tiles(image, decode_mask(mask), _names(row))], height=HEIGHT)
         buffer = io.BytesIO()
         sheet.save(buffer, "PNG")
         place = Path(command.picture)
@@ -96,10 +97,14 @@ def _image(manifest: Manifest, store: Storage, row: dict[str, Any], images: str 
     return found
 
 
-def _tiles(image: np.ndarray | None, labels: np.ndarray) -> list[np.ndarray]:
+def _names(row: dict[str, Any]) -> dict[int, str | None]:
+    return {segment["id"]: segment_name(segment) for segment in row["segments"]}
+
+
+def _tiles(image: np.ndarray | None, labels: np.ndarray, names: dict[int, str | None]) -> list[np.ndarray]:
     if image is None:
-        return [overlay(np.zeros((*labels.shape, 3), np.uint8), labels, opacity=1)]
-    return [image, overlay(image, labels)]
+        return [overlay(np.zeros((*labels.shape, 3), np.uint8), labels, opacity=1, names=names)]
+    return [image, overlay(image, labels, names=names)]
 
 
 def _print(row: dict[str, Any], picture: str | None) -> None:
@@ -117,14 +122,15 @@ def _print(row: dict[str, Any], picture: str | None) -> None:
     for name in ("", "segment", "share", "confidence", "name"):
         table.add_column(name, justify="left" if name in ("", "name") else "right")
     for segment in sorted(row["segments"], key=lambda segment: -segment["area"]):
-        red, green, blue = palette(segment["id"] + 1)[-1]
+        called = segment_name(segment)
+        red, green, blue = segment_colours(segment["id"] + 1, {segment["id"]: called})[-1]
         share = segment["area"] / (row["width"] * row["height"])
         table.add_row(
             f"[on rgb({red},{green},{blue})]  [/]",
             str(segment["id"]),
             f"{share:.1%}",
             f"{segment['confidence']:.2f}",
-            json.dumps(segment["name"], ensure_ascii=False) if segment["name"] else "",
+            Text(json.dumps(called, ensure_ascii=False) if called else ""),
         )
     console.print(table)
     line(picture)

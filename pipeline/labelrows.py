@@ -12,8 +12,8 @@ from pipeline.outputs import output_paths
 from pipeline.storage import SourceError, Storage
 
 ROWS_AT_ONCE = 256
-WITHOUT_A_NAME = {0: "background", -1: "uncertain"}
-"""What the `class_id` of a segment says that no name of the run was given to."""
+UNCERTAIN = "uncertain"
+"""What segments are called here whose best name is between the two thresholds, so that they have none."""
 
 
 def label_rows(out: Storage, shard: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -32,4 +32,4 @@ def label_rows(out: Storage, shard: str, columns: Sequence[str]) -> Iterator[dic
 
 def segment_name(segment: Mapping[str, Any]) -> str | None:
     """What a row's segment is called; None in a run without names."""
-    return segment.get("name") or WITHOUT_A_NAME.get(segment.get("class_id", None))
+    return segment["name"] or (UNCERTAIN if segment["name_score"] is not None else None)

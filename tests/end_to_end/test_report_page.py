@@ -1,0 +1,271 @@
+"""The page of `diffseg report` in a real browser, from the disk: clicks, keys, hostile rows, ten thousand rows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_runs import failed, labelled, labelled_png, write_rows
+
+import jobs.report
+from pipeline.rows import encode_mask
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+Browser, Page, expect = playwright.Browser, playwright.Page, playwright.expect
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE = 120_000
+"""Milliseconds that anything may take on a busy machine."""
+HOSTILE = '"><img src=x onerror="window.hit=1"><script>window.hit=1</script>\u202e.png'
+STRIPES = np.repeat(np.arange(3, dtype=np.uint16), 20)[None].repeat(40, 0)  # 40 x 60 pixels
+PHONE = {"width": 390, "height": 844}
+MANY = 10_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One headless Chromium for all tests of this file."""
+    program = os.environ.get("DIFFSEG_CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        pytest.skip("no chromium: apt-get install chromium, or name one in DIFFSEG_CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        # A container's root has no sandbox, and little shared memory.
+        flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        running = driver.chromium.launch(executable_path=program, args=flags, timeout=PATIENCE)
+        expect.set_options(timeout=PATIENCE)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of 40 labelled rows, ten of them with names, and two failed ones; some keys and errors are hostile."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "in").mkdir()
+    rows = []
+    for number in range(40):
+        key = f"{number:03d}.png"
+        shade = np.full((40, 60, 3), 200, np.uint8)
+        shade[:20] = 40
+        Image.fromarray(shade).save(folder / "in" / key)
+        labels = STRIPES if number % 2 else np.minimum(STRIPES, 1)
+        rows.append(labelled(key, labels, {0: "sky", 1: HOSTILE} if number < 10 else None, number / 40))
+    rows += [failed(HOSTILE, "undecodable", HOSTILE), failed("large.png", "too_large", "has 2³² pixels")]
+    write_rows(str(folder / "out"), rows, per_shard=30, source=str(folder / "in"), failures=[HOSTILE])
+    assert jobs.report.main([str(folder / "out"), "--processes", "1"]) == 0
+    return folder / "out/report/index.html"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of 10,000 rows."""
+    folder = tmp_path_factory.mktemp("many")
+    labels = STRIPES[::2, ::2]
+    mask = encode_mask(labels)
+    rows = (labelled_png(f"{number:05d}.png", mask, labels, None, number / MANY) for number in range(MANY))
+    write_rows(str(folder), rows, per_shard=2500, source="gone")
+    assert jobs.report.main([str(folder), "--processes", "1"]) == 0
+    return folder / "report/index.html"
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """An empty tab; it fails the test where a script failed, or anything but a file was asked for."""
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        context.set_default_timeout(PATIENCE)
+        tab, troubles = context.new_page(), []
+        tab.on("console", lambda message: message.type in ("error", "warning") and troubles.append(message.text))
+        tab.on("pageerror", lambda error: troubles.append(str(error)))
+        tab.on("dialog", lambda dialog: troubles.append(dialog.message))
+        tab.on("request", lambda request: request.url.startswith(("file:", "data:")) or troubles.append(request.url))
+        yield tab
+        assert not troubles
+
+
+def opened(page: Page, path: Path, view: str = "") -> Page:
+    page.goto(f"{path.as_uri()}{view}")
+    if not view:
+        expect(page.locator("#found")).to_contain_text("rows")
+        expect(page.locator("#grid li img, #grid .failed").first).to_be_visible()
+    return page
+
+
+def keys_shown(page: Page) -> list[str]:
+    return sorted(page.locator("#grid .caption bdi").all_text_contents())
+
+
+def test_pictures_are_seen_as_image_overlay_and_mask(page: Page, small: Path) -> None:
+    opened(page, small)
+    card = page.locator("#grid li").first
+    photograph, mask = card.locator(".photograph"), card.locator(".mask")
+    expect(photograph).to_have_attribute("alt", "Photograph 000.png")
+    for image in (photograph, mask):
+        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 60
+    expect(mask).to_have_css("opacity", "0.55")
+    page.get_by_text("image", exact=True).click()
+    expect(mask).to_be_hidden()
+    expect(photograph).to_be_visible()
+    page.get_by_text("mask", exact=True).click()
+    expect(mask).to_have_css("opacity", "1")
+    expect(photograph).to_be_hidden()
+    page.get_by_text("overlay", exact=True).click()
+    page.get_by_label("Opacity").focus()
+    page.keyboard.press("Home")
+    expect(mask).to_have_css("opacity", "0")
+
+
+def test_filters_search_and_order(page: Page, small: Path) -> None:
+    opened(page, small)
+    found = page.locator("#found")
+    expect(found).to_have_text("42 rows")
+    page.get_by_label("Search").fill("01")
+    expect(found).to_have_text("11 of 42 rows")
+    assert keys_shown(page) == ["001.png", *(f"01{digit}.png" for digit in range(10))]
+    page.get_by_label("At least this confidence").fill("0.4")
+    expect(found).to_have_text("4 of 42 rows")
+    page.get_by_label("At most so many segments").fill("2")
+    expect(found).to_have_text("2 of 42 rows")
+    page.get_by_role("button", name="Clear").click()
+    expect(found).to_have_text("42 rows")
+    page.get_by_label("Status").select_option("too_large")
+    expect(page.locator("#grid li")).to_have_text("has 2³² pixelslarge.pngtoo_large")
+    page.get_by_label("Status").select_option("")
+    page.get_by_label("Name").select_option("sky")
+    expect(found).to_have_text("10 of 42 rows")
+    page.get_by_label("Order").select_option("surest first")
+    expect(page.locator("#grid li").first).to_contain_text("009.png")
+
+
+def test_the_keyboard_is_enough(page: Page, small: Path) -> None:
+    opened(page, small)
+    page.keyboard.press("/")
+    page.keyboard.type("00")
+    expect(page.locator("#found")).to_have_text("10 of 42 rows")
+    page.locator("#grid button").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#grid button:focus")).to_contain_text("002.png")
+    page.keyboard.press("End")
+    expect(page.locator("#grid button:focus")).to_contain_text("009.png")
+    page.keyboard.press("1")
+    expect(page.locator("#grid .mask").first).to_be_hidden()
+    page.keyboard.press("Enter")
+    detail = page.get_by_role("dialog")
+    expect(detail.locator("h2")).to_have_text("009.png")
+    expect(detail.get_by_role("button", name="Sample after")).to_be_disabled()
+    page.keyboard.press("ArrowLeft")
+    expect(detail.locator("h2")).to_have_text("008.png")
+    expect(detail.locator("figcaption")).to_have_text(["image", "overlay", "mask"])
+    expect(detail.get_by_role("row")).to_have_count(3)
+    page.keyboard.press("Escape")
+    expect(detail).to_be_hidden()
+    expect(page.locator("#grid button:focus")).to_contain_text("008.png")
+
+
+def test_hostile_rows_are_text(page: Page, small: Path) -> None:
+    opened(page, small)
+    page.get_by_label("Search").fill("onerror")
+    expect(page.locator("#grid .caption bdi")).to_have_text(HOSTILE)
+    page.locator("#grid button").click()
+    expect(page.locator("#detail-key")).to_have_text(HOSTILE)
+    expect(page.locator("#detail-more")).to_contain_text("window.hit=1")
+    page.get_by_role("button", name="Close").click()
+    page.get_by_label("Search").fill("003")
+    page.locator("#grid button").click()
+    expect(page.get_by_role("dialog").get_by_role("cell", name=HOSTILE)).to_be_visible()
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="Failures").click()
+    expect(page.locator("#failures")).to_contain_text(HOSTILE)
+    assert page.evaluate("window.hit") is None
+
+
+def test_markup_that_got_in_all_the_same_would_run_nothing(browser: Browser, small: Path) -> None:
+    with browser.new_context() as context:
+        page, said = context.new_page(), []
+        page.on("console", lambda message: said.append(message.text))
+        opened(page, small)
+        page.evaluate(
+            "document.body.insertAdjacentHTML('afterbegin', '<b onclick=\"window.hit=1\" id=planted>here</b>')"
+        )
+        page.locator("#planted").click()
+        assert page.evaluate("window.hit") is None
+        assert any("Content Security Policy" in text for text in said)
+
+
+def test_failures_numbers_and_settings(page: Page, small: Path) -> None:
+    opened(page, small, "#numbers")
+    expect(page.get_by_role("img", name="Segments in an image")).to_be_visible()
+    expect(page.get_by_role("img", name="Throughput")).to_be_visible()
+    page.get_by_role("link", name="Settings").click()
+    expect(page.get_by_role("row", name="fingerprint")).to_contain_text("0123456789abcdef")
+    page.get_by_role("link", name="Failures").click()
+    page.get_by_role("button", name="too_large").click()
+    expect(page.locator("#found")).to_have_text("1 of 42 rows")
+
+
+def test_ten_thousand_rows_open_at_once_and_scroll(page: Page, many: Path) -> None:
+    begun = time.monotonic()
+    opened(page, many)
+    first = time.monotonic() - begun
+    expect(page.locator("#found")).to_have_text("10,000 rows")
+    every = time.monotonic() - begun
+    scripts = "performance.getEntriesByType('resource').filter(entry => entry.name.includes('tiles-')).length"
+    assert page.evaluate(scripts) <= 4
+    slowest = page.evaluate(
+        """async () => {
+          const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
+          let slowest = 0, before = await frame();
+          for (let step = 0; step < 60; step++) {
+            scrollBy(0, 400);
+            const now = await frame();
+            slowest = Math.max(slowest, now - before);
+            before = now;
+          }
+          return slowest;
+        }"""
+    )
+    cards = page.locator("#grid li")
+    assert 0 < cards.count() < 150
+    page.locator("#grid button").first.focus()
+    page.keyboard.press("End")
+    expect(page.locator("#grid button:focus")).to_contain_text("09999.png")
+    expect(page.locator("#grid button:focus img")).to_be_visible()
+    page.get_by_label("Search").fill("04567")
+    expect(page.locator("#found")).to_have_text("1 of 10,000 rows")
+    expect(page.locator("#grid img.alone")).to_have_css("opacity", "1")  # SRC is gone: segments alone
+    expect(page.locator(".note").first).to_contain_text("without their photographs")
+    seconds = f"first pictures after {first:.2f} s, all rows after {every:.2f} s"
+    print(f"\n10,000 rows: {seconds}, slowest frame {slowest:.0f} ms")
+
+
+@pytest.mark.parametrize("view", ["", "#numbers", "#failures", "#settings"])
+def test_a_phone_shows_it_without_scrolling_sideways(page: Page, small: Path, view: str) -> None:
+    page.set_viewport_size(PHONE)
+    opened(page, small, view)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    if not view:
+        first, second = (page.locator("#grid li").nth(number).bounding_box() for number in (0, 1))
+        assert first["y"] == second["y"]  # two columns
+        page.locator("#grid button").first.click()
+        assert page.get_by_role("dialog").bounding_box()["width"] <= PHONE["width"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_light_and_dark(page: Page, small: Path) -> None:
+    def lightness(name: str) -> float:
+        colour = page.evaluate(f"getComputedStyle(document.body).{name}")
+        return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(",")) / 3
+
+    opened(page, small)
+    page.emulate_media(color_scheme="light")
+    assert lightness("backgroundColor") > 220
+    assert lightness("color") < 60
+    page.emulate_media(color_scheme="dark")
+    assert lightness("backgroundColor") < 40
+    assert lightness("color") > 200
