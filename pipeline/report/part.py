@@ -41,11 +41,11 @@ class Part:
 
 
 class Entry(NamedTuple):
-    """A row in the list of all rows. tile: its number among the pictures of its part, -1 where it has none."""
+    """A row in the list of all rows. row: its place in its shard. tile: its number among the pictures of its part, -1 where it has none."""
 
     key: str
     part: int
-    index: int
+    row: int
     status: str
     segments: int
     confidence: float
@@ -106,7 +106,7 @@ def _entry(part: Part, row: dict[str, Any], tile: int) -> Entry:
     return Entry(
         key=row["key"][:MOST_KEY],
         part=part.number,
-        index=row["index"],
+        row=row["index"],
         status=row["status"],
         segments=row["n_segments"],
         confidence=row["confidence"] or 0.0,

@@ -49,7 +49,7 @@ class RowList:
 
     def _line(self, entry: Entry) -> list[Any]:
         status = self._statuses.setdefault(entry.status, len(self._statuses))
-        place = [entry.key, entry.part, entry.index, status]
+        place = [entry.key, entry.part, entry.row, status]
         if entry.tile < 0:
             return [*place, entry.error]
         names = [self._names.setdefault(name, len(self._names)) for name in entry.names]
