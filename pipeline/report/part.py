@@ -41,7 +41,10 @@ class Part:
 
 
 class Entry(NamedTuple):
-    """A row in the list of all rows. row: its place in its shard. tile: its number among the pictures of its part, -1 where it has none."""
+    """A row in the list of all rows.
+
+    row: its place in its shard. tile: its number among the pictures of its part, -1 where it has none.
+    """
 
     key: str
     part: int
