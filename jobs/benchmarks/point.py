@@ -11,6 +11,7 @@ that, with `keep_freed_memory` as in a worker. Both on one thread.
 from __future__ import annotations
 
 import ctypes
+import functools
 import io
 import json
 import sys
@@ -73,8 +74,9 @@ def case_of(against: str, x: int) -> Case:
     raise ValueError(f"against={against!r}: expected tokens, batch, segments or pixels")
 
 
+@functools.cache
 def _scene() -> np.ndarray:
-    """uint8 [480, 640, 3]."""
+    """uint8 [480, 640, 3]; read only."""
     margin = (WIDTH - HEIGHT) // 2
     return generate_scene(HELD_OUT_SEEDS[0], WIDTH).image[margin : margin + HEIGHT]
 

@@ -28,7 +28,7 @@ FLOOR = 0.72
 @pytest.fixture(scope="module")
 def held_out() -> Sequence[Scene]:
     # Not the ones of the published table: a floor on those would invite tuning on them.
-    return [generate_scene(seed) for seed in HELD_OUT_SEEDS[1000:1010]]
+    return [generate_scene(seed) for seed in HELD_OUT_SEEDS[1000:1006]]
 
 
 def test_the_folder_is_small_and_complete() -> None:

@@ -62,7 +62,7 @@ def command(out: Path) -> list[str]:
 
 def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: Networks, tmp_path: Path) -> None:
     training = WarmCommand(*command(tmp_path), variables=os.environ)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 540
     while not (tmp_path / "unet.pt").exists() and time.monotonic() < deadline and training.process.is_alive():
         time.sleep(0.01)
     training.process.kill()

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 from runs import environment
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 STORE_BYTES = 80_000_000  # about the least that Ray takes; a commit record is all that passes through it
 LONGEST_TEMPORARY = 30  # characters: the paths of Ray's sockets have about a hundred in all
 NOT_OURS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
@@ -104,8 +104,8 @@ class Node:
 class Cluster:
     """A head and a second node with a CPU each, and a token that nobody else has.
 
-    With `job_server` the head has no CPU for actors, but a dashboard, where jobs are submitted. variables: what the
-    environment of all nodes has besides.
+    With `job_server` it is a head alone, which has no CPU for actors, but a dashboard, where jobs are submitted.
+    variables: what the environment of all nodes has besides.
     """
 
     def __init__(self, folder: Path, *, job_server: bool = False, variables: Mapping[str, str] | None = None) -> None:
@@ -119,7 +119,8 @@ class Cluster:
         self.nodes = [self.head]
         self.head.wait()
         self.address = (self.head.folder / "ray_current_cluster").read_text().strip()
-        self.join()
+        if not job_server:
+            self.join()
 
     def join(self, *flags: str) -> Node:
         """Let a fresh node come, in its own time; flags of `ray start` besides."""

@@ -34,19 +34,19 @@ def run(labelled: Path, tmp_path: Path) -> Path:
 
 
 def test_shard_status_and_verify_speak_json(scene_folder: Path, run: Path, tmp_path: Path) -> None:
-    packed = command("jobs.shard", scene_folder, tmp_path / "tars", "--samples-per-shard", "8", "--json")
+    packed = warm("jobs.shard", scene_folder, tmp_path / "tars", "--samples-per-shard", "8", "--json")
     assert (packed.returncode, json.loads(packed.stdout)["shards"]) == (0, 3)
     assert len(list((tmp_path / "tars").glob("*.tar"))) == 3
-    again = command("jobs.cli", "shard", scene_folder, tmp_path / "tars")
+    again = warm("jobs.cli", "shard", scene_folder, tmp_path / "tars")
     assert again.returncode == 2
     assert "3 tars already" in again.stderr
 
-    status = command("jobs.status", run, "--json")
+    status = warm("jobs.status", run, "--json")
     facts = json.loads(status.stdout)
     assert status.returncode == 0
     assert (facts["shards"], facts["done"], facts["missing"], facts["failed"]) == (5, 5, 0, {})
     assert (facts["counts"], facts["model"]) == ({"ok": 20}, "tiny")
-    shown = command("jobs.cli", "status", run)
+    shown = warm("jobs.cli", "status", run)
     assert (shown.returncode, "5 of 5 shards done" in shown.stdout) == (0, True)
 
     checked = command("jobs.cli", "verify", run, "--json")
@@ -116,7 +116,7 @@ def test_a_grown_folder_of_images_redoes_only_the_groups_that_changed(
 def test_other_settings_are_refused_with_both_values_until_overwrite(scene_tars: Path, run: Path) -> None:
     line = ["jobs.cli", "label", scene_tars, run, *FAST, "--no-ray", "--tau", "0.07", "--fit", "letterbox"]
     before = {path: path.read_bytes() for path in run.rglob("*.*")}
-    refused = command(*line)
+    refused = warm(*line)
     assert refused.returncode == 2
     for value in ("0.05", "0.07", "resize", "letterbox", "parquet,webdataset", "--overwrite"):
         assert value in refused.stderr

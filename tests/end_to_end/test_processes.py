@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 from object_store import LABELS, ObjectStore
-from runs import BOTH, environment
+from runs import BOTH, DEADLINE, environment
 
 from diffseg import SegmenterSettings
 from pipeline.commit import Commit
@@ -50,7 +50,12 @@ def test_a_store_that_was_used_is_used_in_child_processes_as_well(
     url = f"s3://{LABELS}/{tmp_path.name}"
     variables = environment() | {"OPTIONS": json.dumps(object_store.options())}
     done = subprocess.run(
-        [sys.executable, str(script), how, url], env=variables, capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, str(script), how, url],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "MainProcess" in str(object_store.keys(LABELS, tmp_path.name))

@@ -19,6 +19,7 @@ from object_store import LABELS, PHOTOGRAPHS, ObjectStore
 from runs import BOTH, DEADLINE, FAST, differences, environment, label, tree
 from warm import WarmCommand
 
+import jobs.verify
 from pipeline.storage import Storage
 
 OUTAGE_SECONDS = float(os.environ.get("DIFFSEG_OUTAGE", "0"))
@@ -88,12 +89,27 @@ def test_a_run_completes_where_requests_fail(
 
 
 def test_a_get_that_stalls_is_asked_again(
-    source: str, out: str, proxy: FaultyProxy, object_store: ObjectStore, assert_is_labelled: Callable[[], None]
+    source: str,
+    out: str,
+    proxy: FaultyProxy,
+    object_store: ObjectStore,
+    assert_is_labelled: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def calm_after_the_first() -> None:
+        while not proxy.counts["stall"] and not over.wait(0.02):
+            pass
+        proxy.set(Faults())
+
+    monkeypatch.setattr("pipeline.remotefolder.REQUEST_SECONDS", 3.0)  # the deadline that ends the stall
     proxy.set(Faults(stall=1.0))
-    calm = threading.Timer(2.0, proxy.set, (Faults(),))
+    over, calm = threading.Event(), threading.Thread(target=calm_after_the_first)
     calm.start()
-    assert label(source, out, *through(proxy, object_store)) == 0
+    try:
+        assert label(source, out, *through(proxy, object_store)) == 0
+    finally:
+        over.set()
+        calm.join()
     assert proxy.counts["stall"] > 0
     assert_is_labelled()
 
@@ -143,9 +159,7 @@ def test_a_store_that_is_gone_ends_the_run_and_a_later_run_resumes(
     run = driver(source, out, variables, "--address", "local", "--workers", "2", "--store-timeout", "4")
     wait_for_records(object_store, out, 1)
     proxy.gone()
-    left = time.monotonic()
     output, _ = run.communicate(timeout=DEADLINE)
-    assert time.monotonic() - left < 60
     assert run.returncode == 1
     assert "has not answered for" in output
     assert "s3://" in output
@@ -168,7 +182,7 @@ def test_two_runs_on_one_out_at_the_same_time(
 
 
 def test_of_two_runs_with_other_settings_at_the_same_time_one_is_refused(
-    source: str, out: str, object_store: ObjectStore
+    source: str, out: str, object_store: ObjectStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taus = ("0.05", "0.06")
     runs = [warm(source, out, object_store.environment(), "--no-ray", "--tau", tau) for tau in taus]
@@ -177,15 +191,8 @@ def test_of_two_runs_with_other_settings_at_the_same_time_one_is_refused(
     refused = next(output for code, output in ends if code == 2)
     assert "holds a run with other settings" in refused
     assert "tau" in refused
-    checked = subprocess.run(
-        [sys.executable, "-m", "jobs.verify", out],
-        env=environment() | object_store.environment(),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
-    assert checked.returncode == 0, checked.stdout
+    options = json.dumps(object_store.options())
+    assert jobs.verify.main([out, "--storage-options", options]) == 0, capsys.readouterr().out
 
 
 def test_storage_on_a_real_server(out: str, proxy: FaultyProxy, object_store: ObjectStore) -> None:

@@ -20,7 +20,7 @@ from warm import WarmCommand
 
 from diffseg.layout import NEEDED, TINY, digests, fingerprint
 
-WORKERS, MEGABYTES = int(os.environ.get("DIFFSEG_WORKERS", "12")), int(os.environ.get("DIFFSEG_MEGABYTES", "0"))
+WORKERS, MEGABYTES = int(os.environ.get("DIFFSEG_WORKERS", "6")), int(os.environ.get("DIFFSEG_MEGABYTES", "0"))
 """`make weights` sets 50, and so much more of weights."""
 MODEL = f"s3://{PHOTOGRAPHS}/models/tiny"
 WEIGHTS = f"GET /{PHOTOGRAPHS}/models/tiny/unet/diffusion_pytorch_model.safetensors"
@@ -143,23 +143,12 @@ def test_actors_label_as_with_a_local_model(
     scene_tars: Path, labelled: Path, proxy: FaultyProxy, variables: dict[str, str], tmp_path: Path
 ) -> None:
     def label(*flags: str) -> str:
-        line = (
-            "jobs.label",
-            scene_tars,
-            tmp_path / "out",
-            *FAST,
-            *BOTH,
-            "--address",
-            "local",
-            "--workers",
-            "2",
-            *flags,
-        )
+        line = ("jobs.label", scene_tars, tmp_path / "out", *FAST, *BOTH, *flags)
         done = WarmCommand(*line, variables=variables).ended(DEADLINE)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "5 of 5 shards done; 20 images" in label("--model", MODEL)
+    assert "5 of 5 shards done; 20 images" in label("--model", MODEL, "--address", "local", "--workers", "1")
     assert proxy.asked[WEIGHTS] == 1
     expected, masks = masks_of(labelled), masks_of(tmp_path / "out")
     assert masks.keys() == expected.keys()
@@ -168,4 +157,4 @@ def test_actors_label_as_with_a_local_model(
     before = json.loads((labelled / "run.json").read_bytes())
     assert run["settings"]["model"] == MODEL
     assert (run["model_sha256"], run["fingerprint"]) == (before["model_sha256"], before["fingerprint"])
-    assert "5 of 5 shards done, 5 of them before" in label("--model", "tiny")
+    assert "5 of 5 shards done, 5 of them before" in label("--model", "tiny", "--no-ray")

@@ -246,4 +246,4 @@ def test_nothing_to_score_is_refused(places: tuple[Path, Path], capsys: pytest.C
 
 def test_scoring_waits_for_neither_torch_nor_ray() -> None:
     code = "import sys, jobs.evaluate\nassert not {'torch', 'ray', 'diffusers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=540)

@@ -7,8 +7,8 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,13 +107,15 @@ def test_a_point_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_seconds_are_of_an_image_in_the_run_of_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(point_module, "keep_freed_memory", lambda: None)  # for processes of their own, not for pytest
     pauses = iter([0, 0.6, 0.1, 0.3])  # once for the memory, three times for the seconds
+    now = [0.0]
+    monkeypatch.setattr("pipeline.timing.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def work(step: Step) -> None:
         with step("unet"):
-            time.sleep(next(pauses))
+            now[0] += next(pauses)
 
     found = measured(Case(warm_up=lambda step: None, work=work, images=2))
-    assert 0.15 <= found["seconds"]["unet"] <= found["seconds"]["total"] < 0.3
+    assert found["seconds"] == pytest.approx({"unet": 0.15, "total": 0.15})
     assert next(pauses, None) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from pipeline import progressfile
 from pipeline.run import label_run
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
-DEADLINE = 120.0
+DEADLINE = 540.0
 
 
 def status(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any], str]:
@@ -71,7 +72,7 @@ def test_a_run_that_goes_on_and_ends(going: tuple[Path, threading.Thread], capsy
         driver = facts["driver"]
         assert (code, facts["done"], facts["missing"]) == (1, 2, 1)
         assert (driver["state"], driver["images"], driver["stale"]) == ("running", 20_000, False)
-        assert "last heard 0 s ago" in said
+        assert re.search(r"last heard \d+ s ago", said)
         assert "this run: 2 of 3 shards, 20,000 images, " in said
         assert "workers: 1 of 1 there; shards: 1 in hand, 0 waiting; about " in said
         assert "meet-0 " in said

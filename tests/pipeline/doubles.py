@@ -76,7 +76,7 @@ class Sleeper:
 
     def meet(self, name: str) -> None:
         """Wait until three such shards are in hand, as they are only when three workers have one each."""
-        place, end = f"{self.job.out.url}/meeting", time.monotonic() + 120
+        place, end = f"{self.job.out.url}/meeting", time.monotonic() + 540
         os.makedirs(place, exist_ok=True)
         with open(f"{place}/{name}", "w"):
             pass

@@ -19,10 +19,16 @@ import pytest
 from pipeline import ahead
 from pipeline.ahead import draw_ahead, map_ahead
 
+DEADLINE = 540.0
+
+
+def threads_are_left() -> bool:
+    return any(thread.name == "ahead" for thread in threading.enumerate())
+
 
 def assert_no_threads_are_left() -> None:
-    deadline = time.monotonic() + 10
-    while any(thread.name == "ahead" for thread in threading.enumerate()):
+    deadline = time.monotonic() + DEADLINE
+    while threads_are_left():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -46,7 +52,7 @@ def test_results_come_in_the_order_of_the_items() -> None:
 
 def test_calls_run_at_the_same_time() -> None:
     meeting = threading.Barrier(4)
-    assert len(list(map_ahead(lambda _: meeting.wait(10), range(4), threads=4, ahead=4))) == 4
+    assert len(list(map_ahead(lambda _: meeting.wait(DEADLINE), range(4), threads=4, ahead=4))) == 4
 
 
 def test_no_more_than_was_said_is_drawn_ahead() -> None:
@@ -64,7 +70,7 @@ def test_items_are_drawn_while_the_consumer_is_busy() -> None:
     drawn: list[int] = []
     numbers = draw_ahead(counted(50, drawn), ahead=3)
     next(numbers)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + DEADLINE
     while len(drawn) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -91,16 +97,20 @@ def test_an_error_comes_in_its_turn_and_ends_the_threads() -> None:
     assert_no_threads_are_left()
 
 
-def test_a_consumer_that_stops_ends_the_threads() -> None:
+def test_a_consumer_that_stops_ends_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "LINGER_SECONDS", 0.0)  # it has stopped before the calls end
     called: list[int] = []
+    hold = threading.Event()
 
     def call(number: int) -> None:
         called.append(number)
-        time.sleep(0.2 if number else 0)
+        if number:
+            hold.wait(DEADLINE)
 
     results = map_ahead(call, range(50), threads=2, ahead=8)
     next(results)
     results.close()
+    hold.set()
     assert_no_threads_are_left()
     assert max(called) <= 2, "those that had not begun were left out"
 
@@ -112,11 +122,18 @@ def test_a_consumer_that_stops_ends_the_threads() -> None:
 
 def test_a_call_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "LINGER_SECONDS", 0.1)
-    hold, started = threading.Event(), time.monotonic()
-    results = map_ahead(lambda number: number and hold.wait(60), range(50), threads=2, ahead=8)
+    began, hold = threading.Event(), threading.Event()
+
+    def call(number: int) -> None:
+        if number:
+            began.set()
+            hold.wait(DEADLINE)
+
+    results = map_ahead(call, range(50), threads=2, ahead=8)
     next(results)
+    assert began.wait(DEADLINE)
     results.close()
-    assert time.monotonic() - started < 30
+    assert threads_are_left()
     hold.set()
     assert_no_threads_are_left()
 
@@ -133,7 +150,7 @@ next(results)
 while len(begun) < 2:
     time.sleep(0.01)
 """
-    subprocess.run([sys.executable, "-c", script], timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", script], timeout=DEADLINE, check=True)
 
 
 def test_a_process_ends_well_while_arrow_reads(tmp_path: Path) -> None:
@@ -148,8 +165,8 @@ samples = draw_ahead(read_shard(Shard(name="a", url={str(tmp_path / "a.parquet")
 print(next(samples).index)
 samples.close()
 """
-    for _ in range(6):
-        subprocess.run([sys.executable, "-c", script], timeout=60, check=True)
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", script], timeout=DEADLINE, check=True)
 
 
 def test_no_result_is_kept_by_a_thread_that_waits() -> None:
@@ -158,7 +175,7 @@ def test_no_result_is_kept_by_a_thread_that_waits() -> None:
 
     results = map_ahead(lambda number: Pixels(), count(), threads=1, ahead=0)
     kept = [weakref.ref(next(results)) for _ in range(3)]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + DEADLINE
     while any(reference() is not None for reference in kept):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -177,7 +177,7 @@ def test_masks_are_encoded_while_the_model_is_at_the_next_images() -> None:
 
     class NotBeforeTheNextPass(StepTimer):
         def __call__(self, name: str) -> AbstractContextManager[None]:
-            assert begun.acquire(timeout=10)
+            assert begun.acquire(timeout=540)
             return super().__call__(name)
 
     def outcomes() -> Iterator[Outcome]:
@@ -202,7 +202,7 @@ def test_an_error_of_the_device_ends_all_threads(scene_folder: Path, tmp_path: P
 
     with pytest.raises(RuntimeError, match="CUDA") as held:
         label(scene_folder, tmp_path, Failing(segmenter.backbone, segmenter.settings))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 540
     while any(thread.name == "ahead" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)

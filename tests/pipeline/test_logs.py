@@ -41,7 +41,7 @@ def test_a_command_tells_its_own_info_and_the_warnings_of_others() -> None:
     code += (
         "for name in ('pipeline.x', 'httpx'): logging.getLogger(name).info('i'); logging.getLogger(name).warning('w')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=540, check=True)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert [(line["name"], line["message"]) for line in lines] == [
         ("pipeline.x", "i"),

@@ -61,7 +61,6 @@ def test_as_many_workers_as_were_asked_for_have_a_shard_at_the_same_time(tmp_pat
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.usefixtures("local_ray")
 def test_a_worker_that_could_not_start_is_tried_again_while_others_work(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -71,6 +70,7 @@ def test_a_worker_that_could_not_start_is_tried_again_while_others_work(
     assert "the hub is away" in caplog.text
 
 
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(("kind", "processes"), [("broken", 1), ("device", 2)])
 def test_only_an_error_of_the_device_costs_the_worker(kind: str, processes: int, tmp_path: Path) -> None:
     summary = run(tmp_path / "out", f"a-first,{kind},later", workers=1)
@@ -159,7 +159,7 @@ def test_a_shard_that_takes_all_memory_fails_after_three_attempts_and_costs_no_o
     out, here = tmp_path / "out", Path(__file__).parent
     line = [sys.executable, "-c", HUNGRY, str(here), str(out)]
     environment = {**os.environ, "PYTHONPATH": str(here.parents[1])}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=540, check=False)
     assert "{'ok': 100000} {'hungry': 'OutOfMemoryError" in done.stdout, done.stdout + done.stderr
     record = read_commits(Storage(url=str(out)))["hungry"]
     assert (record.state, record.attempt, record.passing) == ("failed", 3, True)

@@ -87,7 +87,7 @@ def test_patience_ends_with_the_url_and_the_reason():
     started = time.monotonic()
     with pytest.raises(StoreUnavailable, match=r"s3://b/x: .* not answered for .*: reset"):
         patiently(failing(10**6), "s3://b/x", 0.5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60  # the default is five minutes
 
 
 def test_long_waits_are_told_of_once_and_when_they_are_over(monkeypatch, caplog):

@@ -182,7 +182,7 @@ def test_a_bad_shard_is_recorded_after_three_attempts_and_mended_later(
     source.mkdir()
     with_a_broken_shard(tars, source)
     with caplog.at_level(logging.WARNING):
-        summary = run(source, out, no_ray=no_ray)
+        summary = run(source, out, no_ray=no_ray, workers=1)
     assert list(summary.failed) == ["broken"]
     assert (summary.images, dict(summary.counts)) == (20, {"ok": 20})
     assert caplog.text.count("at shard broken failed") == 3
@@ -210,7 +210,7 @@ def test_no_resources_fails_loudly(
 @pytest.mark.usefixtures("local_ray")
 def test_a_missing_checkpoint_fails_at_once(tars: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"no worker could load the model: CheckpointError: .*no-such-model"):
-        run(tars, tmp_path, label={"model": str(tmp_path / "no-such-model")})
+        run(tars, tmp_path, label={"model": str(tmp_path / "no-such-model")}, workers=1)
     with pytest.raises(CheckpointError, match="no-such-model"):
         run(tars, tmp_path, no_ray=True, label={"model": str(tmp_path / "no-such-model")})
 
