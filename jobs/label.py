@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from pipeline.names import parse_names
 from rich.console import Console
 
 from diffseg.settings import PRESETS, Preset, StageName, thresholds
 from jobs.common import OK, SOME_FAILED, counts_table, guarded, print_json, storage_options
 from pipeline.logs import tell_json
+from pipeline.names import parse_names
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
 if TYPE_CHECKING:
