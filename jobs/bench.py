@@ -1,9 +1,9 @@
 """Measure speed and memory on this machine, beside the bare model and a plain loop.
 
 What is compared runs in turns within one process; figures are medians, and ratios are medians of the ratios of each
-turn. Parts: whole (images to label maps, by steps), merging (beside google/diffseg), settings (what each adds),
-pipeline (one actor), growth (tokens, batch, segments, pixels; time and memory). Without --images it makes scenes of its
-own.
+turn. Parts: whole (images to label maps, by steps), merging (beside google/diffseg), settings (what each adds), names
+(and walks, at 64 x 64 tokens), pipeline (one actor), growth (tokens, batch, segments, pixels; time and memory). Without
+--images it makes scenes of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jobs.benchmarks.growth import Growth
     from jobs.benchmarks.measure import Comparison
 
-PARTS = ("whole", "merging", "settings", "pipeline", "growth")
+PARTS = ("whole", "merging", "settings", "names", "pipeline", "growth")
 SCENES, SCENE_SIZE = 48, (480, 640)
 REGIONS = 9
 
@@ -38,9 +38,10 @@ class BenchCommand:
     """The flags of `diffseg bench`. Lists are separated by commas."""
 
     parts: str = "whole,merging,pipeline"
-    """Some of whole, merging, settings, pipeline, growth."""
+    """Some of whole, merging, settings, names, pipeline, growth."""
     models: str = "tiny"
-    """Of whole and settings: tiny, a folder, a hub id, or sd15-random (all of SD 1.5 with random weights, 512 px)."""
+    """Of whole, settings and names: tiny, tiny-text, a folder, a hub id, or sd15-random (all of SD 1.5 with random
+    weights, 512 px)."""
     dtypes: str = "float32"
     """Of the whole pass: float32, bfloat16, float16."""
     batch_sizes: str = "1,2,4"
@@ -132,6 +133,13 @@ def _comparisons(command: BenchCommand, photographs: Path) -> Iterator[Compariso
         for model in command.models.split(","):
             checkpoint = checkpoint_of(model, dtype="float32", device=command.device)
             yield measure_settings(checkpoint, _decoded(photographs)[:2], repetitions=command.repetitions)
+    if "names" in parts:
+        from jobs.benchmarks.models import checkpoint_of
+        from jobs.benchmarks.settings import measure_names
+
+        for model in command.models.split(","):
+            checkpoint = checkpoint_of(model, dtype="float32", device=command.device, text=True)
+            yield measure_names(checkpoint, _decoded(photographs)[:1], repetitions=command.repetitions)
     if "pipeline" in parts:
         from jobs.benchmarks.loop import measure_pipeline
 

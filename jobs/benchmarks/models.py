@@ -8,6 +8,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from diffseg.checkpoint import PAPER_TIMESTEP, Checkpoint, for_inference, load_checkpoint
+from diffseg.layout import EMBEDDED
+from diffseg.prompt import TextEncoders
 from diffseg.settings import Dtype
 
 SD15 = "sd15-random"
@@ -32,11 +34,11 @@ RANDOM_TAU = (1e-3, 1e-3, 1e-3)
 """Random weights attend almost evenly; this finds some tens of segments all the same."""
 
 
-def checkpoint_of(model: str, *, dtype: Dtype, device: str) -> Checkpoint:
-    """A checkpoint as `diffseg label --model` takes it, or SD15."""
+def checkpoint_of(model: str, *, dtype: Dtype, device: str, text: bool = False) -> Checkpoint:
+    """A checkpoint as `diffseg label --model` takes it, or SD15. text: with its text encoders."""
     kind = getattr(torch, dtype)
     if model != SD15:
-        return load_checkpoint(model, device=device, dtype=kind)
+        return load_checkpoint(model, device=device, dtype=kind, text=text)
     torch.manual_seed(0)
     vae = AutoencoderKL(**SD15_VAE)
     vae.decoder = vae.post_quant_conv = None
@@ -50,7 +52,20 @@ def checkpoint_of(model: str, *, dtype: Dtype, device: str) -> Checkpoint:
         tau=RANDOM_TAU,
         timestep=PAPER_TIMESTEP,
         resolution=SD15_VAE["sample_size"],
+        text=_sd15_text(device) if text else None,
     )
+
+
+def _sd15_text(device: str) -> TextEncoders:
+    """A text encoder of that size with random weights; the tokenizer is that of tiny-text."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED["tiny-text"] / "tokenizer", local_files_only=True)
+    width = SD15_UNET["cross_attention_dim"]
+    config = CLIPTextConfig(
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=12, num_attention_heads=12
+    )
+    return TextEncoders(parts=[(tokenizer, CLIPTextModel(config).eval())], width=width).on(device)
 
 
 def small_autoencoder(checkpoint: Checkpoint) -> Any:

@@ -26,25 +26,56 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     **{f"distance {name}": {"distance": name} for name in get_args(Distance) if name != PLAIN.distance},
 }
 
+NAMES = ("sky", "grass", "water", "brick wall", "road", "red ball", "sun", "green bush", "wooden crate", "leopard")
+NAMING_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "method diffseg,cross": {"method": ("diffseg", "cross")},
+    "method diffseg,walk": {"method": ("diffseg", "walk")},
+    "method diffseg,walk,cross": {"method": ("diffseg", "walk", "cross")},
+    "method cross,walk": {"method": ("cross", "walk")},
+}
+TOKENS_64 = 512
+"""Pixels of a side that are 64 tokens."""
+
 
 def measure_settings(checkpoint: Checkpoint, images: Sequence[np.ndarray], *, repetitions: int) -> Comparison:
     """Images, uint8 [H, W, 3] each, one at a time to label maps, with each setting in turn. notes: segments found."""
+    return _measured("settings", checkpoint, images, VARIANTS, names=None, repetitions=repetitions)
+
+
+def measure_names(checkpoint: Checkpoint, images: Sequence[np.ndarray], *, repetitions: int) -> Comparison:
+    """As `measure_settings`, at 64 x 64 tokens: segments named by cross-attention, of the names of `NAMES`, and walks.
+
+    checkpoint: with its text encoders.
+    """
+    return _measured("names", checkpoint, images, NAMING_VARIANTS, names=NAMES, repetitions=repetitions)
+
+
+def _measured(
+    part: str,
+    checkpoint: Checkpoint,
+    images: Sequence[np.ndarray],
+    variants: Mapping[str, Mapping[str, Any]],
+    *,
+    names: Sequence[str] | None,
+    repetitions: int,
+) -> Comparison:
     backbone = Backbone(checkpoint)
-    segmenters = {"plain": Segmenter(backbone, PLAIN)} | {
-        name: Segmenter(backbone, dataclasses.replace(PLAIN, **changed)) for name, changed in VARIANTS.items()
+    plain = PLAIN if names is None else dataclasses.replace(PLAIN, resolution=TOKENS_64)
+    segmenters = {"plain": Segmenter(backbone, plain)} | {
+        name: Segmenter(backbone, dataclasses.replace(plain, **changed)) for name, changed in variants.items()
     }
     found: dict[str, float] = {}
 
     def labelling(name: str) -> Callable[[], None]:
         def run() -> None:
-            results = segmenters[name]([*images])
+            results = segmenters[name]([*images], names=names)
             found[name] = round(float(np.mean([len(result.segments) for result in results])), 1)
 
         return run
 
     seconds = alternate({name: labelling(name) for name in segmenters}, repetitions)
     return Comparison(
-        part="settings",
+        part=part,
         case=f"{checkpoint.name}, {segmenters['plain'].resolution} px",
         seconds=seconds,
         baseline="plain",

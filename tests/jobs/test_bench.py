@@ -15,10 +15,10 @@ from PIL import Image
 from diffseg.checkpoint import load_checkpoint
 from diffseg.settings import PRESETS
 from jobs import bench
-from jobs.benchmarks import merging
+from jobs.benchmarks import merging, settings
 from jobs.benchmarks.measure import Comparison, alternate
 from jobs.benchmarks.planted import planted_attention
-from jobs.benchmarks.settings import VARIANTS, measure_settings
+from jobs.benchmarks.settings import NAMING_VARIANTS, VARIANTS, measure_names, measure_settings
 from jobs.benchmarks.whole import bare_pass, flop_of, measure_whole
 
 
@@ -70,6 +70,13 @@ def test_every_setting_is_measured_beside_the_plain_pass() -> None:
     assert found.ratio("plain") == 1
 
 
+def test_names_and_walks_are_measured_beside_the_pass_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "TOKENS_64", 64)
+    images = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
+    found = measure_names(load_checkpoint("tiny-text", text=True), images, repetitions=1)
+    assert set(found.seconds) == {"plain", *NAMING_VARIANTS}
+
+
 def test_operations_are_counted() -> None:
     left, right = torch.ones(10, 20), torch.ones(20, 30)
     assert flop_of(lambda: left @ right) == 2 * 10 * 20 * 30
@@ -105,7 +112,7 @@ def test_a_reference_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--parts", "whole,speed"], "speed; expected some of whole, merging, settings, pipeline, growth"),
+        (["--parts", "whole,speed"], "speed; expected some of whole, merging, settings, names, pipeline, growth"),
         (["--dtypes", "float8"], "float8; expected some of float32"),
         (["--batch-sizes", "1,0"], "expected whole numbers from 1"),
         (["--repetitions", "0"], "expected whole numbers from 1"),
