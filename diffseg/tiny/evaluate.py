@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ from diffseg.baselines import LEFT_OUT
 from diffseg.draw import contact_sheet, overlay
 from diffseg.metrics import Interval
 from diffseg.tiny.export import CHECKPOINT
+from diffseg.tiny.names import NamedRow, name_rows, names_table
 from diffseg.tiny.report import heading, markdown, number, signed
-from diffseg.tiny.samples import Choice, Sample, chosen
+from diffseg.tiny.samples import SEEDS, Choice, Sample, captioned_samples, chosen
 from diffseg.tiny.scoring import Method, Row, Segment, baseline_methods, compare, model_method
+from diffseg.tiny.textrecipe import TEXT_CHECKPOINT
 from diffseg.tiny.untrained import UNTRAINED_TAU, write_untrained
 
 __all__ = ["Evaluation", "report"]
@@ -37,14 +40,16 @@ class Evaluation:
     Attributes:
         samples: on what to score.
         model: a folder in the layout of the embedded checkpoint.
+        text_model: one that reads text: its masks are scored beside the others', and its names on captioned scenes.
         untrained: number of random weightings of the same network to average over.
         pictures: images of each set to draw with their truth, our labels and Felzenszwalb's.
         threads: of torch.
         out: a folder for what was scored, and for scores.md, scores.json and the pictures.
     """
 
-    samples: tyro.conf.OmitArgPrefixes[Choice] = field(default_factory=Choice)
+    samples: tyro.conf.OmitArgPrefixes[Choice] = field(default_factory=lambda: Choice(captioned=60))
     model: Path = CHECKPOINT
+    text_model: Path = TEXT_CHECKPOINT
     untrained: int = 3
     pictures: int = 12
     threads: int = 1
@@ -57,17 +62,34 @@ def _methods(settings: Evaluation) -> Mapping[str, Sequence[Method]]:
     methods = {
         "embedded model": [model_method(model)],
         "the same, assign=peak as in the paper": [model_method(model, assign="peak")],
+        "the one that reads text, told nothing": [model_method(settings.text_model)],
     }
     methods |= {name: [method] for name, method in baseline_methods().items()}
-    twins = []
-    for seed in range(settings.untrained):
-        twin = settings.out / "untrained" / str(seed)
-        twin.parent.mkdir(parents=True, exist_ok=True)
-        write_untrained(twin, model, seed=seed)
-        twins.append(model_method(twin, tau=UNTRAINED_TAU))
+    twins = [
+        model_method(_untrained(settings, "untrained", model, seed), tau=UNTRAINED_TAU)
+        for seed in range(settings.untrained)
+    ]
     if twins:
         methods[f"the same network, random weights ({len(twins)} seeds)"] = twins
     return methods
+
+
+def _untrained(settings: Evaluation, name: str, model: Path, seed: int) -> Path:
+    twin = settings.out / name / str(seed)
+    twin.parent.mkdir(parents=True, exist_ok=True)
+    write_untrained(twin, model, seed=seed)
+    return twin
+
+
+def _named(settings: Evaluation) -> list[NamedRow]:
+    """What names are worth, of the model that reads text and of the same network with random weights."""
+    choice = settings.samples
+    samples = captioned_samples(SEEDS[choice.scenes][: choice.captioned], choice.size)
+    models: list[tuple[str, Path, dict[str, Any]]] = [("the model that reads text", settings.text_model, {})]
+    if settings.untrained:
+        twin = _untrained(settings, "untrained-text", settings.text_model, 0)
+        models.append(("the same network, random weights", twin, {"tau": UNTRAINED_TAU}))
+    return list(name_rows(models, samples, settings.out / "scored")) if samples else []
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -109,9 +131,14 @@ def main(settings: Evaluation) -> None:
     torch.set_num_threads(settings.threads)
     rows = list(compare(_methods(settings), settings.samples, settings.out / "scored"))
     text = report(rows)
+    named = _named(settings)
+    if named:
+        heading_of_names = f"### names, on {settings.samples.captioned} captioned scenes ({settings.samples.scenes})"
+        text += f"\n\n{heading_of_names}\n\n{names_table(named)}"
     print(text)
     (settings.out / "scores.md").write_text(text + "\n")
-    (settings.out / "scores.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    for name, found in (("scores", rows), ("names", named)):
+        (settings.out / f"{name}.json").write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
     if settings.pictures:
         draw(settings)
 

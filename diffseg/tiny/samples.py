@@ -13,9 +13,10 @@ from PIL import Image
 
 from diffseg.images import decode_image
 from diffseg.labelmap import IGNORE
+from diffseg.tiny.captioned import generate_captioned
 from diffseg.tiny.scenes import HELD_OUT_SEEDS, VALIDATION_SEEDS, generate_scene
 
-__all__ = ["Choice", "Sample", "chosen", "photographs", "scene_samples"]
+__all__ = ["SEEDS", "Choice", "Sample", "captioned_samples", "chosen", "photographs", "scene_samples"]
 
 Half = Literal["development", "held-out", "all"]
 SEEDS = {"validation": VALIDATION_SEEDS, "held-out": HELD_OUT_SEEDS}
@@ -42,6 +43,7 @@ class Choice:
 
     Attributes:
         images: number of generated scenes.
+        captioned: number of scenes of the closed vocabulary of the model that reads text.
         scenes: held-out ones, for figures to report, or validation, for whatever is still to be decided.
         size: side of the scenes in pixels.
         photographs: a folder with coco/images, coco/masks27, voc/images and voc/masks (PNG, 255 = no truth), or a part.
@@ -49,14 +51,16 @@ class Choice:
     """
 
     images: int = 60
+    captioned: int = 0
     scenes: Literal["validation", "held-out"] = "held-out"
     size: int = 256
     photographs: Path | None = None
     half: Half = "development"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.images <= len(HELD_OUT_SEEDS):
-            raise ValueError(f"images={self.images}: expected 0 to {len(HELD_OUT_SEEDS)}")
+        for name in ("images", "captioned"):
+            if not 0 <= (count := getattr(self, name)) <= len(HELD_OUT_SEEDS):
+                raise ValueError(f"{name}={count}: expected 0 to {len(HELD_OUT_SEEDS)}")
         if self.photographs is not None and not self.photographs.is_dir():
             raise ValueError(f"photographs={self.photographs}: no such folder")
 
@@ -64,6 +68,8 @@ class Choice:
 def chosen(choice: Choice) -> Mapping[str, Sequence[Sample]]:
     """The sets to score on, by a name that says what and how many; without those that are empty."""
     sets = {f"{choice.scenes} scenes": scene_samples(SEEDS[choice.scenes][: choice.images], choice.size)}
+    captioned = SEEDS[choice.scenes][: choice.captioned]
+    sets[f"{choice.scenes} captioned scenes"] = captioned_samples(captioned, choice.size)
     if choice.photographs is not None:
         half = "" if choice.half == "all" else f"{choice.half} half of "
         for name, label in (("coco", "coco, 27 supercategories"), ("voc", "voc, 20 classes and background")):
@@ -73,13 +79,21 @@ def chosen(choice: Choice) -> Mapping[str, Sequence[Sample]]:
 
 def scene_samples(seeds: Sequence[int], size: int) -> list[Sample]:
     """Generated scenes, made now."""
+    scenes = (generate_scene(seed, size) for seed in seeds)
+    return [_made(seed, scene.image, scene.labels) for seed, scene in zip(seeds, scenes, strict=True)]
 
-    def sample(seed: int) -> Sample:
-        scene = generate_scene(seed, size)
-        key = hashlib.sha256(scene.image.tobytes() + scene.labels.tobytes()).hexdigest()
-        return Sample(name=str(seed), key=key[:16], load=lambda: (scene.image, scene.labels))
 
-    return [sample(seed) for seed in seeds]
+def captioned_samples(seeds: Sequence[int], size: int) -> list[Sample]:
+    """Captioned scenes, made now; the truth is the class of every pixel."""
+    scenes = (generate_captioned(seed, size) for seed in seeds)
+    return [
+        _made(seed, scene.image, scene.classes.astype(np.uint16)) for seed, scene in zip(seeds, scenes, strict=True)
+    ]
+
+
+def _made(seed: int, image: np.ndarray, truth: np.ndarray) -> Sample:
+    key = hashlib.sha256(image.tobytes() + truth.tobytes()).hexdigest()
+    return Sample(name=str(seed), key=key[:16], load=lambda: (image, truth))
 
 
 def photographs(folder: Path, name: str, half: Half) -> list[Sample]:

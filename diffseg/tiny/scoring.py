@@ -35,6 +35,7 @@ __all__ = [
     "baseline_methods",
     "compare",
     "intervals",
+    "kept_scores",
     "model_method",
     "scores_of",
 ]
@@ -78,20 +79,34 @@ def model_method(model: Path, **settings: Any) -> Method:
 
 
 def scores_of(method: Method, samples: Sequence[Sample], folder: Path) -> Iterable[np.ndarray]:
-    """Yield the scores of one sample after the other, float64 [S].
+    """Yield the scores of one sample after the other, float64 [S], kept in `folder`."""
 
-    folder: keeps them, a file for each method, so that what was scored before is not scored again. What depends on the
-    code of this package is scored again when that changed.
+    def load() -> Callable[[Sample], list[float]]:
+        segment = method.load()
+        return lambda sample: _score(segment, sample)
+
+    return kept_scores(method.key, samples, load, folder)
+
+
+def kept_scores(
+    key: str, samples: Sequence[Sample], load: Callable[[], Callable[[Sample], list[float]]], folder: Path
+) -> Iterator[np.ndarray]:
+    """Yield the figures of one sample after the other, float64.
+
+    key: says everything that they follow from, but for the samples and the code. load: whatever takes a while before
+    the first sample; gives a function from a sample to its figures. folder: keeps them, a file for each key, so that
+    what was scored before is not scored again. What depends on the code of this package is scored again when that
+    changed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{hashlib.sha256(f'{_code()} {method.key}'.encode()).hexdigest()[:24]}.jsonl"
+    path = folder / f"{hashlib.sha256(f'{_code()} {key}'.encode()).hexdigest()[:24]}.jsonl"
     kept = dict(_lines(path))
-    segment = None
+    score = None
     with path.open("a") as file:
         for sample in samples:
             if sample.key not in kept:
-                segment = segment or method.load()
-                kept[sample.key] = _score(segment, sample)
+                score = score or load()
+                kept[sample.key] = score(sample)
                 file.write("\n" + json.dumps([sample.key, kept[sample.key]]))
                 file.flush()
             yield np.array(kept[sample.key])

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffseg.layout import EMBEDDED
 from diffseg.tiny.recipe import Stage
 from diffseg.tiny.vocabulary import NOUNS, Caption, compose
 
-__all__ = ["TextRecipe", "training_caption"]
+__all__ = ["TEXT_CHECKPOINT", "TextRecipe", "training_caption"]
+
+TEXT_CHECKPOINT = EMBEDDED["tiny-text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,9 @@ class TextRecipe:
     stages: tuple[Stage, ...] = (
         Stage(scenes="captioned", steps=800, batch=16, crop=0.5, lr=(8e-4, 4e-4), warmup=50, hold=500, queries=64),
         Stage(scenes="captioned", steps=700, batch=8, lr=(8e-4, 0.0), warmup=20, hold=300, queries=96),
+        Stage(
+            scenes="captioned", steps=330, batch=8, lr=(6e-4, 0.0), warmup=20, hold=100, queries=96, clean_share=0.75
+        ),
     )
     attention_weight: float = 0.5
     naming_weight: float = 0.5

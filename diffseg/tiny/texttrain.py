@@ -19,7 +19,6 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
-from diffseg.layout import EMBEDDED
 from diffseg.tiny.captioned import generate_captioned, visible
 from diffseg.tiny.denoiser import average_into, draw_pass, pass_losses, weighted
 from diffseg.tiny.export import CHECKPOINT, export
@@ -30,16 +29,15 @@ from diffseg.tiny.pool import Batch, Pool
 from diffseg.tiny.recipe import Stage, stage_of
 from diffseg.tiny.scenes import Scene, generate_scene
 from diffseg.tiny.textmodel import build_text_encoder, build_tokenizer, reading_unet
-from diffseg.tiny.textrecipe import TextRecipe, training_caption
+from diffseg.tiny.textrecipe import TEXT_CHECKPOINT, TextRecipe, training_caption
 from diffseg.tiny.tokenizer import Words, caption_words
 from diffseg.tiny.train import claim
 from diffseg.tiny.vocabulary import NOUNS, Caption
 
-__all__ = ["TEXT_CHECKPOINT", "Command", "main", "train_text"]
+__all__ = ["Command", "main", "train_text"]
 
 log = logging.getLogger(__name__)
 
-TEXT_CHECKPOINT = EMBEDDED["tiny-text"]
 TAU = (0.4, 0.4, 0.4)  # until diffseg.tiny.tune has found better ones
 TRAINED_ON = (
     "procedurally generated images and captions of a closed vocabulary only (diffseg.tiny.captioned); no photograph, "

@@ -8,6 +8,8 @@ from diffusers import AutoencoderTiny
 
 from diffseg.tiny.export import export
 from diffseg.tiny.model import build
+from diffseg.tiny.textmodel import build_text_encoder, build_tokenizer, reading_unet
+from diffseg.tiny.tokenizer import caption_words
 
 __all__ = ["UNTRAINED_TAU", "write_untrained"]
 
@@ -16,7 +18,14 @@ UNTRAINED_TAU = (0.001, 0.001, 0.001)
 
 
 def write_untrained(folder: Path, checkpoint: Path, *, seed: int) -> None:
-    """Write a checkpoint with a UNet of random weights; the VAE stays trained, which can only help this baseline."""
+    """Write a checkpoint with random weights in the place of all that `checkpoint` has, text encoder or none.
+
+    The VAE stays trained, which can only help this baseline.
+    """
     _, unet, scheduler = build(seed)
     vae = AutoencoderTiny.from_pretrained(checkpoint / "vae", use_safetensors=True)
-    export(vae, unet, scheduler, folder, recipe={"untrained": True, "seed": seed})
+    text = None
+    if (checkpoint / "text_encoder").is_dir():
+        words = caption_words()
+        unet, text = reading_unet(unet, seed), (build_text_encoder(words, seed), build_tokenizer(words))
+    export(vae, unet, scheduler, folder, recipe={"untrained": True, "seed": seed}, text=text)

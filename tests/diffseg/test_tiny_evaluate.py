@@ -113,11 +113,11 @@ def test_intervals_leave_out_what_has_no_truth() -> None:
 
 
 def test_the_command_writes_a_row_for_every_method_and_set(folder: Path, tmp_path: Path) -> None:
-    samples = Choice(images=1, size=128, photographs=folder, half="held-out")
+    samples = Choice(images=1, captioned=1, size=128, photographs=folder, half="held-out")
     settings = Evaluation(samples=samples, untrained=1, pictures=1, out=tmp_path / "out")
     main(settings)
     rows = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert len(rows) == 2 * (3 + len(BASELINES))
+    assert len(rows) == 3 * (4 + len(BASELINES))
     assert all(0 <= row["scores"]["covering"]["mean"] <= 1 for row in rows)
     assert {row["scores"]["covering"]["count"] for row in rows} == {1, 2}
     assert rows[0]["gain"]["covering"] == {"mean": 0, "half_width": 0, "count": 1}
@@ -125,9 +125,13 @@ def test_the_command_writes_a_row_for_every_method_and_set(folder: Path, tmp_pat
     gain = whole["scores"]["covering"]["mean"] - rows[0]["scores"]["covering"]["mean"]
     assert whole["gain"]["covering"]["mean"] == pytest.approx(gain)
     text = (tmp_path / "out" / "scores.md").read_text()
-    assert text.count("\n| embedded model  ") == 2
-    assert text.count("embedded model ahead of") == 2
+    assert text.count("\n| embedded model  ") == 3
+    assert text.count("embedded model ahead of") == 3
+    named = json.loads((tmp_path / "out" / "names.json").read_text())
+    assert [row["names"] for row in named] == ["own", "all 18"] * 2
+    assert text.count("random weights, all 18") == 1
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
+        "held-out-captioned-scenes.png",
         "held-out-half-of-voc.png",
         "held-out-scenes.png",
     ]

@@ -19,7 +19,7 @@ from diffseg.metrics import covering, overlap
 from diffseg.segmenter import Segmenter
 from diffseg.tiny.captioned import CaptionedScene, generate_captioned
 from diffseg.tiny.scenes import HELD_OUT_SEEDS
-from diffseg.tiny.texttrain import TEXT_CHECKPOINT
+from diffseg.tiny.textrecipe import TEXT_CHECKPOINT
 from diffseg.tiny.tokenizer import CONTEXT_TOKENS, caption_words
 from diffseg.tiny.vocabulary import NOUNS
 
