@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,22 +145,24 @@ def name_rows(
     """
     for title, model, settings in models:
         for names in ("own", f"all {len(NOUNS)}"):
-
-            def load(model: Path = model, settings: dict = settings, own: bool = names == "own") -> Callable:
-                namer = Namer(model, **settings)
-
-                def score(sample: Sample) -> list[float]:
-                    image, truth = sample.load()
-                    classes = visible(truth) if own else range(len(NOUNS))
-                    return figures_of(namer(image, truth, classes), truth, len(classes)).tolist()
-
-                return score
-
             key = f"names {names} {fingerprint(model)} {settings_of(**settings)}"
+            load = partial(_scorer, model, settings, own=names == "own")
             features = np.array(list(kept_scores(key, samples, load, folder)))
             yield NamedRow(
                 model=title, names=names, scores=dict(zip(HEADINGS, bootstrap(features, summary), strict=True))
             )
+
+
+def _scorer(model: Path, settings: dict[str, Any], *, own: bool) -> Callable[[Sample], list[float]]:
+    """From a sample to its figures, where the names given are those of what shows, or all."""
+    namer = Namer(model, **settings)
+
+    def score(sample: Sample) -> list[float]:
+        image, truth = sample.load()
+        classes = visible(truth) if own else range(len(NOUNS))
+        return figures_of(namer(image, truth, classes), truth, len(classes)).tolist()
+
+    return score
 
 
 def names_table(rows: Sequence[NamedRow]) -> str:

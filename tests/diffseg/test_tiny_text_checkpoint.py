@@ -54,7 +54,8 @@ def test_the_notes_and_the_card_say_what_it_is() -> None:
     assert len(notes["tau"]) == 3
     assert notes["resolution"] == 256
     assert "no photograph" in notes["trained_on"]
-    #     assert recipe["steps_done"] == sum(stage["steps"] for stage in recipe["stages"]), "an unfinished training"
+    recipe = notes["recipe"]
+    assert recipe["steps_done"] == sum(stage["steps"] for stage in recipe["stages"]), "an unfinished training"
     card = (TEXT_CHECKPOINT / "README.md").read_text()
     assert all(noun in card for noun in NOUNS)
     assert "arbitrary" in card

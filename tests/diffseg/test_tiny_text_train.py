@@ -35,7 +35,8 @@ MINI = TextRecipe(
     scenes=3,
     stages=(
         Stage(scenes="captioned", steps=6, batch=4, crop=0.5, lr=(8e-4, 4e-4), warmup=2, hold=3, queries=16),
-        Stage(scenes="captioned", steps=3, batch=2, lr=(8e-4, 0.0), queries=16),
+        Stage(scenes="captioned", steps=2, batch=2, lr=(8e-4, 0.0), queries=16),
+        Stage(scenes="captioned", steps=1, batch=2, lr=(6e-4, 0.0), queries=16, clean_share=0.75),
     ),
 )
 
