@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -38,6 +38,12 @@ def class_colour(name: str) -> tuple[int, int, int]:
     hue = int.from_bytes(digest[:2], "big") / 2**16
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.8, 0.5)[digest[2] % 2], (1.0, 0.78)[digest[3] % 2])
     return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def hexadecimal(colour: Sequence[int] | np.ndarray) -> str:
+    """#rrggbb, as the web and annotation tools write it."""
+    red, green, blue = colour
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def segment_colours(labels: int, names: Mapping[int, str | None]) -> np.ndarray:

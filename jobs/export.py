@@ -58,7 +58,8 @@ def _export(command: ExportCommand) -> int:
         raise SourceError(f"{error}. --images says where the photographs of the run lie now") from error
     shards = done_shards(out, manifest)
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        categories, parts = make_parts(shards, (survey_part(out, shard) for shard in shards), sources)
+        names = manifest.settings.get("naming", {}).get("names", ())
+        categories, parts = make_parts(shards, (survey_part(out, shard) for shard in shards), sources, names)
         export = Export(
             out=out,
             dest=store.at(command.dest),

@@ -13,7 +13,7 @@ from pipeline.storage import SourceError, Storage
 
 ROWS_AT_ONCE = 256
 UNCERTAIN = "uncertain"
-"""What segments are called here whose best name is between the two thresholds, so that they have none."""
+"""What a page or a picture calls a segment that `is_uncertain`."""
 
 
 def label_rows(out: Storage, shard: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -30,6 +30,11 @@ def label_rows(out: Storage, shard: str, columns: Sequence[str]) -> Iterator[dic
             ) from error
 
 
+def is_uncertain(segment: Mapping[str, Any]) -> bool:
+    """Whether a row's segment has no name since its best one is between the two thresholds: it is to be ignored."""
+    return segment["name"] is None and segment["name_score"] is not None
+
+
 def segment_name(segment: Mapping[str, Any]) -> str | None:
     """What a row's segment is called; None in a run without names."""
-    return segment["name"] or (UNCERTAIN if segment["name_score"] is not None else None)
+    return UNCERTAIN if is_uncertain(segment) else segment["name"]

@@ -24,7 +24,7 @@ def write_panoptic(export: Export, part: Part, items: Iterable[Item], tally: Tal
     images, annotations = [], []
     for item in items:
         write_photograph(export, item)
-        export.dest.write_bytes(f"{PNG_FOLDER}/{item.name}.png", _panoptic_png(item.labels))
+        export.dest.write_bytes(f"{PNG_FOLDER}/{item.name}.png", _panoptic_png(item))
         images.append(_image(item))
         segments = [
             {
@@ -35,7 +35,7 @@ def write_panoptic(export: Export, part: Part, items: Iterable[Item], tally: Tal
                 "iscrowd": 0,
                 "score": segment.confidence,
             }
-            for segment in item.segments
+            for segment in item.things
         ]
         annotations.append({"image_id": item.id, "file_name": f"{item.name}.png", "segments_info": segments})
         tally.counts["exported"] += 1
@@ -60,7 +60,7 @@ def write_instances(export: Export, part: Part, items: Iterable[Item], tally: Ta
                 "iscrowd": 0,
                 "score": segment.confidence,
             }
-            for segment in item.segments
+            for segment in item.things
         ]
         tally.counts["exported"] += 1
     return {"images": _lines(images), "annotations": _lines(annotations)}
@@ -77,7 +77,7 @@ def instances_files(export: Export, fragments: Fragments) -> Iterator[tuple[str,
 
 
 def _document(export: Export, fragments: Fragments) -> Iterator[bytes]:
-    categories = [{"id": i, "name": name, "isthing": 1} for name, i in export.category_ids.items()]
+    categories = [{"id": i, "name": name, "isthing": 1} for i, name in enumerate(export.categories, 1)]
     yield f'{{"info": {{}}, "licenses": [],\n"categories": {json.dumps(categories)}'.encode()
     for name in ("images", "annotations"):
         yield f',\n"{name}": [\n'.encode()
@@ -96,8 +96,11 @@ def _lines(values: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(value).encode() + b"\n" for value in values)
 
 
-def _panoptic_png(labels: np.ndarray) -> bytes:
-    ids = np.where(labels == IGNORE, 0, labels.astype(np.uint32) + 1)
+def _panoptic_png(item: Item) -> bytes:
+    table = np.zeros(IGNORE + 1, np.uint32)
+    things = [segment.id for segment in item.things]
+    table[things] = np.array(things, np.uint32) + 1
+    ids = table[item.labels]
     buffer = io.BytesIO()
     Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=2).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

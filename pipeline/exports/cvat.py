@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from xml.sax.saxutils import escape, quoteattr
 
+from diffseg.draw import class_colour, hexadecimal
 from pipeline.exports.assemble import Fragments, Lines, key_line, keys_file, write_photograph
 from pipeline.exports.items import Export, Item, Part, Segment, Tally
 from pipeline.exports.rle import cvat_counts
@@ -16,7 +17,7 @@ def write_part(export: Export, part: Part, items: Iterable[Item], tally: Tally) 
     for item in items:
         write_photograph(export, item)
         height, width = item.labels.shape
-        masks = "".join(_mask(item, segment) for segment in item.segments)
+        masks = "".join(_mask(item, segment) for segment in item.things)
         head = f'<image id="{item.id}" name={quoteattr(item.file)} width="{width}" height="{height}">'
         images.append(f"{head}{masks}</image>\n".encode())
         keys.append(key_line(item))
@@ -31,7 +32,10 @@ def files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[
 
 
 def _document(export: Export, fragments: Fragments) -> Iterator[bytes]:
-    labels = "".join(f"<label><name>{escape(name)}</name><type>mask</type></label>" for name in export.categories)
+    labels = "".join(
+        f"<label><name>{escape(name)}</name><color>{hexadecimal(class_colour(name))}</color><type>mask</type></label>"
+        for name in export.categories
+    )
     yield (
         '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
         f"<meta><task><name>diffseg</name><mode>annotation</mode><labels>{labels}</labels></task></meta>\n"

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from diffseg import IGNORE
+from diffseg.labelmap import BACKGROUND
 from pipeline.exports.names import flat_name, is_plain_path, place_name
 from pipeline.exports.photographs import PhotographError, Photographs, for_any_reader
-from pipeline.labelrows import label_rows
+from pipeline.labelrows import is_uncertain, label_rows
 from pipeline.rows import decode_mask
 from pipeline.samples import Shard
 from pipeline.storage import Storage
@@ -28,9 +29,10 @@ PROBLEMS_SHOWN = 20
 class Export:
     """What every part of an export is told.
 
-    categories: names, sorted; their ids count from 1. photographs: whether they are written beside. jpeg: as JPEG in
-    any case. min_confidence: images below it are left out; segments below min_segment_confidence become unlabelled.
-    image_prefix: of the photographs' URLs in Label Studio.
+    categories: the run's names in their order, as class ids count them, or else all that segments have, sorted; their
+    ids count from 1, and 0 is the background of a run with names. photographs: whether they are written beside. jpeg:
+    as JPEG in any case. min_confidence: images below it are left out; segments below min_segment_confidence become
+    unlabelled. image_prefix: of the photographs' URLs in Label Studio.
     """
 
     out: Storage
@@ -45,8 +47,8 @@ class Export:
 
     @cached_property
     def category_ids(self) -> dict[str, int]:
-        """By name, from 1."""
-        return {name: number for number, name in enumerate(self.categories, 1)}
+        """By name, from 1; 0 is the background."""
+        return {BACKGROUND: 0} | {name: number for number, name in enumerate(self.categories, 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """As in the row. id: its label. bbox: x, y, width, height in pixels. category: id from 1."""
+    """As in the row. id: its label. bbox: x, y, width, height in pixels. category: id from 1, 0 for background."""
 
     id: int
     area: int
@@ -92,6 +94,11 @@ class Item:
     segments: list[Segment]
     confidence: float
     photograph: bytes | None
+
+    @property
+    def things(self) -> list[Segment]:
+        """Segments that are not background."""
+        return [segment for segment in self.segments if segment.category]
 
 
 @dataclass
@@ -134,7 +141,7 @@ def _photographs(export: Export, part: Part) -> Photographs | None:
 
 def _item(export: Export, part: Part, row: Mapping[str, Any], photographs: Photographs | None) -> Item:
     labels = decode_mask(row["mask"])
-    kept = [segment for segment in row["segments"] if segment["confidence"] >= export.min_segment_confidence]
+    kept = [segment for segment in row["segments"] if _is_kept(export, segment)]
     if len(kept) < len(row["segments"]):
         labels = np.where(np.isin(labels, [segment["id"] for segment in kept]), labels, IGNORE).astype(np.uint16)
     index, key = row["index"], row["key"]
@@ -155,6 +162,10 @@ def _item(export: Export, part: Part, row: Mapping[str, Any], photographs: Photo
         confidence=row["confidence"],
         photograph=photograph,
     )
+
+
+def _is_kept(export: Export, segment: Mapping[str, Any]) -> bool:
+    return segment["confidence"] >= export.min_segment_confidence and not is_uncertain(segment)
 
 
 def _segment(export: Export, segment: Mapping[str, Any]) -> Segment:

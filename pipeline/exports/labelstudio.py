@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+from diffseg.draw import class_colour, hexadecimal
 from pipeline.exports.assemble import Fragments, Lines, write_photograph
 from pipeline.exports.items import Export, Item, Part, Segment, Tally
 from pipeline.exports.rle import brush_bytes
@@ -30,7 +31,10 @@ def write_part(export: Export, part: Part, items: Iterable[Item], tally: Tally) 
 
 def files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:
     """interface.xml: the labelling interface, with all categories."""
-    labels = "\n".join(f"    <Label value={quoteattr(name)}/>" for name in export.categories)
+    labels = "\n".join(
+        f'    <Label value={quoteattr(name)} background="{hexadecimal(class_colour(name))}"/>'
+        for name in export.categories
+    )
     text = (
         f'<View>\n  <Image name="{IMAGE}" value="$image"/>\n'
         f'  <BrushLabels name="{BRUSH}" toName="{IMAGE}">\n{labels}\n  </BrushLabels>\n</View>\n'
@@ -44,7 +48,7 @@ def _task(export: Export, item: Item) -> dict[str, Any]:
     prediction = {
         "model_version": "diffseg",
         "score": item.confidence,
-        "result": [_region(item, segment) for segment in item.segments],
+        "result": [_region(item, segment) for segment in item.things],
     }
     return {"data": {"image": export.image_prefix + file, "key": item.key}, "predictions": [prediction]}
 

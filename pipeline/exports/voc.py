@@ -24,18 +24,18 @@ def write_part(export: Export, part: Part, items: Iterable[Item], tally: Tally) 
     palette = voc_palette().tobytes()
     names, keys = [], []
     for item in items:
-        if len(item.segments) >= VOID:
-            why = f"{len(item.segments)} segments; a palette PNG has room for {VOID - 1}"
+        if len(item.things) >= VOID:
+            why = f"{len(item.things)} segments; a palette PNG has room for {VOID - 1}"
             tally.leave_out("too_many_segments", item.key, why)
             continue
         write_photograph(export, item, "JPEGImages")
         for folder, numbers in (
-            ("SegmentationClass", [segment.category for segment in item.segments]),
-            ("SegmentationObject", range(1, len(item.segments) + 1)),
+            ("SegmentationClass", [segment.category for segment in item.things]),
+            ("SegmentationObject", range(1, len(item.things) + 1)),
         ):
-            table = np.zeros(IGNORE + 1, np.uint8)
+            table = np.zeros(IGNORE + 1, np.uint8)  # what is background stays 0
             table[IGNORE] = VOID
-            table[[segment.id for segment in item.segments]] = numbers
+            table[[segment.id for segment in item.things]] = numbers
             export.dest.write_bytes(f"{folder}/{item.name}.png", _png(table[item.labels], palette))
         names.append(f"{item.name}\n".encode())
         keys.append(key_line(item))

@@ -8,18 +8,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 
+from diffseg.labelmap import BACKGROUND
 from pipeline.commit import read_commits
 from pipeline.exports import coco, cvat, huggingface, labelstudio, voc
 from pipeline.exports.assemble import Fragments, Lines
 from pipeline.exports.items import PROBLEMS_SHOWN, UNNAMED, Export, Item, Part, Tally, read_items
 from pipeline.exports.names import name_hash, repeated
-from pipeline.labelrows import label_rows
+from pipeline.labelrows import is_uncertain, label_rows
 from pipeline.manifest import Manifest
 from pipeline.samples import Shard
 from pipeline.spread import spread
@@ -77,21 +78,26 @@ def survey_part(out: Storage, shard: str) -> Survey:
     """Read the keys and the segments' names of a label shard."""
     rows, hashes = [], []
     names: set[str] = set()
-    for row in label_rows(out, shard, ("key", "index", "status", "segments.list.element.name")):
+    for row in label_rows(out, shard, ("key", "index", "status", "segments")):
         if row["status"] == "ok":
             rows.append(row["index"])
             hashes.append(name_hash(row["key"]))
-            names.update(segment["name"] or UNNAMED for segment in row["segments"])
+            names.update(segment["name"] or UNNAMED for segment in row["segments"] if not is_uncertain(segment))
+    names.discard(BACKGROUND)
     return Survey(shard=shard, rows=np.array(rows, int), hashes=np.array(hashes, np.uint64), names=frozenset(names))
 
 
 def make_parts(
-    shards: Mapping[str, int], surveys: Iterable[Survey], sources: Mapping[str, Shard]
+    shards: Mapping[str, int], surveys: Iterable[Survey], sources: Mapping[str, Shard], names: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], list[Part]]:
-    """(categories, the work by label shard). shards: their rows. sources: the shards that were labelled, by name."""
+    """(categories, the work by label shard). shards: their rows. sources: the shards that were labelled, by name.
+
+    names: the run's, which come first and in their order, so that ids are the rows' class ids.
+    """
     by_shard = {survey.shard: survey for survey in surveys}
     several = repeated({name: survey.hashes for name, survey in by_shard.items()})
-    categories = sorted(set().union(*(survey.names for survey in by_shard.values())) or {UNNAMED})
+    found = set().union(*(survey.names for survey in by_shard.values()))
+    categories = [*names, *sorted(found - set(names))] or [UNNAMED]
     parts, first = [], 1
     for number, (shard, rows) in enumerate(shards.items()):
         survey = by_shard[shard]

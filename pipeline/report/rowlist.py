@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from diffseg.draw import class_colour
+from diffseg.draw import class_colour, hexadecimal
 from pipeline.report.datafiles import DataFolder
 from pipeline.report.part import Entry
 
@@ -39,7 +39,7 @@ class RowList:
 
     def tables(self) -> dict[str, Any]:
         """What the numbers in the rows stand for, and how many rows there are in how many files."""
-        colours = {name: "#{:02x}{:02x}{:02x}".format(*class_colour(name)) for name in self._names}
+        colours = {name: hexadecimal(class_colour(name)) for name in self._names}
         return {
             "rows": self._total,
             "rowFiles": self._files,

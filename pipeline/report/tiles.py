@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from diffseg import IGNORE
-from diffseg.draw import borders, segment_colours
+from diffseg.draw import borders, hexadecimal, segment_colours
 from diffseg.images import ImageError, decode_image
 from pipeline.exports.photographs import PhotographError, Photographs
 from pipeline.labelrows import segment_name
@@ -46,7 +46,7 @@ def make_tile(row: Mapping[str, Any], photographs: Photographs | str) -> dict[st
         "segments": [
             [segment["id"], segment["area"], segment["confidence"], names[segment["id"]], segment["name_score"], colour]
             for segment in largest
-            for colour in [_hexadecimal(colours[segment["id"]])]
+            for colour in [hexadecimal(colours[segment["id"]])]
         ],
         "meta": (row["meta"] or "")[:MOST_META],
     }
@@ -92,7 +92,3 @@ def _base64(picture: Image.Image, kind: str) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, kind, quality=JPEG_QUALITY)
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _hexadecimal(colour: np.ndarray) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour.tolist())

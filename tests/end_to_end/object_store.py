@@ -127,6 +127,10 @@ class ObjectStore:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
+    def content_type(self, bucket: str, key: str) -> str:
+        """What a browser is told of an object."""
+        return str(self._client.head_object(Bucket=bucket, Key=key)["ContentType"])
+
     def start(self) -> None:
         """Begin to serve, with the data of before; returns when objects can be written."""
         if self._process is None:

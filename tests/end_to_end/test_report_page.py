@@ -252,6 +252,11 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: Page, small: Path, vi
     if not view:
         first, second = (page.locator("#grid li").nth(number).bounding_box() for number in (0, 1))
         assert first["y"] == second["y"]  # two columns
+        assert first["y"] + first["height"] / 2 < PHONE["height"], "pictures are out of sight"
+        expect(page.get_by_label("Status")).to_be_hidden()
+        page.get_by_role("button", name="Filters").click()
+        page.get_by_label("Status").select_option("ok")
+        expect(page.locator("#found")).to_have_text("40 of 42 rows")
         page.locator("#grid button").first.click()
         assert page.get_by_role("dialog").bounding_box()["width"] <= PHONE["width"]
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 
 import jobs.export
 from diffseg import IGNORE
+from diffseg.draw import class_colour, hexadecimal
 from pipeline.rows import SCHEMA
 
 # pycocotools decodes through an interface that NumPy 2 finds old.
@@ -234,3 +235,45 @@ def test_the_same_command_goes_over_its_files_and_another_is_refused(
     assert "name an empty folder" in capsys.readouterr().err
     (tmp_path / "export.json").unlink()
     assert export(run, tmp_path, "cvat") == 2
+
+
+def test_class_ids_are_those_of_the_run_and_background_is_no_thing(run: Path, tmp_path: Path) -> None:
+    """Segments 0 to 3 are: the second name, background, between the thresholds, the first name; a third is nowhere."""
+    named = rewritten(run, tmp_path / "out")
+    given = [("road", 0.9), ("background", 0.1), (None, 0.3), ("sky", 0.8)]
+    for path in (named / "labels").iterdir():
+        rows = pq.read_table(path).to_pylist()
+        for segment in (segment for row in rows for segment in row["segments"]):
+            segment["name"], segment["name_score"] = given[segment["id"]]
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    settings = json.loads((named / "run.json").read_bytes())
+    settings["settings"]["naming"]["names"] = ["sky", "road", "sea"]
+    (named / "run.json").write_text(json.dumps(settings))
+
+    assert export(named, tmp_path / "voc", "voc") == 0
+    name, labels = "b", LABELS[PLAIN]
+    classes = np.select([labels == 0, labels == 1, labels == 3], [2, 0, 1], 255)
+    np.testing.assert_array_equal(pixels(tmp_path / f"voc/SegmentationClass/{name}.png"), classes)
+    objects = pixels(tmp_path / f"voc/SegmentationObject/{name}.png")
+    np.testing.assert_array_equal(objects == 0, labels == 1)
+    assert [line.split(":")[0] for line in (tmp_path / "voc/labelmap.txt").read_text().splitlines()[1:]] == [
+        "background",
+        "sky",
+        "road",
+        "sea",
+    ]
+
+    assert export(named, tmp_path / "coco", "coco-instances") == 0
+    coco = COCO(tmp_path / "coco/instances.json")
+    assert {category["id"]: category["name"] for category in coco.dataset["categories"]} == {
+        1: "sky",
+        2: "road",
+        3: "sea",
+    }
+    assert {(a["id"] % 2**16, a["category_id"]) for a in coco.dataset["annotations"]} == {(0, 2), (3, 1)}
+
+    assert export(named, tmp_path / "cvat", "cvat") == 0
+    root = ElementTree.parse(tmp_path / "cvat/annotations.xml").getroot()
+    told = {label.findtext("name"): label.findtext("color") for label in root.findall("meta/task/labels/label")}
+    assert told == {name: hexadecimal(class_colour(name)) for name in ("sky", "road", "sea")}
+    assert {mask.get("label") for mask in root.iter("mask")} == {"sky", "road"}

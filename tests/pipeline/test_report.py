@@ -145,7 +145,7 @@ def test_the_page_tells_failures_speed_and_settings(out: Path) -> None:
     text = Reader((out / "report/index.html").read_text("utf-8")).text
     for words in ("undecodable", "has 2³² pixels", "images-000002", "samples_per_shard", "0123456789abcdef", "unet"):
         assert words in text
-    assert "1 shards failed, 0 are not done" in text
+    assert "Shards that failed: 1; not done yet: 0" in text
 
 
 def test_without_photographs_the_segments_are_shown_and_it_is_said(

@@ -94,6 +94,11 @@ document.addEventListener("keydown", (event) => {
   } else if ("123".includes(event.key)) chooseLook(Number(event.key) - 1);
 });
 
+// On a phone the filters are folded away, so that pictures come first.
+field("fold").addEventListener("click", () => {
+  field("fold").setAttribute("aria-expanded", tools.classList.toggle("open"));
+});
+
 field("before").addEventListener("click", () => openDetail(shown.place - 1));
 field("after").addEventListener("click", () => openDetail(shown.place + 1));
 field("close").addEventListener("click", () => detail.close());
