@@ -57,7 +57,7 @@ format: $(VENV)/.dev ## Apply the formatter and the linter's fixes
 PHOTOGRAPHS ?= $(wildcard ../shared/data)
 SAMPLES = $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS)) $(if $(HALF),--half $(HALF)) $(ARGS)
 
-tiny-eval: $(VENV)/.demo ## Score the embedded model beside what it must beat: scenes it never saw, and photographs: HALF=held-out
+tiny-eval: $(VENV)/.demo ## Score the embedded models, masks and names, beside what they must beat; photographs too: HALF=held-out
 	$(BIN)/python -m diffseg.tiny.evaluate $(SAMPLES)
 
 ablation: $(VENV)/.demo ## What each setting is worth: a row each beside the default (half an hour; goes on where it was stopped)

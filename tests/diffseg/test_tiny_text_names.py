@@ -54,7 +54,7 @@ def test_captioned_scenes_are_a_set_of_their_own() -> None:
 def test_the_shipped_model_names_and_random_weights_do_not(held_out: Sequence[Sample], tmp_path: Path) -> None:
     write_untrained(tmp_path / "twin", TEXT_CHECKPOINT, seed=0)
     trained, random = ("trained", TEXT_CHECKPOINT, {}), ("random", tmp_path / "twin", {"tau": UNTRAINED_TAU})
-    found = [*name_rows([trained], held_out, tmp_path), *name_rows([random], held_out[:4], tmp_path)]
+    found = [*name_rows([trained], held_out, tmp_path), *name_rows([random], held_out[:3], tmp_path)]
     rows = {(row.model, row.names): row.scores for row in found}
     own, everything = rows["trained", "own"], rows["trained", "all 18"]
     # Measured .95, .91, .77, .81 and .87 here: a token, a map or a vote that is wrong falls below.
@@ -71,7 +71,7 @@ def test_a_scene_and_its_mirror_image_have_the_same_names(held_out: Sequence[Sam
     """Of the true regions nearly all, so that names follow what shows and not where."""
     namer = Namer(TEXT_CHECKPOINT)
     same = []
-    for sample in held_out[:5]:
+    for sample in held_out[:3]:
         image, truth = sample.load()
         pair = [
             namer(np.ascontiguousarray(a), b, range(18)) for a, b in ((image, truth), (image[:, ::-1], truth[:, ::-1]))
