@@ -20,20 +20,21 @@ from diffseg.attention import Grid, SelfAttention
 from diffseg.backbone import Backbone, Step, no_step
 from diffseg.canvas import Canvas, fit_image
 from diffseg.checkpoint import load_checkpoint
+from diffseg.clip import Clip, load_clip
 from diffseg.crossattention import CrossAttention
 from diffseg.decide import Decision, Segmentation, decide, decide_on_device, finish
 from diffseg.devices import to_device
 from diffseg.images import decode_image
 from diffseg.prompt import Prompt, prompt_of_names
 from diffseg.proposals import aggregated_of, scores_of
-from diffseg.settings import Dtype, Preset, SegmenterSettings, settings_of, thresholds
+from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, settings_of, thresholds
 from diffseg.stages import Scores, Signals, stages_of, with_name_scores
 from diffseg.windows import look_through_windows
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes
 PIXELS_PER_TOKEN = 8
 
-STEPS = {"diffseg": "merge", "ncut": "merge", "par": "refine", "cross": "name"}
+STEPS = {"diffseg": "merge", "ncut": "merge", "par": "refine", "cross": "name", "clip": "name"}
 """What the timers call a stage, where that is not its name."""
 
 
@@ -77,10 +78,22 @@ def segment_attention(
 
 
 class Looked(NamedTuple):
-    """What the model looked at in a batch: other positions of the image, and the names in the prompt, where asked."""
+    """What the model looked at in a batch: other positions of the image, and the names in the prompt, where asked.
+
+    clip: float32 [B, T, h, w], what a CLIP says each position shows, where asked.
+    """
 
     own: SelfAttention
     cross: CrossAttention | None = None
+    clip: torch.Tensor | None = None
+
+    def of_images(self, start: int, stop: int) -> Looked:
+        """A part of the batch."""
+        return Looked(
+            self.own.of_images(start, stop),
+            self.cross and self.cross.of_images(start, stop),
+            None if self.clip is None else self.clip[start:stop],
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,7 +141,13 @@ class Segmenter:
     """
 
     def __init__(
-        self, backbone: Backbone, settings: SegmenterSettings, *, batch_size: int = 1, naming: bool = False
+        self,
+        backbone: Backbone,
+        settings: SegmenterSettings,
+        *,
+        batch_size: int = 1,
+        naming: bool = False,
+        clip: Clip | None = None,
     ) -> None:
         """naming: whether images come with names, see `from_pretrained`."""
         if batch_size < 1:
@@ -140,7 +159,14 @@ class Segmenter:
         self.tau = settings.tau or checkpoint.tau
         self.timestep = checkpoint.timestep if settings.timestep is None else settings.timestep
         self.resolution = settings.resolution or checkpoint.resolution
-        self.method = settings.method or (*checkpoint.method, *(("cross",) if naming else ()))
+        naming_stage: StageName = "cross" if clip is None else "clip"
+        self.method = settings.method or (*checkpoint.method, *((naming_stage,) if naming else ()))
+        self.clip = clip
+        if "clip" in self.method and clip is None:
+            raise ValueError(
+                f"method {','.join(self.method)}: stage clip needs a CLIP, and none comes with this program; name a "
+                "folder, hub id or URL of one in the transformers layout (clip=…, --clip)"
+            )
         self.stages = stages_of(self.method, settings, self.tau)
         self.needs = frozenset[str]().union(*(stage.needs for stage in self.stages))
         if self.resolution % backbone.pixel_multiple:
@@ -159,13 +185,15 @@ class Segmenter:
         dtype: Dtype = "float32",
         batch_size: int = 1,
         naming: bool = False,
+        clip: str | os.PathLike[str] | None = None,
         preset: Preset = "default",
         **settings: Any,
     ) -> Segmenter:
         """From `tiny`, a local diffusers folder or a hub id; `settings` are fields of SegmenterSettings.
 
         vae: an autoencoder in the place of the model's own, see `load_checkpoint`. naming: whether images come with
-        names; segments are then named by cross-attention where `method` does not say otherwise.
+        names; segments are then named by CLIP if one is given, else by cross-attention, where `method` does not say
+        otherwise. clip: a local folder or hub id of a CLIP in the transformers layout, see `load_clip`.
 
         Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings.
         """
@@ -176,9 +204,10 @@ class Segmenter:
             vae=vae,
             device=device,
             dtype=getattr(torch, dtype),
-            text=reads_text(resolved, naming=naming),
+            text=reads_text(resolved, naming=naming and clip is None),
         )
-        return cls(Backbone(checkpoint), resolved, batch_size=batch_size, naming=naming)
+        images_and_text = None if clip is None else load_clip(clip, device=device)
+        return cls(Backbone(checkpoint), resolved, batch_size=batch_size, naming=naming, clip=images_and_text)
 
     def __call__(
         self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...], names: Sequence[str] | None = None
@@ -223,7 +252,11 @@ class Segmenter:
         if not 0 < len(canvases) <= self.batch_size:
             raise ValueError(f"{len(canvases)} images: expected 1 to {self.batch_size}")
         padded = [*canvases, *[canvases[-1]] * (self.batch_size - len(canvases))]
-        looked = self._look(torch.stack([canvas.pixels for canvas in padded]), self._prompts(padded), step)
+        pixels = torch.stack([canvas.pixels for canvas in padded])
+        looked = self._look(pixels, self._prompts(padded), step)
+        if self.clip is not None and "clip" in self.needs:
+            with step("clip"):
+                looked = looked._replace(clip=self.clip.probabilities(pixels, self._names(padded)))
         if not self.settings.crops:
             return looked
         detail = torch.stack([canvas.detail for canvas in padded if canvas.detail is not None])
@@ -234,7 +267,14 @@ class Segmenter:
             self.settings.weights,
             lambda window: self._look(window, None, step).own,
         )
-        return Looked(own, looked.cross)
+        return looked._replace(own=own)
+
+    def _names(self, canvases: Sequence[Canvas]) -> list[tuple[str, ...]]:
+        """The names of each image. Raises ValueError where one has not even an empty list of them."""
+        prompts = [canvas.prompt for canvas in canvases if canvas.prompt is not None]
+        if len(prompts) < len(canvases):
+            raise ValueError(f"method {','.join(self.method)} names segments: it needs names for each image")
+        return [prompt.names for prompt in prompts]
 
     def _prompts(self, canvases: Sequence[Canvas]) -> list[list[Prompt]] | None:
         """What the model is told of each image, in as many parts as the names of one need; None: nothing."""
@@ -270,10 +310,7 @@ class Segmenter:
         decisions, finite = [], []
         for start in range(0, len(canvases), at_once):
             stop = min(start + at_once, len(canvases))
-            part = Looked(
-                looked.own.of_images(start, start + at_once),
-                looked.cross and looked.cross.of_images(start, start + at_once),
-            )
+            part = looked.of_images(start, start + at_once)
             signals = self._signals(part, canvases[start:stop], step, overwrite=overwrite)
             finite.append(signals.finite)
             scores: Scores | None = None
@@ -297,7 +334,10 @@ class Segmenter:
             attention=attention,
             finite=finite,
             cross=looked.cross,
-            name_counts=None if looked.cross is None else to_device(torch.tensor(counts), attention.device),
+            clip=looked.clip,
+            name_counts=None
+            if looked.cross is None and looked.clip is None
+            else to_device(torch.tensor(counts), attention.device),
         )
 
     def _decide(self, scores: Scores, canvases: Sequence[Canvas], step: Step) -> list[Decision]:

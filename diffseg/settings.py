@@ -14,7 +14,7 @@ Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
 """How much each resolution counts: see `diffseg.aggregate.resolution_weights`."""
 AnchorLayout = Literal["even", "google"]
 Consume = Literal["paper", "google"]
-StageName = Literal["diffseg", "ncut", "par", "walk", "cross"]
+StageName = Literal["diffseg", "ncut", "par", "walk", "cross", "clip"]
 Vote = Literal["share", "mean", "mode"]
 Distance = Literal["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
 Assign = Literal["nearest", "peak"]
@@ -39,9 +39,9 @@ class SegmenterSettings:
     """Share of each resolution in the aggregated attention: paper, google, uniform, or {side: weight}."""
     method: tuple[StageName, ...] | None = None
     """Stages in order. diffseg or ncut find segments by merging or by normalised cuts of self-attention; par lets their
-    borders follow the image; walk spreads scores along the attention from where they are sure; cross names them by
-    cross-attention, or as the first finds classes by it. None: the checkpoint's own, else diffseg; and cross after it
-    where names are given."""
+    borders follow the image; walk spreads scores along the attention from where they are sure; cross or clip name them,
+    by cross-attention or by a CLIP of yours, or as the first find classes. None: the checkpoint's own, else diffseg;
+    and where names are given clip after it if there is a CLIP, else cross."""
     ncut: float = 0.5
     """Stage ncut: a part whose best normalised cut costs this or more stays whole; 1 is no better than chance."""
     ncut_steps: int = 1
@@ -79,6 +79,11 @@ class SegmenterSettings:
     """Stage walk: only positions less than this many tokens apart are joined; 0: all."""
     walk_seeds: float = 0.5
     """Stage walk: scores stay where they are at least this sure, relative to where their own proposal is surest."""
+    clip_smooth: bool = True
+    """Stage clip: each position takes the mean of CLIP's scores where Stable Diffusion's self-attention looks."""
+    clip_denoise: float = 0.0
+    """Stage clip: a name whose share is nowhere this large is taken to be absent; 0: none is, as is right for names
+    that an image's labels promise; MaskCLIP's is 0.5."""
     background_below: float = 0.0
     """A segment whose name scores less is background; 0 to 1."""
     ignore_below: float = 0.0
@@ -113,6 +118,7 @@ class SegmenterSettings:
         require(1 <= self.walk_steps <= 1024, f"walk_steps={self.walk_steps}: expected 1 to 1024")
         require(self.walk_radius >= 0, f"walk_radius={self.walk_radius}: expected tokens, or 0 for no limit")
         require(0 < self.walk_seeds <= 1, f"walk_seeds={self.walk_seeds}: expected above 0 to 1")
+        require(0 <= self.clip_denoise <= 1, f"clip_denoise={self.clip_denoise}: expected a share, 0 to 1")
         require(
             0 <= self.background_below <= max(self.background_below, self.ignore_below) <= 1,
             f"background_below={self.background_below}, ignore_below={self.ignore_below}: expected scores, 0 to 1",
@@ -130,7 +136,7 @@ class SegmenterSettings:
 
 
 PROPOSING: tuple[StageName, ...] = ("diffseg", "ncut")
-NAMING: tuple[StageName, ...] = ("cross",)
+NAMING: tuple[StageName, ...] = ("cross", "clip")
 
 
 def check_method(method: tuple[StageName, ...]) -> None:

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 import torch
 
 from diffseg.attention import Grid
+from diffseg.clipnaming import denoised, smoothed
 from diffseg.crossattention import CrossAttention, average
 from diffseg.naming import BACKGROUND_INDEX, NO_NAME, at_thresholds, class_maps, vote_names, with_background
 from diffseg.proposals import propose
@@ -23,7 +24,7 @@ from diffseg.refine import refine
 from diffseg.settings import SegmenterSettings, StageName
 from diffseg.walk import on_grid, random_walk
 
-Need = Literal["attention", "cross"]
+Need = Literal["attention", "cross", "clip"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -32,7 +33,8 @@ class Signals:
 
     pixels: float32 [B, 3, S, S] in [−1, 1]. grid: (h, w) of the working grid. attention: float32 [B, P, P], aggregated
     self-attention, rows sum to 1. finite: bool [B], images whose attention is. cross: of names, 0 where an image has
-    fewer. name_counts: int64 [B], how many names each image has.
+    fewer. clip: float32 [B, T, h', w'], what CLIP says each position shows, 0 to 1, at most 1 over an image's names.
+    name_counts: int64 [B], how many names each image has.
     """
 
     pixels: torch.Tensor
@@ -40,6 +42,7 @@ class Signals:
     attention: torch.Tensor
     finite: torch.Tensor
     cross: CrossAttention | None = None
+    clip: torch.Tensor | None = None
     name_counts: torch.Tensor | None = None
 
 
@@ -157,6 +160,24 @@ class CrossNames:
         return named(maps, signals.name_counts, scores, self.settings)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClipNames:
+    """Names of segments from CLIP's scores (MaskCLIP), or, where it is the first stage, classes from nothing else."""
+
+    settings: SegmenterSettings
+    name: StageName = "clip"
+    needs: frozenset[Need] = frozenset({"attention", "clip"})
+
+    def run(self, signals: Signals, scores: Scores | None) -> Scores:
+        if signals.clip is None or signals.name_counts is None:
+            raise ValueError("stage clip names segments: names, or scores of a CLIP for them, were not given")
+        maps = denoised(signals.clip, self.settings.clip_denoise)
+        if self.settings.clip_smooth:
+            maps = smoothed(maps, signals.attention, signals.finite, signals.grid)
+        # the other votes undo that maps of attention differ in strength, and these are shares
+        return named(maps, signals.name_counts, scores, replace(self.settings, vote="share"))
+
+
 def named(maps: torch.Tensor, counts: torch.Tensor, scores: Scores | None, settings: SegmenterSettings) -> Scores:
     """Scores named by maps [B, T, h, w] of names, or the maps as scores of classes where there are none yet."""
     if scores is None:
@@ -189,6 +210,8 @@ def _stage(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...])
             return RandomWalk(settings=settings)
         case "cross":
             return CrossNames(settings=settings)
+        case "clip":
+            return ClipNames(settings=settings)
     raise ValueError(f"stage {name!r} is unknown")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +103,37 @@ def write_text_encoder(
     save_file(named, file, metadata={"format": "pt"})
 
 
-def vocabulary() -> tuple[dict[str, int], list[str]]:
-    """Vocabulary and merges of CLIP's byte-pair encoding: every byte, its form at a word's end, and three merges."""
+def vocabulary(merges: Sequence[str] = ("t h", "th e</w>", "a n")) -> tuple[dict[str, int], list[str]]:
+    """Vocabulary and merges of CLIP's byte-pair encoding: every byte, its form at a word's end, and some merges."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     symbols = [chr(byte) for byte in printable] + [chr(256 + place) for place in range(len(others))]
-    merges = ["t h", "th e</w>", "a n"]
     words = [*symbols, *(f"{s}</w>" for s in symbols), *(m.replace(" ", "") for m in merges), START, END]
-    return {word: number for number, word in enumerate(words)}, merges
+    return {word: number for number, word in enumerate(words)}, list(merges)
 
 
-def write_tokenizer(folder: Path, *, padding: str) -> None:
-    """The four files of a published CLIP tokenizer; SD 1.x pads with the end token, SD 2.x with `!`."""
-    words, merges = vocabulary()
-    write_json(folder / "vocab.json", words)
+def merges_of(words: Iterable[str]) -> list[str]:
+    """Merges by which each word in small ASCII letters is one token: pairs from the left, after those of earlier words."""
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        for pair in merges:
+            for place in reversed(range(len(parts) - 1)):
+                if tuple(parts[place : place + 2]) == pair:
+                    parts[place : place + 2] = ["".join(pair)]
+        while len(parts) > 1:
+            merges.append((parts[0], parts[1]))
+            parts[:2] = ["".join(parts[:2])]
+    return [" ".join(pair) for pair in merges]
+
+
+def write_tokenizer(folder: Path, *, padding: str, words: Iterable[str] | None = None) -> None:
+    """The four files of a published CLIP tokenizer; SD 1.x pads with the end token, SD 2.x with `!`.
+
+    words: those that are a token each.
+    """
+    known, merges = vocabulary() if words is None else vocabulary(merges_of(words))
+    write_json(folder / "vocab.json", known)
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
 
     def token(content: str) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from diffseg.stages import Scores, Signals, Stage, stages_of, with_name_scores
 SIDE, NAMES = 12, (3, 0, 2)
 """Of the working grid; and how many names each image of the batch has."""
 
-STAGES: dict[StageName, dict[str, Any]] = {"diffseg": {}, "ncut": {}, "par": {}, "walk": {}, "cross": {}}
+STAGES: dict[StageName, dict[str, Any]] = {
+    "diffseg": {},
+    "ncut": {},
+    "par": {},
+    "walk": {},
+    "cross": {},
+    "clip": {"clip_denoise": 0.1},
+}
 """Every stage, with settings that make a small example of it."""
 
 
@@ -35,21 +42,24 @@ def signals(seed: int = 0) -> Signals:
     pixels = torch.stack(
         [c[torch.from_numpy(np.kron(m, np.ones((4, 4), int)))] for c, m in zip(colours, masks, strict=True)]
     )
+    shown = torch.rand(3, max(NAMES), SIDE // 2, SIDE // 2, generator=generator) / max(NAMES)
     looked = torch.rand(3, max(NAMES), SIDE * SIDE, generator=generator)
     for image, count in enumerate(NAMES):
-        looked[image, count:] = 0
+        looked[image, count:] = shown[image, count:] = 0
     return Signals(
         pixels=pixels.permute(0, 3, 1, 2).contiguous(),
         grid=(SIDE, SIDE),
         attention=attention,
         finite=torch.ones(3, dtype=torch.bool),
         cross=CrossAttention(maps={(SIDE, SIDE): looked}, layers={(SIDE, SIDE): 1}),
+        clip=shown,
         name_counts=torch.tensor(NAMES),
     )
 
 
 def of_image(whole: Signals, image: int) -> Signals:
     assert whole.cross is not None
+    assert whole.clip is not None
     assert whole.name_counts is not None
     part = slice(image, image + 1)
     return Signals(
@@ -58,6 +68,7 @@ def of_image(whole: Signals, image: int) -> Signals:
         attention=whole.attention[part],
         finite=whole.finite[part],
         cross=whole.cross.of_images(image, image + 1),
+        clip=whole.clip[part],
         name_counts=whole.name_counts[part],
     )
 
@@ -131,7 +142,7 @@ def test_a_stage_that_names_finds_classes_where_it_is_the_first(name: StageName)
 @pytest.mark.parametrize("name", [name for name in STAGES if name in NAMING])
 def test_a_stage_that_names_refuses_to_invent_names(name: StageName) -> None:
     given = signals()
-    given.cross = given.name_counts = None
+    given.cross = given.clip = given.name_counts = None
     with pytest.raises(ValueError, match=f"stage {name}"):
         stage_named(name).run(given, None)
 
