@@ -18,14 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from diffseg.devices import to_device
-from diffseg.layout import CheckpointError, fingerprint, load_part, read_json, resolve
+from diffseg.layout import NEEDED_OF_A_CLIP, CheckpointError, fingerprint, load_part, read_json, resolve
 
-NEEDED_OF_A_CLIP = (
-    "config.json",
-    "preprocessor_config.json",
-    *(f"model*.safetensors{end}" for end in ("", ".index.json")),
-    *("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
-)
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of colours, 0 to 1, in the images that OpenAI's models were trained on; a checkpoint may say otherwise."""
 

@@ -28,6 +28,13 @@ NEEDED = (
 NEEDED_OF_A_VAE = tuple(
     f"{folder}{name}" for folder in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors*")
 )
+NEEDED_OF_A_CLIP = (
+    "config.json",
+    "preprocessor_config.json",
+    *(f"model*.safetensors{end}" for end in ("", ".index*.json")),
+    *("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
+)
+"""In the transformers layout."""
 UNUSED = "*.non_ema.*"  # a second set of weights that some repositories hold beside the one to use
 
 
@@ -87,9 +94,12 @@ def fingerprint(folder: Path, needed: tuple[str, ...] = NEEDED, *, vae: Path | N
     """
     lines = (f"{path}\0{digest}\n" for path, digest in digests(folder, needed).items())
     own = hashlib.sha256("".join(lines).encode()).hexdigest()
-    if vae is None:
-        return own
-    return hashlib.sha256(f"{own} {fingerprint(vae, NEEDED_OF_A_VAE)}".encode()).hexdigest()
+    return own if vae is None else with_digest(own, fingerprint(vae, NEEDED_OF_A_VAE))
+
+
+def with_digest(own: str, other: str) -> str:
+    """sha256, hexadecimal, over a model's digest and that of what is used with it."""
+    return hashlib.sha256(f"{own} {other}".encode()).hexdigest()
 
 
 def _digest(file: Any) -> Any:  # hashlib.file_digest is new in Python 3.11

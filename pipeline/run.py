@@ -111,15 +111,16 @@ def label_run(
 def _refuse_early(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
     """Compare all that is known before a model is loaded: not the model itself, which may lie elsewhere now."""
     same_model = {name: before.settings[name] for name in ("model", "revision")}
-    if settings.vae is not None and before.settings["vae"] is not None:
-        same_model["vae"] = before.settings["vae"]
+    for part in ("vae", "clip"):
+        if getattr(settings, part) is not None and before.settings.get(part) is not None:
+            same_model[part] = before.settings[part]
     plain = dataclasses.asdict(settings) | same_model
     check_same_run(before, dataclasses.replace(before, source=source, settings=plain, fingerprint="unknown"), out)
 
 
 def _refuse_another_model(before: Manifest, job: Job) -> None:
     """Compare the files of the model, where nothing is left to do and so no worker would."""
-    if all(getattr(job.settings, name) == before.settings[name] for name in ("model", "revision", "vae")):
+    if all(getattr(job.settings, name) == before.settings.get(name) for name in ("model", "revision", "vae", "clip")):
         return
     found = find_weights(job.settings, job.source).fingerprint()
     check_same_run(before, dataclasses.replace(before, model_sha256=found, fingerprint="unknown"), job.out)

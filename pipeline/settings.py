@@ -38,6 +38,9 @@ class LabelSettings:
     vae: str | None = None
     """Autoencoder of the same latents in the place of the model's own, whose encoder is most of the work: a folder,
     hub id or URL, such as madebyollin/taesd."""
+    clip: str | None = None
+    """A CLIP of the transformers layout to name segments by (stage clip): a folder, hub id or URL, such as
+    openai/clip-vit-base-patch16. None comes with this program."""
     dtype: Dtype = "float32"
     """Of the model's weights; attention is float32 always."""
     method: SegmenterSettings = field(default_factory=SegmenterSettings)
@@ -63,7 +66,7 @@ class LabelSettings:
                 f"samples_per_shard {self.samples_per_shard}, max_pixels {self.max_pixels}: expected 1 or more of each"
             )
         self._check_naming()
-        for place in filter(None, (self.model, self.vae)):
+        for place in filter(None, (self.model, self.vae, self.clip)):
             # run.json and every row name the model
             if scheme(place) and redact(place) != place:
                 raise ValueError(
@@ -75,6 +78,13 @@ class LabelSettings:
 
     def _check_naming(self) -> None:
         stages = self.method.method
+        if stages is not None and ("clip" in stages) != (self.clip is not None):
+            raise ValueError(
+                f"method {','.join(stages)}, clip {self.clip and redact(self.clip)}: stage clip names by a CLIP; "
+                "give both, the stage and its checkpoint (a folder, hub id or URL), or neither"
+            )
+        if self.clip is not None and not self.naming:
+            raise ValueError(f"clip {redact(self.clip)} names segments: give names, or a caption field")
         names_segments = stages is not None and any(stage in NAMING for stage in stages)
         if stages is not None and names_segments and not self.naming:
             raise ValueError(f"method {','.join(stages)} names segments: give names, or a caption field")

@@ -26,7 +26,17 @@ from typing import Any
 
 from huggingface_hub import is_offline_mode
 
-from diffseg.layout import NEEDED, NEEDED_OF_A_VAE, CheckpointError, digests, fingerprint, is_needed, resolve
+from diffseg.layout import (
+    NEEDED,
+    NEEDED_OF_A_CLIP,
+    NEEDED_OF_A_VAE,
+    CheckpointError,
+    digests,
+    fingerprint,
+    is_needed,
+    resolve,
+    with_digest,
+)
 from pipeline.localfiles import locked, write_atomically
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage, StoreUnavailable
@@ -46,15 +56,19 @@ Versions = dict[str, tuple[int, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The folders on this node of a model and of the autoencoder in the place of its own, and what the user named."""
+    """The folders on this node of a model, of the autoencoder in the place of its own and of a CLIP beside it, and what
+    the user named.
+    """
 
     settings: LabelSettings
     model: Path
     vae: Path | None
+    clip: Path | None = None
 
     def fingerprint(self) -> str:
         """The model_sha256 of run.json: of contents alone, wherever they lie."""
-        return fingerprint(self.model, vae=self.vae)
+        own = fingerprint(self.model, vae=self.vae)
+        return own if self.clip is None else with_digest(own, fingerprint(self.clip, NEEDED_OF_A_CLIP))
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -62,8 +76,10 @@ class Weights:
         try:
             yield
         except CheckpointError as error:
-            text = str(error).replace(str(self.model), self.settings.model)
-            raise CheckpointError(text.replace(str(self.vae), str(self.settings.vae))) from error
+            text = str(error)
+            for part in ("clip", "vae", "model"):
+                text = text.replace(str(getattr(self, part)), str(getattr(self.settings, part)))
+            raise CheckpointError(text) from error
 
 
 def find_weights(settings: LabelSettings, source: Storage) -> Weights:
@@ -74,7 +90,8 @@ def find_weights(settings: LabelSettings, source: Storage) -> Weights:
     """
     model = _located(settings.model, settings.revision, source, NEEDED)
     vae = None if settings.vae is None else _located(settings.vae, None, source, NEEDED_OF_A_VAE)
-    return Weights(settings=settings, model=model, vae=vae)
+    clip = None if settings.clip is None else _located(settings.clip, None, source, NEEDED_OF_A_CLIP)
+    return Weights(settings=settings, model=model, vae=vae, clip=clip)
 
 
 def _located(name: str, revision: str | None, source: Storage, needed: tuple[str, ...]) -> Path:
@@ -153,17 +170,21 @@ class _Copies:
 
     def _listed(self) -> Versions:
         """Of the files that are needed. A URL that holds no checkpoint is told from one by a question or two."""
-        parts = ("", "vae/") if self.needed == NEEDED_OF_A_VAE else ("unet/",)
+        parts = {NEEDED: ("unet/",), NEEDED_OF_A_VAE: ("", "vae/"), NEEDED_OF_A_CLIP: ("",)}[self.needed]
+        library, example = (
+            ("transformers", "") if self.needed == NEEDED_OF_A_CLIP else ("diffusers", " (unet/, vae/, …)")
+        )
+        weights = "model" if self.needed == NEEDED_OF_A_CLIP else "diffusion_pytorch_model"
         here = next((part for part in parts if self.store.is_file(f"{part}config.json")), None)
         if here is None:
             raise CheckpointError(
                 f"{self.store.redacted}: looked for {' or '.join(f'{part}config.json' for part in parts)}; there is "
-                "none. A folder in the diffusers layout is needed (unet/, vae/, …)"
+                f"none. A folder in the {library} layout is needed{example}"
             )
         found = {p: (size, tag) for p, size, tag in self.store.versions(depth=2) if is_needed(p, self.needed)}
         if not any(path.startswith(here) and path.endswith(".safetensors") for path in found):
             raise CheckpointError(
-                f"{self.store.redacted}: looked for {here}diffusion_pytorch_model.safetensors (or .fp16.safetensors); "
+                f"{self.store.redacted}: looked for {here}{weights}.safetensors (or .fp16.safetensors); "
                 "found none. Only safetensors are loaded: pickled .bin and .ckpt files can run code"
             )
         size = sum(size for size, _ in found.values())

@@ -98,7 +98,9 @@ class LabelWorker:
         from diffseg import Segmenter
         from diffseg.backbone import Backbone
         from diffseg.checkpoint import load_checkpoint
+        from diffseg.clip import load_clip
         from diffseg.devices import keep_freed_memory
+        from diffseg.layout import with_digest
         from diffseg.segmenter import reads_text
         from pipeline.names import NameReader
 
@@ -108,12 +110,18 @@ class LabelWorker:
                 vae=weights.vae,
                 device=job.worker.device,
                 dtype=getattr(torch, settings.dtype),
-                text=reads_text(settings.method, naming=bool(settings.naming)),
+                text=reads_text(settings.method, naming=bool(settings.naming) and weights.clip is None),
             )
+            clip = None if weights.clip is None else load_clip(weights.clip, device=job.worker.device)
+        model_sha256 = checkpoint.sha256 if clip is None else with_digest(checkpoint.sha256, clip.sha256)
         keep_freed_memory()
         self.names = NameReader(settings.naming) if settings.naming else None
         self.segmenter = Segmenter(
-            Backbone(checkpoint), settings.method, batch_size=job.worker.batch_size, naming=bool(settings.naming)
+            Backbone(checkpoint),
+            settings.method,
+            batch_size=job.worker.batch_size,
+            naming=bool(settings.naming),
+            clip=clip,
         )
         resolved = {
             "tau": list(self.segmenter.tau),
@@ -122,9 +130,9 @@ class LabelWorker:
             "method": list(self.segmenter.method),
         }
         self.report = WorkerReport(
-            model_sha256=checkpoint.sha256,
+            model_sha256=model_sha256,
             resolved=resolved,
-            fingerprint=fingerprint_of(settings, checkpoint.sha256, resolved),
+            fingerprint=fingerprint_of(settings, model_sha256, resolved),
             environment={
                 "device": job.worker.device,
                 "batch_size": job.worker.batch_size,

@@ -113,7 +113,7 @@ def vocabulary(merges: Sequence[str] = ("t h", "th e</w>", "a n")) -> tuple[dict
 
 
 def merges_of(words: Iterable[str]) -> list[str]:
-    """Merges by which each word in small ASCII letters is one token: pairs from the left, after those of earlier words."""
+    """Merges by which each word, in small ASCII letters, is one token: pairs from its left that are not merged yet."""
     merges: list[tuple[str, str]] = []
     for word in words:
         parts = [*word[:-1], f"{word[-1]}</w>"]

@@ -1,0 +1,105 @@
+"""Runs that name segments by a CLIP: rows with names, its files in the fingerprint, and no names without it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from small_checkpoints import change_json
+from small_clip import NAMES, SIDE, draw, write_clip
+
+from diffseg.layout import CheckpointError
+from diffseg.settings import SegmenterSettings
+from pipeline.names import NameSettings
+from pipeline.run import RunSummary, label_run
+from pipeline.settings import LabelSettings, RunRefused, RunSettings, WorkerSettings
+from pipeline.storage import Storage
+from pipeline.weights import CACHE, find_weights
+
+FAST = SegmenterSettings(resolution=64, anchors_per_side=4)
+NAMING = NameSettings(names=NAMES)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return write_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(draw(generator)[0]).save(folder / f"{number}.png")
+    return folder
+
+
+def run(source: Path, out: Path, **label: object) -> RunSummary:
+    settings = LabelSettings(**({"method": FAST, "naming": NAMING} | label))  # type: ignore[arg-type]
+    return label_run(
+        str(source), str(out), settings=settings, worker=WorkerSettings(device="cpu"), run=RunSettings(no_ray=True)
+    )
+
+
+def test_a_run_names_by_clip_and_its_files_count(
+    clip: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    assert dict(run(pictures, out, clip=str(clip)).counts) == {"ok": 3}
+    (table,) = (pq.read_table(path) for path in (out / "labels").glob("*.parquet"))
+    for row in table.to_pylist():
+        assert (row["height"], row["width"]) == (SIDE, SIDE)
+        for segment in row["segments"]:
+            assert segment["name"] in NAMES
+            assert segment["class_id"] == NAMES.index(segment["name"]) + 1
+            assert 0 < segment["name_score"] <= 1
+    record = json.loads((out / "run.json").read_text())
+    assert record["resolved"]["method"][-1] == "clip"
+    assert record["settings"]["clip"] == str(clip)
+    stored = Storage(url=f"memory://{tmp_path.name}/clip")
+    for path in clip.iterdir():
+        stored.write_file(path.name, path)
+    assert run(pictures, out, clip=stored.url).done_before == 1, "the same files from a store are the same run"
+    change_json(clip / "preprocessor_config.json", image_mean=[0.1, 0.1, 0.1])
+    with pytest.raises(RunRefused, match="model_sha256"):
+        run(pictures, out, clip=str(clip))
+    with pytest.raises(RunRefused, match=r"clip: .* there, None now"):
+        run(pictures, out, naming=NameSettings())
+
+
+def test_a_url_that_holds_no_clip_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    there = Storage(url=f"memory://{tmp_path.name}/none")
+    settings = LabelSettings(clip=there.url, naming=NAMING)
+    there.write_bytes("unet/config.json", b"{}")
+    with pytest.raises(CheckpointError, match=r"looked for config\.json; there is none.*in the transformers layout"):
+        find_weights(settings, Storage(url="."))
+    there.write_bytes("config.json", b"{}")
+    there.write_bytes("pytorch_model.bin", b"")
+    with pytest.raises(CheckpointError, match=r"looked for model\.safetensors .* Only safetensors are loaded"):
+        find_weights(settings, Storage(url="."))
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        (
+            {"method": SegmenterSettings(method=("diffseg", "clip"))},
+            "clip None: .* give both, the stage and its checkpoint",
+        ),
+        ({"method": SegmenterSettings(method=("diffseg", "cross")), "clip": "a/b"}, "clip a/b: .* give both"),
+        ({"clip": "a/b", "naming": NameSettings()}, "clip a/b names segments: give names, or a caption field"),
+        ({"clip": "s3://key:secret@bucket/clip"}, r"s3://bucket/clip: a model's URL with a user name"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], found: str) -> None:
+    with pytest.raises(ValueError, match=found) as raised:
+        LabelSettings(**({"naming": NAMING} | settings))  # type: ignore[arg-type]
+    assert "secret" not in str(raised.value)
