@@ -71,7 +71,7 @@ def pixels_of(images: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def write_trained_clip(folder: Path, *, steps: int, batch: int = 64) -> Path:
+def write_trained_clip(folder: Path, *, steps: int, batch: int = 48) -> Path:
     """Trained by CLIP's own loss on images and captions alone: it is told what is there, and never where."""
     torch.manual_seed(0)
     network = new_clip(width=48, layers=2)
@@ -83,15 +83,14 @@ def write_trained_clip(folder: Path, *, steps: int, batch: int = 64) -> Path:
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ([0.5, 0.4, 0.3], [0.25, 0.3, 0.35]))
     for _ in range(steps):
         drawn = [draw(generator) for _ in range(batch)]
-        captions = []
-        for _, truth in drawn:
-            there = generator.permutation(np.unique(truth))
-            captions.append(generator.choice(CAPTIONS).format(" and ".join(NAMES[index] for index in there)))
+        there = [generator.permutation(np.unique(truth)) for _, truth in drawn]
+        captions = [generator.choice(CAPTIONS).format(" and ".join(NAMES[index] for index in some)) for some in there]
+        content = torch.tensor([sum(1 << int(index) for index in some) for some in there])
         tokens = tokenizer(captions, padding=True, return_tensors="pt")
         pixels = (pixels_of([image for image, _ in drawn]) + 1) / 2
         found = network(input_ids=tokens.input_ids, pixel_values=(pixels - mean) / std)
-        same = torch.tensor([[sorted(a.split()) == sorted(b.split()) for a in captions] for b in captions])
-        logits = found.logits_per_image.masked_fill(same & ~torch.eye(batch, dtype=torch.bool), -torch.inf)
+        same = (content[:, None] == content).fill_diagonal_(False)  # no caption is wrong that says what is there
+        logits = found.logits_per_image.masked_fill(same, -torch.inf)
         target = torch.arange(batch)
         loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
         optimizer.zero_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -40,6 +41,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that holds nothing yet, and may ask a store."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+
+
 def run(source: Path, out: Path, **label: object) -> RunSummary:
     settings = LabelSettings(**({"method": FAST, "naming": NAMING} | label))  # type: ignore[arg-type]
     return label_run(
@@ -47,10 +55,7 @@ def run(source: Path, out: Path, **label: object) -> RunSummary:
     )
 
 
-def test_a_run_names_by_clip_and_its_files_count(
-    clip: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+def test_a_run_names_by_clip_and_its_files_count(clip: Path, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert dict(run(pictures, out, clip=str(clip)).counts) == {"ok": 3}
     (table,) = (pq.read_table(path) for path in (out / "labels").glob("*.parquet"))
@@ -74,8 +79,7 @@ def test_a_run_names_by_clip_and_its_files_count(
         run(pictures, out, naming=NameSettings())
 
 
-def test_a_url_that_holds_no_clip_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+def test_a_url_that_holds_no_clip_is_told(tmp_path: Path) -> None:
     there = Storage(url=f"memory://{tmp_path.name}/none")
     settings = LabelSettings(clip=there.url, naming=NAMING)
     there.write_bytes("unet/config.json", b"{}")
