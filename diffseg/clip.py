@@ -63,8 +63,9 @@ class Clip:
         places, scale = self.places(pixels), self.model.logit_scale.exp()
         found = places.new_zeros(len(names), max(1, *map(len, names)), *places.shape[2:])
         for image, own in enumerate(names):
-            told = [*own, *(text for text in rest if text not in own)]
             if own:
+                known = {name.casefold() for name in own}
+                told = [*own, *(text for text in rest if text not in known)]
                 similarities = torch.einsum("td,dhw->thw", self.texts(told), places[image])
                 found[image, : len(own)] = (scale * similarities).softmax(dim=0)[: len(own)]
         return found

@@ -202,7 +202,7 @@ class LabelWorker:
         report = self.report
         metadata = {
             "method": ",".join(self.segmenter.method),
-            "context": "names of the image" if self.names else "empty prompt",
+            "context": "names of the image" if "cross" in self.segmenter.needs else "empty prompt",
             "noise": "none",
             "fingerprint": report.fingerprint,
             "model": self.job.settings.model,
