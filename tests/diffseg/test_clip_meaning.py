@@ -72,7 +72,7 @@ def test_names_are_found_without_having_been_shown_where(
     print(f"mean IoU of names: pixels {by_pixel:.3f}, segments {by_segment:.3f}, random weights {control:.3f}")
     assert by_pixel > CHANCE + MARGIN
     assert by_segment >= by_pixel
-    assert control < CHANCE + MARGIN / 2
+    assert by_pixel > control + MARGIN
 
 
 def test_smoothing_by_attention_that_knows_the_segments_helps(
