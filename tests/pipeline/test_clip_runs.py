@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -72,9 +73,10 @@ def test_a_run_names_by_clip_and_its_files_count(clip: Path, pictures: Path, tmp
     for path in clip.iterdir():
         stored.write_file(path.name, path)
     assert run(pictures, out, clip=stored.url).done_before == 1, "the same files from a store are the same run"
-    change_json(clip / "preprocessor_config.json", image_mean=[0.1, 0.1, 0.1])
+    other = Path(shutil.copytree(clip, tmp_path / "other"))
+    change_json(other / "preprocessor_config.json", image_mean=[0.1, 0.1, 0.1])
     with pytest.raises(RunRefused, match="model_sha256"):
-        run(pictures, out, clip=str(clip))
+        run(pictures, out, clip=str(other))
     with pytest.raises(RunRefused, match=r"clip: .* there, None now"):
         run(pictures, out, naming=NameSettings())
 
