@@ -40,7 +40,7 @@ class LabelSettings:
     hub id or URL, such as madebyollin/taesd."""
     clip: str | None = None
     """A CLIP of the transformers layout to name segments by (stage clip): a folder, hub id or URL, such as
-    openai/clip-vit-base-patch16. None comes with this program."""
+    openai/clip-vit-large-patch14. None comes with this program."""
     dtype: Dtype = "float32"
     """Of the model's weights; attention is float32 always."""
     method: SegmenterSettings = field(default_factory=SegmenterSettings)
