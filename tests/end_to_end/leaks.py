@@ -94,12 +94,18 @@ class WatchedHead:
 
     def _get(self, url: str) -> bytes:
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self._token}"})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return bytes(answer.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.read()
+        end = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return bytes(answer.read())
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.read()
+            except urllib.error.URLError as error:  # what Ray names a target may not have begun to listen
+                if not isinstance(error.reason, ConnectionRefusedError) or time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
 
     def run(self, log: Path, *words: str) -> WatchedRun:
         """`python -m` with these words, to its end, on this Ray; its output goes to `log`."""
