@@ -14,6 +14,7 @@ JOBS = {
     "show": "Draw one sample of a run: the image, its segments over it, and what its row says.",
     "report": "Write a page to look at a run with: gallery, failures, distributions, speed and settings.",
     "export": "Write the label maps of a run in the format of another tool.",
+    "train": "Train a segmentation network on the label maps of a run, and label images with it.",
     "shard": "Pack a folder of images into WebDataset shards.",
     "bench": "Measure speed and memory on this machine, beside the bare model and a plain loop.",
     "demo": "Label photographs and generated scenes on this machine and make a picture of the result.",

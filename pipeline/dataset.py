@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -33,7 +33,10 @@ IGNORE_INDEX = -100
 
 
 class TrainingSample(TypedDict):
-    """image: uint8 [3, size, size]. mask: int64 [size, size], segment ids and the ignore index. key: of the sample."""
+    """image: uint8 [3, size, size]. mask: int64 [size, size], ids of segments or classes, and the ignore index.
+
+    key: of the sample.
+    """
 
     key: str
     image: torch.Tensor
@@ -76,7 +79,8 @@ class _Encoded(NamedTuple):
     place: int
     image: bytes
     mask: bytes
-    unsure: tuple[int, ...]
+    targets: dict[int, int]
+    """By segment id; the others are ignored."""
 
 
 class LabelDataset(IterableDataset):
@@ -88,6 +92,8 @@ class LabelDataset(IterableDataset):
         size: side of the samples in pixels.
         crop: least share of the image's shorter side that a random square crop has; 1 and no flip: the centre.
         flip: mirror every second sample at random.
+        target: what masks hold: ids of segments, each with a meaning within its image alone, or of classes, which a
+            run with names has: 0 background, 1 … the names of run.json in their order; what lies between is ignored.
         rows: which rows, and which segments, are used.
         buffer: encoded samples that are held to be mixed; 1 keeps the order of the shards.
         ignore_index: of pixels in no segment, or in an unsure one.
@@ -108,6 +114,7 @@ class LabelDataset(IterableDataset):
         size: int = 256,
         crop: float = 0.5,
         flip: bool = True,
+        target: Literal["segments", "classes"] = "segments",
         rows: RowFilter = RowFilter(),
         buffer: int = 1000,
         ignore_index: int = IGNORE_INDEX,
@@ -119,13 +126,16 @@ class LabelDataset(IterableDataset):
         if size < 1 or buffer < 1 or not 0 < crop <= 1:
             raise ValueError(f"size={size}, buffer={buffer}, crop={crop}: expected size, buffer ≥ 1 and crop in (0, 1]")
         self._size, self._crop, self._flip, self._rows = size, crop, flip, rows
-        self._buffer, self._ignore_index, self._seed = buffer, ignore_index, seed
+        self._target, self._buffer, self._ignore_index, self._seed = target, buffer, ignore_index, seed
         self.rank, self.world_size = _place(rank, world_size)
         self._epoch, self._skipped_batches, self._batch_size = 0, 0, 1
         self._out = Storage(url=out, options=options)
         manifest = read_manifest(self._out)
         if manifest is None:
             raise SourceError(f"{self._out.redacted}: holds no run.json; name the OUT of `diffseg label`")
+        self.fingerprint, self._names = manifest.fingerprint, manifest.settings.get("names") or ()
+        if target == "classes" and not self._names:
+            raise SourceError(f"{self._out.redacted}: its segments have no names, so there are no classes to train on")
         self._image_field = manifest.settings["image_field"]
         self._sources = find_images(manifest, self._out, images)
         self._index = self._read_index(manifest.fingerprint)
@@ -148,6 +158,11 @@ class LabelDataset(IterableDataset):
                 f"{missing[0]}: its photographs are not at the run's source any more; say with images= where they are"
             )
         return index
+
+    @property
+    def classes(self) -> int:
+        """How many there are, the background included; 0 in a run without names."""
+        return len(self._names) + 1 if self._names else 0
 
     def __len__(self) -> int:
         """Samples of an epoch on this rank, over all its workers."""
@@ -201,8 +216,15 @@ class LabelDataset(IterableDataset):
                         f"{stretch.shard}: sample {row['index']} was {row['key']!r} when it was labelled, and is "
                         f"{sample.key!r} now ({sample.error or 'an image'}); name the run's images with images="
                     )
-                unsure = (s["id"] for s in row["segments"] if s["confidence"] < self._rows.segment_confidence)
-                yield _Encoded(row["key"], stretch.shard, place, sample.image, row["mask"], tuple(unsure))
+                yield _Encoded(
+                    row["key"], stretch.shard, place, sample.image, row["mask"], self._targets(row["segments"])
+                )
+
+    def _targets(self, segments: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+        sure = [s for s in segments if s["confidence"] >= self._rows.segment_confidence]
+        if self._target == "segments":
+            return {s["id"]: s["id"] for s in sure}
+        return {s["id"]: s["class_id"] for s in sure if s["class_id"] is not None and s["class_id"] >= 0}
 
     def _mixed(self, samples: Iterator[_Encoded], rng: np.random.Generator) -> Iterator[_Encoded]:
         held: list[_Encoded] = []
@@ -223,8 +245,9 @@ class LabelDataset(IterableDataset):
                 f"{encoded.shard}: {encoded.key!r} has {image.shape[1]} x {image.shape[0]} pixels now, its label map "
                 f"{mask.shape[1]} x {mask.shape[0]}; name the run's images with images="
             )
-        labels = mask.astype(np.int32)
-        labels[(mask == np.iinfo(np.uint16).max) | np.isin(mask, encoded.unsure)] = self._ignore_index
+        table = np.full(np.iinfo(mask.dtype).max + 1, self._ignore_index, np.int32)
+        table[list(encoded.targets)] = list(encoded.targets.values())
+        labels = table[mask]
         box = _random_square(rng, image.shape[0], image.shape[1], self._crop)
         size = (self._size, self._size)
         pixels = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)

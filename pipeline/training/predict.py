@@ -1,0 +1,85 @@
+"""A trained network's label maps, written as a label run has them, so that all commands read them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffseg.canvas import Canvas, fit_image
+from diffseg.decide import decide_on_device
+from diffseg.segmenter import Launched
+from pipeline.commit import read_commits
+from pipeline.findshards import find_shards
+from pipeline.label import label_shard
+from pipeline.manifest import Manifest, read_manifest, versions, write_manifest
+from pipeline.settings import LabelSettings, RunRefused
+from pipeline.storage import Storage
+from pipeline.timing import Step, no_step
+from pipeline.training.network import SegmentationNetwork
+from pipeline.training.regions import region_scores
+from pipeline.training.state import WEIGHTS, load_network
+
+
+class NetworkSegmenter:
+    """A trained network in the place of `diffseg.Segmenter`, as far as `label_shard` knows it."""
+
+    batch_size = 1
+
+    def __init__(self, network: SegmentationNetwork, config: dict[str, Any]) -> None:
+        self._network, self._size, self._target = network, config["size"], config["target"]
+
+    def prepare(self, image: np.ndarray) -> Canvas:
+        """The network's square of a uint8 [H, W, 3] image."""
+        return fit_image(image, self._size, "resize")
+
+    @torch.inference_mode()
+    def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> Launched:
+        """Label prepared images; classes without a pixel leave no gap in the numbers of segments."""
+        with step("network"):
+            found = self._network(torch.stack([canvas.pixels for canvas in canvases]))
+        decisions = []
+        for canvas, vectors in zip(canvases, found, strict=True):
+            with step("decide"):
+                scores = region_scores(vectors) if self._target == "segments" else vectors.softmax(dim=0)
+                decisions.append(decide_on_device(scores, canvas.shown))
+        finite = found.isfinite().flatten(1).all(dim=1)
+        return Launched(canvases=canvases, decisions=decisions, finite=finite)
+
+
+def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[int, int], None]) -> None:
+    """Label every sample of SRC with the network of MODEL into OUT; shards that are done already stay as they are.
+
+    on_shard: told how many are done, and of how many. Raises RunRefused where OUT holds the labels of another network
+    or SRC, SourceError where there is no network.
+    """
+    network, config = load_network(model)
+    weights = hashlib.sha256(model.read_bytes(WEIGHTS)).hexdigest()
+    settings = LabelSettings()
+    shards = find_shards(source, out, samples_per_shard=settings.samples_per_shard)
+    manifest = Manifest(
+        source=out.at(source).redacted,
+        settings=dataclasses.asdict(settings) | {"model": model.redacted},
+        model_sha256=weights,
+        resolved={"network": config},
+        environment=versions(),
+        fingerprint=weights[:16],
+        shards=len(shards),
+    )
+    before = read_manifest(out)
+    if before is not None and (before.fingerprint, before.source) != (manifest.fingerprint, manifest.source):
+        raise RunRefused(
+            f"{out.redacted}: holds labels of another network or of other images; delete it or name another"
+        )
+    write_manifest(out, manifest)
+    done = {name for name, commit in read_commits(out).items() if commit.state == "done"}
+    segmenter: Any = NetworkSegmenter(network, config)
+    for number, shard in enumerate(shards, start=1):
+        if shard.name not in done:
+            metadata = {"fingerprint": manifest.fingerprint, "model": model.redacted, "model_sha256": weights}
+            label_shard(shard, segmenter=segmenter, settings=settings, metadata=metadata, out=out, source=out)
+        on_shard(number, len(shards))

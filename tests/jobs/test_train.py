@@ -1,0 +1,112 @@
+"""`diffseg train` on runs whose label maps are given: here, on Ray, killed, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from labelled_runs import write_png, write_run
+from PIL import Image
+
+import jobs.evaluate
+import jobs.train
+from diffseg.tiny.scenes import generate_scene
+
+SMALL = ("--size", "32", "--width", "8", "--batch-size", "2", "--steps", "12")
+DEADLINE = 300.0
+"""Seconds for one command: far more than it needs, so that only one that hangs meets it."""
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OUT of a run over eight scenes with their true regions; SRC and the truth beside it; read only."""
+    folder = tmp_path_factory.mktemp("run")
+    labels: dict[str, np.ndarray | None] = {}
+    for seed in range(8):
+        scene = generate_scene(seed, 48)
+        write_png(folder / "images" / f"{seed}.png", scene.image)
+        write_png(folder / "truth" / f"{seed}.png", scene.labels)
+        labels[f"{seed}.png"] = scene.labels
+    write_run(folder / "out", labels, source=folder / "images")
+    return folder
+
+
+def train(folder: Path, model: Path, *flags: str) -> int:
+    return jobs.train.main([str(folder / "out"), str(model), *SMALL, *flags])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MODEL of a training to its end, without Ray; read only."""
+    model = tmp_path_factory.mktemp("model")
+    assert train(run_folder, model, "--no-ray", "--predict", str(run_folder / "images")) == 0
+    return model
+
+
+def test_a_training_leaves_a_network_its_numbers_and_its_curves(undisturbed: Path) -> None:
+    metrics = json.loads((undisturbed / "metrics.json").read_text())
+    assert [record["step"] for record in metrics["history"]] == list(range(1, 13))
+    assert metrics["images"] == 24
+    assert all(0 <= record[name] <= 1 for record in metrics["history"] for name in ("loss", "same", "other"))
+    with Image.open(undisturbed / "curves.png") as picture:
+        assert picture.size[0] > 100
+    assert json.loads((undisturbed / "config.json").read_text())["dimensions"] == 16
+
+
+def test_predicted_labels_are_a_run_that_can_be_scored(
+    run_folder: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(undisturbed / "labels"), str(run_folder / "truth"), "--baseline-images", "0", "--processes", "1"]
+    assert jobs.evaluate.main([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["methods"][0]["images"] == 8
+    assert 0 < document["methods"][0]["figures"]["covering"]["mean"] <= 1
+
+
+def test_a_training_that_is_killed_ends_with_the_same_network(
+    run_folder: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    words = [str(run_folder / "out"), str(tmp_path), *SMALL, "--no-ray", "--save-every", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    line = [sys.executable, "-m", "jobs.train", *words]
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + DEADLINE
+    while not (tmp_path / "checkpoint.safetensors").exists():
+        assert process.poll() is None, "it ended before its first checkpoint"
+        assert time.monotonic() < until, "no checkpoint"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait(DEADLINE)
+    assert not (tmp_path / "model.safetensors").exists(), "it was killed after its end"
+    assert jobs.train.main(words) == 0
+    assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    history = json.loads((tmp_path / "metrics.json").read_text())["history"]
+    assert [record["step"] for record in history] == list(range(1, 13))
+
+
+def test_a_folder_of_another_training_is_refused(
+    run_folder: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(run_folder, undisturbed, "--no-ray", "--seed", "7") == 2
+    assert "seed 0 there, 7 here" in capsys.readouterr().err
+    assert train(run_folder, undisturbed, "--no-ray", "--target", "classes") == 2
+    assert "no names" in capsys.readouterr().err
+    assert train(run_folder, undisturbed, "--storage-options", '{"key": "value"}') == 2
+    assert "--no-ray" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_workers_on_ray_make_one_network(run_folder: Path, undisturbed: Path, tmp_path: Path, local_ray: None) -> None:
+    assert train(run_folder, tmp_path / "one", "--workers", "1") == 0
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert train(run_folder, tmp_path / "two", "--workers", "2") == 0
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert metrics["images"] == 48
+    assert [record["step"] for record in metrics["history"]] == list(range(1, 13))
