@@ -133,7 +133,7 @@ class LabelDataset(IterableDataset):
         manifest = read_manifest(self._out)
         if manifest is None:
             raise SourceError(f"{self._out.redacted}: holds no run.json; name the OUT of `diffseg label`")
-        self.fingerprint, self._names = manifest.fingerprint, manifest.settings.get("names") or ()
+        self.fingerprint, self._names = manifest.fingerprint, manifest.settings.get("naming", {}).get("names", ())
         if target == "classes" and not self._names:
             raise SourceError(f"{self._out.redacted}: its segments have no names, so there are no classes to train on")
         self._image_field = manifest.settings["image_field"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffseg.backbone import Step, no_step
 from diffseg.canvas import Canvas, fit_image
 from diffseg.decide import decide_on_device
 from diffseg.segmenter import Launched
@@ -19,7 +20,6 @@ from pipeline.label import label_shard
 from pipeline.manifest import Manifest, read_manifest, versions, write_manifest
 from pipeline.settings import LabelSettings, RunRefused
 from pipeline.storage import Storage
-from pipeline.timing import Step, no_step
 from pipeline.training.network import SegmentationNetwork
 from pipeline.training.regions import region_scores
 from pipeline.training.state import WEIGHTS, load_network

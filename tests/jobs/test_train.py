@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from labelled_runs import write_png, write_run
 from PIL import Image
 
 import jobs.evaluate
 import jobs.train
+from diffseg.labelmap import BACKGROUND
 from diffseg.tiny.scenes import generate_scene
+from pipeline.storage import Storage
+from pipeline.training.state import load_network
 
 SMALL = ("--size", "32", "--width", "8", "--batch-size", "2", "--steps", "12")
 DEADLINE = 300.0
@@ -110,3 +114,29 @@ def test_workers_on_ray_make_one_network(run_folder: Path, undisturbed: Path, tm
     metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert metrics["images"] == 48
     assert [record["step"] for record in metrics["history"]] == list(range(1, 13))
+
+
+def test_classes_are_learnt_where_a_run_has_names(run_folder: Path, tmp_path: Path) -> None:
+    """Light on dark: the background is what has the name `background`; a segment without a name is ignored."""
+    rng = np.random.default_rng(0)
+    labels: dict[str, np.ndarray | None] = {}
+    names: dict[str, list[str | None]] = {}
+    for number in range(8):
+        found = np.zeros((64, 64), np.uint16)
+        top, left = rng.integers(4, 28, size=2)
+        found[top : top + 32, left : left + 32] = 1
+        found[:, -4:] = 2
+        image = np.where((found == 1)[..., None], np.uint8(220), np.uint8(40)).repeat(3, axis=2)
+        write_png(tmp_path / "images" / f"{number}.png", image)
+        labels[f"{number}.png"], names[f"{number}.png"] = found, [BACKGROUND, "box", None]
+    write_run(tmp_path / "out", labels, source=tmp_path / "images", names=names, vocabulary=("box",))
+    words = [str(tmp_path / "out"), str(tmp_path / "model"), *SMALL[:-1], "40", "--no-ray", "--target", "classes"]
+    assert jobs.train.main(words) == 0
+    network, config = load_network(Storage(url=str(tmp_path / "model")))
+    assert config["dimensions"] == 2
+    image = torch.full((1, 3, 64, 64), 40 / 127.5 - 1)
+    image[:, :, 10:42, 12:44] = 220 / 127.5 - 1
+    with torch.inference_mode():
+        classes = network(image)[0].argmax(dim=0)
+    assert (classes[8:18, 9:19] == 1).float().mean() > 0.9
+    assert (classes[22:, 24:] == 0).float().mean() > 0.9

@@ -1,0 +1,137 @@
+"""Are the labels worth training on? Networks that learnt from them, from the truth and from shuffled labels.
+
+python tests/end_to_end/train_proof.py --folder train-proof
+
+Generated scenes that the embedded model never saw are labelled with it. One small network learns from those labels,
+from the true regions, and from labels of which each image has another image's; all label held-out scenes, and are
+scored beside the embedded model's own labels of them. It goes on where it was stopped; results.json and results.md say
+all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from runs import masks_of
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from labelled_runs import write_png, write_run
+
+import jobs.label
+import jobs.train
+from diffseg.metrics import covering, match_per_image, overlap
+from diffseg.tiny.report import markdown
+from diffseg.tiny.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, generate_scene
+
+SIDE = 128
+UNSEEN = TRAINING_SEEDS[5_000_000:]
+"""The embedded model was trained on the first of the range."""
+
+PER_SHARD = 32
+TARGETS = ("pseudo-labels", "truth", "shuffled pseudo-labels")
+OWN = "the pseudo-labels' own score"
+SCORES = {"covering": covering, "miou": lambda table: match_per_image(table).miou}
+
+
+def make_scenes(folder: Path, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    """Write images/ and truth/ where they are not there yet; the true regions by the images' names."""
+    truth = {}
+    for seed in seeds:
+        name = f"{seed}.png"
+        if not (folder / "truth" / name).exists():
+            scene = generate_scene(seed, SIDE)
+            write_png(folder / "images" / name, scene.image)
+            write_png(folder / "truth" / name, scene.labels)
+        with Image.open(folder / "truth" / name) as opened:
+            truth[name] = np.asarray(opened).astype(np.uint16)
+    return truth
+
+
+def pseudo_labels(images: Path, out: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Label the images with the embedded model, as far as they are not; their label maps by name."""
+    found = masks_of(out)
+    if set(found) != set(names):
+        words = [str(images), str(out), "--no-ray", "--device", "cpu", "--samples-per-shard", str(PER_SHARD)]
+        assert jobs.label.main(words) == 0
+        found = masks_of(out)
+    return found
+
+
+def scores_of(labels: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Means over the images."""
+    tables = [overlap(truth[name], labels[name]) for name in truth]
+    return {name: float(np.mean([score(table) for table in tables])) for name, score in SCORES.items()}
+
+
+def shuffled(labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each image with the label map of the one before it."""
+    names = list(labels)
+    return {name: labels[other] for name, other in zip(names, [names[-1], *names[:-1]], strict=True)}
+
+
+def table_of(results: Mapping[str, list[dict[str, float]]]) -> str:
+    """Markdown: each training, then the means of each target."""
+    rows = []
+    for target, runs in results.items():
+        cells = []
+        for score in SCORES:
+            values = [run[score] for run in runs]
+            each = " ".join(f"{value:.3f}" for value in values)
+            spread = f" ± {np.std(values, ddof=1):.3f}: {each}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}")
+        rows.append([target, *cells])
+    return markdown(["trained on", "covering: mean ± deviation, each seed", "mIoU matched per image"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=320, help="that are trained on")
+    parser.add_argument("--held-out", type=int, default=48, help="that are scored")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--size", type=int, default=64, help="of the network's square, in pixels; scenes have 128")
+    parser.add_argument("--width", type=int, default=16, help="of the network")
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder: Path = options.folder
+    sets = {"training": UNSEEN[: options.images], "held-out": HELD_OUT_SEEDS[: options.held_out]}
+    truth = {name: make_scenes(folder / "scenes" / name, seeds) for name, seeds in sets.items()}
+    images = {name: folder / "scenes" / name / "images" for name in sets}
+    own = {name: pseudo_labels(images[name], folder / "pseudo-labels" / name, list(truth[name])) for name in sets}
+    labels = {"truth": truth["training"], "shuffled pseudo-labels": shuffled(own["training"])}
+    outs = {"pseudo-labels": folder / "pseudo-labels" / "training"}
+    for target, maps in labels.items():
+        outs[target] = folder / target.replace(" ", "-")
+        write_run(outs[target], maps, source=images["training"], per_shard=PER_SHARD)
+    results = {OWN: [scores_of(own["held-out"], truth["held-out"])], **{target: [] for target in TARGETS}}
+    for seed in range(options.seeds):  # all targets of a seed, so that what is there can be compared at any time
+        for target in TARGETS:
+            model = folder / "networks" / f"{target.replace(' ', '-')}-{seed}"
+            settings = {
+                "size": options.size,
+                "width": options.width,
+                "batch-size": 8,
+                "steps": options.steps,
+                "seed": seed,
+            }
+            words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+            line = [str(outs[target]), str(model), *words, "--no-ray", "--predict", str(images["held-out"])]
+            assert jobs.train.main(line) == 0
+            results[target].append(scores_of(masks_of(model / "labels"), truth["held-out"]))
+            (folder / "results.json").write_text(json.dumps(results, indent=1))
+            print(seed, target, results[target][-1], flush=True)
+    text = table_of(results)
+    (folder / "results.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
