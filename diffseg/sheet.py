@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cache
+from typing import IO
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -39,7 +40,7 @@ class Sheet:
         self._draw.text((x * SCALE, y * SCALE), text, colour, _font(size), anchor)
         return self._draw.textbbox((x * SCALE, y * SCALE), text, font=_font(size), anchor=anchor)[2] / SCALE
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str] | IO[bytes]) -> None:
         self.image.reduce(SCALE).quantize(128).save(path, "PNG", optimize=True)
 
 

@@ -49,7 +49,7 @@ def _train(command: TrainCommand) -> int:
             "--storage-options with Ray: what a trainer is given is kept by the cluster's head. Give credentials by "
             "the nodes' environment variables, or train with --no-ray"
         )
-    data = {
+    data: dict[str, Any] = {
         "out": command.out,
         "images": command.images,
         "size": settings.size,

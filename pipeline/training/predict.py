@@ -13,6 +13,7 @@ import torch
 from diffseg.backbone import Step, no_step
 from diffseg.canvas import Canvas, fit_image
 from diffseg.decide import decide_on_device
+from diffseg.prompt import Prompt
 from diffseg.segmenter import Launched
 from pipeline.commit import read_commits
 from pipeline.findshards import find_shards
@@ -33,8 +34,8 @@ class NetworkSegmenter:
     def __init__(self, network: SegmentationNetwork, config: dict[str, Any]) -> None:
         self._network, self._size, self._target = network, config["size"], config["target"]
 
-    def prepare(self, image: np.ndarray) -> Canvas:
-        """The network's square of a uint8 [H, W, 3] image."""
+    def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> Canvas:
+        """The network's square of a uint8 [H, W, 3] image. prompt: read by no network of ours."""
         return fit_image(image, self._size, "resize")
 
     @torch.inference_mode()
