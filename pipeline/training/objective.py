@@ -17,7 +17,7 @@ from pipeline.training.losses import affinity_loss, balanced_cross_entropy
 from pipeline.training.settings import Target
 
 SAMPLED = 256
-"""Pixels of each image whose pairs are compared: all pairs of 256 cost less than the network does."""
+"""Pixels of each image whose pairs are compared."""
 
 
 def objective(
