@@ -72,13 +72,25 @@ def _train(command: TrainCommand) -> int:
         if run.no_ray:
             device = "cuda" if run.use_gpu else "cpu"
             train(
-                settings, dataset, model, device=device, loaders=run.loaders, save_every=run.save_every, on_record=show
+                settings,
+                dataset,
+                model,
+                device=device,
+                threads=run.threads,
+                loaders=run.loaders,
+                save_every=run.save_every,
+                on_record=show,
             )
         else:
             from pipeline.training.onray import TrainJob, train_on_ray
 
             job = TrainJob(
-                settings=settings, dataset=data, model=model.url, loaders=run.loaders, save_every=run.save_every
+                settings=settings,
+                dataset=data,
+                model=model.url,
+                threads=run.threads,
+                loaders=run.loaders,
+                save_every=run.save_every,
             )
             train_on_ray(job, run, show)
     document = _write_metrics(model, settings, run, load_history(model))

@@ -38,6 +38,7 @@ def train(
     model: Storage,
     *,
     device: str | torch.device = "cpu",
+    threads: int = 1,
     loaders: int = 0,
     save_every: int = 100,
     wrap: Callable[[SegmentationNetwork], nn.Module] = lambda network: network,
@@ -48,6 +49,7 @@ def train(
     wrap: makes the network one whose gradients are those of all workers. on_record: told each new record.
     Raises SourceError where the run has too few images for a batch of each worker.
     """
+    torch.set_num_threads(threads)
     dimensions = DIMENSIONS if settings.target == "segments" else dataset.classes
     torch.manual_seed(settings.seed)
     network = SegmentationNetwork(width=settings.width, dimensions=dimensions).to(device)

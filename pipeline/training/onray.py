@@ -35,6 +35,7 @@ class TrainJob:
     settings: TrainSettings
     dataset: dict[str, Any]
     model: str
+    threads: int
     loaders: int
     save_every: int
 
@@ -51,7 +52,9 @@ def train_on_ray(job: TrainJob, run: TrainRunSettings, on_record: Callable[[Reco
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"job": job, "told": told},
-            scaling_config=ScalingConfig(num_workers=run.workers, use_gpu=run.use_gpu),
+            scaling_config=ScalingConfig(
+                num_workers=run.workers, use_gpu=run.use_gpu, resources_per_worker=_resources(run)
+            ),
             # Checkpoints are in MODEL, where a training without Ray has them too; Ray keeps its own notes here.
             run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=LOST_WORKERS)),
         )
@@ -67,6 +70,11 @@ def train_on_ray(job: TrainJob, run: TrainRunSettings, on_record: Callable[[Reco
             listener.join()
 
 
+def _resources(run: TrainRunSettings) -> dict[str, float]:
+    gpus = {"GPU": 1.0} if run.use_gpu else {}
+    return {"CPU": float(run.threads), **gpus}
+
+
 def _train_worker(config: dict[str, Any]) -> None:
     job: TrainJob = config["job"]
     place = ray.train.get_context()
@@ -76,6 +84,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         dataset,
         Storage(url=job.model),
         device=get_device(),
+        threads=job.threads,
         loaders=job.loaders,
         save_every=job.save_every,
         wrap=lambda network: prepare_model(network, move_to_device=False),

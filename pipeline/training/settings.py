@@ -56,16 +56,18 @@ class TrainRunSettings:
     """Train in this process, without Ray."""
     address: str | None = None
     """Of a Ray cluster, or local; default: the one that Ray finds, else a local Ray on this machine."""
+    threads: int = 1
+    """CPU threads of each worker, on which the last bits of the weights depend."""
     loaders: int = 0
     """Processes beside each worker that read and decode; 0: the worker itself."""
     save_every: int = 100
     """Steps between checkpoints: what a kill can cost."""
 
     def __post_init__(self) -> None:
-        if min(self.workers, self.save_every) < 1 or self.loaders < 0:
+        if min(self.workers, self.threads, self.save_every) < 1 or self.loaders < 0:
             raise ValueError(
-                f"workers {self.workers}, save every {self.save_every}, loaders {self.loaders}: expected 1, 1 and 0 "
-                "or more"
+                f"workers {self.workers}, threads {self.threads}, save every {self.save_every}, loaders "
+                f"{self.loaders}: expected 1 or more of each, of loaders 0 or more"
             )
         if self.no_ray and self.workers > 1:
             raise ValueError(f"{self.workers} workers without Ray: this process is one; leave out --no-ray")

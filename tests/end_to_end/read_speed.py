@@ -1,0 +1,111 @@
+"""LabelDataset beside plain webdataset: the same photographs and label maps, moved alike, in turns.
+
+python tests/end_to_end/read_speed.py --images 256 --turns 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+
+from diffseg.tiny.scenes import generate_scene
+from pipeline.dataset import LabelDataset
+from pipeline.findshards import find_shards
+from pipeline.label import label_shard
+from pipeline.manifest import Manifest, write_manifest
+from pipeline.pack import pack_images
+from pipeline.settings import LabelSettings
+from pipeline.storage import Storage
+from pipeline.training.network import SegmentationNetwork
+from pipeline.training.predict import NetworkSegmenter
+
+SIZE = 256
+LEAST_CROP = 0.5
+
+
+def make_run(folder: Path, count: int) -> Storage:
+    """OUT of a run over JPEGs of 640 x 480 in tars: label maps of a network without training, in both formats."""
+    (folder / "images").mkdir()
+    for number in range(count):
+        scene = Image.fromarray(generate_scene(number % 16, 256).image).resize((640, 640)).crop((0, 0, 640, 480))
+        scene.rotate(number).save(folder / "images" / f"{number:05d}.jpg", quality=90)
+    pack_images(str(folder / "images"), str(folder / "shards"), samples_per_shard=64)
+    out = Storage(url=str(folder / "out"))
+    settings = LabelSettings(format="parquet,webdataset", include_image=True)
+    manifest = Manifest(
+        source=str(folder / "shards"),
+        settings=dataclasses.asdict(settings),
+        model_sha256="",
+        resolved={},
+        environment={},
+        fingerprint="0" * 16,
+    )
+    write_manifest(out, manifest)
+    torch.manual_seed(0)
+    network = SegmentationNetwork(width=8, dimensions=16).eval()
+    segmenter: Any = NetworkSegmenter(network, {"size": 64, "target": "segments"})
+    for shard in find_shards(str(folder / "shards"), out):
+        metadata = {"fingerprint": manifest.fingerprint}
+        label_shard(shard, segmenter=segmenter, settings=settings, metadata=metadata, out=out, source=out)
+    return out
+
+
+def plain(tars: list[str]) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """As a training script of its own would read them."""
+    rng = np.random.default_rng(0)
+
+    def moved(sample: tuple[Image.Image, Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        image, mask = sample
+        side = min(image.size) * rng.uniform(LEAST_CROP, 1)
+        left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
+        box, size = (left, top, left + side, top + side), (SIZE, SIZE)
+        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
+        labels = np.asarray(mask.resize(size, Image.Resampling.NEAREST, box=box)).astype(np.int64)
+        if rng.random() < 0.5:
+            pixels, labels = pixels[:, ::-1], labels[:, ::-1]
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), torch.from_numpy(labels.copy())
+
+    # Mixed before they are decoded, as LabelDataset does: what is held is small.
+    samples = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).shuffle(1000)
+    return samples.decode("pil").to_tuple("jpg", "png").map(moved)
+
+
+def seconds_of(read: Callable[[], Iterable[Any]], count: int) -> float:
+    started = time.process_time()  # other work on the machine shall not count
+    assert sum(1 for _ in read()) == count
+    return time.process_time() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        out = make_run(Path(folder), options.images)
+        tars = sorted(str(path) for path in Path(folder, "out", "webdataset").glob("*.tar"))
+        readers = {"webdataset": lambda: plain(tars), "LabelDataset": lambda: LabelDataset(out.url, size=SIZE)}
+        turns = [
+            {name: seconds_of(read, options.images) for name, read in readers.items()} for _ in range(options.turns)
+        ]
+    for name in readers:
+        each = statistics.median(turn[name] for turn in turns) / options.images
+        print(f"{name}: {1000 * each:.1f} ms of CPU an image, {1 / each:.0f} images a second")
+    ratios = sorted(turn["LabelDataset"] / turn["webdataset"] for turn in turns)
+    print(f"LabelDataset / webdataset: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()
