@@ -29,7 +29,7 @@ class Constant:
 
     batch_size = 2
 
-    def prepare(self, image: np.ndarray) -> Segmentation:
+    def prepare(self, image: np.ndarray, prompt: object = None) -> Segmentation:
         """The label map already, where the Segmenter has a canvas."""
         height, width = image.shape[:2]
         mean = float(image.mean()) / 255

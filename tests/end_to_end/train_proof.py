@@ -95,12 +95,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--images", type=int, default=320, help="that are trained on")
     parser.add_argument("--held-out", type=int, default=48, help="that are scored")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--size", type=int, default=64, help="of the network's square, in pixels; scenes have 128")
     parser.add_argument("--width", type=int, default=16, help="of the network")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     folder: Path = options.folder
     sets = {"training": UNSEEN[: options.images], "held-out": HELD_OUT_SEEDS[: options.held_out]}
     truth = {name: make_scenes(folder / "scenes" / name, seeds) for name, seeds in sets.items()}
@@ -121,6 +122,7 @@ def main() -> None:
                 "batch-size": 8,
                 "steps": options.steps,
                 "seed": seed,
+                "threads": options.threads,
             }
             words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
             line = [str(outs[target]), str(model), *words, "--no-ray", "--predict", str(images["held-out"])]
