@@ -13,6 +13,7 @@ JOBS = {
     "evaluate": "Score the label maps of a run against ground truth, beside baselines without a model.",
     "show": "Draw one sample of a run: the image, its segments over it, and what its row says.",
     "report": "Write a page to look at a run with: gallery, failures, distributions, speed and settings.",
+    "fit": "Learn from the labels of a run what belongs together: the affinity of attention's heads, or of features.",
     "export": "Write the label maps of a run in the format of another tool.",
     "train": "Train a segmentation network on the label maps of a run, and label images with it.",
     "shard": "Pack a folder of images into WebDataset shards.",

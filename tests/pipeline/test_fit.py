@@ -1,0 +1,138 @@
+"""`diffseg fit` on a run whose labels are those of generated scenes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from labelled_runs import write_png, write_run
+
+import jobs.fit
+from diffseg import IGNORE
+from diffseg.affinity import UNKNOWN, read_state
+from diffseg.layout import TINY, fingerprint
+from diffseg.tiny.scenes import generate_scene
+from pipeline.fit import labels_of
+from pipeline.manifest import read_manifest, write_manifest
+from pipeline.rows import encode_mask
+from pipeline.storage import Storage
+
+IMAGES, SIDE = 10, 96
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over ten scenes with their true labels, but for one that failed; a label shard has two. Read only."""
+    folder = tmp_path_factory.mktemp("fit")
+    labels: dict[str, np.ndarray | None] = {}
+    for number in range(IMAGES):
+        scene = generate_scene(number, SIDE)
+        write_png(folder / "images" / f"{number}.png", scene.image)
+        labels[f"{number}.png"] = None if number == 3 else scene.labels
+    write_run(folder / "out", labels, source=folder / "images")
+    store = Storage(url=str(folder / "out"))
+    manifest = read_manifest(store)
+    assert manifest is not None
+    write_manifest(store, dataclasses.replace(manifest, resolved={"timestep": 300, "resolution": 128}))
+    return folder / "out"
+
+
+def fitted(kind: str, out: Path, state: Path, *flags: str, code: int = 0) -> Mapping[str, Any]:
+    """The report of a command in this process."""
+    assert jobs.fit.main([kind, str(out), str(state), "--no-ray", *flags]) == code
+    return json.loads(Path(f"{state}.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["heads", "features"])
+def test_what_is_learned_tells_on_held_out_images(kind: str, out: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("diffseg.featureaffinity.STEPS", 30)
+    path = tmp_path / "state.safetensors"
+    report = fitted(kind, out, path)
+    assert (report["images"], report["held_out"], report["problems"]) == (8, 1, [])
+    assert report["auc"] > 0.6
+    state = read_state(str(path))
+    assert (state.kind, state.timestep, state.resolution) == (kind, 300, 128)
+    state.check_fits(fingerprint(TINY))
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "state.safetensors",
+        "state.safetensors.json",
+    ]
+
+
+def test_a_command_that_was_killed_goes_on_and_learns_the_same(out: Path, tmp_path: Path) -> None:
+    expected = tmp_path / "undisturbed.safetensors"
+    fitted("heads", out, expected)
+    for attempt in range(5):  # one may end before it is killed
+        state = tmp_path / str(attempt) / "state.safetensors"
+        parts = Path(f"{state}.parts")
+        words = [sys.executable, "-m", "jobs.fit", "heads", str(out), str(state), "--no-ray"]
+        with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}) as process:
+            deadline = time.monotonic() + 300
+            while not list(parts.glob("*.safetensors")) and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+        kept = {path: path.stat().st_mtime_ns for path in parts.glob("*.safetensors")}
+        if kept and not state.exists():
+            break
+    assert 0 < len(kept) < IMAGES // 2
+    assert not state.exists()
+    began = time.time_ns()
+    assert all(changed < began for changed in kept.values())
+    report = fitted("heads", out, state)
+    assert state.read_bytes() == expected.read_bytes()
+    assert report == json.loads(Path(f"{expected}.json").read_text())
+    before = state.stat().st_mtime_ns
+    fitted("heads", out, state)
+    assert state.stat().st_mtime_ns == before, "what is learned is not learned again"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_actors_learn_the_same(out: Path, tmp_path: Path) -> None:
+    here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
+    fitted("heads", out, here)
+    assert jobs.fit.main(["heads", str(out), str(there), "--workers", "2"]) == 0
+    assert here.read_bytes() == there.read_bytes()
+
+
+def test_images_that_are_gone_are_told_of(out: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for number in range(IMAGES):
+        if number not in (4, 5):
+            write_png(images / f"{number}.png", generate_scene(number, SIDE).image)
+    (images / "4.png").write_bytes(b"no image")
+    write_png(images / "5.png", generate_scene(5, SIDE).image)
+    report = fitted("heads", out, tmp_path / "state.safetensors", "--source", str(images), code=1)
+    assert report["images"] + report["held_out"] == 8
+    assert len(report["problems"]) == 1
+    assert "4.png" in report["problems"][0]
+
+
+def test_what_cannot_be_is_refused(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = str(tmp_path / "state.safetensors")
+    for words, said in (
+        (["heads", str(tmp_path), state], "no run.json here"),
+        (["heads", str(out), state, "--images", "1"], "expected 2 or more"),
+        (["heads", str(out), state, "--source", str(tmp_path)], "tmp"),
+    ):
+        assert jobs.fit.main([*words, "--no-ray"]) == 2
+        assert said in capsys.readouterr().err.replace("\n", "") or said == "tmp"
+    assert not Path(state).exists()
+
+
+def test_labels_of_a_row() -> None:
+    mask = np.array([[0, 1], [2, IGNORE]], np.uint16)
+    segments = [{"id": k, "confidence": sure} for k, sure in enumerate((0.9, 0.2, 0.5))]
+    row = {"mask": encode_mask(mask), "segments": segments}
+    assert labels_of(row, 0.5).tolist() == [[1, UNKNOWN], [3, UNKNOWN]]
+    named = [{**segment, "class_id": name} for segment, name in zip(segments, (0, 4, -1), strict=True)]
+    assert labels_of({**row, "segments": named}, 0.0).tolist() == [[0, 4], [UNKNOWN, UNKNOWN]]
