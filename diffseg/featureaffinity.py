@@ -18,7 +18,7 @@ from diffseg.affinity import AffinityError, AffinityState, Observation, labels_o
 from diffseg.aggregate import upsample
 from diffseg.attention import Grid
 from diffseg.backbone import Backbone
-from diffseg.walk import Flow, half_disc, stencil_flow, windows
+from diffseg.walk import half_disc, windows
 
 WIDTH = 448
 """Channels of the layer's result, as in AffinityNet, or as many as it reads where those are fewer."""
@@ -191,11 +191,13 @@ class FeatureAffinity:
     def __call__(self, number: int, layer: Attention, read: torch.Tensor) -> None:
         self.reader(number, layer, read)
 
-    def flow(self, power: float) -> Flow:
-        """Weights for a walk (see `diffseg.walk`): the affinity to the power, and 1 for a position itself.
+    @property
+    def grid(self) -> Grid:
+        """Of the finest resolution."""
+        return max(map(parsed_grid, self.state.layout), key=lambda grid: grid[0] * grid[1])
 
-        Raises AffinityError where the pass had other layers.
-        """
+    def affinity(self) -> dict[Grid, torch.Tensor]:
+        """As of `neighbour_affinity`. Raises AffinityError where the pass had other layers."""
         layout = {parsed_grid(name): size for name, size in self.state.layout.items()}
         found = {tokens: read.shape[2] for tokens, read in self.reader.read.items()}
         if found != {rows * columns: size for (rows, columns), size in layout.items()}:
@@ -206,7 +208,4 @@ class FeatureAffinity:
         features = self.reader.features(list(layout))
         device = next(iter(features.values())).device
         weights = {grid: self.state.tensors[f"{grid[0]}x{grid[1]}"].to(device) for grid in layout}
-        affinity = neighbour_affinity(embed(features, weights, self.state.tensors["bias"].to(device)))
-        joined = {offset: weight.pow(power) for offset, weight in affinity.items()}
-        batch, height, width = (len(next(iter(joined.values()))), *max(layout, key=lambda grid: grid[0] * grid[1]))
-        return stencil_flow({(0, 0): torch.ones(batch, height, width, device=device), **joined})
+        return neighbour_affinity(embed(features, weights, self.state.tensors["bias"].to(device)))

@@ -14,7 +14,6 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from diffseg.affinity import AffinityError, AffinityState, Observation, labels_on_grid, parsed_grid, visited
-from diffseg.aggregate import upsample
 from diffseg.attention import Grid
 from diffseg.backbone import PIXELS_PER_LATENT, Backbone
 
@@ -39,16 +38,18 @@ Heads = Callable[[int, torch.Tensor], None]
 class HeadReader:
     """Visits layers (see `visited`), and gives the self-attention of each head of one resolution to `take`.
 
-    A head at a time is in memory. Probabilities are float32 whatever the weights are.
+    A head at a time is in memory. Of several passes, each told of other names, the first counts. Probabilities are float32 whatever the weights are.
     """
 
     def __init__(self, tokens: int, take: Heads) -> None:
         self.tokens, self.take = tokens, take
         self.heads = 0
+        self._seen: set[Attention] = set()
 
     def __call__(self, number: int, layer: Attention, read: torch.Tensor) -> None:
-        if read.shape[1] != self.tokens:
+        if read.shape[1] != self.tokens or layer in self._seen:
             return
+        self._seen.add(layer)
         queries, keys = (
             each(read).unflatten(-1, (layer.heads, -1)).transpose(1, 2).float() for each in (layer.to_q, layer.to_k)
         )
@@ -174,14 +175,13 @@ def _grid_of(pixels: torch.Tensor) -> Grid:
 class HeadAffinity:
     """Affinity of a batch, summed while its pass runs: visits layers (see `visited`)."""
 
-    def __init__(self, state: AffinityState, grid: Grid) -> None:
-        """grid: of the finest resolution. Raises AffinityError where the state is of another kind."""
+    def __init__(self, state: AffinityState) -> None:
+        """Raises AffinityError where the state is of another kind."""
         if state.kind != "heads":
             raise AffinityError(f"an affinity of {state.kind}, where one of heads is needed")
         ((name, self.heads),) = state.layout.items()
         self.grid = parsed_grid(name)
         self.weight, self.bias = state.tensors["weight"].tolist(), float(state.tensors["bias"])
-        self.finest = grid
         self.total: torch.Tensor | None = None
         self.reader = HeadReader(self.grid[0] * self.grid[1], self._add)
 
@@ -202,13 +202,3 @@ class HeadAffinity:
                 f"{self.reader.heads}: run at the resolution that it was learned at, or learn one for this"
             )
         return torch.sigmoid(self.total + self.total.transpose(1, 2) + self.bias)
-
-    def attention(self) -> torch.Tensor:
-        """The same as if it were self-attention: float32 [B, P, P] on the finest grid, rows sum to 1."""
-        (rows, columns), (height, width) = self.grid, self.finest
-        keys = upsample(self.affinity(), self.grid, self.finest)
-        keys /= keys.sum(dim=-1, keepdim=True)
-        queries = keys.view(-1, rows, 1, columns, 1, height * width)
-        return queries.expand(-1, -1, height // rows, -1, width // columns, -1).reshape(
-            -1, height * width, height * width
-        )

@@ -25,6 +25,7 @@ from diffseg.crossattention import CrossAttention
 from diffseg.decide import Decision, Segmentation, decide, decide_on_device, finish
 from diffseg.devices import to_device
 from diffseg.images import decode_image
+from diffseg.learned import Learned, reading, state_for
 from diffseg.prompt import Prompt, prompt_of_names
 from diffseg.proposals import aggregated_of, scores_of
 from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, settings_of, thresholds
@@ -86,6 +87,7 @@ class Looked(NamedTuple):
     own: SelfAttention
     cross: CrossAttention | None = None
     clip: torch.Tensor | None = None
+    learned: Learned | None = None
 
     def of_images(self, start: int, stop: int) -> Looked:
         """A part of the batch."""
@@ -93,6 +95,7 @@ class Looked(NamedTuple):
             self.own.of_images(start, stop),
             self.cross and self.cross.of_images(start, stop),
             None if self.clip is None else self.clip[start:stop],
+            self.learned and self.learned.of_images(start, stop),
         )
 
 
@@ -168,6 +171,7 @@ class Segmenter:
                 "folder, hub id or URL of one in the transformers layout (clip=…, --clip)"
             )
         self.stages = stages_of(self.method, settings, self.tau)
+        self.affinity = state_for(settings.affinity, checkpoint.sha256, self.method)
         self.needs = frozenset[str]().union(*(stage.needs for stage in self.stages))
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
@@ -287,9 +291,12 @@ class Segmenter:
 
     def _look(self, pixels: torch.Tensor, prompts: list[list[Prompt]] | None, step: Step) -> Looked:
         def look(pixels: torch.Tensor) -> Looked:
-            if prompts is None:
-                return Looked(self.backbone.self_attention(pixels, self.timestep, step))
-            return Looked(*self.backbone.attention(pixels, self.timestep, prompts, step))
+            with reading(self.affinity, self.backbone.checkpoint.unet) as learned:
+                if prompts is None:
+                    own, cross = self.backbone.self_attention(pixels, self.timestep, step), None
+                else:
+                    own, cross = self.backbone.attention(pixels, self.timestep, prompts, step)
+                return Looked(own, cross, learned())
 
         looked = look(pixels)
         if self.settings.flip:
@@ -335,6 +342,7 @@ class Segmenter:
             finite=finite,
             cross=looked.cross,
             clip=looked.clip,
+            learned=looked.learned,
             name_counts=None
             if looked.cross is None and looked.clip is None
             else to_device(torch.tensor(counts), attention.device),

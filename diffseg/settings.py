@@ -14,7 +14,7 @@ Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
 """How much each resolution counts: see `diffseg.aggregate.resolution_weights`."""
 AnchorLayout = Literal["even", "google"]
 Consume = Literal["paper", "google"]
-StageName = Literal["diffseg", "ncut", "par", "walk", "cross", "clip"]
+StageName = Literal["diffseg", "ncut", "affinity", "par", "walk", "cross", "clip"]
 Vote = Literal["share", "mean", "mode"]
 Distance = Literal["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
 Assign = Literal["nearest", "peak"]
@@ -39,9 +39,10 @@ class SegmenterSettings:
     """Share of each resolution in the aggregated attention: paper, google, uniform, or {side: weight}."""
     method: tuple[StageName, ...] | None = None
     """Stages in order. diffseg or ncut find segments by merging or by normalised cuts of self-attention; par lets their
-    borders follow the image; walk spreads scores along the attention from where they are sure; cross or clip name them,
-    by cross-attention or by a CLIP of yours, or as the first find classes. None: the checkpoint's own, else diffseg;
-    and where names are given clip after it if there is a CLIP, else cross."""
+    borders follow the image; walk spreads scores along the attention from where they are sure; affinity, as the first,
+    puts what `diffseg fit` learned in the place of the attention; cross or clip name segments, by cross-attention or by
+    a CLIP of yours, or as the first find classes. None: the checkpoint's own, else diffseg; and where names are given
+    clip after it if there is a CLIP, else cross."""
     ncut: float = 0.5
     """Stage ncut: a part whose best normalised cut costs this or more stays whole; 1 is no better than chance."""
     ncut_steps: int = 1
@@ -71,6 +72,8 @@ class SegmenterSettings:
     vote: Vote = "share"
     """How a segment's name is found: by its share of the names' attention, or as in google/diffseg by the mean, or the
     mode, of maps of one norm."""
+    affinity: str | None = None
+    """File of `diffseg fit`: of heads for stage affinity, or of features for stage walk, in the place of attention."""
     walk_power: float = 2.0
     """Stage walk: the attention between two positions to this power is what joins them; 1 to 8."""
     walk_steps: int = 4
@@ -144,8 +147,12 @@ def check_method(method: tuple[StageName, ...]) -> None:
     said = f"method={','.join(method)}"
     if unknown := [stage for stage in method if stage not in get_args(StageName)]:
         raise ValueError(f"{said}: {unknown[0]!r} is none of the stages {', '.join(get_args(StageName))}")
+    if method[:1] == ("affinity",):
+        method = method[1:]
     if not method or method[0] not in PROPOSING + NAMING:
         raise ValueError(f"{said}: the first stage must be one of {', '.join(PROPOSING + NAMING)}, which find segments")
+    if "affinity" in method:
+        raise ValueError(f"{said}: affinity changes what all other stages read, so it must be the first")
     if any(stage in PROPOSING for stage in method[1:]) or len(set(method)) < len(method):
         raise ValueError(f"{said}: segments are found once, by the first stage, and no stage can run twice")
     if sum(stage in NAMING for stage in method) > 1:

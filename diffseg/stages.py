@@ -18,13 +18,14 @@ import torch
 from diffseg.attention import Grid
 from diffseg.clipnaming import denoised, smoothed
 from diffseg.crossattention import CrossAttention, average
+from diffseg.learned import Learned, as_attention
 from diffseg.naming import BACKGROUND_INDEX, NO_NAME, at_thresholds, class_maps, vote_names, with_background
 from diffseg.proposals import propose
 from diffseg.refine import refine
 from diffseg.settings import SegmenterSettings, StageName
 from diffseg.walk import on_grid, random_walk
 
-Need = Literal["attention", "cross", "clip"]
+Need = Literal["attention", "cross", "clip", "learned"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -34,7 +35,7 @@ class Signals:
     pixels: float32 [B, 3, S, S] in [−1, 1]. grid: (h, w) of the working grid. attention: float32 [B, P, P], aggregated
     self-attention, rows sum to 1. finite: bool [B], images whose attention is. cross: of names, 0 where an image has
     fewer. clip: float32 [B, T, h', w'], what CLIP says each position shows, 0 to 1, at most 1 over an image's names.
-    name_counts: int64 [B], how many names each image has.
+    name_counts: int64 [B], how many names each image has. learned: affinity, where a file of it is given.
     """
 
     pixels: torch.Tensor
@@ -44,6 +45,7 @@ class Signals:
     cross: CrossAttention | None = None
     clip: torch.Tensor | None = None
     name_counts: torch.Tensor | None = None
+    learned: Learned | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,6 +126,21 @@ class PixelAdaptive:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearnedAttention:
+    """What was learned of attention's heads takes the place of the attention, for the stages after it (AFA)."""
+
+    name: StageName = "affinity"
+    needs: frozenset[Need] = frozenset({"attention", "learned"})
+
+    def run(self, signals: Signals, scores: Scores | None) -> Scores | None:
+        learned = signals.learned
+        if learned is None or learned.between_all is None:
+            raise ValueError("stage affinity replaces attention by what was learned of it: it was not given")
+        signals.attention = as_attention(learned.between_all, learned.grid, signals.grid)
+        return scores
+
+
+@dataclass(frozen=True, kw_only=True)
 class RandomWalk:
     """Scores spread from where they are sure, along the self-attention (AffinityNet's random walk)."""
 
@@ -141,6 +158,7 @@ class RandomWalk:
             steps=settings.walk_steps,
             radius=settings.walk_radius,
             seeds=settings.walk_seeds,
+            learned=signals.learned and signals.learned.between_near,
         )
         return replace(scores, maps=walked)
 
@@ -206,6 +224,8 @@ def _stage(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...])
             return Propose(name=name, settings=settings, tau=tau)
         case "par":
             return PixelAdaptive()
+        case "affinity":
+            return LearnedAttention()
         case "walk":
             return RandomWalk(settings=settings)
         case "cross":

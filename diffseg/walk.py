@@ -27,16 +27,32 @@ STILL = 1e-3
 
 
 def random_walk(
-    scores: torch.Tensor, attention: torch.Tensor, *, power: float, steps: int, radius: int, seeds: float
+    scores: torch.Tensor,
+    attention: torch.Tensor,
+    *,
+    power: float,
+    steps: int,
+    radius: int,
+    seeds: float,
+    learned: Mapping[Grid, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Scores on the grid of tokens, each the mean of those that its position and its like attend to.
 
     scores: float32 [B, K, h, w], ≥ 0; so is the result, within the range of each proposal's own. attention: float32
     [B, P, P], rows sum to 1; it is symmetrised and raised to the `power`. radius: in tokens, only positions nearer than
-    this are joined; 0: all. seeds: see `confident`; these stay as they are.
+    this are joined; 0: all. seeds: see `confident`; these stay as they are. learned: affinity of neighbours, by offset,
+    in the place of the attention (see `diffseg.featureaffinity`); that of a position to itself is 1.
     """
     grid = (scores.shape[2], scores.shape[3])
-    flow = near_flow(attention, grid, radius, power) if radius else dense_flow(attention, power)
+    if learned is not None:
+        flow = stencil_flow(
+            {
+                (0, 0): torch.ones_like(scores[:, 0]),
+                **{offset: weight.pow(power) for offset, weight in learned.items()},
+            }
+        )
+    else:
+        flow = near_flow(attention, grid, radius, power) if radius else dense_flow(attention, power)
     return walk(scores, flow, confident(scores, seeds), steps)
 
 

@@ -11,6 +11,7 @@ import torch
 from planted import planted, voronoi
 
 from diffseg.crossattention import CrossAttention
+from diffseg.learned import Learned
 from diffseg.settings import NAMING, PROPOSING, SegmenterSettings, StageName, settings_of
 from diffseg.stages import Scores, Signals, Stage, stages_of, with_name_scores
 
@@ -20,6 +21,7 @@ SIDE, NAMES = 12, (3, 0, 2)
 STAGES: dict[StageName, dict[str, Any]] = {
     "diffseg": {},
     "ncut": {},
+    "affinity": {},
     "par": {},
     "walk": {},
     "cross": {},
@@ -54,6 +56,7 @@ def signals(seed: int = 0) -> Signals:
         cross=CrossAttention(maps={(SIDE, SIDE): looked}, layers={(SIDE, SIDE): 1}),
         clip=shown,
         name_counts=torch.tensor(NAMES),
+        learned=Learned(grid=(SIDE // 2, SIDE // 2), between_all=torch.rand(3, 36, 36, generator=generator)),
     )
 
 
@@ -61,6 +64,7 @@ def of_image(whole: Signals, image: int) -> Signals:
     assert whole.cross is not None
     assert whole.clip is not None
     assert whole.name_counts is not None
+    assert whole.learned is not None
     part = slice(image, image + 1)
     return Signals(
         pixels=whole.pixels[part],
@@ -70,6 +74,7 @@ def of_image(whole: Signals, image: int) -> Signals:
         cross=whole.cross.of_images(image, image + 1),
         clip=whole.clip[part],
         name_counts=whole.name_counts[part],
+        learned=whole.learned.of_images(image, image + 1),
     )
 
 
@@ -90,6 +95,9 @@ def test_invariants(name: StageName) -> None:
     scores = before(stage, given)
     kept = copy.deepcopy((given, scores))
     found = stage.run(given, scores)
+    if name == "affinity":  # the one that may
+        torch.testing.assert_close(given.attention.sum(dim=-1), torch.ones(3, SIDE * SIDE))
+        given.attention = kept[0].attention
     assert found is not None
     assert found.maps.dtype == torch.float32
     assert found.maps.ndim == 4
@@ -110,7 +118,7 @@ def test_an_image_does_not_depend_on_its_neighbours(name: StageName) -> None:
     stage, given = stage_named(name), signals()
     together = stage.run(given, before(stage, given))
     for image in range(3):
-        one = of_image(given, image)
+        one = of_image(signals(), image)
         alone = stage.run(one, before(stage, one))
         assert alone is not None
         assert together is not None
@@ -147,10 +155,40 @@ def test_a_stage_that_names_refuses_to_invent_names(name: StageName) -> None:
         stage_named(name).run(given, None)
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name not in NAMING + PROPOSING])
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in (*NAMING, *PROPOSING, "affinity")])
 def test_a_stage_that_changes_scores_needs_some(name: StageName) -> None:
     with pytest.raises(ValueError, match=f"stage {name} changes scores"):
         stage_named(name).run(signals(), None)
+
+
+def test_what_was_learned_takes_the_place_of_attention() -> None:
+    given = signals()
+    assert given.learned is not None
+    mask = voronoi(SIDE // 2, 3, 1).ravel()
+    alike = torch.from_numpy(mask[:, None] == mask).float() * 0.98 + 0.01
+    given.learned = Learned(grid=given.learned.grid, between_all=alike.expand(3, -1, -1))
+    assert stage_named("affinity").run(given, None) is None
+    scores = stage_named("diffseg", tau=(0.5, 0.5, 0.5)).run(given, None)
+    assert scores is not None
+    coarse = scores.maps[0].argmax(dim=0)[::2, ::2].flatten().numpy()
+    assert len({*zip(coarse.tolist(), mask.tolist(), strict=True)}) == 3
+    given.learned = None
+    with pytest.raises(ValueError, match="stage affinity"):
+        stage_named("affinity").run(given, None)
+
+
+def test_the_walk_goes_along_learned_neighbours_where_they_are_given() -> None:
+    given = signals()
+    scores = before(stage_named("walk"), given)
+    by_attention = stage_named("walk").run(given, scores)
+    near = {offset: torch.full((3, SIDE - offset[0], SIDE - abs(offset[1])), 1e-9) for offset in ((0, 1), (1, 0))}
+    given.learned = Learned(grid=(SIDE, SIDE), between_near=near)
+    alone = stage_named("walk").run(given, scores)
+    assert scores is not None
+    assert by_attention is not None
+    assert alone is not None
+    torch.testing.assert_close(alone.maps, scores.winning().maps)
+    assert (by_attention.maps - alone.maps).abs().max() > 1e-3
 
 
 def test_names_go_with_their_proposals_when_losers_are_left_out() -> None:
