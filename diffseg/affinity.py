@@ -10,6 +10,7 @@ Axes: B images in the batch, P = h·w positions of one resolution, D what a laye
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from scipy.stats import rankdata
 
 from diffseg.attention import Grid, self_attention_layers
@@ -67,8 +68,14 @@ class AffinityState:
     def to_bytes(self) -> bytes:
         """A safetensors file, the same bytes for the same state."""
         metadata = {name: getattr(self, name) for name in ("kind", "model", "model_sha256", "timestep", "resolution")}
-        told = {"format": FORMAT, "affinity": json.dumps({**metadata, "layout": dict(self.layout)}, sort_keys=True)}
+        # under one key, as safetensors writes several in an order that changes from process to process
+        told = {FORMAT: json.dumps({**metadata, "layout": dict(self.layout)}, sort_keys=True)}
         return save({name: value.contiguous() for name, value in self.tensors.items()}, metadata=told)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, hexadecimal."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def check_fits(self, model_sha256: str) -> None:
         """Raises AffinityError where it was learned from another checkpoint."""
@@ -79,19 +86,16 @@ class AffinityState:
             )
 
 
-def read_state(path: str) -> AffinityState:
-    """The state in a file of `diffseg fit`. Raises AffinityError naming it where it is none."""
+def read_state(data: bytes, shown: str) -> AffinityState:
+    """The state in the bytes of a file of `diffseg fit`. Raises AffinityError with what is `shown` where it is none."""
     try:
-        with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-    except (OSError, SafetensorError) as error:
-        raise AffinityError(f"{path}: cannot be read as safetensors: {error}") from error
-    if told.get("format") != FORMAT:
-        raise AffinityError(
-            f"{path}: is no state of `diffseg fit`: its format is {told.get('format')!r}, not {FORMAT!r}"
-        )
-    return AffinityState(**json.loads(told["affinity"]), tensors=tensors)
+        tensors = load(data)
+        told = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise AffinityError(f"{shown}: cannot be read as safetensors: {error}") from error
+    if FORMAT not in told:
+        raise AffinityError(f"{shown}: is no state of `diffseg fit`, which says {FORMAT!r} in its metadata")
+    return AffinityState(**json.loads(told[FORMAT]), tensors=tensors)
 
 
 def parsed_grid(name: str) -> Grid:

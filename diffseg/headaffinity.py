@@ -38,7 +38,8 @@ Heads = Callable[[int, torch.Tensor], None]
 class HeadReader:
     """Visits layers (see `visited`), and gives the self-attention of each head of one resolution to `take`.
 
-    A head at a time is in memory. Of several passes, each told of other names, the first counts. Probabilities are float32 whatever the weights are.
+    A head at a time is in memory. Of several passes, each told of other names, the first counts. Probabilities are
+    float32 whatever the weights are.
     """
 
     def __init__(self, tokens: int, take: Heads) -> None:

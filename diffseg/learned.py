@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import UNet2DConditionModel
 
-from diffseg.affinity import AffinityError, AffinityState, read_state, visited
+from diffseg.affinity import AffinityError, AffinityState, visited
 from diffseg.aggregate import upsample
 from diffseg.attention import Grid
 from diffseg.featureaffinity import FeatureAffinity
@@ -38,21 +38,18 @@ class Learned:
         )
 
 
-def state_for(path: str | None, model_sha256: str, method: Sequence[str]) -> AffinityState | None:
-    """The state in a file of `diffseg fit` for the stages of a method.
-
-    Raises AffinityError where it was learned from another model, or is of a kind that no stage uses, or is missing.
-    """
-    if path is None:
+def check_state(state: AffinityState | None, model_sha256: str, method: Sequence[str]) -> None:
+    """Raises AffinityError where it was learned from another model, is of a kind that no stage uses, or is missing."""
+    if state is None:
         if "affinity" in method:
-            raise AffinityError("stage affinity needs a file of `diffseg fit heads`: affinity=None")
-        return None
-    state = read_state(path)
+            raise AffinityError(f"method {','.join(method)}: stage affinity needs a file of `diffseg fit heads`")
+        return
     state.check_fits(model_sha256)
     stage = {"heads": "affinity", "features": "walk"}[state.kind]
     if stage not in method or (state.kind == "features" and "affinity" in method):
-        raise AffinityError(f"{path} is an affinity of {state.kind}, for stage {stage}: method={','.join(method)}")
-    return state
+        raise AffinityError(
+            f"method {','.join(method)}: what was learned is an affinity of {state.kind}, for stage {stage}"
+        )
 
 
 @contextmanager

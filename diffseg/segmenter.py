@@ -9,6 +9,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from diffseg.absorb import absorb
+from diffseg.affinity import AffinityState, read_state
 from diffseg.attention import Grid, SelfAttention
 from diffseg.backbone import Backbone, Step, no_step
 from diffseg.canvas import Canvas, fit_image
@@ -25,7 +27,7 @@ from diffseg.crossattention import CrossAttention
 from diffseg.decide import Decision, Segmentation, decide, decide_on_device, finish
 from diffseg.devices import to_device
 from diffseg.images import decode_image
-from diffseg.learned import Learned, reading, state_for
+from diffseg.learned import Learned, check_state, reading
 from diffseg.prompt import Prompt, prompt_of_names
 from diffseg.proposals import aggregated_of, scores_of
 from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, settings_of, thresholds
@@ -151,8 +153,9 @@ class Segmenter:
         batch_size: int = 1,
         naming: bool = False,
         clip: Clip | None = None,
+        affinity: AffinityState | None = None,
     ) -> None:
-        """naming: whether images come with names, see `from_pretrained`."""
+        """naming: whether images come with names, see `from_pretrained`. affinity: what `diffseg fit` learned."""
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected 1 or more")
         checkpoint = backbone.checkpoint
@@ -171,7 +174,8 @@ class Segmenter:
                 "folder, hub id or URL of one in the transformers layout (clip=…, --clip)"
             )
         self.stages = stages_of(self.method, settings, self.tau)
-        self.affinity = state_for(settings.affinity, checkpoint.sha256, self.method)
+        self.affinity = affinity
+        check_state(affinity, checkpoint.sha256, self.method)
         self.needs = frozenset[str]().union(*(stage.needs for stage in self.stages))
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
@@ -190,6 +194,7 @@ class Segmenter:
         batch_size: int = 1,
         naming: bool = False,
         clip: str | os.PathLike[str] | None = None,
+        affinity: str | os.PathLike[str] | None = None,
         preset: Preset = "default",
         **settings: Any,
     ) -> Segmenter:
@@ -198,6 +203,7 @@ class Segmenter:
         vae: an autoencoder in the place of the model's own, see `load_checkpoint`. naming: whether images come with
         names; segments are then named by CLIP if one is given, else by cross-attention, where `method` does not say
         otherwise. clip: a local folder or hub id of a CLIP in the transformers layout, see `load_clip`.
+        affinity: a file of `diffseg fit`, of heads for stage affinity or of features for stage walk.
 
         Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings.
         """
@@ -211,7 +217,14 @@ class Segmenter:
             text=reads_text(resolved, naming=naming and clip is None),
         )
         images_and_text = None if clip is None else load_clip(clip, device=device)
-        return cls(Backbone(checkpoint), resolved, batch_size=batch_size, naming=naming, clip=images_and_text)
+        return cls(
+            Backbone(checkpoint),
+            resolved,
+            batch_size=batch_size,
+            naming=naming,
+            clip=images_and_text,
+            affinity=None if affinity is None else read_state(Path(affinity).read_bytes(), str(affinity)),
+        )
 
     def __call__(
         self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...], names: Sequence[str] | None = None
@@ -296,7 +309,7 @@ class Segmenter:
                     own, cross = self.backbone.self_attention(pixels, self.timestep, step), None
                 else:
                     own, cross = self.backbone.attention(pixels, self.timestep, prompts, step)
-                return Looked(own, cross, learned())
+                return Looked(own, cross, learned=learned())
 
         looked = look(pixels)
         if self.settings.flip:

@@ -72,8 +72,6 @@ class SegmenterSettings:
     vote: Vote = "share"
     """How a segment's name is found: by its share of the names' attention, or as in google/diffseg by the mean, or the
     mode, of maps of one norm."""
-    affinity: str | None = None
-    """File of `diffseg fit`: of heads for stage affinity, or of features for stage walk, in the place of attention."""
     walk_power: float = 2.0
     """Stage walk: the attention between two positions to this power is what joins them; 1 to 8."""
     walk_steps: int = 4

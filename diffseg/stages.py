@@ -158,7 +158,7 @@ class RandomWalk:
             steps=settings.walk_steps,
             radius=settings.walk_radius,
             seeds=settings.walk_seeds,
-            learned=signals.learned and signals.learned.between_near,
+            learned=signals.learned.between_near if signals.learned else None,
         )
         return replace(scores, maps=walked)
 

@@ -113,7 +113,8 @@ def _print(console: Console, report: FitReport, path: str) -> None:
     for problem in report.problems[:5]:
         say(problem)
     say(f"{path}: {report.kind} of {report.model}, from {report.images} images ({len(report.problems)} left out)")
-    say(f"of pairs in {report.held_out} other images the one that is alike has the higher affinity in {report.auc:.1%}")
+    if report.auc is not None:
+        say(f"in {report.held_out} other images the pair that is alike has the higher affinity in {report.auc:.1%}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
@@ -82,7 +83,8 @@ class FitJob:
 
 @dataclass(frozen=True, kw_only=True)
 class FitReport:
-    """What was learned. auc: how often a held-out pair that is alike has the higher affinity; 0.5 at chance.
+    """What was learned. auc: how often a held-out pair that is alike has the higher affinity; 0.5 at chance,
+    None without held-out pairs of both kinds.
 
     images, held_out: how many there were to learn from, and to tell on. problems: why others were left out.
     """
@@ -93,7 +95,7 @@ class FitReport:
     model_sha256: str
     images: int
     held_out: int
-    auc: float
+    auc: float | None
     layout: Mapping[str, int]
     settings: Mapping[str, Any]
     problems: Sequence[str] = field(default_factory=list)
@@ -258,6 +260,8 @@ def _observed(job: FitJob, parts: Sequence[Part], run: RunSettings, workers: int
 
 
 def _learned(job: FitJob, parts: Sequence[Part]) -> tuple[FitReport, bytes]:
+    import torch
+
     from diffseg.affinity import AffinityError, AffinityState, area_under_curve
 
     images: dict[int, dict[str, Any]] = {}
@@ -276,10 +280,11 @@ def _learned(job: FitJob, parts: Sequence[Part]) -> tuple[FitReport, bytes]:
         raise AffinityError(
             f"no image has two labels near one another; {len(problems)} could not be read{_some(problems)}"
         )
+    torch.set_num_threads(job.threads)  # the sums, and so the state, depend on it
     kind = kind_of(job.settings.kind)
     tensors, layout = kind.learn(seen, job.device)
     pairs = [kind.tell(tensors, each) for each in held_out]
-    auc = area_under_curve(*(np.concatenate(each) for each in zip(*pairs, strict=True))) if pairs else float("nan")
+    auc = area_under_curve(*(np.concatenate(each) for each in zip(*pairs, strict=True))) if pairs else math.nan
     weights = find_weights(job.model, job.source)
     state = AffinityState(
         kind=job.settings.kind,
@@ -297,7 +302,7 @@ def _learned(job: FitJob, parts: Sequence[Part]) -> tuple[FitReport, bytes]:
         model_sha256=state.model_sha256,
         images=len(seen),
         held_out=len(held_out),
-        auc=auc,
+        auc=None if math.isnan(auc) else auc,
         layout=layout,
         settings=asdict(job.settings),
         problems=problems,

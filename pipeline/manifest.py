@@ -40,7 +40,7 @@ class Manifest:
 
 def fingerprint_of(settings: LabelSettings, model_sha256: str, resolved: Mapping[str, Any]) -> str:
     """16 hexadecimal digits of the settings that determine the labels; where the model lies does not count."""
-    places = {"model": model_sha256, "revision": None, "vae": None, "clip": None}
+    places = {"model": model_sha256, "revision": None, "vae": None, "clip": None, "affinity": None}
     plain = dataclasses.asdict(settings) | places | {"resolved": dict(resolved)}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -41,6 +41,8 @@ class LabelSettings:
     clip: str | None = None
     """A CLIP of the transformers layout to name segments by (stage clip): a folder, hub id or URL, such as
     openai/clip-vit-large-patch14. None comes with this program."""
+    affinity: str | None = None
+    """File or URL that `diffseg fit` wrote: of heads for stage affinity, of features for stage walk."""
     dtype: Dtype = "float32"
     """Of the model's weights; attention is float32 always."""
     method: SegmenterSettings = field(default_factory=SegmenterSettings)

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from labelled_runs import write_png, write_run
 
 import jobs.fit
+import jobs.label
 from diffseg import IGNORE
 from diffseg.affinity import UNKNOWN, read_state
 from diffseg.layout import TINY, fingerprint
@@ -60,7 +62,7 @@ def test_what_is_learned_tells_on_held_out_images(kind: str, out: Path, tmp_path
     report = fitted(kind, out, path)
     assert (report["images"], report["held_out"], report["problems"]) == (8, 1, [])
     assert report["auc"] > 0.6
-    state = read_state(str(path))
+    state = read_state(path.read_bytes(), str(path))
     assert (state.kind, state.timestep, state.resolution) == (kind, 300, 128)
     state.check_fits(fingerprint(TINY))
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
@@ -94,6 +96,36 @@ def test_a_command_that_was_killed_goes_on_and_learns_the_same(out: Path, tmp_pa
     before = state.stat().st_mtime_ns
     fitted("heads", out, state)
     assert state.stat().st_mtime_ns == before, "what is learned is not learned again"
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("heads", "affinity,diffseg"), ("features", "diffseg,walk")], ids=["heads", "features"]
+)
+def test_a_run_uses_what_was_learned_and_says_so(
+    kind: str, method: str, out: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("diffseg.featureaffinity.STEPS", 30)
+    state = tmp_path / "state.safetensors"
+    fitted(kind, out, state, "--images", "4")
+    images = str(out.parent / "images" / "0.png")
+
+    def label(folder: str, *flags: str) -> int:
+        return jobs.label.main([images, str(tmp_path / folder), "--no-ray", "--resolution", "128", *flags])
+
+    assert label("with", "--method", method, "--affinity", str(state)) == 0
+    assert label("without", "--method", method.removeprefix("affinity,")) == 0
+    rows = [pq.read_table(next((tmp_path / folder / "labels").iterdir())).to_pylist() for folder in ("with", "without")]
+    assert rows[0][0]["status"] == "ok"
+    assert rows[0][0]["mask"] != rows[1][0]["mask"]
+    record = json.loads((tmp_path / "with" / "run.json").read_text())
+    assert record["resolved"]["affinity"] == read_state(state.read_bytes(), "").sha256
+    moved = state.rename(tmp_path / "moved.safetensors")
+    assert label("with", "--method", method, "--affinity", str(moved)) == 0, "the same file elsewhere is the same run"
+    capsys.readouterr()
+    assert label("new", "--method", method, "--affinity", str(state)) == 2
+    assert "is not there" in capsys.readouterr().err.replace("\n", " ")
+    assert label("new", "--method", "ncut", "--affinity", str(moved)) == 2
+    assert f"an affinity of {kind}, for stage" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.usefixtures("local_ray")
