@@ -26,7 +26,7 @@ from pipeline.queue import ShardQueue
 from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
 from pipeline.shards import find_shards
 from pipeline.storage import Storage
-from pipeline.weights import find_weights
+from pipeline.weights import find_affinity, find_weights
 from pipeline.worker import Job, LabelWorker, Worker, WorkerProgress
 from pipeline.workerpools import WorkerPool, parse_pools
 
@@ -111,7 +111,7 @@ def label_run(
 def _refuse_early(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
     """Compare all that is known before a model is loaded: not the model itself, which may lie elsewhere now."""
     same_model = {name: before.settings[name] for name in ("model", "revision")}
-    for part in ("vae", "clip"):
+    for part in ("vae", "clip", "affinity"):
         if getattr(settings, part) is not None and before.settings.get(part) is not None:
             same_model[part] = before.settings[part]
     plain = dataclasses.asdict(settings) | same_model
@@ -119,7 +119,11 @@ def _refuse_early(before: Manifest, source: str, settings: LabelSettings, out: S
 
 
 def _refuse_another_model(before: Manifest, job: Job) -> None:
-    """Compare the files of the model, where nothing is left to do and so no worker would."""
+    """Compare the files of the model, and what was learned, where nothing is left to do and so no worker would."""
+    learned = job.settings.affinity
+    if learned is not None and learned != before.settings.get("affinity"):
+        resolved = {**before.resolved, "affinity": find_affinity(learned, job.source).sha256}
+        check_same_run(before, dataclasses.replace(before, resolved=resolved, fingerprint="unknown"), job.out)
     if all(getattr(job.settings, name) == before.settings.get(name) for name in ("model", "revision", "vae", "clip")):
         return
     found = find_weights(job.settings, job.source).fingerprint()

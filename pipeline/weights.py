@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import is_offline_mode
 
@@ -37,10 +37,14 @@ from diffseg.layout import (
     resolve,
     with_digest,
 )
+from pipeline.findshards import split_url
 from pipeline.localfiles import locked, write_atomically
 from pipeline.settings import LabelSettings
-from pipeline.storage import Storage, StoreUnavailable
+from pipeline.storage import Storage, StoreUnavailable, redact
 from pipeline.urls import local_path, scheme
+
+if TYPE_CHECKING:
+    from diffseg.affinity import AffinityState
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +96,17 @@ def find_weights(settings: LabelSettings, source: Storage) -> Weights:
     vae = None if settings.vae is None else _located(settings.vae, None, source, NEEDED_OF_A_VAE)
     clip = None if settings.clip is None else _located(settings.clip, None, source, NEEDED_OF_A_CLIP)
     return Weights(settings=settings, model=model, vae=vae, clip=clip)
+
+
+def find_affinity(place: str, source: Storage) -> AffinityState:
+    """What `diffseg fit` wrote at a path or URL. Raises AffinityError (a ValueError) where it is something else."""
+    from diffseg.affinity import AffinityError, read_state
+
+    folder, name = split_url(place)
+    try:
+        return read_state(source.at(folder).read_bytes(name), redact(place))
+    except FileNotFoundError:
+        raise AffinityError(f"{redact(place)}: is not there; `diffseg fit` writes such a file") from None
 
 
 def _located(name: str, revision: str | None, source: Storage, needed: tuple[str, ...]) -> Path:

@@ -11,23 +11,19 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import psutil
 
 from pipeline import metrics
 from pipeline.commit import Commit
-from pipeline.findshards import split_url
 from pipeline.logs import only_ours_in_an_actor
 from pipeline.manifest import fingerprint_of, versions
 from pipeline.retries import waiting
 from pipeline.settings import LabelSettings, WorkerSettings
 from pipeline.shards import Shard
 from pipeline.storage import Storage, redact
-from pipeline.weights import find_weights
-
-if TYPE_CHECKING:
-    from diffseg.affinity import AffinityState
+from pipeline.weights import find_affinity, find_weights
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +77,6 @@ class Worker(Protocol):
         """How far it is."""
 
 
-def _affinity(place: str, source: Storage) -> AffinityState:
-    """What `diffseg fit` wrote at a path or URL. Raises AffinityError (a ValueError) where it is something else."""
-    from diffseg.affinity import AffinityError, read_state
-
-    folder, name = split_url(place)
-    try:
-        return read_state(source.at(folder).read_bytes(name), redact(place))
-    except FileNotFoundError:
-        raise AffinityError(f"{redact(place)}: is not there; `diffseg fit` writes such a file") from None
-
-
 class LabelWorker:
     """Loads the model once, then labels one shard at a time."""
 
@@ -129,7 +114,7 @@ class LabelWorker:
             )
             clip = None if weights.clip is None else load_clip(weights.clip, device=job.worker.device)
         model_sha256 = checkpoint.sha256 if clip is None else with_digest(checkpoint.sha256, clip.sha256)
-        affinity = None if settings.affinity is None else _affinity(settings.affinity, job.source)
+        affinity = None if settings.affinity is None else find_affinity(settings.affinity, job.source)
         keep_freed_memory()
         self.names = NameReader(settings.naming) if settings.naming else None
         self.segmenter = Segmenter(

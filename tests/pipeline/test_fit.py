@@ -121,7 +121,11 @@ def test_a_run_uses_what_was_learned_and_says_so(
     assert record["resolved"]["affinity"] == read_state(state.read_bytes(), "").sha256
     moved = state.rename(tmp_path / "moved.safetensors")
     assert label("with", "--method", method, "--affinity", str(moved)) == 0, "the same file elsewhere is the same run"
+    other = tmp_path / "other.safetensors"
+    fitted(kind, out, other, "--images", "6")
     capsys.readouterr()
+    assert label("with", "--method", method, "--affinity", str(other)) == 2
+    assert "resolved affinity" in capsys.readouterr().err
     assert label("new", "--method", method, "--affinity", str(state)) == 2
     assert "is not there" in capsys.readouterr().err.replace("\n", " ")
     assert label("new", "--method", "ncut", "--affinity", str(moved)) == 2
