@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format tiny-eval ablation reliability tune-baselines tiny-train tiny-text-train evaluate-sd full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak train-proof read-speed clean
+.PHONY: help demo test fuzz check format tiny-eval ablation reliability tune-baselines tiny-train tiny-text-train evaluate-sd full-size photographs bench bench-gpu chaos cluster outage metrics scale weights soak train-proof affinity-proof read-speed clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -117,6 +117,9 @@ soak: $(VENV)/.test ## Label for an hour without a pause: memory, open files and
 
 train-proof: $(VENV)/.test ## Networks trained on pseudo-labels, on the truth and on shuffled labels, five seeds each (goes on where it was stopped)
 	$(BIN)/python tests/end_to_end/train_proof.py --folder train-proof $(ARGS)
+
+affinity-proof: $(VENV)/.test ## Labels of held-out scenes with learned affinity and random walks, and without (goes on where it was stopped)
+	$(BIN)/python tests/end_to_end/affinity_proof.py --folder affinity-proof $(ARGS)
 
 read-speed: $(VENV)/.test ## LabelDataset beside plain webdataset on the same photographs and label maps
 	$(BIN)/python tests/end_to_end/read_speed.py $(ARGS)

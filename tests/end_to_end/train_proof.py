@@ -40,13 +40,13 @@ OWN = "the pseudo-labels' own score"
 SCORES = {"covering": covering, "miou": lambda table: match_per_image(table).miou}
 
 
-def make_scenes(folder: Path, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+def make_scenes(folder: Path, seeds: Sequence[int], side: int = SIDE) -> dict[str, np.ndarray]:
     """Write images/ and truth/ where they are not there yet; the true regions by the images' names."""
     truth = {}
     for seed in seeds:
         name = f"{seed}.png"
         if not (folder / "truth" / name).exists():
-            scene = generate_scene(seed, SIDE)
+            scene = generate_scene(seed, side)
             write_png(folder / "images" / name, scene.image)
             write_png(folder / "truth" / name, scene.labels)
         with Image.open(folder / "truth" / name) as opened:
