@@ -58,24 +58,24 @@ PHOTOGRAPHS ?= $(wildcard ../shared/data)
 SAMPLES = $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS)) $(if $(HALF),--half $(HALF)) $(ARGS)
 
 tiny-eval: $(VENV)/.demo ## Score the embedded models, masks and names, beside what they must beat; photographs too: HALF=held-out
-	$(BIN)/python -m diffseg.tiny.evaluate $(SAMPLES)
+	$(BIN)/python -m diffseg.tiny.evaluation.evaluate $(SAMPLES)
 
 ablation: $(VENV)/.demo ## What each setting is worth: a row each beside the default (half an hour; goes on where it was stopped)
-	$(BIN)/python -m diffseg.tiny.ablation $(SAMPLES)
+	$(BIN)/python -m diffseg.tiny.evaluation.ablation $(SAMPLES)
 
 reliability: $(VENV)/.demo ## Whether confidence says how good segments are: a table, and a plot in tiny-eval/
-	$(BIN)/python -m diffseg.tiny.reliability $(SAMPLES)
+	$(BIN)/python -m diffseg.tiny.evaluation.reliability $(SAMPLES)
 
 tune-baselines: $(VENV)/.demo ## Find the settings of the baselines again, on validation scenes
-	$(BIN)/python -m diffseg.tiny.tune_baselines
+	$(BIN)/python -m diffseg.tiny.evaluation.tune_baselines
 
 tiny-train: $(VENV)/.demo ## Train the embedded model again (about three hours on one core; resumes where it was stopped)
-	$(BIN)/python -m diffseg.tiny.train
-	$(BIN)/python -m diffseg.tiny.tune --write
+	$(BIN)/python -m diffseg.tiny.recipe.train
+	$(BIN)/python -m diffseg.tiny.recipe.tune --write
 
 tiny-text-train: $(VENV)/.demo ## Train the embedded model that reads text again (about an hour on one core; resumes where it was stopped)
-	$(BIN)/python -m diffseg.tiny.texttrain
-	$(BIN)/python -m diffseg.tiny.tune --model diffseg/tiny/text-checkpoint --captioned --write
+	$(BIN)/python -m diffseg.tiny.recipe.train_text
+	$(BIN)/python -m diffseg.tiny.recipe.tune --model diffseg/tiny/text-checkpoint --captioned --write
 
 evaluate-sd: $(VENV)/.demo ## A checkpoint by the protocol of DiffSeg's paper: MODEL=… DATA=… BENCHMARK=coco-stuff-27|cityscapes-27
 	$(BIN)/python -m jobs.published $(MODEL) $(DATA) --benchmark $(or $(BENCHMARK),coco-stuff-27) $(ARGS)

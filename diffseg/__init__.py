@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffseg.decide import Segment as Segment
-    from diffseg.decide import Segmentation as Segmentation
-    from diffseg.images import ImageError as ImageError
-    from diffseg.labelmap import IGNORE as IGNORE
-    from diffseg.layout import CheckpointError as CheckpointError
+    from diffseg.images.decode import ImageError as ImageError
+    from diffseg.method.decide import Segment as Segment
+    from diffseg.method.decide import Segmentation as Segmentation
+    from diffseg.model.layout import CheckpointError as CheckpointError
+    from diffseg.segmentation import IGNORE as IGNORE
     from diffseg.segmenter import NonFiniteError as NonFiniteError
     from diffseg.segmenter import Segmenter as Segmenter
     from diffseg.segmenter import segment_attention as segment_attention
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 # torch and diffusers take seconds to import, so a name is loaded when it is asked for: `--help` needs none of them.
 _HOME = {
-    "IGNORE": "labelmap",
-    "CheckpointError": "layout",
-    "ImageError": "images",
+    "IGNORE": "segmentation",
+    "CheckpointError": "model.layout",
+    "ImageError": "images.decode",
     "NonFiniteError": "segmenter",
-    "Segment": "decide",
-    "Segmentation": "decide",
+    "Segment": "method.decide",
+    "Segmentation": "method.decide",
     "Segmenter": "segmenter",
     "SegmenterSettings": "settings",
     "segment_attention": "segmenter",

@@ -16,23 +16,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffseg.absorb import absorb
-from diffseg.affinity import AffinityState, read_state
-from diffseg.attention import Grid, SelfAttention
-from diffseg.backbone import Backbone, Step, no_step
-from diffseg.canvas import Canvas, fit_image
-from diffseg.checkpoint import load_checkpoint
-from diffseg.clip import Clip, load_clip
-from diffseg.crossattention import CrossAttention
-from diffseg.decide import Decision, Segmentation, decide, decide_on_device, finish
+from diffseg.affinity.affinity import Learned, check_state, reading
+from diffseg.affinity.state import AffinityState, read_state
+from diffseg.attention.crops import look_through_windows
+from diffseg.attention.cross_recorder import CrossAttention
+from diffseg.attention.recorder import Grid, SelfAttention
 from diffseg.devices import to_device
-from diffseg.images import decode_image
-from diffseg.learned import Learned, check_state, reading
-from diffseg.prompt import Prompt, prompt_of_names
-from diffseg.proposals import aggregated_of, scores_of
+from diffseg.images.canvas import Canvas, fit_image
+from diffseg.images.decode import decode_image
+from diffseg.method.absorb import absorb
+from diffseg.method.decide import Decision, Segmentation, decide, decide_on_device, finish
+from diffseg.method.proposals import aggregated_of, scores_of
+from diffseg.method.stages import Scores, Signals, stages_of, with_name_scores
+from diffseg.model.backbone import Backbone, Step, no_step
+from diffseg.model.checkpoint import load_checkpoint
+from diffseg.model.clip import Clip, load_clip
+from diffseg.model.text import Prompt, prompt_of_names
 from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, settings_of, thresholds
-from diffseg.stages import Scores, Signals, stages_of, with_name_scores
-from diffseg.windows import look_through_windows
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes
 PIXELS_PER_TOKEN = 8

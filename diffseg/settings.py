@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
-"""How much each resolution counts: see `diffseg.aggregate.resolution_weights`."""
+"""How much each resolution counts: see `diffseg.attention.aggregate.resolution_weights`."""
 AnchorLayout = Literal["even", "google"]
 Consume = Literal["paper", "google"]
 StageName = Literal["diffseg", "ncut", "affinity", "par", "walk", "cross", "clip"]

@@ -148,7 +148,7 @@ def _comparisons(command: BenchCommand, photographs: Path) -> Iterator[Compariso
 
 def _scenes(folder: Path) -> Path:
     """Generated scenes as JPEG files of a photograph's size."""
-    from diffseg.tiny.scenes import generate_scene
+    from diffseg.tiny.scenes.scenes import generate_scene
 
     height, width = SCENE_SIZE
     for seed in range(SCENES):
@@ -158,7 +158,7 @@ def _scenes(folder: Path) -> Path:
 
 
 def _decoded(photographs: Path) -> list[np.ndarray]:
-    from diffseg.images import decode_image
+    from diffseg.images.decode import decode_image
     from jobs.benchmarks.loop import image_files
 
     most = 8

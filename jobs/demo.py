@@ -21,10 +21,10 @@ import tyro
 from PIL import Image
 from rich.console import Console
 
-from diffseg.draw import contact_sheet, overlay
-from diffseg.images import decode_image
-from diffseg.metrics import covering, overlap
-from diffseg.tiny.scenes import HELD_OUT_SEEDS, generate_scene
+from diffseg.drawing.overlay import contact_sheet, overlay
+from diffseg.images.decode import decode_image
+from diffseg.scoring.overlap import covering, overlap
+from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, generate_scene
 from jobs.common import OK, SOME_FAILED, counts_table, guarded, parsed
 from pipeline.pack import pack_images
 from pipeline.rows import decode_mask

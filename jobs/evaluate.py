@@ -19,8 +19,8 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from diffseg.baselines import LEFT_OUT
-from diffseg.labelmap import IGNORE, Crop, View
+from diffseg.scoring.baselines import LEFT_OUT
+from diffseg.segmentation import IGNORE, Crop, View
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
 from jobs.evaluationtable import as_document, print_document
 from pipeline.evaluate import THIS_RUN, Evaluation, Evaluator, Part, evaluate, make_parts

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from diffseg.boundaries import TOLERANCE
-from diffseg.imagescores import CLASS_SCORES, IMAGE_SCORES
+from diffseg.scoring.boundaries import TOLERANCE
+from diffseg.scoring.scores import CLASS_SCORES, IMAGE_SCORES
 from pipeline.evaluate import THIS_RUN, Evaluation, Evaluator
 from pipeline.pairing import Pairing, Rows
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from diffseg.draw import contact_sheet, overlay, segment_colours
+from diffseg.drawing.overlay import contact_sheet, overlay, segment_colours
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
 from pipeline.commit import read_commits
 from pipeline.labelrows import label_rows, segment_name

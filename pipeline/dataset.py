@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-from diffseg.images import decode_image
+from diffseg.images.decode import decode_image
 from pipeline.commit import read_commits
 from pipeline.labelrows import label_rows
 from pipeline.manifest import read_manifest

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from diffseg.baselines import BASELINES
-from diffseg.imagescores import ImageScores, named_scores, pooled, score_image
-from diffseg.labelmap import IGNORE, View
-from diffseg.metrics import Interval, Overlap, overlap
+from diffseg.scoring.baselines import BASELINES
+from diffseg.scoring.overlap import Interval, Overlap, overlap
+from diffseg.scoring.scores import ImageScores, named_scores, pooled, score_image
+from diffseg.segmentation import IGNORE, View
 from pipeline.labelrows import label_rows
 from pipeline.pairing import Pairing, RowPlace
 from pipeline.rows import decode_mask
@@ -82,7 +82,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Figures of one method over `images` images, those whose truth says something; see `diffseg.imagescores`."""
+    """Figures of one method over `images` images, those whose truth says something; see `diffseg.scoring.scores`."""
 
     name: str
     images: int
@@ -91,7 +91,7 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class NamedScores:
-    """Of segments' names, with nothing matched: see `diffseg.imagescores.named_scores`. iou: by name."""
+    """Of segments' names, with nothing matched: see `diffseg.scoring.scores.named_scores`. iou: by name."""
 
     images: int
     accuracy: Interval

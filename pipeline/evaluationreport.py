@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from diffseg.draw import contact_sheet, overlay
-from diffseg.imagescores import IMAGE_SCORES
+from diffseg.drawing.overlay import contact_sheet, overlay
+from diffseg.scoring.scores import IMAGE_SCORES
 from pipeline.evaluate import Evaluator, Part, Scored
 from pipeline.labelrows import label_rows
 from pipeline.pairing import RowPlace

@@ -1,4 +1,4 @@
-"""Learn affinity from the labels of a run, with its model frozen; see `diffseg.affinity`.
+"""Learn affinity from the labels of a run, with its model frozen; see `diffseg.affinity.state`.
 
     FOLDER/NAME.parts/<shard>.safetensors   what the model shows of the images of a label shard
     FOLDER/NAME                             the state, once all parts are there
@@ -109,8 +109,8 @@ class Observer:
 
         import torch
 
-        from diffseg.backbone import Backbone
-        from diffseg.checkpoint import load_checkpoint
+        from diffseg.model.backbone import Backbone
+        from diffseg.model.checkpoint import load_checkpoint
 
         torch.set_num_threads(job.threads)
         with weights.named():
@@ -137,7 +137,7 @@ class Observer:
         return part.shard
 
     def _pixels(self, image: np.ndarray) -> Any:
-        from diffseg.canvas import fit_image
+        from diffseg.images.canvas import fit_image
 
         return fit_image(image, self.job.resolution, "resize", antialias=True).pixels[None]
 
@@ -157,7 +157,8 @@ class Observer:
 
 def kind_of(name: Kind) -> ModuleType:
     """The module that observes, learns and tells."""
-    from diffseg import featureaffinity, headaffinity
+    from diffseg.affinity import features as featureaffinity
+    from diffseg.affinity import heads as headaffinity
 
     return {"heads": headaffinity, "features": featureaffinity}[name]
 
@@ -167,7 +168,7 @@ def labels_of(row: Mapping[str, Any], confidence: float) -> np.ndarray:
 
     Classes where the run has names, so that two segments of one class are alike, else segments.
     """
-    from diffseg.affinity import UNKNOWN
+    from diffseg.affinity.state import UNKNOWN
 
     mask = decode_mask(row["mask"])
     table = np.full(2**16, UNKNOWN, dtype=np.int32)
@@ -262,7 +263,7 @@ def _observed(job: FitJob, parts: Sequence[Part], run: RunSettings, workers: int
 def _learned(job: FitJob, parts: Sequence[Part]) -> tuple[FitReport, bytes]:
     import torch
 
-    from diffseg.affinity import AffinityError, AffinityState, area_under_curve
+    from diffseg.affinity.state import AffinityError, AffinityState, area_under_curve
 
     images: dict[int, dict[str, Any]] = {}
     problems: list[str] = []

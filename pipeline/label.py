@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from diffseg import ImageError, Segmentation, Segmenter
-from diffseg.canvas import Canvas
-from diffseg.images import decode_image
-from diffseg.prompt import Prompt
+from diffseg.images.canvas import Canvas
+from diffseg.images.decode import decode_image
+from diffseg.model.text import Prompt
 from diffseg.segmenter import Launched
 from pipeline.ahead import draw_ahead, map_ahead
 from pipeline.commit import Commit, write_commit

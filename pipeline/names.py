@@ -12,7 +12,7 @@ from pipeline.captions import Mention, NamesInCaption, NounsOfCaption, clean, fo
 from pipeline.samples import Sample, shorten
 
 if TYPE_CHECKING:
-    from diffseg.prompt import Prompt
+    from diffseg.model.text import Prompt
 
 MOST_NAMES = 10_000
 MOST_CHARACTERS = 100
@@ -90,7 +90,7 @@ class ImageNames:
 
     def prompt(self, template: str = "{}") -> Prompt:
         """What the model is told of the image: the caption, or else the names in the place of the template's {}."""
-        from diffseg.prompt import Prompt, prompt_of_names  # loads torch, which the command line need not wait for
+        from diffseg.model.text import Prompt, prompt_of_names  # loads torch, which the command line need not wait for
 
         if self.caption is None:
             return prompt_of_names(self.names, template)

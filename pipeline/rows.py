@@ -12,7 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from diffseg import IGNORE
-from diffseg.labelmap import BACKGROUND
+from diffseg.segmentation import BACKGROUND
 from pipeline.samples import Sample
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from diffseg.images import ImageError, decode_image
+from diffseg.images.decode import ImageError, decode_image
 from pipeline.findshards import find_shards
 from pipeline.manifest import Manifest
 from pipeline.samples import Sample, Shard, ShardError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffseg.labelmap import IGNORE
+from diffseg.segmentation import IGNORE
 
 COCO_27 = {
     "electronic": "72-77",

@@ -12,7 +12,7 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 from scipy.io import loadmat
 
-from diffseg.labelmap import IGNORE
+from diffseg.segmentation import IGNORE
 from pipeline.samples import IMAGE_EXTENSIONS
 from pipeline.truthclasses import COCO_27, category_table
 

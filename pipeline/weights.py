@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import is_offline_mode
 
-from diffseg.layout import (
+from diffseg.model.layout import (
     NEEDED,
     NEEDED_OF_A_CLIP,
     NEEDED_OF_A_VAE,
@@ -44,7 +44,7 @@ from pipeline.storage import Storage, StoreUnavailable, redact
 from pipeline.urls import local_path, scheme
 
 if TYPE_CHECKING:
-    from diffseg.affinity import AffinityState
+    from diffseg.affinity.state import AffinityState
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def find_weights(settings: LabelSettings, source: Storage) -> Weights:
 
 def find_affinity(place: str, source: Storage) -> AffinityState:
     """What `diffseg fit` wrote at a path or URL. Raises AffinityError (a ValueError) where it is something else."""
-    from diffseg.affinity import AffinityError, read_state
+    from diffseg.affinity.state import AffinityError, read_state
 
     folder, name = split_url(place)
     try:

@@ -96,11 +96,11 @@ class LabelWorker:
         import torch
 
         from diffseg import Segmenter
-        from diffseg.backbone import Backbone
-        from diffseg.checkpoint import load_checkpoint
-        from diffseg.clip import load_clip
         from diffseg.devices import keep_freed_memory
-        from diffseg.layout import with_digest
+        from diffseg.model.backbone import Backbone
+        from diffseg.model.checkpoint import load_checkpoint
+        from diffseg.model.clip import load_clip
+        from diffseg.model.layout import with_digest
         from diffseg.segmenter import reads_text
         from pipeline.names import NameReader
 

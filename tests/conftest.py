@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffseg.tiny.scenes import generate_scene
+from diffseg.tiny.scenes.scenes import generate_scene
 
 # Under --import-mode=importlib pytest puts no test folder on the path by itself.
 sys.path.insert(0, str(Path(__file__).parent))

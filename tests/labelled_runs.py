@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffseg import IGNORE, Segmentation
-from diffseg.decide import Segment
+from diffseg.method.decide import Segment
 from pipeline.commit import Commit, write_commit
 from pipeline.manifest import Manifest, write_manifest
 from pipeline.names import NameSettings

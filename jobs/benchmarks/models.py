@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from diffseg.checkpoint import PAPER_TIMESTEP, Checkpoint, for_inference, load_checkpoint
-from diffseg.layout import EMBEDDED
-from diffseg.prompt import TextEncoders
+from diffseg.model.checkpoint import PAPER_TIMESTEP, Checkpoint, for_inference, load_checkpoint
+from diffseg.model.layout import EMBEDDED
+from diffseg.model.text import TextEncoders
 from diffseg.settings import Dtype
 
 SD15 = "sd15-random"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from diffseg.sheet import COLOURS, GRID, HEADING, INK, SMALL, SOFT, Sheet
+from diffseg.drawing.plot import COLOURS, GRID, HEADING, INK, SMALL, SOFT, Sheet
 from jobs.benchmarks.growth import Growth
 from jobs.benchmarks.measure import Comparison
 

@@ -25,16 +25,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffseg.attention import SelfAttention
-from diffseg.backbone import Backbone, Step, no_step
-from diffseg.checkpoint import load_checkpoint
-from diffseg.decide import Segmentation, decide
+from diffseg.attention.recorder import SelfAttention
 from diffseg.devices import keep_freed_memory
-from diffseg.images import decode_image
-from diffseg.proposals import scores_of
+from diffseg.images.decode import decode_image
+from diffseg.method.decide import Segmentation, decide
+from diffseg.method.proposals import scores_of
+from diffseg.model.backbone import Backbone, Step, no_step
+from diffseg.model.checkpoint import load_checkpoint
 from diffseg.segmenter import PIXELS_PER_TOKEN, Segmenter
 from diffseg.settings import SegmenterSettings, thresholds
-from diffseg.tiny.scenes import HELD_OUT_SEEDS, generate_scene
+from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, generate_scene
 from jobs.benchmarks.planted import planted_attention
 from pipeline.rows import encode_mask
 from pipeline.timing import StepTimer

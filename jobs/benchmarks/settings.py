@@ -9,8 +9,8 @@ from typing import Any, get_args
 import numpy as np
 
 from diffseg import Segmenter
-from diffseg.backbone import Backbone
-from diffseg.checkpoint import Checkpoint
+from diffseg.model.backbone import Backbone
+from diffseg.model.checkpoint import Checkpoint
 from diffseg.settings import Distance, SegmenterSettings
 from jobs.benchmarks.measure import Comparison, alternate
 

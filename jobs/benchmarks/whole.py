@@ -12,8 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffseg import Segmenter
-from diffseg.backbone import Backbone
-from diffseg.checkpoint import Checkpoint
+from diffseg.model.backbone import Backbone
+from diffseg.model.checkpoint import Checkpoint
 from diffseg.settings import SegmenterSettings
 from jobs.benchmarks.measure import Comparison, alternate
 from jobs.benchmarks.models import SD15, parameters, small_autoencoder

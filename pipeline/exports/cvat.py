@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from xml.sax.saxutils import escape, quoteattr
 
-from diffseg.draw import class_colour, hexadecimal
+from diffseg.drawing.overlay import class_colour, hexadecimal
 from pipeline.exports.assemble import Fragments, Lines, key_line, keys_file, write_photograph
 from pipeline.exports.items import Export, Item, Part, Segment, Tally
 from pipeline.exports.rle import cvat_counts

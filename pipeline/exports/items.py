@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffseg import IGNORE
-from diffseg.labelmap import BACKGROUND
+from diffseg.segmentation import BACKGROUND
 from pipeline.exports.names import flat_name, is_plain_path, place_name
 from pipeline.exports.photographs import PhotographError, Photographs, for_any_reader
 from pipeline.labelrows import is_uncertain, label_rows

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from diffseg.draw import class_colour, hexadecimal
+from diffseg.drawing.overlay import class_colour, hexadecimal
 from pipeline.exports.assemble import Fragments, Lines, write_photograph
 from pipeline.exports.items import Export, Item, Part, Segment, Tally
 from pipeline.exports.rle import brush_bytes

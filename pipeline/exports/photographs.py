@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 
 from PIL import Image
 
-from diffseg.images import ImageError, decode_image
+from diffseg.images.decode import ImageError, decode_image
 from pipeline.runimages import read_samples
 from pipeline.samples import Sample, Shard, ShardError
 from pipeline.storage import Storage

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from diffseg.labelmap import BACKGROUND
+from diffseg.segmentation import BACKGROUND
 from pipeline.commit import read_commits
 from pipeline.exports import coco, cvat, huggingface, labelstudio, voc
 from pipeline.exports.assemble import Fragments, Lines

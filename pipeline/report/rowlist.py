@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from diffseg.draw import class_colour, hexadecimal
+from diffseg.drawing.overlay import class_colour, hexadecimal
 from pipeline.report.datafiles import DataFolder
 from pipeline.report.part import Entry
 

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from diffseg import IGNORE
-from diffseg.draw import borders, hexadecimal, segment_colours
-from diffseg.images import ImageError, decode_image
+from diffseg.drawing.overlay import borders, hexadecimal, segment_colours
+from diffseg.images.decode import ImageError, decode_image
 from pipeline.exports.photographs import PhotographError, Photographs
 from pipeline.labelrows import segment_name
 from pipeline.rows import decode_mask

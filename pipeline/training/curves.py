@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from diffseg.sheet import COLOURS, GRID, HEADING, SMALL, SOFT, Sheet
+from diffseg.drawing.plot import COLOURS, GRID, HEADING, SMALL, SOFT, Sheet
 from pipeline.training.state import Record
 
 WIDTH, HEIGHT = 760, 380

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from diffseg.tiny.learning import cosine, descend, optimiser_of, set_lr
+from diffseg.tiny.recipe.optim import cosine, descend, optimiser_of, set_lr
 from pipeline.dataset import LabelDataset
 from pipeline.storage import SourceError, Storage
 from pipeline.training.network import SegmentationNetwork

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffseg.backbone import Step, no_step
-from diffseg.canvas import Canvas, fit_image
-from diffseg.decide import decide_on_device
-from diffseg.prompt import Prompt
+from diffseg.images.canvas import Canvas, fit_image
+from diffseg.method.decide import decide_on_device
+from diffseg.model.backbone import Step, no_step
+from diffseg.model.text import Prompt
 from diffseg.segmenter import Launched
 from pipeline.commit import read_commits
 from pipeline.findshards import find_shards

@@ -10,9 +10,9 @@ import pytest
 from scipy import ndimage
 
 from diffseg import Segmenter
-from diffseg.absorb import absorb, absorb_small
-from diffseg.decide import MARGIN_UNIT
-from diffseg.tiny.scenes import VALIDATION_SEEDS, generate_scene
+from diffseg.method.absorb import absorb, absorb_small
+from diffseg.method.decide import MARGIN_UNIT
+from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS, generate_scene
 
 
 def label_map(*rows: str) -> np.ndarray:

@@ -9,17 +9,8 @@ from planted import permuted_columns, planted, voronoi
 from safetensors.torch import save
 from small_models import small_unet, unet_inputs
 
-from diffseg.affinity import (
-    UNKNOWN,
-    AffinityError,
-    AffinityState,
-    area_under_curve,
-    labels_on_grid,
-    read_state,
-    visited,
-)
-from diffseg.attention import record_self_attention
-from diffseg.featureaffinity import (
+from diffseg.affinity.affinity import as_attention
+from diffseg.affinity.features import (
     FLOOR,
     FeatureAffinity,
     FeatureReader,
@@ -29,7 +20,7 @@ from diffseg.featureaffinity import (
     neighbour_loss,
     pairs_of,
 )
-from diffseg.headaffinity import (
+from diffseg.affinity.heads import (
     HeadAffinity,
     HeadReader,
     choose_pairs,
@@ -38,8 +29,17 @@ from diffseg.headaffinity import (
     of_pairs,
     pair_loss,
 )
-from diffseg.learned import as_attention
-from diffseg.walk import stencil_flow
+from diffseg.affinity.state import (
+    UNKNOWN,
+    AffinityError,
+    AffinityState,
+    area_under_curve,
+    labels_on_grid,
+    read_state,
+    visited,
+)
+from diffseg.attention.recorder import record_self_attention
+from diffseg.method.random_walk import stencil_flow
 
 SIDE, HEADS, TELLING = 16, 40, (4, 17, 30)
 
@@ -170,8 +170,8 @@ def planted_features(seed: int) -> tuple[dict[tuple[int, int], torch.Tensor], to
 
 
 def test_features_that_tell_are_found_and_tell_on_other_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffseg.featureaffinity.STEPS", 40)
-    monkeypatch.setattr("diffseg.featureaffinity.RATE", 2e-2)
+    monkeypatch.setattr("diffseg.affinity.features.STEPS", 40)
+    monkeypatch.setattr("diffseg.affinity.features.RATE", 2e-2)
 
     def score(found: dict[str, torch.Tensor]) -> float:
         weights = {(SIDE, SIDE): found["16x16"], (SIDE // 2, SIDE // 2): found["8x8"]}

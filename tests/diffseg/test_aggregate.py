@@ -9,8 +9,8 @@ import pytest
 import torch
 from references import aggregate_by_elements
 
-from diffseg.aggregate import aggregate, resolution_weights
-from diffseg.attention import Grid, SelfAttention
+from diffseg.attention.aggregate import aggregate, resolution_weights
+from diffseg.attention.recorder import Grid, SelfAttention
 
 SD1_LAYERS = {(64, 64): 5, (32, 32): 5, (16, 16): 5, (8, 8): 1}
 SDXL_LAYERS = {(64, 64): 10, (32, 32): 60}

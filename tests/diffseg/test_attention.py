@@ -11,15 +11,15 @@ from diffusers import UNet2DConditionModel
 from small_models import small_unet, unet_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffseg import attention as recorder
-from diffseg.attention import (
+from diffseg.attention import recorder
+from diffseg.attention.recorder import (
     Grid,
     latent_multiple,
     record_self_attention,
     record_with_output,
     self_attention_layers,
 )
-from diffseg.checkpoint import load_checkpoint
+from diffseg.model.checkpoint import load_checkpoint
 
 LAYERS_AT_16 = {
     "sd1": {(16, 16): 5, (8, 8): 5, (4, 4): 5, (2, 2): 1},

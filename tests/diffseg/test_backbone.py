@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from diffseg.backbone import Backbone
-from diffseg.checkpoint import load_checkpoint
+from diffseg.model.backbone import Backbone
+from diffseg.model.checkpoint import load_checkpoint
 
 
 def test_latents_are_the_scaled_mean(checkpoints: dict[str, Path]) -> None:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffseg.baselines import BASELINES, LEFT_OUT, Clusters, Grid, to_lab
-from diffseg.metrics import covering, overlap
-from diffseg.tiny.scenes import generate_scene
+from diffseg.scoring.baselines import BASELINES, LEFT_OUT, Clusters, Grid, to_lab
+from diffseg.scoring.overlap import covering, overlap
+from diffseg.tiny.scenes.scenes import generate_scene
 
 ALL = pytest.mark.parametrize("name", BASELINES)
 

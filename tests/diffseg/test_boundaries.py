@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffseg.boundaries import boundary_score
-from diffseg.labelmap import IGNORE
+from diffseg.scoring.boundaries import boundary_score
+from diffseg.segmentation import IGNORE
 
 
 def brute(truth: np.ndarray, prediction: np.ndarray, tolerance: int) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from diffseg.images import ImageError, decode_image
+from diffseg.images.decode import ImageError, decode_image
 
 
 def test_a_jpeg_of_endless_scans_is_not_walked_through():

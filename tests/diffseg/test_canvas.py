@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffseg.canvas import PAD, Canvas, fit_image
-from diffseg.decide import IGNORE, Box, decide
+from diffseg.images.canvas import PAD, Canvas, fit_image
+from diffseg.method.decide import IGNORE, Box, decide
 from diffseg.settings import Fit
 
 FITS: tuple[Fit, ...] = ("resize", "letterbox", "crop")

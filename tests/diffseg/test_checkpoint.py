@@ -15,11 +15,11 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from small_checkpoints import TEXT, UNET, VAE, change_json, change_weights, write_json
 
-import diffseg.prompt
-from diffseg.attention import self_attention_layers
-from diffseg.backbone import Backbone
-from diffseg.checkpoint import load_checkpoint
-from diffseg.layout import CheckpointError, load_part
+import diffseg.model.text
+from diffseg.attention.recorder import self_attention_layers
+from diffseg.model.backbone import Backbone
+from diffseg.model.checkpoint import load_checkpoint
+from diffseg.model.layout import CheckpointError, load_part
 
 Copy = Callable[[str], Path]
 
@@ -48,7 +48,7 @@ def test_decoder_and_text_encoder_are_not_in_memory(
         encoders.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(diffseg.prompt, "load_part", watched)
+    monkeypatch.setattr(diffseg.model.text, "load_part", watched)
     checkpoint = load_checkpoint(checkpoints["sdxl"])
     gc.collect()
     assert [encoder() for encoder in encoders] == [None, None]

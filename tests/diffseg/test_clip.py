@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from small_checkpoints import change_json
 from small_clip import NAMES, PATCH, SIDE, drop_weight, write_clip
 
-from diffseg.clip import MEAN, STD, TEMPLATES, Clip, load_clip
-from diffseg.layout import CheckpointError, fingerprint
+from diffseg.model.clip import MEAN, STD, TEMPLATES, Clip, load_clip
+from diffseg.model.layout import CheckpointError, fingerprint
 
 GRID = SIDE // PATCH
 

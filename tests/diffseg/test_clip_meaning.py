@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from planted import planted
 from small_clip import NAMES, SIDE, draw, pixels_of, write_clip, write_trained_clip
 
-from diffseg.clip import Clip, load_clip
+from diffseg.method.stages import Scores, Signals, stages_of
+from diffseg.model.clip import Clip, load_clip
 from diffseg.settings import settings_of
-from diffseg.stages import Scores, Signals, stages_of
 
 PICTURES, HELD_OUT = 60, 1000
 CHANCE, MARGIN = 1 / (2 * len(NAMES) - 1), 0.2

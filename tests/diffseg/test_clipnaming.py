@@ -6,7 +6,7 @@ import pytest
 import torch
 from planted import permuted_columns, planted, voronoi
 
-from diffseg.clipnaming import denoised, smoothed
+from diffseg.method.clip_naming import denoised, smoothed
 from diffseg.settings import settings_of
 
 SIDE = 12

@@ -7,8 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from small_models import small_unet, unet_inputs
 
-from diffseg.attention import record_attention, record_self_attention, record_with_output
-from diffseg.crossattention import CrossAttention, average, cross_attention_layers
+from diffseg.attention.cross_recorder import CrossAttention, average, cross_attention_layers
+from diffseg.attention.recorder import record_attention, record_self_attention, record_with_output
 
 COLUMNS = torch.tensor([[1, 4, 6], [0, 4, 4]])
 

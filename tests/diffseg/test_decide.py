@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from planted import same_partition
 from references import upsample_by_elements
 
-from diffseg import decide as decisions
-from diffseg.decide import IGNORE, Box, Segmentation, decide, decide_on_device
+from diffseg.method import decide as decisions
+from diffseg.method.decide import IGNORE, Box, Segmentation, decide, decide_on_device
 
 
 def random_scores(count: int, grid: tuple[int, int], seed: int = 0) -> torch.Tensor:

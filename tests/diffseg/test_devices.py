@@ -13,14 +13,14 @@ import torch
 from planted import planted, voronoi
 
 from diffseg import Segmenter
-from diffseg import refine as refinement
-from diffseg.backbone import Backbone
-from diffseg.checkpoint import load_checkpoint
-from diffseg.decide import decide
 from diffseg.devices import keep_freed_memory
-from diffseg.merge import Consume, anchor_positions, greedy_groups, merge
+from diffseg.method import par as refinement
+from diffseg.method.decide import decide
+from diffseg.method.merge import Consume, anchor_positions, greedy_groups, merge
+from diffseg.model.backbone import Backbone
+from diffseg.model.checkpoint import load_checkpoint
 from diffseg.settings import SegmenterSettings
-from diffseg.tiny.scenes import generate_scene
+from diffseg.tiny.scenes.scenes import generate_scene
 
 
 @pytest.mark.parametrize(

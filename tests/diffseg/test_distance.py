@@ -8,7 +8,7 @@ import torch
 from planted import CRITICAL_LEAK, planted, region_distance, two_unequal_regions
 from references import symmetric_kl_by_elements
 
-from diffseg.distance import symmetric_kl
+from diffseg.method.distance import symmetric_kl
 
 
 def distributions(count: int, positions: int, *, sharpness: float, seed: int) -> torch.Tensor:

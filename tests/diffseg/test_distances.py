@@ -12,13 +12,13 @@ from planted import adjusted_rand_index, permuted_columns, planted, two_unequal_
 from scipy.optimize import linprog
 from scipy.special import rel_entr
 
-from diffseg import distance as distances
-from diffseg.attention import SelfAttention
-from diffseg.calibration import calibrated, critical_leakage, metric_of
-from diffseg.decide import decide
-from diffseg.proposals import scores_of
+from diffseg.attention.recorder import SelfAttention
+from diffseg.method import distance as distances
+from diffseg.method.calibration import calibrated, critical_leakage, metric_of
+from diffseg.method.decide import decide
+from diffseg.method.proposals import scores_of
+from diffseg.method.wasserstein import gaussian_w2, marginal_w1, sliced_w2
 from diffseg.settings import settings_of
-from diffseg.transport import gaussian_w2, marginal_w1, sliced_w2
 
 GRID = (12, 16)
 NAMES: list[Any] = ["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffseg import IGNORE
-from diffseg.draw import borders, contact_sheet, overlay, palette
+from diffseg.drawing.overlay import borders, contact_sheet, overlay, palette
 
 
 def test_a_label_keeps_its_colour_whatever_the_count() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from diffseg import Segmenter, SegmenterSettings
-from diffseg.attention import SelfAttention
-from diffseg.tiny.scenes import VALIDATION_SEEDS, generate_scene
+from diffseg.attention.recorder import SelfAttention
+from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS, generate_scene
 
 
 def test_mirrored_maps_are_turned_back_in_queries_and_keys() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from diffseg.images import ImageError, decode_image
+from diffseg.images.decode import ImageError, decode_image
 
 HEIGHT, WIDTH = 24, 40
 

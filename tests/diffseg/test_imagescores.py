@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from diffseg.imagescores import CLASS_SCORES, IMAGE_SCORES, ImageScores, pooled, score_image
-from diffseg.labelmap import IGNORE, View
+from diffseg.scoring.scores import CLASS_SCORES, IMAGE_SCORES, ImageScores, pooled, score_image
+from diffseg.segmentation import IGNORE, View
 
 
 def scored(*pairs: tuple[list[int], list[int]]) -> list[ImageScores]:

@@ -12,8 +12,8 @@ import huggingface_hub.constants
 import pytest
 from small_checkpoints import TEXT, UNET, VAE, change_json, change_weights, write_json
 
-from diffseg.checkpoint import load_checkpoint
-from diffseg.layout import NEEDED_OF_A_VAE, CheckpointError, fingerprint, is_needed
+from diffseg.model.checkpoint import load_checkpoint
+from diffseg.model.layout import NEEDED_OF_A_VAE, CheckpointError, fingerprint, is_needed
 
 Copy = Callable[[str], Path]
 

@@ -17,7 +17,7 @@ from planted import (
 )
 from references import kmeans_by_elements, merge_by_elements
 
-from diffseg.merge import AnchorLayout, Consume, anchor_axis, anchor_positions, greedy_groups, kmeans, merge
+from diffseg.method.merge import AnchorLayout, Consume, anchor_axis, anchor_positions, greedy_groups, kmeans, merge
 
 
 def merged(attention: np.ndarray, tau: tuple[float, ...], *, consume: Consume = "paper", per_side: int = 6):

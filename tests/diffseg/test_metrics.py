@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from diffseg.metrics import (
+from diffseg.scoring.overlap import (
     bootstrap_mean,
     covering,
     match_per_image,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from diffseg import Segmenter
-from diffseg.canvas import fit_image
-from diffseg.layout import CheckpointError
-from diffseg.prompt import Prompt, prompt_of_names
+from diffseg.images.canvas import fit_image
+from diffseg.model.layout import CheckpointError
+from diffseg.model.text import Prompt, prompt_of_names
 
 NAMES = ("the cat", "sky", "an hat")
 

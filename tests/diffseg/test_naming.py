@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffseg.naming import (
+from diffseg.method.naming import (
     BACKGROUND_INDEX,
     NO_NAME,
     at_thresholds,

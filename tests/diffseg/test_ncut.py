@@ -10,11 +10,11 @@ import pytest
 import torch
 from planted import adjusted_rand_index, permuted_columns, planted, same_partition, voronoi
 
-from diffseg import ncut
-from diffseg.attention import SelfAttention
-from diffseg.decide import decide
-from diffseg.ncut import best_cut, cut_tree, labels_at, walk_flow
-from diffseg.proposals import scores_of
+from diffseg.attention.recorder import SelfAttention
+from diffseg.method import ncut
+from diffseg.method.decide import decide
+from diffseg.method.ncut import best_cut, cut_tree, labels_at, walk_flow
+from diffseg.method.proposals import scores_of
 from diffseg.settings import settings_of
 
 

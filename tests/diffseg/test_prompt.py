@@ -12,9 +12,9 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from small_checkpoints import LAYOUTS
 from small_models import POOLED_WIDTH, SECOND_TEXT_WIDTH, TEXT_WIDTH
 
-from diffseg.checkpoint import load_checkpoint
-from diffseg.layout import CheckpointError
-from diffseg.prompt import Prompt, prompt_of_names
+from diffseg.model.checkpoint import load_checkpoint
+from diffseg.model.layout import CheckpointError
+from diffseg.model.text import Prompt, prompt_of_names
 
 Copy = Callable[[str], Path]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from diffseg import Segmenter
-from diffseg import refine as refinement
-from diffseg.refine import BANDWIDTH, FLAT, ITERATIONS, NEARNESS, OFFSETS, neighbour_weights, pixel_adaptive, refine
+from diffseg.method import par as refinement
+from diffseg.method.par import BANDWIDTH, FLAT, ITERATIONS, NEARNESS, OFFSETS, neighbour_weights, pixel_adaptive, refine
 
 
 def random_image(seed: int, size: tuple[int, int] = (24, 24)) -> torch.Tensor:

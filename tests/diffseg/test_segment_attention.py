@@ -13,11 +13,11 @@ from planted import adjusted_rand_index, permuted_columns, planted_heads, same_p
 from references import segment_by_elements
 
 from diffseg import segment_attention
-from diffseg.aggregate import aggregate
-from diffseg.attention import SelfAttention
-from diffseg.decide import decide
-from diffseg.merge import anchor_positions
-from diffseg.proposals import scores_of
+from diffseg.attention.aggregate import aggregate
+from diffseg.attention.recorder import SelfAttention
+from diffseg.method.decide import decide
+from diffseg.method.merge import anchor_positions
+from diffseg.method.proposals import scores_of
 from diffseg.settings import settings_of
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"

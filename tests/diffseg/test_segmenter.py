@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from diffseg import IGNORE, ImageError, NonFiniteError, Segmentation, Segmenter, SegmenterSettings
-from diffseg import refine as refinement
+from diffseg.method import par as refinement
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import torch
 from planted import adjusted_rand_index as reference_index
 from planted import planted, voronoi
 
-from diffseg.attention import SelfAttention
-from diffseg.decide import decide
-from diffseg.proposals import scores_of
+from diffseg.attention.recorder import SelfAttention
+from diffseg.method.decide import decide
+from diffseg.method.proposals import scores_of
+from diffseg.method.stability import FACTORS, adjusted_rand_index, most_stable
 from diffseg.settings import settings_of
-from diffseg.stability import FACTORS, adjusted_rand_index, most_stable
 
 
 def test_factors_go_from_half_to_double_around_one() -> None:

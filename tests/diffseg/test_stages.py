@@ -10,10 +10,10 @@ import pytest
 import torch
 from planted import planted, voronoi
 
-from diffseg.crossattention import CrossAttention
-from diffseg.learned import Learned
+from diffseg.affinity.affinity import Learned
+from diffseg.attention.cross_recorder import CrossAttention
+from diffseg.method.stages import Scores, Signals, Stage, stages_of, with_name_scores
 from diffseg.settings import NAMING, PROPOSING, SegmenterSettings, StageName, settings_of
-from diffseg.stages import Scores, Signals, Stage, stages_of, with_name_scores
 
 SIDE, NAMES = 12, (3, 0, 2)
 """Of the working grid; and how many names each image of the batch has."""

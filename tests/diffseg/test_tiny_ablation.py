@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from diffseg.settings import SegmenterSettings, StageName, settings_of
-from diffseg.tiny.ablation import VARIANTS, Ablation, main, methods_of
-from diffseg.tiny.samples import Choice
+from diffseg.tiny.evaluation.ablation import VARIANTS, Ablation, main, methods_of
+from diffseg.tiny.evaluation.samples import Choice
 
 
 @pytest.mark.parametrize("own", [("diffseg",), ("diffseg", "par")], ids=["plain", "par"])

@@ -13,13 +13,13 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 
-from diffseg.baselines import Clusters
-from diffseg.metrics import covering, overlap
+from diffseg.scoring.baselines import Clusters
+from diffseg.scoring.overlap import covering, overlap
 from diffseg.segmenter import Segmenter
-from diffseg.tiny.export import CHECKPOINT
-from diffseg.tiny.pool import encode_images, to_network
-from diffseg.tiny.scenes import HELD_OUT_SEEDS, Scene, generate_scene
-from diffseg.tiny.untrained import UNTRAINED_TAU, write_untrained
+from diffseg.tiny.evaluation.untrained import UNTRAINED_TAU, write_untrained
+from diffseg.tiny.recipe.export import CHECKPOINT
+from diffseg.tiny.recipe.latents import encode_images, to_network
+from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, Scene, generate_scene
 
 # Measured .78 here (clusters of colour .47): a broken step anywhere from the VAE to the merging falls below.
 FLOOR = 0.72

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffseg.baselines import BASELINES, Grid
-from diffseg.labelmap import IGNORE
-from diffseg.metrics import Interval
-from diffseg.tiny.evaluate import Evaluation, main
-from diffseg.tiny.report import markdown, number, signed
-from diffseg.tiny.samples import Choice, Sample, chosen, photographs
-from diffseg.tiny.scenes import HELD_OUT_SEEDS, VALIDATION_SEEDS
-from diffseg.tiny.scoring import SCORES, Method, intervals, scores_of
+from diffseg.scoring.baselines import BASELINES, Grid
+from diffseg.scoring.overlap import Interval
+from diffseg.segmentation import IGNORE
+from diffseg.tiny.evaluation.evaluate import Evaluation, main
+from diffseg.tiny.evaluation.samples import Choice, Sample, chosen, photographs
+from diffseg.tiny.evaluation.scoring import SCORES, Method, intervals, scores_of
+from diffseg.tiny.evaluation.tables import markdown, number, signed
+from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, VALIDATION_SEEDS
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from scipy.stats import spearmanr
 
-from diffseg.tiny.reliability import FIGURES, GOOD, Judged, Reliability, judge, main
-from diffseg.tiny.samples import Choice
+from diffseg.tiny.evaluation.reliability import FIGURES, GOOD, Judged, Reliability, judge, main
+from diffseg.tiny.evaluation.samples import Choice
 
 
 def judged(confidence: np.ndarray, quality: np.ndarray) -> Judged:

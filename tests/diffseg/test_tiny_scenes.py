@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import label, maximum_filter
 
-from diffseg.tiny.leaves import LEAST_AREA, generate_leaves
-from diffseg.tiny.materials import PATTERNS, Fields, random_material
-from diffseg.tiny.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, VALIDATION_SEEDS, Scene, generate_scene
+from diffseg.tiny.scenes.leaves import LEAST_AREA, generate_leaves
+from diffseg.tiny.scenes.materials import PATTERNS, Fields, random_material
+from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, VALIDATION_SEEDS, Scene, generate_scene
 
 Generator = Callable[[int, int], Scene]
 

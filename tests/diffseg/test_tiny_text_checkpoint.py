@@ -13,15 +13,15 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from safetensors import safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffseg.checkpoint import load_checkpoint
-from diffseg.layout import TINY, CheckpointError, resolve
-from diffseg.metrics import covering, overlap
+from diffseg.model.checkpoint import load_checkpoint
+from diffseg.model.layout import TINY, CheckpointError, resolve
+from diffseg.scoring.overlap import covering, overlap
 from diffseg.segmenter import Segmenter
-from diffseg.tiny.captioned import CaptionedScene, generate_captioned
-from diffseg.tiny.scenes import HELD_OUT_SEEDS
-from diffseg.tiny.textrecipe import TEXT_CHECKPOINT
-from diffseg.tiny.tokenizer import CONTEXT_TOKENS, caption_words
-from diffseg.tiny.vocabulary import NOUNS
+from diffseg.tiny.recipe.text_settings import TEXT_CHECKPOINT
+from diffseg.tiny.recipe.tokenizer import CONTEXT_TOKENS, caption_words
+from diffseg.tiny.scenes.captioned import CaptionedScene, generate_captioned
+from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS
+from diffseg.tiny.scenes.vocabulary import NOUNS
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffseg.tiny.names import Named, Namer, figures_of, name_rows, names_table, summary
-from diffseg.tiny.samples import Choice, Sample, captioned_samples, chosen
-from diffseg.tiny.scenes import HELD_OUT_SEEDS
-from diffseg.tiny.textrecipe import TEXT_CHECKPOINT
-from diffseg.tiny.untrained import UNTRAINED_TAU, write_untrained
-from diffseg.tiny.vocabulary import NOUNS
+from diffseg.tiny.evaluation.names import Named, Namer, figures_of, name_rows, names_table, summary
+from diffseg.tiny.evaluation.samples import Choice, Sample, captioned_samples, chosen
+from diffseg.tiny.evaluation.untrained import UNTRAINED_TAU, write_untrained
+from diffseg.tiny.recipe.text_settings import TEXT_CHECKPOINT
+from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS
+from diffseg.tiny.scenes.vocabulary import NOUNS
 
 
 @pytest.fixture(scope="module")

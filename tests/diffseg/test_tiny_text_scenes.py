@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from diffseg.tiny.captioned import LEAST_SHARE, CaptionedScene, generate_captioned, visible
-from diffseg.tiny.grounds import GROUNDS
-from diffseg.tiny.materials import OPPONENT, Fields
-from diffseg.tiny.nounthings import NOUN_THINGS
-from diffseg.tiny.scenes import VALIDATION_SEEDS
-from diffseg.tiny.textrecipe import training_caption
-from diffseg.tiny.vocabulary import NOUNS, OBJECTS, PREFIXES, STUFF, Caption, compose
+from diffseg.tiny.recipe.text_settings import training_caption
+from diffseg.tiny.scenes.captioned import LEAST_SHARE, CaptionedScene, generate_captioned, visible
+from diffseg.tiny.scenes.grounds import GROUNDS
+from diffseg.tiny.scenes.materials import OPPONENT, Fields
+from diffseg.tiny.scenes.noun_things import NOUN_THINGS
+from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS
+from diffseg.tiny.scenes.vocabulary import NOUNS, OBJECTS, PREFIXES, STUFF, Caption, compose
 
 
 @pytest.fixture(scope="module")

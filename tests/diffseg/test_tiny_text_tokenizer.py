@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from diffseg.tiny.textmodel import build_tokenizer
-from diffseg.tiny.textrecipe import training_caption
-from diffseg.tiny.tokenizer import CONTEXT_TOKENS, END, START, caption_words, split_word
-from diffseg.tiny.vocabulary import NOUNS, Caption, words_of_captions
+from diffseg.tiny.recipe.text_model import build_tokenizer
+from diffseg.tiny.recipe.text_settings import training_caption
+from diffseg.tiny.recipe.tokenizer import CONTEXT_TOKENS, END, START, caption_words, split_word
+from diffseg.tiny.scenes.vocabulary import NOUNS, Caption, words_of_captions
 
 WORDS = caption_words()
 

@@ -15,16 +15,16 @@ from recipe_options import recipe_options
 from torch import nn
 from warm import WarmCommand
 
-from diffseg.tiny.export import CHECKPOINT
-from diffseg.tiny.learning import load_state
-from diffseg.tiny.model import build, empty_context
-from diffseg.tiny.objective import RowRecorder, class_targets, naming_loss
-from diffseg.tiny.recipe import Stage
-from diffseg.tiny.textmodel import TEXT_WIDTH, build_text_encoder, reading_unet
-from diffseg.tiny.textrecipe import TextRecipe
-from diffseg.tiny.texttrain import train_text
-from diffseg.tiny.tokenizer import caption_words
-from diffseg.tiny.vocabulary import NOUNS, Caption
+from diffseg.tiny.recipe.export import CHECKPOINT
+from diffseg.tiny.recipe.model import build, empty_context
+from diffseg.tiny.recipe.objective import RowRecorder, class_targets, naming_loss
+from diffseg.tiny.recipe.optim import load_state
+from diffseg.tiny.recipe.settings import Stage
+from diffseg.tiny.recipe.text_model import TEXT_WIDTH, build_text_encoder, reading_unet
+from diffseg.tiny.recipe.text_settings import TextRecipe
+from diffseg.tiny.recipe.tokenizer import caption_words
+from diffseg.tiny.recipe.train_text import train_text
+from diffseg.tiny.scenes.vocabulary import NOUNS, Caption
 
 WORDS = caption_words()
 CAPTION = Caption((("sand", NOUNS.index("sand")), ("and", -1), ("lava", NOUNS.index("lava"))))
@@ -55,7 +55,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> nn.ModuleDict:
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: nn.ModuleDict, tmp_path: Path) -> None:
-    program = ["diffseg.tiny.texttrain", f"--out={tmp_path}", f"--checkpoint={tmp_path}/made", "--save-every=1"]
+    program = ["diffseg.tiny.recipe.train_text", f"--out={tmp_path}", f"--checkpoint={tmp_path}/made", "--save-every=1"]
     training = WarmCommand(*program, *recipe_options(MINI, TextRecipe()), variables=os.environ)
     deadline = time.monotonic() + 120
     while not (tmp_path / "text.pt").exists() and time.monotonic() < deadline and training.process.is_alive():

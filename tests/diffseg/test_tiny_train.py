@@ -15,14 +15,14 @@ from recipe_options import recipe_options
 from torch.nn import functional as F
 from warm import WarmCommand
 
-from diffseg.tiny.learning import load_state
-from diffseg.tiny.leaves import generate_leaves
-from diffseg.tiny.model import build, empty_context
-from diffseg.tiny.objective import RowRecorder, attention_loss, region_targets
-from diffseg.tiny.pool import encode_images, to_network
-from diffseg.tiny.recipe import Recipe, Stage, stage_of
-from diffseg.tiny.scenes import VALIDATION_SEEDS
-from diffseg.tiny.train import train
+from diffseg.tiny.recipe.latents import encode_images, to_network
+from diffseg.tiny.recipe.model import build, empty_context
+from diffseg.tiny.recipe.objective import RowRecorder, attention_loss, region_targets
+from diffseg.tiny.recipe.optim import load_state
+from diffseg.tiny.recipe.settings import Recipe, Stage, stage_of
+from diffseg.tiny.recipe.train import train
+from diffseg.tiny.scenes.leaves import generate_leaves
+from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS
 
 MINI = Recipe(
     size=128,
@@ -56,7 +56,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Networks:
 
 
 def command(out: Path) -> list[str]:
-    program = ["diffseg.tiny.train", f"--out={out}", f"--checkpoint={out}/made"]
+    program = ["diffseg.tiny.recipe.train", f"--out={out}", f"--checkpoint={out}/made"]
     return [*program, "--save-every=1", *recipe_options(MINI, Recipe())]
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from diffseg.baselines import BASELINES, Grid
-from diffseg.tiny.scenes import Scene
-from diffseg.tiny.tune_baselines import CANDIDATES, climb, validation_score
+from diffseg.scoring.baselines import BASELINES, Grid
+from diffseg.tiny.evaluation.tune_baselines import CANDIDATES, climb, validation_score
+from diffseg.tiny.scenes.scenes import Scene
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ from planted import adjusted_rand_index, planted
 from references import bilinear_axis
 
 from diffseg import Segmenter
-from diffseg.attention import SelfAttention
-from diffseg.decide import decide
-from diffseg.proposals import scores_of
+from diffseg.attention.crops import look_through_windows, window_places, with_windows
+from diffseg.attention.recorder import SelfAttention
+from diffseg.method.decide import decide
+from diffseg.method.proposals import scores_of
 from diffseg.settings import settings_of
-from diffseg.tiny.scenes import VALIDATION_SEEDS, generate_scene
-from diffseg.windows import look_through_windows, window_places, with_windows
+from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS, generate_scene
 
 GRID = (4, 6)
 

@@ -19,8 +19,8 @@ from train_proof import UNSEEN, make_scenes, pseudo_labels, scores_of
 
 import jobs.fit
 import jobs.label
-from diffseg.tiny.report import markdown
-from diffseg.tiny.scenes import HELD_OUT_SEEDS
+from diffseg.tiny.evaluation.tables import markdown
+from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS
 
 METHODS = {
     "diffseg": (),

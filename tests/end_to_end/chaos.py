@@ -32,7 +32,7 @@ from strikes import SHARDS, SLOW, StruckRun, draw
 import jobs.label
 import jobs.shard
 import jobs.verify
-from diffseg.tiny.scenes import generate_scene
+from diffseg.tiny.scenes.scenes import generate_scene
 from pipeline.commit import read_commits
 from pipeline.storage import Storage
 

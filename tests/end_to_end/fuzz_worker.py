@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diffseg.decide import Segment, Segmentation
+from diffseg.method.decide import Segment, Segmentation
 from pipeline.label import label_shard
 from pipeline.settings import LabelSettings
 from pipeline.shards import find_shards

@@ -19,7 +19,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from diffseg.tiny.scenes import generate_scene
+from diffseg.tiny.scenes.scenes import generate_scene
 from pipeline.dataset import LabelDataset
 from pipeline.findshards import find_shards
 from pipeline.label import label_shard

@@ -23,7 +23,7 @@ import psutil
 from PIL import Image, ImageDraw
 from runs import environment
 
-from diffseg.tiny.scenes import generate_scene
+from diffseg.tiny.scenes.scenes import generate_scene
 from pipeline.pack import pack_images
 
 EVERY_SECONDS = 10.0

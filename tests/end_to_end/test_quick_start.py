@@ -11,7 +11,7 @@ from PIL import Image
 from runs import DEADLINE, environment
 from warm import WarmCommand
 
-from diffseg.tiny.scenes import generate_scene
+from diffseg.tiny.scenes.scenes import generate_scene
 
 README = Path(__file__).parents[2] / "README.md"
 HEADING = "## From a folder of photographs to a trained network"

@@ -15,7 +15,7 @@ from PIL import Image
 from runs import label, rows_of
 from webdataset import tariterators
 
-from diffseg.tiny.scenes import generate_scene
+from diffseg.tiny.scenes.scenes import generate_scene
 
 Rows = list[dict[str, Any]]
 

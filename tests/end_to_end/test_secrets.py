@@ -14,7 +14,7 @@ from leaks import WatchedHead, WatchedRun, files_below, forms, leaks
 from object_store import LABELS, PHOTOGRAPHS, ObjectStore
 from runs import BOTH, FAST
 
-from diffseg.layout import TINY
+from diffseg.model.layout import TINY
 
 Label = Callable[..., WatchedRun]
 

@@ -30,7 +30,7 @@ from runs import BOTH, DEADLINE, differences, environment, rows_of
 import jobs.label
 import jobs.shard
 import jobs.verify
-from diffseg.tiny.scenes import generate_scene
+from diffseg.tiny.scenes.scenes import generate_scene
 from jobs.joblog import STOPPED, follow
 
 # Ray's own call of aiohttp, where its client is used in this process.

@@ -18,7 +18,7 @@ from object_store import PHOTOGRAPHS, ObjectStore
 from runs import BOTH, DEADLINE, FAST, environment, masks_of
 from warm import WarmCommand
 
-from diffseg.layout import NEEDED, TINY, digests, fingerprint
+from diffseg.model.layout import NEEDED, TINY, digests, fingerprint
 
 WORKERS, MEGABYTES = int(os.environ.get("DIFFSEG_WORKERS", "6")), int(os.environ.get("DIFFSEG_MEGABYTES", "0"))
 """`make weights` sets 50, and so much more of weights."""

@@ -26,9 +26,9 @@ from labelled_runs import write_png, write_run
 
 import jobs.label
 import jobs.train
-from diffseg.metrics import covering, match_per_image, overlap
-from diffseg.tiny.report import markdown
-from diffseg.tiny.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, generate_scene
+from diffseg.scoring.overlap import covering, match_per_image, overlap
+from diffseg.tiny.evaluation.tables import markdown
+from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, generate_scene
 
 SIDE = 128
 UNSEEN = TRAINING_SEEDS[5_000_000:]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffseg.checkpoint import load_checkpoint
+from diffseg.model.checkpoint import load_checkpoint
 from diffseg.settings import PRESETS
 from jobs import bench
 from jobs.benchmarks import merging, settings

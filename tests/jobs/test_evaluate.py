@@ -16,9 +16,9 @@ import pytest
 from labelled_runs import write_png, write_run
 from PIL import Image
 
-from diffseg.baselines import BASELINES
-from diffseg.labelmap import IGNORE
-from diffseg.tiny.scenes import generate_scene
+from diffseg.scoring.baselines import BASELINES
+from diffseg.segmentation import IGNORE
+from diffseg.tiny.scenes.scenes import generate_scene
 from jobs import evaluate
 
 HEIGHT, WIDTH = 40, 60

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 
 import jobs.export
 from diffseg import IGNORE
-from diffseg.draw import class_colour, hexadecimal
+from diffseg.drawing.overlay import class_colour, hexadecimal
 from pipeline.rows import SCHEMA
 
 # pycocotools decodes through an interface that NumPy 2 finds old.

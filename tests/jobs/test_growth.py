@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffseg.backbone import Step
+from diffseg.model.backbone import Step
 from jobs.benchmarks import point as point_module
 from jobs.benchmarks.growth import Point, exponent, growth_of, measure_point
 from jobs.benchmarks.point import CLEAR_REFS, Case, Memory, case_of, measured

@@ -9,7 +9,7 @@ import pytest
 from labelled_runs import write_png
 from PIL import Image
 
-from diffseg.tiny.scenes import generate_scene
+from diffseg.tiny.scenes.scenes import generate_scene
 from jobs import published
 
 FAST = ("--resolution", "64", "--device", "cpu", "--no-ray")

@@ -11,7 +11,7 @@ from labelled_runs import write_png, write_run
 from PIL import Image
 
 import jobs.show
-from diffseg.draw import borders, palette
+from diffseg.drawing.overlay import borders, palette
 
 LABELS = np.repeat(np.arange(3, dtype=np.uint16), 20)[None].repeat(40, 0)  # three stripes of 20 x 40 pixels
 HOSTILE = "a/[red]b é.png"

@@ -18,8 +18,8 @@ from PIL import Image
 
 import jobs.evaluate
 import jobs.train
-from diffseg.labelmap import BACKGROUND
-from diffseg.tiny.scenes import generate_scene
+from diffseg.segmentation import BACKGROUND
+from diffseg.tiny.scenes.scenes import generate_scene
 from pipeline.storage import Storage
 from pipeline.training.state import load_network
 

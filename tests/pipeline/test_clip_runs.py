@@ -15,7 +15,7 @@ from PIL import Image
 from small_checkpoints import change_json
 from small_clip import NAMES, SIDE, draw, write_clip
 
-from diffseg.layout import CheckpointError
+from diffseg.model.layout import CheckpointError
 from diffseg.settings import SegmenterSettings
 from pipeline.names import NameSettings
 from pipeline.run import RunSummary, label_run

@@ -21,9 +21,9 @@ from labelled_runs import write_png, write_run
 import jobs.fit
 import jobs.label
 from diffseg import IGNORE
-from diffseg.affinity import UNKNOWN, read_state
-from diffseg.layout import TINY, fingerprint
-from diffseg.tiny.scenes import generate_scene
+from diffseg.affinity.state import UNKNOWN, read_state
+from diffseg.model.layout import TINY, fingerprint
+from diffseg.tiny.scenes.scenes import generate_scene
 from pipeline.fit import labels_of
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.rows import encode_mask
@@ -57,7 +57,7 @@ def fitted(kind: str, out: Path, state: Path, *flags: str, code: int = 0) -> Map
 
 @pytest.mark.parametrize("kind", ["heads", "features"])
 def test_what_is_learned_tells_on_held_out_images(kind: str, out: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("diffseg.featureaffinity.STEPS", 30)
+    monkeypatch.setattr("diffseg.affinity.features.STEPS", 30)
     path = tmp_path / "state.safetensors"
     report = fitted(kind, out, path)
     assert (report["images"], report["held_out"], report["problems"]) == (8, 1, [])
@@ -104,7 +104,7 @@ def test_a_command_that_was_killed_goes_on_and_learns_the_same(out: Path, tmp_pa
 def test_a_run_uses_what_was_learned_and_says_so(
     kind: str, method: str, out: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("diffseg.featureaffinity.STEPS", 30)
+    monkeypatch.setattr("diffseg.affinity.features.STEPS", 30)
     state = tmp_path / "state.safetensors"
     fitted(kind, out, state, "--images", "4")
     images = str(out.parent / "images" / "0.png")

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from diffseg import Segmentation, Segmenter
-from diffseg.backbone import Step, no_step
-from diffseg.canvas import Canvas
-from diffseg.images import decode_image
+from diffseg.images.canvas import Canvas
+from diffseg.images.decode import decode_image
+from diffseg.model.backbone import Step, no_step
 from diffseg.segmenter import Launched
 from pipeline.commit import read_commits
 from pipeline.label import Outcome, decode_ahead, encode_ahead, label_samples, label_shard

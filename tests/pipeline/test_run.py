@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from diffseg import CheckpointError, SegmenterSettings
-from diffseg.layout import TINY
+from diffseg.model.layout import TINY
 from pipeline.commit import read_commits
 from pipeline.pack import pack_images
 from pipeline.poolstate import InHand, PoolState
@@ -109,7 +109,7 @@ def test_a_run_goes_on_where_commits_are_missing(lost: str, tars: Path, tmp_path
 
 
 def test_nothing_to_do_loads_no_model(tars: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffseg.checkpoint.load_checkpoint", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("diffseg.model.checkpoint.load_checkpoint", lambda *a, **k: pytest.fail("a model was loaded"))
     summary = run(tars, undisturbed, no_ray=True)
     assert (summary.done_before, summary.images, dict(summary.counts)) == (5, 0, {"ok": 20})
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffseg.decide import decide
-from diffseg.tiny.learning import descend, optimiser_of, set_lr
+from diffseg.method.decide import decide
+from diffseg.tiny.recipe.optim import descend, optimiser_of, set_lr
 from pipeline.storage import SourceError, Storage
 from pipeline.training.curves import draw_curves
 from pipeline.training.network import SegmentationNetwork

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.io import savemat
 from tars import tar_of
 
-from diffseg.labelmap import IGNORE
+from diffseg.segmentation import IGNORE
 from pipeline.storage import SourceError, Storage
 from pipeline.truth import Truth, find_truth
 from pipeline.truthlayouts import LayoutName, TruthError

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from diffseg.labelmap import IGNORE
+from diffseg.segmentation import IGNORE
 from pipeline.truthclasses import COCO_27, category_table
 from pipeline.truthlayouts import LAYOUTS, TruthError, recognise
 

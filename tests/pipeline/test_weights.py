@@ -20,7 +20,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diffseg import CheckpointError, SegmenterSettings
-from diffseg.layout import TINY, fingerprint
+from diffseg.model.layout import TINY, fingerprint
 from pipeline import weights
 from pipeline.pack import pack_images
 from pipeline.run import label_run

@@ -1,0 +1,1 @@
+"""Affinity between positions, learned from the labels of a run."""

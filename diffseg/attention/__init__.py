@@ -1,0 +1,1 @@
+"""Attention maps: recording them in one pass of the UNet, and combining them."""

@@ -1,0 +1,107 @@
+"""Pictures of label maps, since people look before they read.
+
+Axes: H and W pixels.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from diffseg.segmentation import BACKGROUND as BACKGROUND_NAME
+from diffseg.segmentation import IGNORE
+
+GOLDEN_TURN = 0.618033988749895  # of the hue circle: neighbours in number are far apart in colour
+GAP = 8
+BACKGROUND = (255, 255, 255)
+BACKGROUND_COLOUR = (96, 96, 104)
+
+
+def palette(count: int) -> np.ndarray:
+    """uint8 [count, 3] colours; a label has the same one whatever the count."""
+    colours = [
+        colorsys.hsv_to_rgb((0.02 + k * GOLDEN_TURN) % 1, (0.75, 0.5)[k % 2], (1.0, 0.8)[k // 2 % 2])
+        for k in range(count)
+    ]
+    return np.rint(np.array(colours).reshape(count, 3) * 255).astype(np.uint8)
+
+
+def class_colour(name: str) -> tuple[int, int, int]:
+    """Red, green and blue of a name, 0 to 255: the same in every image and run, whatever other names there are."""
+    if name == BACKGROUND_NAME:
+        return BACKGROUND_COLOUR
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    hue = int.from_bytes(digest[:2], "big") / 2**16
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.8, 0.5)[digest[2] % 2], (1.0, 0.78)[digest[3] % 2])
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def hexadecimal(colour: Sequence[int] | np.ndarray) -> str:
+    """#rrggbb, as the web and annotation tools write it."""
+    red, green, blue = colour
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def segment_colours(labels: int, names: Mapping[int, str | None]) -> np.ndarray:
+    """uint8 [labels, 3]: the colour of each label, of its name where it has one. names: by label."""
+    colours = palette(labels)
+    for label, name in names.items():
+        if name and label < labels:
+            colours[label] = class_colour(name)
+    return colours
+
+
+def overlay(
+    image: np.ndarray, labels: np.ndarray, *, opacity: float = 0.55, names: Mapping[int, str | None] | None = None
+) -> np.ndarray:
+    """uint8 [H, W, 3]: segments coloured over the image with white borders; ignored pixels are darkened.
+
+    image: uint8 [H, W, 3]. labels: uint16 [H, W], 65535 = ignore. opacity: of the colours, 0 to 1. names: of labels
+    that take the colour of their name.
+    """
+    ignored = labels == IGNORE
+    shown = np.where(ignored, 0, labels)
+    colours = segment_colours(int(shown.max()) + 1, names or {})[shown].astype(np.float32)
+    mixed = image * (1 - opacity) + colours * opacity
+    mixed[ignored] = image[ignored] * 0.25
+    mixed[borders(labels)] = 255
+    return np.rint(mixed).astype(np.uint8)
+
+
+def borders(labels: np.ndarray) -> np.ndarray:
+    """bool [H, W]: pixels whose right or lower neighbour has another label."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edge[:-1] |= labels[:-1] != labels[1:]
+    return edge
+
+
+def contact_sheet(rows: list[list[np.ndarray]], *, height: int = 256, columns: int = 1) -> Image.Image:
+    """One picture of rows of uint8 [H, W, 3] images, each scaled to `height` pixels; `columns` rows side by side."""
+    strips = [_strip(images, height) for images in rows]
+    width = max(strip.width for strip in strips)
+    lines = -(-len(strips) // columns)
+    sheet = Image.new("RGB", (columns * (width + 2 * GAP) - GAP + GAP, lines * (height + GAP) + GAP), BACKGROUND)
+    for index, strip in enumerate(strips):
+        line, column = divmod(index, columns)
+        sheet.paste(strip, (GAP + column * (width + 2 * GAP), GAP + line * (height + GAP)))
+    return sheet
+
+
+def _strip(images: list[np.ndarray], height: int) -> Image.Image:
+    scaled = []
+    for pixels in images:
+        image = Image.fromarray(pixels)
+        scaled.append(
+            image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)
+        )
+    strip = Image.new("RGB", (sum(image.width for image in scaled) + GAP * (len(scaled) - 1), height), BACKGROUND)
+    x = 0
+    for image in scaled:
+        strip.paste(image, (x, 0))
+        x += image.width + GAP
+    return strip

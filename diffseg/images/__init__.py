@@ -1,0 +1,1 @@
+"""Image bytes to pixels, and pixels to the input of the model."""

@@ -1,0 +1,1 @@
+"""The stages that turn attention into a label map."""

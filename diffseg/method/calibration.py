@@ -1,0 +1,71 @@
+"""Distances by their names, and thresholds that mean the same with each of them.
+
+Thresholds are always given in nats of symmetric KL. For another distance they are what that distance makes of the same
+case: two regions side by side, each with a share ε of its attention in the other. These are (1 − 2ε)·ln((1 − ε)/ε) nats
+apart, so that a threshold stands for a leakage, from which on all distances merge them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from scipy.optimize import brentq
+
+from diffseg.attention.recorder import Grid
+from diffseg.method.distance import TINY, Metric, hellinger, jensen_shannon, pearson, symmetric_kl
+from diffseg.method.wasserstein import gaussian_w2, marginal_w1, sliced_w2
+from diffseg.settings import Distance
+
+REFERENCE_GRID, REFERENCE_SIDE = (16, 16), 4
+"""The two regions are squares of a sixteenth of the grid. KL, JS and Hellinger do not depend on that, the others do."""
+
+_OVERLAP: Mapping[str, Metric] = {
+    "kl": symmetric_kl,
+    "js": jensen_shannon,
+    "hellinger": hellinger,
+    "pearson": pearson,
+}
+_TRANSPORT: Mapping[str, Callable[[torch.Tensor, torch.Tensor, Grid], torch.Tensor]] = {
+    "wasserstein": marginal_w1,
+    "sliced": sliced_w2,
+    "gaussian": gaussian_w2,
+}
+
+
+def metric_of(distance: Distance, grid: Grid) -> Metric:
+    """The distance of that name between maps over a grid (h, w): [..., m, P] and [..., n, P] to [..., m, n]."""
+    if distance in _OVERLAP:
+        return _OVERLAP[distance]
+    transport = _TRANSPORT[distance]
+    return lambda p, q: transport(p, q, grid)
+
+
+@functools.cache
+def calibrated(tau: float, distance: Distance) -> float:
+    """The threshold of a distance at the leakage where symmetric KL is `tau` nats; inf where KL is never as large."""
+    if distance == "kl":
+        return tau
+    if tau >= -math.log(TINY):
+        return math.inf
+    rows = _reference_rows(critical_leakage(tau))
+    return metric_of(distance, REFERENCE_GRID)(rows[:1], rows[1:]).item()
+
+
+def critical_leakage(tau: float) -> float:
+    """The ε, 0 to ½, at which (1 − 2ε)·ln((1 − ε)/ε) = tau, for 0 ≤ tau < 27.6."""
+    if tau == 0:
+        return 0.5
+    return brentq(lambda leak: (1 - 2 * leak) * math.log((1 - leak) / leak) - tau, TINY / 2, 0.5, xtol=TINY / 2)
+
+
+def _reference_rows(leak: float) -> torch.Tensor:
+    """float32 [2, P]: a row of each region."""
+    first, second = torch.zeros(2, *REFERENCE_GRID)
+    top = REFERENCE_GRID[0] // 2 - REFERENCE_SIDE // 2
+    middle = REFERENCE_GRID[1] // 2
+    first[top : top + REFERENCE_SIDE, middle - REFERENCE_SIDE : middle] = REFERENCE_SIDE**-2
+    second[top : top + REFERENCE_SIDE, middle : middle + REFERENCE_SIDE] = REFERENCE_SIDE**-2
+    return torch.stack([(1 - leak) * first + leak * second, leak * first + (1 - leak) * second]).flatten(1)

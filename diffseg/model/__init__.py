@@ -1,0 +1,1 @@
+"""Checkpoints, the UNet's pass, prompts and CLIP."""
