@@ -78,7 +78,7 @@ tiny-text-train: $(VENV)/.demo ## Train the embedded model that reads text again
 	$(BIN)/python -m diffseg.tiny.recipe.tune --model diffseg/tiny/text-checkpoint --captioned --write
 
 evaluate-sd: $(VENV)/.demo ## A checkpoint by the protocol of DiffSeg's paper: MODEL=… DATA=… BENCHMARK=coco-stuff-27|cityscapes-27
-	$(BIN)/python -m jobs.published $(MODEL) $(DATA) --benchmark $(or $(BENCHMARK),coco-stuff-27) $(ARGS)
+	$(BIN)/python -m jobs.benchmarks.paper $(MODEL) $(DATA) --benchmark $(or $(BENCHMARK),coco-stuff-27) $(ARGS)
 
 full-size: $(VENV)/.test ## Label with all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
 	DIFFSEG_FULL_SIZE=1 $(BIN)/python -m pytest -s tests/end_to_end/test_full_size.py

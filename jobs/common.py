@@ -19,10 +19,10 @@ from rich.logging import RichHandler
 from rich.table import Table
 from setproctitle import getproctitle, setproctitle
 
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.redaction import MASK
+from pipeline.output.manifest import Manifest, read_manifest
 from pipeline.settings import RunFailed
 from pipeline.storage import SourceError, Storage, redact
+from pipeline.storage.redaction import MASK
 
 OK, SOME_FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 

@@ -26,9 +26,9 @@ from diffseg.images.decode import decode_image
 from diffseg.scoring.overlap import covering, overlap
 from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, generate_scene
 from jobs.common import OK, SOME_FAILED, counts_table, guarded, parsed
-from pipeline.pack import pack_images
-from pipeline.rows import decode_mask
-from pipeline.run import label_run
+from pipeline.executor.driver import label_run
+from pipeline.output.rows import decode_mask
+from pipeline.readers.pack import pack_images
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import SourceError
 

@@ -22,17 +22,17 @@ from rich.progress import Progress
 from diffseg.scoring.baselines import LEFT_OUT
 from diffseg.segmentation import IGNORE, Crop, View
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
-from jobs.evaluationtable import as_document, print_document
-from pipeline.evaluate import THIS_RUN, Evaluation, Evaluator, Part, evaluate, make_parts
-from pipeline.evaluationreport import SHOWN, draw, ranked, write_csv
-from pipeline.findshards import split_url
-from pipeline.manifest import Manifest
-from pipeline.pairing import pair, read_rows
-from pipeline.runimages import find_images
-from pipeline.samples import Shard
+from jobs.evaluation_tables import as_document, print_document
+from pipeline.evaluation.ground_truth import find_truth
+from pipeline.evaluation.layouts import LayoutName
+from pipeline.evaluation.pairing import pair, read_rows
+from pipeline.evaluation.report import SHOWN, draw, ranked, write_csv
+from pipeline.evaluation.score import THIS_RUN, Evaluation, Evaluator, Part, evaluate, make_parts
+from pipeline.output.manifest import Manifest
+from pipeline.output.source_images import find_images
+from pipeline.readers.find import split_url
+from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage, redact
-from pipeline.truth import find_truth
-from pipeline.truthlayouts import LayoutName
 
 FILES = ("scores.json", "images.csv", "worst.jpg", "best.jpg")
 

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
 from pipeline.exports.items import Export, Tally
 from pipeline.exports.write import FORMATS, FormatName, claim, done_shards, export_parts, make_parts, survey_part
-from pipeline.runimages import find_images
+from pipeline.output.source_images import find_images
 from pipeline.storage import SourceError, Storage, redact
 
 

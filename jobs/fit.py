@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed, print_json, storage_options
-from pipeline.fit import FitJob, FitReport, FitSettings, Kind, fingerprint_of, fit, plan_parts
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.runimages import find_images
+from pipeline.output.manifest import Manifest, read_manifest
+from pipeline.output.source_images import find_images
 from pipeline.settings import LabelSettings, RunSettings
 from pipeline.storage import SourceError, Storage
+from pipeline.training.affinity import FitJob, FitReport, FitSettings, Kind, fingerprint_of, fit, plan_parts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,12 @@ from rich.console import Console
 
 from diffseg.settings import PRESETS, Preset, StageName, thresholds
 from jobs.common import OK, SOME_FAILED, counts_table, guarded, print_json, storage_options
-from pipeline.logs import tell_json
-from pipeline.names import parse_names
+from pipeline.executor.logs import tell_json
+from pipeline.readers.names import parse_names
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
 if TYPE_CHECKING:
-    from pipeline.run import RunSummary
+    from pipeline.executor.driver import RunSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,9 @@ def parse(argv: list[str]) -> LabelCommand:
 
 
 def _label(command: LabelCommand) -> int:
-    from pipeline.run import label_run  # ray and torch take seconds to import, which --help need not wait for
+    from pipeline.executor.driver import (
+        label_run,  # ray and torch take seconds to import, which --help need not wait for
+    )
 
     console = Console(stderr=command.json)
     if command.run.log_format == "json":

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jobs.common import OK, RunFolder, guarded, parsed, print_json, storage_options
-from pipeline.commit import read_commits
-from pipeline.manifest import Manifest
+from pipeline.output.commit import read_commits
+from pipeline.output.manifest import Manifest
+from pipeline.output.source_images import find_images
+from pipeline.readers.samples import Shard
 from pipeline.report.facts import Facts
 from pipeline.report.write import INDEX, Report, write_report
-from pipeline.runimages import find_images
-from pipeline.samples import Shard
 from pipeline.storage import SourceError, Storage, redact
 
 

@@ -29,7 +29,7 @@ class ShardCommand:
 
 
 def _shard(command: ShardCommand) -> int:
-    from pipeline.pack import pack_images  # webdataset is slow to import, and --help should not wait for it
+    from pipeline.readers.pack import pack_images  # webdataset is slow to import, and --help should not wait for it
 
     packed = pack_images(
         command.images,

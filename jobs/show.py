@@ -19,11 +19,11 @@ from rich.text import Text
 
 from diffseg.drawing.overlay import contact_sheet, overlay, segment_colours
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
-from pipeline.commit import read_commits
-from pipeline.labelrows import label_rows, segment_name
-from pipeline.manifest import Manifest
-from pipeline.rows import SCHEMA, decode_mask
-from pipeline.runimages import find_images, read_images
+from pipeline.output.commit import read_commits
+from pipeline.output.manifest import Manifest
+from pipeline.output.reader import label_rows, segment_name
+from pipeline.output.rows import SCHEMA, decode_mask
+from pipeline.output.source_images import find_images, read_images
 from pipeline.storage import SourceError, Storage
 
 HEIGHT = 512

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.common import OK, SOME_FAILED, RunFolder, counts_table, guarded, parsed, print_json
-from pipeline.commit import read_commits, totals
-from pipeline.progressfile import ProgressReport, read_progress
+from pipeline.executor.progress_file import ProgressReport, read_progress
+from pipeline.output.commit import read_commits, totals
 
 LONGEST = 10
 """Of the shards in hand, how many are shown; --json has them all."""

@@ -28,10 +28,10 @@ from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wai
 from jobs.common import OK, guarded
 from jobs.label import LabelCommand
 from jobs.label import parse as parse_label
-from jobs.workingdir import pack_folder
-from pipeline.redaction import MASK, names_a_secret, redact
+from jobs.submission.working_dir import pack_folder
 from pipeline.settings import RunFailed
-from pipeline.urls import SourceError, local_path, scheme
+from pipeline.storage.redaction import MASK, names_a_secret, redact
+from pipeline.storage.urls import SourceError, local_path, scheme
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -164,7 +164,7 @@ def _submit(argv: list[str]) -> int:
         print(job)
         print(how_to_go_on(job, address), file=sys.stderr)
         return OK
-    from jobs.joblog import follow
+    from jobs.submission.log import follow
 
     print(f"job {job} at {redact(address)}", file=sys.stderr)
     return follow(client, job, how_to_go_on(job, address))

@@ -37,7 +37,7 @@ class TrainCommand(RunFolder):
 
 def _train(command: TrainCommand) -> int:
     # torch takes seconds, and --help should not wait for it
-    from pipeline.dataset import LabelDataset, RowFilter
+    from pipeline.training.dataset import LabelDataset, RowFilter
     from pipeline.training.loop import train
     from pipeline.training.predict import predict
     from pipeline.training.state import claim, load_history
@@ -82,7 +82,7 @@ def _train(command: TrainCommand) -> int:
                 on_record=show,
             )
         else:
-            from pipeline.training.onray import TrainJob, train_on_ray
+            from pipeline.training.on_ray import TrainJob, train_on_ray
 
             job = TrainJob(
                 settings=settings,

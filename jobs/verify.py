@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json
-from pipeline.verify import Verdict, verify_run
+from pipeline.output.verify import Verdict, verify_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,13 @@ from diffseg.images.canvas import Canvas
 from diffseg.images.decode import decode_image
 from diffseg.model.text import Prompt
 from diffseg.segmenter import Launched
-from pipeline.ahead import draw_ahead, map_ahead
-from pipeline.commit import Commit, write_commit
-from pipeline.names import NameReader, NamesError
-from pipeline.outputs import LabelShardWriter
-from pipeline.rows import Row, failed_row, labelled_row
+from pipeline.output.commit import Commit, write_commit
+from pipeline.output.rows import Row, failed_row, labelled_row
+from pipeline.output.writer import LabelShardWriter
+from pipeline.prefetch import draw_ahead, map_ahead
+from pipeline.readers.names import NameReader, NamesError
+from pipeline.readers.read import Sample, Shard, read_shard
 from pipeline.settings import LabelSettings
-from pipeline.shards import Sample, Shard, read_shard
 from pipeline.storage import Storage
 from pipeline.timing import StepTimer
 

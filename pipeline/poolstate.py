@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.commit import Commit
-from pipeline.queue import Task
-from pipeline.worker import WorkerProgress, WorkerReport
+from pipeline.executor.shard_queue import Task
+from pipeline.executor.worker import WorkerProgress, WorkerReport
+from pipeline.output.commit import Commit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

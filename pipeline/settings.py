@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from diffseg.settings import NAMING, Dtype, SegmenterSettings
-from pipeline.names import NameSettings
-from pipeline.redaction import redact
-from pipeline.urls import scheme
-from pipeline.workerpools import WorkerPool, parse_pools
+from pipeline.readers.names import NameSettings
+from pipeline.storage.redaction import redact
+from pipeline.storage.urls import scheme
+from pipeline.worker_pools import WorkerPool, parse_pools
 
 Format = Literal["parquet", "webdataset"]
 

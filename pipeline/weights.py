@@ -37,11 +37,11 @@ from diffseg.model.layout import (
     resolve,
     with_digest,
 )
-from pipeline.findshards import split_url
-from pipeline.localfiles import locked, write_atomically
+from pipeline.readers.find import split_url
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage, StoreUnavailable, redact
-from pipeline.urls import local_path, scheme
+from pipeline.storage.local import locked, write_atomically
+from pipeline.storage.urls import local_path, scheme
 
 if TYPE_CHECKING:
     from diffseg.affinity.state import AffinityState

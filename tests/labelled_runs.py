@@ -12,12 +12,12 @@ from PIL import Image
 
 from diffseg import IGNORE, Segmentation
 from diffseg.method.decide import Segment
-from pipeline.commit import Commit, write_commit
-from pipeline.manifest import Manifest, write_manifest
-from pipeline.names import NameSettings
-from pipeline.outputs import LabelShardWriter
-from pipeline.rows import Row, labelled_row
-from pipeline.samples import Sample
+from pipeline.output.commit import Commit, write_commit
+from pipeline.output.manifest import Manifest, write_manifest
+from pipeline.output.rows import Row, labelled_row
+from pipeline.output.writer import LabelShardWriter
+from pipeline.readers.names import NameSettings
+from pipeline.readers.samples import Sample
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.commit import Commit, write_commit
-from pipeline.manifest import Manifest, versions, write_manifest
-from pipeline.outputs import LabelShardWriter
-from pipeline.rows import Row, encode_mask
+from pipeline.output.commit import Commit, write_commit
+from pipeline.output.manifest import Manifest, versions, write_manifest
+from pipeline.output.rows import Row, encode_mask
+from pipeline.output.writer import LabelShardWriter
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 

@@ -23,7 +23,7 @@ PRELOADED = [
     "diffusers.models.unets.unet_2d_condition",
     "ray",
     "s3fs",
-    "pipeline.run",
+    "pipeline.executor.driver",
     "pipeline.label",
     "warm",
 ]

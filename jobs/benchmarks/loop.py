@@ -14,7 +14,7 @@ from rich.console import Console
 
 from diffseg import Segmenter
 from jobs.benchmarks.measure import Comparison
-from pipeline.run import label_run
+from pipeline.executor.driver import label_run
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
 

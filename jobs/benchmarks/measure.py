@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.manifest import versions
+from pipeline.output.manifest import versions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from diffseg.segmenter import PIXELS_PER_TOKEN, Segmenter
 from diffseg.settings import SegmenterSettings, thresholds
 from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, generate_scene
 from jobs.benchmarks.planted import planted_attention
-from pipeline.rows import encode_mask
+from pipeline.output.rows import encode_mask
 from pipeline.timing import StepTimer
 
 HEIGHT, WIDTH = 480, 640

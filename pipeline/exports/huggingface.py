@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.exports.assemble import Fragments, Lines
 from pipeline.exports.items import Export, Item, Part, Tally
-from pipeline.rows import encode_mask
+from pipeline.output.rows import encode_mask
 
 ROW_GROUP_ROWS = 64
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.samples import IMAGE_EXTENSIONS
+from pipeline.readers.samples import IMAGE_EXTENSIONS
 
 _MAX_NAME = 150
 _SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")

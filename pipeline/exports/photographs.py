@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 from PIL import Image
 
 from diffseg.images.decode import ImageError, decode_image
-from pipeline.runimages import read_samples
-from pipeline.samples import Sample, Shard, ShardError
+from pipeline.output.source_images import read_samples
+from pipeline.readers.samples import Sample, Shard, ShardError
 from pipeline.storage import Storage
 
 _ORIENTATION_TAG = 0x0112

@@ -15,15 +15,15 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from diffseg.segmentation import BACKGROUND
-from pipeline.commit import read_commits
+from pipeline.executor.parallel import spread
 from pipeline.exports import coco, cvat, huggingface, labelstudio, voc
 from pipeline.exports.assemble import Fragments, Lines
 from pipeline.exports.items import PROBLEMS_SHOWN, UNNAMED, Export, Item, Part, Tally, read_items
 from pipeline.exports.names import name_hash, repeated
-from pipeline.labelrows import is_uncertain, label_rows
-from pipeline.manifest import Manifest
-from pipeline.samples import Shard
-from pipeline.spread import spread
+from pipeline.output.commit import read_commits
+from pipeline.output.manifest import Manifest
+from pipeline.output.reader import is_uncertain, label_rows
+from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage
 
 RECORD = "export.json"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.labelrows import segment_name
+from pipeline.output.reader import segment_name
 
 CONFIDENCE_BINS = 20
 SMALLEST_SHARE = 14

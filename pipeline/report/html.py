@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.commit import Commit, totals
-from pipeline.manifest import Manifest
+from pipeline.output.commit import Commit, totals
+from pipeline.output.manifest import Manifest
 from pipeline.report.charts import distributions, throughput_chart
 from pipeline.report.facts import Facts
 from pipeline.report.throughput import throughput

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.exports.photographs import Photographs
-from pipeline.labelrows import label_rows, segment_name
+from pipeline.output.reader import label_rows, segment_name
+from pipeline.readers.samples import Shard
 from pipeline.report.datafiles import DataFolder
 from pipeline.report.facts import MOST_ERROR, Facts
 from pipeline.report.tiles import make_tile
-from pipeline.samples import Shard
 from pipeline.storage import Storage
 
 COLUMNS = ("key", "index", "status", "error", "height", "width", "n_segments", "segments", "confidence")

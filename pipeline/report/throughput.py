@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.commit import Commit
+from pipeline.output.commit import Commit
 
 BINS = 60
 

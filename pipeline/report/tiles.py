@@ -17,8 +17,8 @@ from diffseg import IGNORE
 from diffseg.drawing.overlay import borders, hexadecimal, segment_colours
 from diffseg.images.decode import ImageError, decode_image
 from pipeline.exports.photographs import PhotographError, Photographs
-from pipeline.labelrows import segment_name
-from pipeline.rows import decode_mask
+from pipeline.output.reader import segment_name
+from pipeline.output.rows import decode_mask
 
 SIDE = 256
 """Pixels of the longer side."""

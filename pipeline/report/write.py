@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
-from pipeline.commit import Commit
-from pipeline.manifest import Manifest
+from pipeline.executor.parallel import spread
+from pipeline.output.commit import Commit
+from pipeline.output.manifest import Manifest
+from pipeline.readers.samples import Shard
 from pipeline.report.datafiles import DataFolder, put_text
 from pipeline.report.facts import Facts
 from pipeline.report.html import Page, render
 from pipeline.report.part import TILES_A_FILE, Common, Part, report_part
 from pipeline.report.rowlist import RowList
-from pipeline.samples import Shard
-from pipeline.spread import spread
 from pipeline.storage import Storage
 
 FOLDER = "report"

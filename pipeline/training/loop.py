@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from diffseg.tiny.recipe.optim import cosine, descend, optimiser_of, set_lr
-from pipeline.dataset import LabelDataset
 from pipeline.storage import SourceError, Storage
+from pipeline.training.dataset import LabelDataset
 from pipeline.training.network import SegmentationNetwork
 from pipeline.training.objective import objective
 from pipeline.training.settings import TrainSettings

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.dataset import IGNORE_INDEX
+from pipeline.training.dataset import IGNORE_INDEX
 from pipeline.training.losses import affinity_loss, balanced_cross_entropy
 from pipeline.training.settings import Target
 

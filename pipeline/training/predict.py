@@ -15,10 +15,10 @@ from diffseg.method.decide import decide_on_device
 from diffseg.model.backbone import Step, no_step
 from diffseg.model.text import Prompt
 from diffseg.segmenter import Launched
-from pipeline.commit import read_commits
-from pipeline.findshards import find_shards
 from pipeline.label import label_shard
-from pipeline.manifest import Manifest, read_manifest, versions, write_manifest
+from pipeline.output.commit import read_commits
+from pipeline.output.manifest import Manifest, read_manifest, versions, write_manifest
+from pipeline.readers.find import find_shards
 from pipeline.settings import LabelSettings, RunRefused
 from pipeline.storage import Storage
 from pipeline.training.network import SegmentationNetwork

@@ -33,7 +33,7 @@ import jobs.label
 import jobs.shard
 import jobs.verify
 from diffseg.tiny.scenes.scenes import generate_scene
-from pipeline.commit import read_commits
+from pipeline.output.commit import read_commits
 from pipeline.storage import Storage
 
 SAMPLES = 3

@@ -25,8 +25,8 @@ from hostile_shard import HostileShard
 from runs import environment
 from webdataset import tariterators
 
-from pipeline.rows import decode_mask
-from pipeline.samples import STATUSES, bounded_key
+from pipeline.output.rows import decode_mask
+from pipeline.readers.samples import STATUSES, bounded_key
 
 SECONDS = 60.0
 """For one shard. The slowest needs a few; what meets it hangs."""

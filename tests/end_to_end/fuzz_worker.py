@@ -15,8 +15,8 @@ import numpy as np
 
 from diffseg.method.decide import Segment, Segmentation
 from pipeline.label import label_shard
+from pipeline.readers.read import find_shards
 from pipeline.settings import LabelSettings
-from pipeline.shards import find_shards
 from pipeline.storage import Storage
 
 MAX_PIXELS = 2**20  # as in hostile_images, which this process does not need

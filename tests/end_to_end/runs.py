@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import jobs.label
-from pipeline.rows import decode_mask
+from pipeline.output.rows import decode_mask
 
 # A threshold this low splits small scenes into many segments, so that equal masks say something.
 FAST = ("--device", "cpu", "--resolution", "64", "--tau", "0.05")

@@ -19,11 +19,11 @@ import psutil
 import ray
 from object_store import LABELS, ObjectStore
 
-from pipeline.commit import Commit, read_commits, totals, write_commit
-from pipeline.plan import make_plan
-from pipeline.run import label_run
+from pipeline.executor.driver import label_run
+from pipeline.output.commit import Commit, read_commits, totals, write_commit
+from pipeline.output.plan import make_plan
+from pipeline.readers.read import Shard, find_shards
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
-from pipeline.shards import Shard, find_shards
 from pipeline.storage import Storage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 
 import doubles
 
-import pipeline.pool
+import pipeline.executor.scheduler
 from jobs.common import guarded
 from jobs.label import parse
-from pipeline.run import label_run
+from pipeline.executor.driver import label_run
 
 HEAD_SECONDS = 8.0
 """Of silence until a run ends; 40 in the product."""
@@ -40,7 +40,7 @@ def main(seconds: float, argv: list[str]) -> int:
     """A run whose shards take so many seconds each; the exit code of the command."""
     command = parse(argv)
     Sleeper.seconds = seconds
-    pipeline.pool.HEAD_SECONDS = HEAD_SECONDS
+    pipeline.executor.scheduler.HEAD_SECONDS = HEAD_SECONDS
 
     def run() -> int:
         summary = label_run(

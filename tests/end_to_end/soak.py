@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from runs import environment
 
 from diffseg.tiny.scenes.scenes import generate_scene
-from pipeline.pack import pack_images
+from pipeline.readers.pack import pack_images
 
 EVERY_SECONDS = 10.0
 SETTLING = 0.2

@@ -158,7 +158,7 @@ def test_what_a_user_can_mend_is_told_in_a_line_and_ends_with_2(
 
 def test_the_driver_of_actors_needs_neither_torch_nor_diffusers() -> None:
     """Seconds until a refusal, and hundreds of megabytes on the head node of a cluster."""
-    code = "import sys, pipeline.run; sys.exit(' '.join({'torch', 'diffusers'} & set(sys.modules)) or 0)"
+    code = "import sys, pipeline.executor.driver; sys.exit(' '.join({'torch', 'diffusers'} & set(sys.modules)) or 0)"
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=DEADLINE, check=False)
     assert (done.returncode, done.stderr) == (0, "")

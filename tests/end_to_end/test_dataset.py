@@ -14,9 +14,9 @@ from PIL import Image
 from runs import label, rows_of
 from torch.utils.data import DataLoader
 
-from pipeline.dataset import LabelDataset, RowFilter, TrainingSample
-from pipeline.rows import decode_mask
+from pipeline.output.rows import decode_mask
 from pipeline.storage import SourceError
+from pipeline.training.dataset import LabelDataset, RowFilter, TrainingSample
 
 SIDE = 64
 

@@ -17,7 +17,7 @@ import pytest
 from clusters import AutoscalingCluster, Cluster, Node
 from runs import DEADLINE
 
-from pipeline.commit import Commit, read_commits
+from pipeline.output.commit import Commit, read_commits
 from pipeline.storage import Storage
 
 long = pytest.mark.skipif(os.environ.get("DIFFSEG_CLUSTER") != "1", reason="set DIFFSEG_CLUSTER=1 to run it: a minute")

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 from runs import BOTH, DEADLINE, FAST, differences, environment
 
-from pipeline.commit import read_commits
+from pipeline.output.commit import read_commits
+from pipeline.output.verify import verify_commit
 from pipeline.storage import Storage
-from pipeline.verify import verify_commit
 
 SHARDS, ROWS = 5, 20
 LEFT_SECONDS = 120.0

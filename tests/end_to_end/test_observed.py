@@ -21,8 +21,8 @@ from clusters import Node, short_folder
 from prometheus import Prometheus, panels, program, scraped
 from runs import DEADLINE, environment
 
-from pipeline.metrics import METRICS
-from pipeline.progressfile import read_progress
+from pipeline.executor.metrics import METRICS
+from pipeline.executor.progress_file import read_progress
 from pipeline.storage import Storage
 
 SETTLE_SECONDS = 60.0
@@ -58,7 +58,7 @@ class Cluster:
         """What workers have logged of their shards, from Ray's session logs."""
         texts = [path.read_text() for path in (self.head.folder / "session_latest" / "logs").glob("worker-*.err")]
         records = [json.loads(line) for text in texts for line in text.splitlines() if line.startswith("{")]
-        return [record for record in records if record["name"] == "pipeline.worker"]
+        return [record for record in records if record["name"] == "pipeline.executor.worker"]
 
 
 @dataclass(kw_only=True)

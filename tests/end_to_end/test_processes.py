@@ -14,11 +14,11 @@ from object_store import LABELS, ObjectStore
 from runs import BOTH, DEADLINE, environment
 
 from diffseg import SegmenterSettings
-from pipeline.commit import Commit
-from pipeline.run import label_run
-from pipeline.samples import Shard
+from pipeline.executor.driver import label_run
+from pipeline.executor.worker import Job, LabelWorker, WorkerReport
+from pipeline.output.commit import Commit
+from pipeline.readers.samples import Shard
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
-from pipeline.worker import Job, LabelWorker, WorkerReport
 
 USES_A_STORE = """
 import json, multiprocessing, os, sys

@@ -14,7 +14,7 @@ from PIL import Image
 from report_runs import failed, labelled, labelled_png, write_rows
 
 import jobs.report
-from pipeline.rows import encode_mask
+from pipeline.output.rows import encode_mask
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Browser, Page, expect = playwright.Browser, playwright.Page, playwright.expect

@@ -12,7 +12,7 @@ from report_runs import labelled, write_rows
 
 import jobs.export
 import jobs.report
-from pipeline.dataset import LabelDataset
+from pipeline.training.dataset import LabelDataset
 
 STRIPES = np.repeat(np.arange(3, dtype=np.uint16), 20)[None].repeat(40, 0)  # 40 x 60 pixels
 

@@ -31,7 +31,7 @@ import jobs.label
 import jobs.shard
 import jobs.verify
 from diffseg.tiny.scenes.scenes import generate_scene
-from jobs.joblog import STOPPED, follow
+from jobs.submission.log import STOPPED, follow
 
 # Ray's own call of aiohttp, where its client is used in this process.
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")

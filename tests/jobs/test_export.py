@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 import jobs.export
 from diffseg import IGNORE
 from diffseg.drawing.overlay import class_colour, hexadecimal
-from pipeline.rows import SCHEMA
+from pipeline.output.rows import SCHEMA
 
 # pycocotools decodes through an interface that NumPy 2 finds old.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -10,7 +10,7 @@ from labelled_runs import write_png
 from PIL import Image
 
 from diffseg.tiny.scenes.scenes import generate_scene
-from jobs import published
+from jobs.benchmarks import paper as published
 
 FAST = ("--resolution", "64", "--device", "cpu", "--no-ray")
 

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 import doubles
 
 import jobs.status
-from pipeline import progressfile
-from pipeline.run import label_run
+from pipeline.executor import progress_file as progressfile
+from pipeline.executor.driver import label_run
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
 DEADLINE = 540.0

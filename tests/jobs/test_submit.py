@@ -10,11 +10,11 @@ import pytest
 from ray.dashboard.modules.job.pydantic_models import JobType
 from ray.job_submission import JobDetails, JobStatus
 
-import jobs.workingdir
+import jobs.submission.working_dir
 from jobs import submit
-from jobs.joblog import exit_code
-from jobs.workingdir import pack_folder
-from pipeline.urls import SourceError
+from jobs.submission.log import exit_code
+from jobs.submission.working_dir import pack_folder
+from pipeline.storage.urls import SourceError
 
 URLS = ["s3://in/photos", "s3://out/labels"]
 HERE = ["--address", "http://127.0.0.1:1"]
@@ -140,7 +140,7 @@ def test_one_that_is_too_large_is_not_packed_and_tells_of_what(
     (folder / "weights" / "unet").mkdir(parents=True)
     for name in ("weights/unet/a.bin", "weights/unet/b.bin"):
         with (folder / name).open("wb") as file:
-            file.truncate(jobs.workingdir.LIMIT_BYTES // 2 + 1)
+            file.truncate(jobs.submission.working_dir.LIMIT_BYTES // 2 + 1)
     with pytest.raises(SourceError) as raised:
         pack_folder(folder, target)
     said = str(raised.value)

@@ -7,11 +7,11 @@ import signal
 import time
 from pathlib import Path
 
-from pipeline.commit import Commit, write_commit
-from pipeline.manifest import versions
-from pipeline.samples import Shard, ShardError
+from pipeline.executor.worker import Job, WorkerProgress, WorkerReport
+from pipeline.output.commit import Commit, write_commit
+from pipeline.output.manifest import versions
+from pipeline.readers.samples import Shard, ShardError
 from pipeline.storage import StoreUnavailable
-from pipeline.worker import Job, WorkerProgress, WorkerReport
 
 
 class Sleeper:

@@ -3,8 +3,8 @@
 import io
 import tarfile
 
-from pipeline import samples
-from pipeline.tarshard import read_tar
+from pipeline.readers import samples
+from pipeline.readers.tar import read_tar
 
 
 def tar_of(*members, end=True, **options) -> bytes:

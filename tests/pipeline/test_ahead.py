@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import ahead
-from pipeline.ahead import draw_ahead, map_ahead
+from pipeline import prefetch as ahead
+from pipeline.prefetch import draw_ahead, map_ahead
 
 DEADLINE = 540.0
 
@@ -142,7 +142,7 @@ def test_a_process_ends_while_a_call_goes_on() -> None:
     """Ctrl-C while a store is away: the call that waits for it would go on for minutes."""
     script = """
 import time
-from pipeline.ahead import map_ahead
+from pipeline.prefetch import map_ahead
 
 begun = []
 results = map_ahead(lambda seconds: (begun.append(seconds), time.sleep(seconds)), [0, 600], threads=2, ahead=1)
@@ -158,8 +158,8 @@ def test_a_process_ends_well_while_arrow_reads(tmp_path: Path) -> None:
     table = pa.table({"image": [os.urandom(2**23) for _ in range(8)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=1)  # so that the thread is reading at every moment
     script = f"""
-from pipeline.ahead import draw_ahead
-from pipeline.shards import Shard, read_shard
+from pipeline.prefetch import draw_ahead
+from pipeline.readers.read import Shard, read_shard
 
 samples = draw_ahead(read_shard(Shard(name="a", url={str(tmp_path / "a.parquet")!r}, kind="parquet")), ahead=3)
 print(next(samples).index)

@@ -17,8 +17,8 @@ from small_clip import NAMES, SIDE, draw, write_clip
 
 from diffseg.model.layout import CheckpointError
 from diffseg.settings import SegmenterSettings
-from pipeline.names import NameSettings
-from pipeline.run import RunSummary, label_run
+from pipeline.executor.driver import RunSummary, label_run
+from pipeline.readers.names import NameSettings
 from pipeline.settings import LabelSettings, RunRefused, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 from pipeline.weights import CACHE, find_weights

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.commit import Commit, CommitName, parse_name, read_commits, tag_of, totals, write_commit
-from pipeline.outputs import LabelShardWriter
-from pipeline.rows import Row, encode_mask
+from pipeline.output.commit import Commit, CommitName, parse_name, read_commits, tag_of, totals, write_commit
+from pipeline.output.rows import Row, encode_mask
+from pipeline.output.writer import LabelShardWriter
 from pipeline.storage import Storage
 
 

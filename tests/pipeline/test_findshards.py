@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pipeline.findshards import find_shards
+from pipeline.readers.find import find_shards
 from pipeline.storage import SourceError, Storage
 
 

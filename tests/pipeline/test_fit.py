@@ -24,10 +24,10 @@ from diffseg import IGNORE
 from diffseg.affinity.state import UNKNOWN, read_state
 from diffseg.model.layout import TINY, fingerprint
 from diffseg.tiny.scenes.scenes import generate_scene
-from pipeline.fit import labels_of
-from pipeline.manifest import read_manifest, write_manifest
-from pipeline.rows import encode_mask
+from pipeline.output.manifest import read_manifest, write_manifest
+from pipeline.output.rows import encode_mask
 from pipeline.storage import Storage
+from pipeline.training.affinity import labels_of
 
 IMAGES, SIDE = 10, 96
 

@@ -19,15 +19,15 @@ from diffseg.images.canvas import Canvas
 from diffseg.images.decode import decode_image
 from diffseg.model.backbone import Step, no_step
 from diffseg.segmenter import Launched
-from pipeline.commit import read_commits
 from pipeline.label import Outcome, decode_ahead, encode_ahead, label_samples, label_shard
-from pipeline.rows import decode_mask, failed_row
-from pipeline.samples import Sample
+from pipeline.output.commit import read_commits
+from pipeline.output.rows import decode_mask, failed_row
+from pipeline.output.verify import verify_commit
+from pipeline.readers.read import find_shards
+from pipeline.readers.samples import Sample
 from pipeline.settings import LabelSettings
-from pipeline.shards import find_shards
 from pipeline.storage import Storage
 from pipeline.timing import StepTimer
-from pipeline.verify import verify_commit
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from PIL import Image
 from diffseg import Segmenter
 from diffseg.settings import settings_of
 from pipeline.label import label_shard
-from pipeline.names import NameReader, NameSettings
+from pipeline.readers.names import NameReader, NameSettings
+from pipeline.readers.read import find_shards
 from pipeline.settings import LabelSettings
-from pipeline.shards import find_shards
 from pipeline.storage import Storage
 
 NAMES = ("sky", "grass", "red ball")

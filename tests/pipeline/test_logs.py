@@ -7,7 +7,7 @@ import logging
 import subprocess
 import sys
 
-from pipeline.logs import JsonLines, driver_loggers_kept
+from pipeline.executor.logs import JsonLines, driver_loggers_kept
 
 
 def test_a_line_has_the_fields_of_its_record_and_the_error() -> None:
@@ -37,7 +37,7 @@ def test_a_line_has_the_fields_of_its_record_and_the_error() -> None:
 
 
 def test_a_command_tells_its_own_info_and_the_warnings_of_others() -> None:
-    code = "import logging\nfrom pipeline.logs import tell_json\ntell_json()\n"
+    code = "import logging\nfrom pipeline.executor.logs import tell_json\ntell_json()\n"
     code += (
         "for name in ('pipeline.x', 'httpx'): logging.getLogger(name).info('i'); logging.getLogger(name).warning('w')"
     )

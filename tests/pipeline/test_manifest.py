@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffseg import SegmenterSettings
-from pipeline.manifest import (
+from pipeline.output.manifest import (
     Manifest,
     check_same_run,
     clear_run,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.metrics import METRICS
+from pipeline.executor.metrics import METRICS
 
 INFRA = Path(__file__).parents[2] / "infra"
 OF_RAY = {"SessionName", "NodeAddress"}
@@ -48,7 +48,7 @@ def test_every_metric_is_on_the_dashboard_and_has_its_unit_in_its_name_where_it_
 
 
 def test_without_ray_nothing_is_exported_and_nobody_warns() -> None:
-    code = "import sys\nfrom pipeline.metrics import METRICS\n"
+    code = "import sys\nfrom pipeline.executor.metrics import METRICS\n"
     code += "for metric in METRICS: metric.record(1.0, **dict.fromkeys(metric.tags, 'x'))\n"
     code += "assert 'ray.util.metrics' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=540, check=False)

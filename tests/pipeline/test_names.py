@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.captions import Mention, NamesInCaption, NounsOfCaption, clean
-from pipeline.names import ImageNames, NameReader, NamesError, NameSettings, parse_names
-from pipeline.samples import MAX_META_BYTES, Sample, meta_text
+from pipeline.readers.captions import Mention, NamesInCaption, NounsOfCaption, clean
+from pipeline.readers.names import ImageNames, NameReader, NamesError, NameSettings, parse_names
+from pipeline.readers.samples import MAX_META_BYTES, Sample, meta_text
 
 THINGS = ("person", "traffic light", "cow")
 

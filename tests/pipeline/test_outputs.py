@@ -11,9 +11,9 @@ import pytest
 from unpacking import unpack
 from webdataset import tariterators
 
-from pipeline import outputs
-from pipeline.outputs import LabelShardWriter, member_key
-from pipeline.rows import SCHEMA, Row, encode_mask
+from pipeline.output import writer as outputs
+from pipeline.output.rows import SCHEMA, Row, encode_mask
+from pipeline.output.writer import LabelShardWriter, member_key
 from pipeline.storage import Storage
 
 BOTH = ("parquet", "webdataset")

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from pipeline.pairing import Pairing, RowPlace, Rows, pair
+from pipeline.evaluation.ground_truth import Truth, TruthPlace
+from pipeline.evaluation.pairing import Pairing, RowPlace, Rows, pair
 from pipeline.storage import SourceError, Storage
-from pipeline.truth import Truth, TruthPlace
 
 
 def paired(rows: str, truths: str) -> Pairing:

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.parquetguard import FREE_BYTES
-from pipeline.parquetshard import read_parquet
-from pipeline.samples import ShardError
-from pipeline.thriftread import Malformed, read_struct
+from pipeline.readers.parquet import read_parquet
+from pipeline.readers.parquet_guard import FREE_BYTES
+from pipeline.readers.samples import ShardError
+from pipeline.readers.thrift import Malformed, read_struct
 
 
 def file_of(table, **options) -> bytes:

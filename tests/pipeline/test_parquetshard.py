@@ -12,9 +12,9 @@ import pytest
 from datasets.table import embed_table_storage
 from PIL import Image
 
-from pipeline import samples
-from pipeline.parquetshard import read_parquet
-from pipeline.samples import ShardError
+from pipeline.readers import samples
+from pipeline.readers.parquet import read_parquet
+from pipeline.readers.samples import ShardError
 
 
 def read(table, **settings):

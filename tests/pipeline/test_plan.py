@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.commit import Commit, read_commits, write_commit
-from pipeline.plan import FAILED_BEFORE, make_plan
-from pipeline.samples import Shard
+from pipeline.output.commit import Commit, read_commits, write_commit
+from pipeline.output.plan import FAILED_BEFORE, make_plan
+from pipeline.readers.samples import Shard
 from pipeline.storage import Storage
 
 

@@ -11,8 +11,8 @@ import doubles
 import pytest
 import ray
 
-from pipeline.commit import read_commits
-from pipeline.run import RunSummary, label_run
+from pipeline.executor.driver import RunSummary, label_run
+from pipeline.output.commit import read_commits
 from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 

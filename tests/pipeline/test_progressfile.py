@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import progressfile
+from pipeline.executor import progress_file as progressfile
+from pipeline.executor.progress_file import ProgressFile, read_progress
+from pipeline.executor.worker import WorkerProgress
 from pipeline.poolstate import InHand, PoolState
-from pipeline.progressfile import ProgressFile, read_progress
 from pipeline.storage import Storage
-from pipeline.worker import WorkerProgress
 
 DEADLINE = 60.0
 

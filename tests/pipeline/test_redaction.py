@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from pipeline.redaction import redact
 from pipeline.storage import Storage
+from pipeline.storage.redaction import redact
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_storage_options():
 def test_the_process_that_is_sent_a_storage_masks_its_secrets_too():
     sent = pickle.dumps(Storage(url="s3://bucket", options={"secret": "sent-s3cret"})).hex()
     code = (
-        "import pickle; from pipeline.redaction import redact\n"
+        "import pickle; from pipeline.storage.redaction import redact\n"
         f"pickle.loads(bytes.fromhex('{sent}')); print(redact('with sent-s3cret'))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "with ***\n"

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from pipeline import remotefile
-from pipeline.remotefile import RemoteFile
+from pipeline.storage import remote_file as remotefile
+from pipeline.storage.remote_file import RemoteFile
 
 DATA = os.urandom(10_000)
 

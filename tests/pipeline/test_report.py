@@ -18,7 +18,7 @@ from report_runs import SECONDS_A_SHARD, failed, labelled, write_rows
 import jobs.report
 from diffseg import IGNORE
 from diffseg.drawing.overlay import class_colour, palette
-from pipeline.commit import Commit
+from pipeline.output.commit import Commit
 from pipeline.report.part import TILES_A_FILE
 from pipeline.report.throughput import throughput
 

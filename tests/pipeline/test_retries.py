@@ -11,8 +11,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from s3fs.errors import translate_boto_error
 from yarl import URL
 
-from pipeline import retries
-from pipeline.retries import StoreUnavailable, is_passing, patiently, waiting
+from pipeline.storage import retries
+from pipeline.storage.retries import StoreUnavailable, is_passing, patiently, waiting
 
 
 def boto(status: int, code: str) -> Exception:

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from diffseg import IGNORE, Segment, Segmentation
-from pipeline.rows import SCHEMA, Row, decode_mask, encode_mask, failed_row, labelled_row
-from pipeline.samples import Sample
+from pipeline.output.rows import SCHEMA, Row, decode_mask, encode_mask, failed_row, labelled_row
+from pipeline.readers.samples import Sample
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ from rich.console import Console
 
 from diffseg import CheckpointError, SegmenterSettings
 from diffseg.model.layout import TINY
-from pipeline.commit import read_commits
-from pipeline.pack import pack_images
+from pipeline.executor.driver import RunSummary, label_run
+from pipeline.executor.progress_bar import RunProgress
+from pipeline.executor.worker import WorkerProgress
+from pipeline.output.commit import read_commits
 from pipeline.poolstate import InHand, PoolState
-from pipeline.progress import RunProgress
-from pipeline.run import RunSummary, label_run
+from pipeline.readers.pack import pack_images
 from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
 from pipeline.storage import SourceError, Storage
-from pipeline.worker import WorkerProgress
 
 FAST = SegmenterSettings(resolution=64)
 
@@ -85,7 +85,7 @@ def on_ray(local_ray: None, tars: Path, tmp_path_factory: pytest.TempPathFactory
     """OUT of a run on one actor, its summary, and what it showed where there is no terminal."""
     out, text = tmp_path_factory.mktemp("on-ray"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.progress.LINE_SECONDS", 0.0)
+        patch.setattr("pipeline.executor.progress_bar.LINE_SECONDS", 0.0)
         summary = run(tars, out, workers=1, console=Console(file=text))
     return out, summary, text.getvalue()
 
@@ -200,7 +200,7 @@ def test_a_bad_shard_is_recorded_after_three_attempts_and_mended_later(
 def test_no_resources_fails_loudly(
     tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.pool.PLACE_SECONDS", 0.5)
+    monkeypatch.setattr("pipeline.executor.scheduler.PLACE_SECONDS", 0.5)
     with pytest.raises(RunFailed, match=r"too few workers .* asks for 1 CPU, 1 GPU. The cluster has 4 CPU, 0 GPU"):
         run(tars, tmp_path, worker={"device": "cuda"}, start_timeout=2.0)
     assert "no worker has a place yet: ready are 0 of" in caplog.text

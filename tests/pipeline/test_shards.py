@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import retries, samples
-from pipeline.imageshard import FILES_AT_ONCE
-from pipeline.retries import StoreUnavailable, waiting
-from pipeline.shards import STATUSES, Shard, ShardError, find_shards, read_shard
-from pipeline.storage import Storage
+from pipeline.readers import samples
+from pipeline.readers.image_files import FILES_AT_ONCE
+from pipeline.readers.read import STATUSES, Shard, ShardError, find_shards, read_shard
+from pipeline.storage import Storage, retries
+from pipeline.storage.retries import StoreUnavailable, waiting
 from pipeline.timing import StepTimer
 
 IMAGES = {f"{number:02d}": b"image %d" % number for number in range(20)}

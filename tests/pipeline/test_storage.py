@@ -15,8 +15,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline import localfiles
 from pipeline.storage import SourceError, Storage
+from pipeline.storage import local as localfiles
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -105,7 +105,7 @@ def test_creating_at_once_and_without_hard_links(tmp_path, monkeypatch):
 def test_scratch_folders_of_killed_processes_go_away(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = (
-        "import time; from pipeline.localfiles import ScratchFolder\n"
+        "import time; from pipeline.storage.local import ScratchFolder\n"
         "folder = ScratchFolder(); open(folder.path + '/half', 'w').close()\n"
         "print(folder.path, flush=True); time.sleep(60)"
     )
@@ -164,7 +164,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_files_of_a_killed_writer_are_not_listed_and_go_away(tmp_path):
     code = (
-        "import sys, time; from pipeline.localfiles import write_atomically\n"
+        "import sys, time; from pipeline.storage.local import write_atomically\n"
         "class Slow:\n"
         "    def read(self, size): print('writing', flush=True); time.sleep(60)\n"
         "write_atomically(sys.argv[1], Slow())"
@@ -193,7 +193,7 @@ def test_writing_works_where_there_are_no_locks(tmp_path, monkeypatch):
 
 def test_many_writers_of_one_name(tmp_path):
     code = (
-        "import sys; from pipeline.localfiles import write_atomically\n"
+        "import sys; from pipeline.storage.local import write_atomically\n"
         "for i in range(40): write_atomically(sys.argv[1], sys.argv[2].encode() * 100000)"
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(localfiles.__file__))}

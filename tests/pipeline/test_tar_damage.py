@@ -9,8 +9,8 @@ import tarfile
 import pytest
 from tars import link, outcome, read, tar_of
 
-from pipeline.samples import ShardError
-from pipeline.tarshard import read_tar
+from pipeline.readers.samples import ShardError
+from pipeline.readers.tar import read_tar
 
 
 def three_samples(**options) -> tuple[bytes, list[int]]:

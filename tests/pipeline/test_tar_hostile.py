@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from pipeline import samples
-from pipeline.samples import ShardError
-from pipeline.tarshard import read_tar
+from pipeline.readers import samples
+from pipeline.readers.samples import ShardError
+from pipeline.readers.tar import read_tar
 
 
 def member(name, data=b"", kind=tarfile.REGTYPE) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 from tars import link, outcome, read, tar_of
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from pipeline import samples
+from pipeline.readers import samples
 
 
 def test_samples_with_their_meta():

@@ -16,9 +16,9 @@ from scipy.io import savemat
 from tars import tar_of
 
 from diffseg.segmentation import IGNORE
+from pipeline.evaluation.ground_truth import Truth, find_truth
+from pipeline.evaluation.layouts import LayoutName, TruthError
 from pipeline.storage import SourceError, Storage
-from pipeline.truth import Truth, find_truth
-from pipeline.truthlayouts import LayoutName, TruthError
 
 STORE = Storage(url=".")
 LABELS = np.array([[1, 1, 2], [1, 2, 2]], np.uint8)

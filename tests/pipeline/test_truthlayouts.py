@@ -15,8 +15,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from diffseg.segmentation import IGNORE
-from pipeline.truthclasses import COCO_27, category_table
-from pipeline.truthlayouts import LAYOUTS, TruthError, recognise
+from pipeline.evaluation.coco_classes import COCO_27, category_table
+from pipeline.evaluation.layouts import LAYOUTS, TruthError, recognise
 
 CLASSES = Path(__file__).parents[3] / "shared" / "data" / "coco" / "classes.json"
 

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs.verify
-from pipeline.commit import Commit, read_commits, tag_of, write_commit
-from pipeline.manifest import Manifest, write_manifest
-from pipeline.outputs import LabelShardWriter
-from pipeline.rows import Row, encode_mask
+from pipeline.output.commit import Commit, read_commits, tag_of, write_commit
+from pipeline.output.manifest import Manifest, write_manifest
+from pipeline.output.rows import Row, encode_mask
+from pipeline.output.verify import Verdict, verify_run
+from pipeline.output.writer import LabelShardWriter
 from pipeline.storage import Storage
-from pipeline.verify import Verdict, verify_run
 
 MANIFEST = Manifest(source="in", settings={}, model_sha256="m", resolved={}, environment={}, fingerprint="f", shards=3)
 

@@ -22,12 +22,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from diffseg import CheckpointError, SegmenterSettings
 from diffseg.model.layout import TINY, fingerprint
 from pipeline import weights
-from pipeline.pack import pack_images
-from pipeline.run import label_run
+from pipeline.executor.driver import label_run
+from pipeline.executor.worker import Job, LabelWorker
+from pipeline.readers.pack import pack_images
 from pipeline.settings import LabelSettings, RunRefused, RunSettings, WorkerSettings
 from pipeline.storage import Storage, StoreUnavailable
 from pipeline.weights import CACHE, Weights, find_weights
-from pipeline.worker import Job, LabelWorker
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -340,7 +340,7 @@ def test_the_default_cache_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_missing_model_is_told_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys; from pipeline.worker import *\n"
+        "import sys; from pipeline.executor.worker import *\n"
         "for named in {'model': 'http://127.0.0.1:9/sd'}, {'model': 'owner/name'}, {'vae': '/no/such/folder'}:\n"
         "    job = Job(settings=LabelSettings(**named), worker=WorkerSettings(), source=Storage(url='.'), out=None)\n"
         "    try: LabelWorker().load(job)\n"

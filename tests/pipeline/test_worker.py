@@ -10,10 +10,10 @@ import torch
 
 import jobs.shard
 from diffseg import Segmenter, SegmenterSettings
+from pipeline.executor.worker import Job, LabelWorker
+from pipeline.readers.read import Shard, find_shards
 from pipeline.settings import LabelSettings, WorkerSettings
-from pipeline.shards import Shard, find_shards
 from pipeline.storage import Storage
-from pipeline.worker import Job, LabelWorker
 
 MORE_THAN_ANY_MACHINE_HAS = 2**46
 

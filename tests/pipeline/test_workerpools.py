@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.settings import RunSettings
-from pipeline.workerpools import WorkerPool, parse_pools
+from pipeline.worker_pools import WorkerPool, parse_pools
 
 PLAIN = WorkerPool(cpus=2.0, gpus=1.0)
 

@@ -1,0 +1,1 @@
+"""A labelling job on a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Scores of a run's labels against ground truth."""

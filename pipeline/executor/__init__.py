@@ -1,0 +1,1 @@
+"""Runs the shards on workers: Ray actors, or this process."""

@@ -1,0 +1,229 @@
+"""A worker: one model on one device. The driver calls the same class in its own process or as a Ray actor.
+
+A driver of actors needs this module but no model: torch and diffusers are imported where the model is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psutil
+
+from pipeline.executor import metrics
+from pipeline.executor.logs import only_ours_in_an_actor
+from pipeline.output.commit import Commit
+from pipeline.output.manifest import fingerprint_of, versions
+from pipeline.readers.read import Shard
+from pipeline.settings import LabelSettings, WorkerSettings
+from pipeline.storage import Storage, redact
+from pipeline.storage.retries import waiting
+from pipeline.weights import find_affinity, find_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker must be told. source: how the stores of the shards and of the model are reached."""
+
+    settings: LabelSettings
+    worker: WorkerSettings
+    source: Storage
+    out: Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerReport:
+    """What a worker says of itself once its model is loaded."""
+
+    model_sha256: str
+    resolved: Mapping[str, Any]
+    fingerprint: str
+    environment: Mapping[str, Any]
+    host: str
+    pid: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerProgress:
+    """How far a worker is with the shard in hand, and what it takes.
+
+    samples: that have a row by now. waiting: the store that does not answer, "" for none. rss: bytes of resident
+    memory. gpu_memory: bytes that torch holds on the GPU.
+    """
+
+    samples: int
+    waiting: str
+    rss: int = 0
+    gpu_memory: int = 0
+
+
+class Worker(Protocol):
+    """What the driver asks of a worker; ``label`` runs in one thread while ``progress`` is asked for in another."""
+
+    def load(self, job: Job) -> WorkerReport:
+        """Get ready for a job; called once, before any shard."""
+
+    def label(self, shard: Shard, attempt: int) -> Commit:
+        """Label and commit one shard."""
+
+    def progress(self) -> WorkerProgress:
+        """How far it is."""
+
+
+class LabelWorker:
+    """Loads the model once, then labels one shard at a time."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        only_ours_in_an_actor()
+
+    def load(self, job: Job) -> WorkerReport:
+        """Load the model. Not part of the construction, so that its errors are told from those of the process.
+
+        Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings, OSError
+        where its store fails.
+        """
+        self.job, settings = job, job.settings
+        weights = find_weights(settings, job.source)  # first: the imports below take seconds
+
+        import torch
+
+        from diffseg import Segmenter
+        from diffseg.devices import keep_freed_memory
+        from diffseg.model.backbone import Backbone
+        from diffseg.model.checkpoint import load_checkpoint
+        from diffseg.model.clip import load_clip
+        from diffseg.model.layout import with_digest
+        from diffseg.segmenter import reads_text
+        from pipeline.readers.names import NameReader
+
+        with weights.named():
+            checkpoint = load_checkpoint(
+                weights.model,
+                vae=weights.vae,
+                device=job.worker.device,
+                dtype=getattr(torch, settings.dtype),
+                text=reads_text(settings.method, naming=bool(settings.naming) and weights.clip is None),
+            )
+            clip = None if weights.clip is None else load_clip(weights.clip, device=job.worker.device)
+        model_sha256 = checkpoint.sha256 if clip is None else with_digest(checkpoint.sha256, clip.sha256)
+        affinity = None if settings.affinity is None else find_affinity(settings.affinity, job.source)
+        keep_freed_memory()
+        self.names = NameReader(settings.naming) if settings.naming else None
+        self.segmenter = Segmenter(
+            Backbone(checkpoint),
+            settings.method,
+            batch_size=job.worker.batch_size,
+            naming=bool(settings.naming),
+            clip=clip,
+            affinity=affinity,
+        )
+        resolved = {
+            "tau": list(self.segmenter.tau),
+            "timestep": self.segmenter.timestep,
+            "resolution": self.segmenter.resolution,
+            "method": list(self.segmenter.method),
+        } | ({"affinity": affinity.sha256} if affinity else {})
+        self.report = WorkerReport(
+            model_sha256=model_sha256,
+            resolved=resolved,
+            fingerprint=fingerprint_of(settings, model_sha256, resolved),
+            environment={
+                "device": job.worker.device,
+                "batch_size": job.worker.batch_size,
+                "threads": job.worker.threads,
+                "versions": versions(),
+            },
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        return self.report
+
+    def progress(self) -> WorkerProgress:
+        """How far the shard in hand is, and this process's memory, which the metrics are told as well."""
+        import torch
+
+        on_gpu = self.job.worker.device.startswith("cuda")
+        progress = WorkerProgress(
+            samples=self.samples,
+            waiting=waiting(),
+            rss=psutil.Process().memory_info().rss,
+            gpu_memory=torch.cuda.memory_reserved() if on_gpu else 0,
+        )
+        metrics.measure_worker(progress)
+        return progress
+
+    def label(self, shard: Shard, attempt: int) -> Commit:
+        """Label and commit one shard, after `load`; in smaller batches, from then on, where memory does not suffice.
+
+        Errors: see `label_shard`.
+        """
+        told = {"shard": shard.name, "attempt": attempt, "host": self.report.host, "pid": self.report.pid}
+        log.info("shard %s begun, attempt %d", shard.name, attempt, extra=told)
+        began = time.monotonic()
+        try:
+            commit = self._label_in_memory(shard, attempt)
+        except Exception as error:
+            told |= {"rows": self.samples, "seconds": round(time.monotonic() - began, 3)}
+            text = redact(f"{type(error).__name__}: {error}")
+            log.info("shard %s failed after %.1f s: %s", shard.name, told["seconds"], text, extra=told)
+            raise
+        told |= {"rows": commit.rows, "seconds": round(time.monotonic() - began, 3)}
+        log.info("shard %s committed: %d rows in %.1f s", shard.name, commit.rows, told["seconds"], extra=told)
+        return commit
+
+    def _label_in_memory(self, shard: Shard, attempt: int) -> Commit:
+        from diffseg.devices import give_back_memory, out_of_memory
+
+        while True:
+            try:
+                return self._label(shard, attempt)
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.segmenter.batch_size == 1:
+                    raise
+            # after the block, when the error and all that its frames held of the batch is gone
+            give_back_memory(self.job.worker.device)
+            self.segmenter.batch_size //= 2
+            log.warning("out of memory; from now on %d images at once", self.segmenter.batch_size)
+
+    def _label(self, shard: Shard, attempt: int) -> Commit:
+        import torch
+
+        from pipeline.label import label_shard
+
+        # OpenMP's setting belongs to the calling thread, and an actor's calls come in threads of their own
+        torch.set_num_threads(self.job.worker.threads)
+        self.samples = 0
+        report = self.report
+        metadata = {
+            "method": ",".join(self.segmenter.method),
+            "context": "names of the image" if "cross" in self.segmenter.needs else "empty prompt",
+            "noise": "none",
+            "fingerprint": report.fingerprint,
+            "model": self.job.settings.model,
+            "model_sha256": report.model_sha256,
+            "resolved": report.resolved,
+            "versions": report.environment["versions"],
+        }
+        return label_shard(
+            shard,
+            segmenter=self.segmenter,
+            settings=self.job.settings,
+            metadata=metadata,
+            out=self.job.out,
+            source=self.job.source,
+            attempt=attempt,
+            names=self.names,
+            on_sample=self._count,
+        )
+
+    def _count(self) -> None:
+        self.samples += 1
+        metrics.IMAGES.record(1)

@@ -1,0 +1,1 @@
+"""The files of OUT: the only code that reads or writes them."""

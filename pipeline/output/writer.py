@@ -1,0 +1,126 @@
+"""Write one label shard: Parquet always, WebDataset on request; the same rows give the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.output.rows import SCHEMA, Row
+from pipeline.settings import Format
+from pipeline.storage import Storage
+from pipeline.storage.local import ScratchFolder
+
+ROW_GROUP_BYTES = 32 * 2**20
+ROW_GROUP_ROWS = 4096
+COMPRESSION = "zstd"
+MAY_REPEAT = ("duplicate_key", "truncated", "damaged")
+"""Statuses of rows whose key another row of the shard may have."""
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f%\\]")
+
+
+def output_paths(shard: str, formats: tuple[Format, ...]) -> dict[Format, str]:
+    """Where the files of a label shard lie below OUT."""
+    paths: dict[Format, str] = {"parquet": f"labels/{shard}.parquet", "webdataset": f"webdataset/{shard}.tar"}
+    return {name: paths[name] for name in formats}
+
+
+def member_key(row: Row) -> str:
+    """The name of a row's members in a tar: safe to unpack, unique, and whole under webdataset's first-dot rule.
+
+    Dots of the last part, empty and dot-only parts, control characters, backslashes and '%' are percent-encoded;
+    `<key>.json` holds the true key.
+    """
+    parts = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", row.key).split("/")
+    parts = [part.replace(".", "%2E") if part.strip(".") == "" else part for part in parts]
+    parts[-1] = parts[-1].replace(".", "%2E")
+    key = "/".join(part or "%2F" for part in parts)
+    return f"{key}%row{row.index}" if row.status in MAY_REPEAT or not row.key else key
+
+
+class LabelShardWriter:
+    """Collects the rows of a shard in local files; `publish` puts them under their names."""
+
+    def __init__(self, shard: str, *, formats: tuple[Format, ...], metadata: Mapping[str, Any]) -> None:
+        self._shard = shard
+        self._formats = formats
+        self._folder = ScratchFolder()
+        schema = SCHEMA.with_metadata({"diffseg": json.dumps(metadata, sort_keys=True)})
+        self._schema = schema
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+        self._parquet = pq.ParquetWriter(self._local("parquet"), schema, compression=COMPRESSION)
+        self._tar: Any = None
+        if "webdataset" in formats:
+            import webdataset  # loads torch, for which those who only read labels need not wait
+
+            # fixed owner and time: the bytes depend on the rows alone
+            self._tar = webdataset.TarWriter(
+                str(self._local("webdataset")), encoder=False, mtime=0, user="diffseg", group="diffseg"
+            )
+
+    def _local(self, name: str) -> Path:
+        return Path(self._folder.path) / name
+
+    def add(self, row: Row, *, image: tuple[str, bytes] | None = None) -> None:
+        """Append a row. image: (extension, bytes) of the photograph, to go into the tar beside its label map."""
+        fields = row.fields()
+        self._rows.append(fields)
+        self._bytes += len(row.mask or b"") + len(row.meta) + len(row.key) + len(row.error) + 1024
+        if self._bytes >= ROW_GROUP_BYTES or len(self._rows) >= ROW_GROUP_ROWS:
+            self._flush()
+        if self._tar is not None:
+            described = {name: value for name, value in fields.items() if name != "mask"}
+            text = json.dumps(described, sort_keys=True, ensure_ascii=False)
+            sample: dict[str, Any] = {"__key__": member_key(row), "json": text.encode()}
+            if row.mask is not None:
+                sample["png"] = row.mask
+            if image is not None:
+                sample["jpg" if image[0] == "jpg" else f"image.{image[0]}"] = image[1]
+            self._tar.write(sample)
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._parquet.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows, self._bytes = [], 0
+
+    def publish(self, out: Storage) -> dict[str, dict[str, Any]]:
+        """Put the files in place; {path below OUT: {bytes, sha256}}."""
+        self._flush()
+        self._parquet.close()
+        if self._tar is not None:
+            self._tar.close()
+        files = {}
+        for name, path in output_paths(self._shard, self._formats).items():
+            local = self._local(name)
+            files[path] = {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
+            out.write_file(path, local)
+        return files
+
+    def __enter__(self) -> LabelShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._parquet.close()
+        if self._tar is not None:
+            self._tar.close()
+        self._folder.remove()
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a local file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

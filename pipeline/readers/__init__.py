@@ -1,0 +1,1 @@
+"""Shards and samples from tars, Parquet files and image folders."""
