@@ -42,7 +42,7 @@ test: $(VENV)/.test ## Install what the tests need and run them all
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(VENV)/.test ## Feed thousands of hostile shards to the pipeline: CASES=2000 SEED=0
-	$(BIN)/python tests/end_to_end/fuzz.py --cases $(or $(CASES),2000) --seed $(or $(SEED),0)
+	$(BIN)/python tests/end_to_end/proofs/fuzz.py --cases $(or $(CASES),2000) --seed $(or $(SEED),0)
 
 check: $(VENV)/.dev ## Formatter, linter and type checker
 	$(BIN)/ruff format --check .
@@ -94,7 +94,7 @@ bench-gpu: $(VENV)/.test ## The same on a GPU: all of SD 1.5 (random weights) in
 	$(BIN)/diffseg bench --device cuda --parts whole --models sd15-random --dtypes bfloat16,float16 --batch-sizes 1,8,16,32 $(ARGS)
 
 chaos: $(VENV)/.test ## Kill runs in every way, 25 rounds (half an hour; goes on where it was stopped): the same tree each time
-	$(BIN)/python tests/end_to_end/chaos.py --rounds 25 --seed 0 --folder chaos
+	$(BIN)/python tests/end_to_end/proofs/chaos.py --rounds 25 --seed 0 --folder chaos
 
 cluster: $(VENV)/.test ## Jobs and nodes that are killed, drained and joined, and Ray's autoscaler from 0 to 3 nodes and back
 	DIFFSEG_CLUSTER=1 $(BIN)/python -m pytest tests/end_to_end/test_submit.py tests/end_to_end/test_elastic.py
@@ -103,7 +103,7 @@ outage: $(VENV)/.test ## A store that is away for a minute in mid-run is waited 
 	DIFFSEG_OUTAGE=60 $(BIN)/python -m pytest -s tests/end_to_end/test_stores.py -k away
 
 scale: $(VENV)/.test ## 20,000 shards on 100 sleeping actors, and a resume over 20,000 records on S3: the driver's costs
-	$(BIN)/python tests/end_to_end/scale.py --shards 20000 --actors 100
+	$(BIN)/python tests/end_to_end/proofs/scale.py --shards 20000 --actors 100
 
 metrics: $(VENV)/.test ## A run scraped by a real Prometheus (apt-get install prometheus): every panel of the dashboard has data
 	@command -v "$${DIFFSEG_PROMETHEUS:-prometheus}" > /dev/null || { echo "no prometheus: apt-get install prometheus, or name one in DIFFSEG_PROMETHEUS"; exit 1; }
@@ -113,16 +113,16 @@ weights: $(VENV)/.test ## 50 workers start on one node with 500 MB of weights in
 	DIFFSEG_WORKERS=50 DIFFSEG_MEGABYTES=500 $(BIN)/python -m pytest -s tests/end_to_end/test_weights.py -k one_copy
 
 soak: $(VENV)/.test ## Label for an hour without a pause: memory, open files and threads stay flat
-	$(BIN)/python tests/end_to_end/soak.py --minutes 60 --folder soak
+	$(BIN)/python tests/end_to_end/proofs/soak.py --minutes 60 --folder soak
 
 train-proof: $(VENV)/.test ## Networks trained on pseudo-labels, on the truth and on shuffled labels, five seeds each (goes on where it was stopped)
-	$(BIN)/python tests/end_to_end/train_proof.py --folder train-proof $(ARGS)
+	$(BIN)/python tests/end_to_end/proofs/train_proof.py --folder train-proof $(ARGS)
 
 affinity-proof: $(VENV)/.test ## Labels of held-out scenes with learned affinity and random walks, and without (goes on where it was stopped)
-	$(BIN)/python tests/end_to_end/affinity_proof.py --folder affinity-proof $(ARGS)
+	$(BIN)/python tests/end_to_end/proofs/affinity_proof.py --folder affinity-proof $(ARGS)
 
 read-speed: $(VENV)/.test ## LabelDataset beside plain webdataset on the same photographs and label maps
-	$(BIN)/python tests/end_to_end/read_speed.py $(ARGS)
+	$(BIN)/python tests/end_to_end/proofs/read_speed.py $(ARGS)
 
 clean: ## Remove the environment, caches and the demo
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -13,8 +13,10 @@ from PIL import Image
 
 from diffseg.tiny.scenes.scenes import generate_scene
 
-# Under --import-mode=importlib pytest puts no test folder on the path by itself.
-sys.path.insert(0, str(Path(__file__).parent))
+# With --import-mode=importlib pytest puts no test folder on the path: helper modules are imported by their names.
+TESTS = Path(__file__).parent
+for folder in (".", "diffseg", "pipeline", "infra", "end_to_end/harness", "end_to_end/proofs"):
+    sys.path.insert(0, str(TESTS / folder))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 # Ray makes its workers yield to all else, so that they would stand still beside the tests of another process.
@@ -27,8 +29,8 @@ LONGEST = (
     "test_elastic.py",
     "test_stores.py",
     "test_kill.py",
-    "test_pool.py",
-    "test_run.py",
+    "test_scheduler.py",
+    "test_driver.py",
     "test_observed.py",
     "test_weights.py",
     "test_fuzz.py",
@@ -52,6 +54,26 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(exist_ok=True)
         image.save(path)
     return folder
+
+
+@pytest.fixture(scope="session")
+def scene_tars(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 20 scenes as five tars, made by the command; read only."""
+    import jobs.shard
+
+    folder = tmp_path_factory.mktemp("scene-tars")
+    assert jobs.shard.main([str(scene_folder), str(folder), "--samples-per-shard", "4"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled(scene_tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OUT of an undisturbed run over `scene_tars` in both formats, in this process; read only."""
+    from runs import BOTH, label
+
+    out = tmp_path_factory.mktemp("labelled")
+    assert label(scene_tars, out, "--no-ray", *BOTH) == 0
+    return out
 
 
 @pytest.fixture(scope="session")

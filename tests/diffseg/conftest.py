@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-# Under --import-mode=importlib pytest puts no test folder on the path by itself.
-sys.path.insert(0, str(Path(__file__).parent))
 
 # Models this small gain nothing from threads, and waiting for a second core that is busy made them ten times slower.
 torch.set_num_threads(1)

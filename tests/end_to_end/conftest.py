@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from object_store import ObjectStore
-
-# Under --import-mode=importlib pytest puts no test folder on the path by itself.
-sys.path.insert(0, str(Path(__file__).parent))
-
-
-@pytest.fixture(scope="session")
-def scene_tars(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 20 scenes as five tars, made by the command; read only."""
-    import jobs.shard
-
-    folder = tmp_path_factory.mktemp("scene-tars")
-    assert jobs.shard.main([str(scene_folder), str(folder), "--samples-per-shard", "4"]) == 0
-    return folder
-
-
-@pytest.fixture(scope="session")
-def labelled(scene_tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OUT of an undisturbed run over `scene_tars` in both formats, in this process; read only."""
-    from runs import BOTH, label
-
-    out = tmp_path_factory.mktemp("labelled")
-    assert label(scene_tars, out, "--no-ray", *BOTH) == 0
-    return out
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from pipeline.output.commit import Commit, read_commits
 from pipeline.storage import Storage
 
 long = pytest.mark.skipif(os.environ.get("DIFFSEG_CLUSTER") != "1", reason="set DIFFSEG_CLUSTER=1 to run it: a minute")
-SLEEPERS = Path(__file__).with_name("sleepers.py")
+SLEEPERS = Path(__file__).parent / "harness" / "sleepers.py"
 
 
 class Driver:

@@ -7,12 +7,12 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from command_lines import Line, simple_commands
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -67,14 +67,6 @@ def launcher(path: Path) -> Document:
     return yaml.safe_load(path.read_text())
 
 
-@dataclass(frozen=True)
-class Line:
-    """A command and where it stands."""
-
-    place: str
-    words: tuple[str, ...]
-
-
 def commands() -> Iterator[Line]:
     """Every command in every manifest, those that KubeRay makes of rayStartParams too."""
     for name in OVERLAYS:
@@ -93,21 +85,3 @@ def commands() -> Iterator[Line]:
         for kind in ("setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray"):
             for text in config[f"{kind}_commands"]:
                 yield from simple_commands(path.name, text)
-
-
-def simple_commands(place: str, text: str) -> Iterator[Line]:
-    """The commands of a line of shell, without what only surrounds them."""
-    reader = shlex.shlex(text, posix=True, punctuation_chars=True)
-    reader.whitespace_split = True
-    words: list[str] = []
-    for word in [*reader, ";"]:
-        if word in (";", "&&", "||", "|", ">"):
-            while words and (
-                words[0] in ("do", "done", "while", "until", "timeout") or words[0].isdigit() or "=" in words[0]
-            ):
-                words.pop(0)
-            if words:
-                yield Line(place, tuple(words))
-            words = []
-        else:
-            words.append(word)

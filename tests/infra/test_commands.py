@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from command_lines import Refused, parse
-from manifests import INFRA, LAUNCHERS, OVERLAYS, ROOT, Line, commands, simple_commands
+from command_lines import Line, Refused, parse, simple_commands
+from manifests import INFRA, LAUNCHERS, OVERLAYS, ROOT, commands
 
 CHECKED = ("diffseg", "python", "ray")
 

@@ -31,7 +31,7 @@ def label(source: Path | str, out: Path, *flags: str) -> int:
 def environment() -> dict[str, str]:
     """For a command in a process of its own: this checkout, and no Ray cluster but its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    own = {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+    own = {"PYTHONPATH": str(Path(__file__).parents[3]), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
     return kept | own | {"RAY_worker_niceness": "0"}  # conftest.py says why
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.executor.metrics import METRICS
 
-INFRA = Path(__file__).parents[2] / "infra"
+INFRA = Path(__file__).parents[3] / "infra"
 OF_RAY = {"SessionName", "NodeAddress"}
 TARGETS = [
     target

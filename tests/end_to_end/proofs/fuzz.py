@@ -1,4 +1,4 @@
-"""Feed hostile shards to `label_shard` by the thousand: `python tests/end_to_end/fuzz.py --cases 2000 --seed 0`.
+"""Feed hostile shards to `label_shard` by the thousand: `python tests/end_to_end/proofs/fuzz.py --cases 2000 --seed 0`.
 
 The shards are labelled in a process of their own, with a model that answers at once; all else is the real code. Here
 they are made, timed and compared with what is due. Ends with 1, and says how to see it again, where anything is wrong.
@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from webdataset import tariterators
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
+
 from hostile_input import hostile_shards
 from hostile_shard import HostileShard
 from runs import environment
-from webdataset import tariterators
 
 from pipeline.output.rows import decode_mask
 from pipeline.readers.samples import STATUSES, bounded_key

@@ -78,7 +78,7 @@ def test_a_command_that_was_killed_goes_on_and_learns_the_same(out: Path, tmp_pa
         state = tmp_path / str(attempt) / "state.safetensors"
         parts = Path(f"{state}.parts")
         words = [sys.executable, "-m", "jobs.fit", "heads", str(out), str(state), "--no-ray"]
-        with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}) as process:
+        with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}) as process:
             deadline = time.monotonic() + 300
             while not list(parts.glob("*.safetensors")) and time.monotonic() < deadline and process.poll() is None:
                 time.sleep(0.002)

@@ -146,19 +146,19 @@ memory = psutil.virtual_memory()
 # Ray kills above this: three gigabytes more than now, so that the machine itself is never in need.
 os.environ["RAY_memory_usage_threshold"] = str((memory.total - memory.available + 3 * 2**30) / memory.total)
 os.environ["RAY_memory_monitor_refresh_ms"] = "100"
-sys.path.insert(0, sys.argv[1])
-import doubles, test_pool
+sys.path[:0] = sys.argv[2:]
+import doubles, test_scheduler
 from pathlib import Path
 doubles.Sleeper.seconds = 0.2
-summary = test_pool.run(Path(sys.argv[2]), "good-{0..9},hungry", address="local")
+summary = test_scheduler.run(Path(sys.argv[1]), "good-{0..9},hungry", address="local")
 print(summary.counts, summary.failed)
 """
 
 
 def test_a_shard_that_takes_all_memory_fails_after_three_attempts_and_costs_no_other(tmp_path: Path) -> None:
     out, here = tmp_path / "out", Path(__file__).parent
-    line = [sys.executable, "-c", HUNGRY, str(here), str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(here.parents[1])}
+    line = [sys.executable, "-c", HUNGRY, str(out), str(here), str(here.parent)]
+    environment = {**os.environ, "PYTHONPATH": str(here.parents[2])}
     done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=540, check=False)
     assert "{'ok': 100000} {'hungry': 'OutOfMemoryError" in done.stdout, done.stdout + done.stderr
     record = read_commits(Storage(url=str(out)))["hungry"]

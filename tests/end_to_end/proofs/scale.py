@@ -1,6 +1,6 @@
 """What the driver costs with very many shards: a worker that only sleeps, and records by the ten thousand on S3.
 
-python tests/end_to_end/scale.py --shards 20000 --actors 100
+python tests/end_to_end/proofs/scale.py --shards 20000 --actors 100
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 import ray
-from object_store import LABELS, ObjectStore
 
 from pipeline.executor.driver import label_run
 from pipeline.output.commit import Commit, read_commits, totals, write_commit
@@ -26,8 +25,10 @@ from pipeline.readers.read import Shard, find_shards
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "pipeline"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 import doubles
+from object_store import LABELS, ObjectStore
 
 ROWS_A_SHARD = 10_000
 BILLIONS = 5

@@ -1,6 +1,6 @@
 """Label for an hour without a pause and watch the processes: memory, open files and threads must stay flat.
 
-    python tests/end_to_end/soak.py --minutes 60 --folder soak
+    python tests/end_to_end/proofs/soak.py --minutes 60 --folder soak
 
 Samples go to FOLDER/samples.jsonl every ten seconds; the same command with --only-report fits and draws them again.
 """
@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 import psutil
 from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
+
 from runs import environment
 
 from diffseg.tiny.scenes.scenes import generate_scene

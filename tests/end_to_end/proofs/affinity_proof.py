@@ -1,6 +1,6 @@
 """What is the learned affinity, and the random walk, worth? Labels of held-out scenes with each, and with neither.
 
-python tests/end_to_end/affinity_proof.py --folder affinity-proof
+python tests/end_to_end/proofs/affinity_proof.py --folder affinity-proof
 
 Generated scenes are labelled with the embedded model; `diffseg fit` learns from these labels, without any truth; then
 held-out scenes are labelled with each method and scored. It goes on where it was stopped; results.json and results.md
@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
+
 from runs import masks_of
 from train_proof import UNSEEN, make_scenes, pseudo_labels, scores_of
 

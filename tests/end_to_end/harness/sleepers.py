@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "pipeline"))
 
 import doubles
 

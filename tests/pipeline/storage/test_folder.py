@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -109,7 +110,7 @@ def test_scratch_folders_of_killed_processes_go_away(tmp_path, monkeypatch):
         "folder = ScratchFolder(); open(folder.path + '/half', 'w').close()\n"
         "print(folder.path, flush=True); time.sleep(60)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(localfiles.__file__))}
+    environment = {**os.environ, "PYTHONPATH": str(Path(localfiles.__file__).parents[2])}
     environment["TMPDIR"] = str(tmp_path)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True) as other:
         path = other.stdout.readline().strip()
@@ -138,7 +139,7 @@ def test_relative_paths_mean_the_same_everywhere(tmp_path, monkeypatch):
     storage.write_bytes("x", b"1")
     code = "import pickle, sys; print(pickle.loads(bytes.fromhex(sys.argv[1])).files())"
     command = [sys.executable, "-c", code, pickle.dumps(storage).hex()]
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(localfiles.__file__))}
+    environment = {**os.environ, "PYTHONPATH": str(Path(localfiles.__file__).parents[2])}
     assert subprocess.check_output(command, cwd="/", env=environment, text=True) == "[('x', 1)]\n"
 
 
@@ -169,7 +170,7 @@ def test_files_of_a_killed_writer_are_not_listed_and_go_away(tmp_path):
         "    def read(self, size): print('writing', flush=True); time.sleep(60)\n"
         "write_atomically(sys.argv[1], Slow())"
     )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(localfiles.__file__))}
+    environment = {**os.environ, "PYTHONPATH": str(Path(localfiles.__file__).parents[2])}
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as writer:
         assert writer.stdout.readline() == "writing\n"
@@ -196,7 +197,7 @@ def test_many_writers_of_one_name(tmp_path):
         "import sys; from pipeline.storage.local import write_atomically\n"
         "for i in range(40): write_atomically(sys.argv[1], sys.argv[2].encode() * 100000)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(localfiles.__file__))}
+    environment = {**os.environ, "PYTHONPATH": str(Path(localfiles.__file__).parents[2])}
     writers = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x"), letter], env=environment) for letter in "ab"
     ]

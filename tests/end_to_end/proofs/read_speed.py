@@ -1,6 +1,6 @@
 """LabelDataset beside plain webdataset: the same photographs and label maps, moved alike, in turns.
 
-python tests/end_to_end/read_speed.py --images 256 --turns 5
+python tests/end_to_end/proofs/read_speed.py --images 256 --turns 5
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rounds of chaos: runs that are struck at random moments, and must end in the tree of the undisturbed run.
 
-`python tests/end_to_end/chaos.py --rounds 25 --seed 0 --folder chaos`. Everything follows from the seed but the speed
+`python tests/end_to_end/proofs/chaos.py --rounds 25 --seed 0 --folder chaos`. Everything follows from the seed but the speed
 of the machine. FOLDER holds the input, the undisturbed run and a JSON line for each round that is over; started again,
 it goes on with the next round. Exit code: 0 all as it should be; 1 not so.
 """
@@ -24,8 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clusters import Cluster, clear, short_folder
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
+
+from clusters import Cluster, clear, short_folder
 from runs import BOTH, differences, rows_of
 from strikes import SHARDS, SLOW, StruckRun, draw
 

@@ -18,7 +18,7 @@ from diffseg.segmentation import IGNORE
 from pipeline.evaluation.coco_classes import COCO_27, category_table
 from pipeline.evaluation.layouts import LAYOUTS, TruthError, recognise
 
-CLASSES = Path(__file__).parents[3] / "shared" / "data" / "coco" / "classes.json"
+CLASSES = Path(__file__).parents[4] / "shared" / "data" / "coco" / "classes.json"
 
 
 def png(pixels: np.ndarray | list, dtype: type = np.uint8) -> bytes:

@@ -1,6 +1,6 @@
 """Are the labels worth training on? Networks that learnt from them, from the truth and from shuffled labels.
 
-python tests/end_to_end/train_proof.py --folder train-proof
+python tests/end_to_end/proofs/train_proof.py --folder train-proof
 
 Generated scenes that the embedded model never saw are labelled with it. One small network learns from those labels,
 from the true regions, and from labels of which each image has another image's; all label held-out scenes, and are
@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from runs import masks_of
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 from labelled_runs import write_png, write_run
+from runs import masks_of
 
 import jobs.label
 import jobs.train

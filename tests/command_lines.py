@@ -1,0 +1,124 @@
+"""Parse commands as the real programs would, without running them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.cli import JOBS
+from jobs.common import parsed
+
+ROOT = Path(__file__).parents[1]
+
+CHECKED = ("diffseg", "python", "ray", "make")
+"""Programs whose commands `parse` understands."""
+
+
+class Refused(Exception):
+    """The program would not accept the command."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command, and the name of the file that contains it."""
+
+    place: str
+    words: tuple[str, ...]
+
+
+def parse(words: Sequence[str]) -> None:
+    """Check a `diffseg …`, `python -m jobs.…`, `make …` or `ray …` command.
+
+    Raises:
+        Refused: The program would not accept it; the message is the program's own.
+    """
+    match list(words):
+        case ["diffseg"] | ["diffseg", "--help"]:
+            pass
+        case ["diffseg", name, *rest]:
+            _parse_job(name, rest)
+        case ["python", "-m", module, *rest] if module.startswith("jobs."):
+            _parse_job(module.removeprefix("jobs."), rest)
+        case ["make", *rest]:
+            _parse_make(rest)
+        case ["ray", *rest]:
+            _parse_ray(rest)
+        case _:
+            raise Refused(f"no parser for {shlex.join(words)}")
+
+
+def simple_commands(place: str, text: str) -> Iterator[Line]:
+    """Yield the commands in a line of shell, without keywords, assignments and redirections around them."""
+    reader = shlex.shlex(text, posix=True, punctuation_chars=True)
+    reader.whitespace_split = True
+    words: list[str] = []
+    for word in [*reader, ";"]:
+        if word in (";", "&&", "||", "|", ">"):
+            while words and (
+                words[0] in ("do", "done", "while", "until", "timeout") or words[0].isdigit() or "=" in words[0]
+            ):
+                words.pop(0)
+            if words:
+                yield Line(place, tuple(words))
+            words = []
+        else:
+            words.append(word)
+
+
+def block_commands(place: str, block: str) -> Iterator[Line]:
+    """Yield the commands in a block of shell lines, without comments; backslashes continue lines."""
+    for line in block.replace("\\\n", " ").splitlines():
+        yield from simple_commands(place, re.sub(r"(^|\s)#.*", "", line))
+
+
+def _parse_job(name: str, words: list[str]) -> None:
+    if name not in JOBS:
+        raise Refused(f"no command diffseg {name}")
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            _parser(name)(words)
+    except SystemExit as error:
+        if error.code != 0:  # --help exits with 0
+            raise Refused(f"diffseg {name}: {output.getvalue()}") from None
+
+
+def _parser(name: str) -> Callable[[list[str]], Any]:
+    """Return what turns the words of a command into its settings: the function or the dataclass of its module."""
+    module = importlib.import_module(f"jobs.{name}")
+    if hasattr(module, "parse"):
+        return module.parse
+    command = next((getattr(module, kind) for kind in (f"{name.title()}Command", "RunFolder") if hasattr(module, kind)))
+    return lambda words: parsed(command, words, name, None)
+
+
+def _parse_make(words: list[str]) -> None:
+    """Let make read its Makefile and plan the targets; `--dry-run` prints commands instead of running them."""
+    command = ["make", "--dry-run", "--no-print-directory", *words]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    if result.returncode:
+        raise Refused(f"{shlex.join(['make', *words])}: {result.stderr}")
+
+
+def _parse_ray(words: list[str]) -> None:
+    from ray.scripts.scripts import cli  # takes seconds
+
+    name, command = "ray", cli
+    try:
+        while isinstance(command, click.Group):
+            name, command, words = command.resolve_command(click.Context(command), words)
+        context = command.make_context(name, list(words))
+    except click.ClickException as error:
+        raise Refused(f"ray {name}: {error.format_message()}") from None
+    if entrypoint := context.params.get("entrypoint"):
+        parse(entrypoint)

@@ -1,7 +1,0 @@
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-# Under --import-mode=importlib pytest puts no test folder on the path by itself.
-sys.path.insert(0, str(Path(__file__).parent))
