@@ -1,8 +1,9 @@
-"""The README's way from a folder of photographs to a trained network, its commands run as they are written."""
+"""Run the README's commands from a folder of photographs to a trained network as they are written."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -18,9 +19,9 @@ HEADING = "## From a folder of photographs to a trained network"
 
 
 def commands() -> list[list[str]]:
-    """The words of each line of the section's blocks of commands."""
+    """Return the words of each line in the section's shell blocks."""
     section = README.read_text().split(HEADING + "\n", 1)[1].split("\n## ", 1)[0]
-    blocks = section.split("```\n")[1::2]
+    blocks = re.findall(r"^```sh\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
     lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     return [words for words in lines if words]
 

@@ -11,13 +11,16 @@ from manifests import INFRA, LAUNCHERS, OVERLAYS, ROOT, commands
 CHECKED = ("diffseg", "python", "ray")
 
 
-def readme() -> list[Line]:
-    """Every command of the README's shell blocks."""
-    text = (INFRA / "README.md").read_text()
+GUIDE = ROOT / "docs" / "cluster.md"
+
+
+def guide_commands() -> list[Line]:
+    """Return every command in the shell blocks of the cluster guide."""
+    text = GUIDE.read_text()
     lines = []
     for block in re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            lines += simple_commands("README.md", re.sub(r"\s#.*", "", line))
+            lines += simple_commands(GUIDE.name, re.sub(r"\s#.*", "", line))
     return lines
 
 
@@ -37,8 +40,8 @@ def test_every_command_of_a_manifest_is_one_that_its_program_takes() -> None:
     }
 
 
-def test_every_command_of_the_readme_is_one_that_its_program_takes() -> None:
-    lines = [line for line in readme() if line.words[0] in CHECKED]
+def test_every_command_of_the_guide_is_one_that_its_program_takes() -> None:
+    lines = [line for line in guide_commands() if line.words[0] in CHECKED]
     for line in lines:
         try:
             parse(line.words)
@@ -47,15 +50,16 @@ def test_every_command_of_the_readme_is_one_that_its_program_takes() -> None:
     assert {line.words[0] for line in lines} >= {"diffseg", "ray"}
 
 
-def test_every_path_and_target_of_the_readme_is_there() -> None:
-    words = [word for line in readme() for word in line.words]
+def test_every_path_and_target_of_the_guide_is_there() -> None:
+    words = [word for line in guide_commands() for word in line.words]
     paths = [word for word in words if word.startswith("infra/")]
     assert len(paths) > 3
     assert [path for path in paths if not (ROOT / path).exists()] == []
-    targets = {line.words[1] for line in readme() if line.words[0] == "make"}
+    targets = {line.words[1] for line in guide_commands() if line.words[0] == "make"}
     assert targets <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    links = re.findall(r"\]\((?!http)([^)#]+)", (INFRA / "README.md").read_text())
-    assert [link for link in links if not (INFRA / Path(link)).exists()] == []
+    for page in (GUIDE, INFRA / "README.md"):
+        links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
+        assert [link for link in links if not (page.parent / Path(link)).exists()] == []
 
 
 @pytest.mark.parametrize(

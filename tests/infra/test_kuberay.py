@@ -7,7 +7,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import schemas
-from manifests import INFRA, OVERLAYS, Document, cluster, container, of_kind, overlay, pods
+from manifests import OVERLAYS, ROOT, Document, cluster, container, of_kind, overlay, pods
 
 KUBERNETES = "1.32"
 needs_schemas = pytest.mark.skipif(
@@ -72,11 +72,11 @@ def test_what_is_named_exists(documents: list[Document]) -> None:
         assert spec.get("serviceAccountName") in {*accounts, None}
         mounts = {mount["name"] for mount in container(spec).get("volumeMounts", ())}
         assert mounts == {volume["name"] for volume in spec.get("volumes", ())}
-    readme = (INFRA / "README.md").read_text()
-    made = set(re.findall(r"kubectl create secret generic (\S+)", readme))
+    guide = (ROOT / "docs" / "cluster.md").read_text()
+    made = set(re.findall(r"kubectl create secret generic (\S+)", guide))
     assert secrets(documents) == made
     token = cluster(documents)["authOptions"]["secretName"]
-    assert f"create secret generic {token} --from-file=auth_token=" in readme
+    assert f"create secret generic {token} --from-file=auth_token=" in guide
 
 
 def secrets(documents: list[Document]) -> set[str]:
