@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffseg.from_attention import segment_attention as segment_attention
     from diffseg.images.decode import ImageError as ImageError
-    from diffseg.method.decide import Segment as Segment
-    from diffseg.method.decide import Segmentation as Segmentation
     from diffseg.model.layout import CheckpointError as CheckpointError
+    from diffseg.pending import NonFiniteError as NonFiniteError
     from diffseg.segmentation import IGNORE as IGNORE
-    from diffseg.segmenter import NonFiniteError as NonFiniteError
+    from diffseg.segmentation import Segment as Segment
+    from diffseg.segmentation import Segmentation as Segmentation
     from diffseg.segmenter import Segmenter as Segmenter
-    from diffseg.segmenter import segment_attention as segment_attention
     from diffseg.settings import SegmenterSettings as SegmenterSettings
 
 # torch and diffusers take seconds to import, so a name is loaded when it is asked for: `--help` needs none of them.
@@ -21,12 +21,12 @@ _HOME = {
     "IGNORE": "segmentation",
     "CheckpointError": "model.layout",
     "ImageError": "images.decode",
-    "NonFiniteError": "segmenter",
-    "Segment": "method.decide",
-    "Segmentation": "method.decide",
+    "NonFiniteError": "pending",
+    "Segment": "segmentation",
+    "Segmentation": "segmentation",
     "Segmenter": "segmenter",
     "SegmenterSettings": "settings",
-    "segment_attention": "segmenter",
+    "segment_attention": "from_attention",
 }
 __all__ = list(_HOME)
 

@@ -6,7 +6,6 @@ Axes: H and W pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -16,41 +15,49 @@ IGNORE = 65535
 BACKGROUND = "background"
 """What a segment is called that none of the names calls."""
 
-Crop = Literal["none", "centre"]
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A rectangle, half-open: rows [top, bottom), columns [left, right)."""
+
+    top: float
+    left: float
+    bottom: float
+    right: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """Which pixels of a label map are scored, and at which size; truth and prediction are looked at alike.
+class Segment:
+    """One segment of a label map.
 
-    crop: centre takes the centre square, of the shorter side. size: pixels of the shorter side after that; None leaves
-    it as it is.
+    id: its label. area: pixels. bbox: (x, y, width, height) in pixels. confidence: 0 to 1, mean margin of its pixels.
+    name: what it is called, `background`, or None where it has no name; name_score: how sure that is, 0 to 1, None
+    where nothing was named.
     """
 
-    crop: Crop = "none"
-    size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"size {self.size}: expected at least 1 pixel")
-
-    def of(self, labels: np.ndarray) -> np.ndarray:
-        """[H, W] of any type, cropped and then scaled; each pixel takes the nearest one, so no label is made up."""
-        height, width = labels.shape
-        if self.crop == "centre":
-            square = min(height, width)
-            top, left = (height - square) // 2, (width - square) // 2
-            labels = labels[top : top + square, left : left + square]
-        if self.size is None or self.size == min(labels.shape):
-            return labels
-        rows, columns = (_nearest(length, round(length * self.size / min(labels.shape))) for length in labels.shape)
-        return labels[rows[:, None], columns]
-
-    def __str__(self) -> str:
-        crop = "centre square" if self.crop == "centre" else "whole images"
-        return f"{crop}, {'own size' if self.size is None else f'{self.size} px (nearest)'}"
+    id: int
+    area: int
+    bbox: tuple[int, int, int, int]
+    confidence: float
+    name: str | None = None
+    name_score: float | None = None
 
 
-def _nearest(length: int, count: int) -> np.ndarray:
-    """The index, of `length` pixels, under the centre of each of `count`."""
-    return (2 * np.arange(count) + 1) * length // (2 * count)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segmentation:
+    """labels: uint16 [H, W], 0 … K−1, all present, and `IGNORE`. segments: one a label, in order.
+
+    confidence: 0 to 1, mean margin between best and second proposal over the labelled pixels.
+    """
+
+    labels: np.ndarray
+    segments: tuple[Segment, ...]
+    confidence: float
+
+
+def borders(labels: np.ndarray) -> np.ndarray:
+    """bool [H, W]: pixels whose right or lower neighbour has another label."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edge[:-1] |= labels[:-1] != labels[1:]
+    return edge

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,65 +18,24 @@ from PIL import Image
 from diffseg.affinity.affinity import Learned, check_state, reading
 from diffseg.affinity.state import AffinityState, read_state
 from diffseg.attention.crops import look_through_windows
-from diffseg.attention.cross_recorder import CrossAttention
-from diffseg.attention.recorder import Grid, SelfAttention
+from diffseg.attention.maps import CrossAttention, SelfAttention
 from diffseg.devices import to_device
 from diffseg.images.canvas import Canvas, fit_image
 from diffseg.images.decode import decode_image
-from diffseg.method.absorb import absorb
-from diffseg.method.decide import Decision, Segmentation, decide, decide_on_device, finish
-from diffseg.method.proposals import aggregated_of, scores_of
+from diffseg.method.decide import Decision, decide_on_device
+from diffseg.method.proposals import aggregated_of
 from diffseg.method.stages import Scores, Signals, stages_of, with_name_scores
 from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.clip import Clip, load_clip
 from diffseg.model.text import Prompt, prompt_of_names
-from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, settings_of, thresholds
+from diffseg.pending import Launched
+from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, settings_of
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes
-PIXELS_PER_TOKEN = 8
 
 STEPS = {"diffseg": "merge", "ncut": "merge", "par": "refine", "cross": "name", "clip": "name"}
 """What the timers call a stage, where that is not its name."""
-
-
-class NonFiniteError(ValueError):
-    """The model gave a number that is not finite for an image: a sign of half precision overflowing."""
-
-
-def segment_attention(
-    maps: Mapping[int | Grid, np.ndarray | torch.Tensor],
-    *,
-    preset: Preset = "default",
-    tau: float | Sequence[float] | None = None,
-    kmeans: bool | None = None,
-    size: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """Label map, uint16 [H, W] with labels 0 … K−1, of self-attention that you bring yourself.
-
-    maps: {side or (h, w) in tokens: float32 [heads, h·w, h·w], rows sum to 1}; each entry counts as one layer.
-    tau: one threshold in nats, or one for each round; default: the preset's, else 1.1. size: (H, W) of the result;
-    default: 8 times the finest grid, 512 x 512 for 64. Raises ValueError where a shape does not fit its side.
-    """
-    if not maps:
-        raise ValueError("no attention maps were given")
-    means: dict[Grid, torch.Tensor] = {}
-    for key, value in maps.items():
-        grid = (int(key[0]), int(key[1])) if isinstance(key, tuple) else (int(key), int(key))
-        heads = torch.as_tensor(value, dtype=torch.float32)
-        tokens = grid[0] * grid[1]
-        if heads.ndim != 3 or tuple(heads.shape[1:]) != (tokens, tokens):
-            raise ValueError(f"maps[{key}]: shape {tuple(heads.shape)}; expected [heads, {tokens}, {tokens}]")
-        means[grid] = heads.mean(dim=0, keepdim=True)
-    given = {"kmeans": kmeans, "tau": tau}
-    settings = settings_of(preset, **{name: value for name, value in given.items() if value is not None})
-    attention = SelfAttention(maps=means, layers=dict.fromkeys(means, 1))
-    scores, finite = scores_of(attention, settings, settings.tau or thresholds(1.1), overwrite=True)
-    if not finite.all():
-        raise NonFiniteError("the self-attention is not finite")
-    grid = attention.finest
-    size = size or (grid[0] * PIXELS_PER_TOKEN, grid[1] * PIXELS_PER_TOKEN)
-    return decide(scores[0], size).labels
 
 
 class Looked(NamedTuple):
@@ -99,44 +57,6 @@ class Looked(NamedTuple):
             None if self.clip is None else self.clip[start:stop],
             self.learned and self.learned.of_images(start, stop),
         )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Launched:
-    """A batch that was sent through the model. The device may still be at work on it."""
-
-    canvases: Sequence[Canvas]
-    decisions: Sequence[Decision]
-    finite: torch.Tensor
-    min_area: float = 0.0
-
-    def results(self) -> list[Segmentation | NonFiniteError]:
-        """One transfer from the device for the whole batch, which waits for it."""
-        fields = [[d.figures, d.labels] + ([] if d.margins is None else [d.margins]) for d in self.decisions]
-        finite, *arrays = _transferred([self.finite, *(part for parts in fields for part in parts)])
-        found: list[Segmentation | NonFiniteError] = []
-        for canvas, whole, parts in zip(self.canvases, finite, fields, strict=False):
-            (figures, labels, *margins), arrays = arrays[: len(parts)], arrays[len(parts) :]
-            if not whole:
-                found.append(NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16"))
-                continue
-            if margins:
-                labels, figures = absorb(labels, figures, margins[0], self.min_area)
-            names = canvas.prompt.names if canvas.prompt else ()
-            found.append(finish(labels=labels, figures=figures, size=canvas.size, region=canvas.region, names=names))
-        return found
-
-
-def _transferred(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """The tensors as arrays of this process, moved at once."""
-    packed = torch.cat([tensor.flatten().view(torch.uint8) for tensor in tensors]).cpu().numpy()
-    arrays, start = [], 0
-    for tensor in tensors:
-        stop = start + tensor.numel() * tensor.element_size()
-        kind = np.dtype(str(tensor.dtype).removeprefix("torch."))
-        arrays.append(packed[start:stop].view(kind).reshape(tensor.shape))
-        start = stop
-    return arrays
 
 
 class Segmenter:

@@ -19,8 +19,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 from setproctitle import getproctitle, setproctitle
 
+from pipeline.errors import RunFailed
 from pipeline.output.manifest import Manifest, read_manifest
-from pipeline.settings import RunFailed
 from pipeline.storage import SourceError, Storage, redact
 from pipeline.storage.redaction import MASK
 

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from diffseg.scoring.baselines import LEFT_OUT
-from diffseg.segmentation import IGNORE, Crop, View
+from diffseg.scoring.view import Crop, View
+from diffseg.segmentation import IGNORE
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
 from jobs.evaluation_tables import as_document, print_document
 from pipeline.evaluation.ground_truth import find_truth

@@ -29,7 +29,7 @@ from jobs.common import OK, guarded
 from jobs.label import LabelCommand
 from jobs.label import parse as parse_label
 from jobs.submission.working_dir import pack_folder
-from pipeline.settings import RunFailed
+from pipeline.errors import RunFailed
 from pipeline.storage.redaction import MASK, names_a_secret, redact
 from pipeline.storage.urls import SourceError, local_path, scheme
 

@@ -20,7 +20,7 @@ from diffseg import ImageError, Segmentation, Segmenter
 from diffseg.images.canvas import Canvas
 from diffseg.images.decode import decode_image
 from diffseg.model.text import Prompt
-from diffseg.segmenter import Launched
+from diffseg.pending import Launched
 from pipeline.output.commit import Commit, write_commit
 from pipeline.output.rows import Row, failed_row, labelled_row
 from pipeline.output.writer import LabelShardWriter

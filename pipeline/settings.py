@@ -14,18 +14,6 @@ from pipeline.worker_pools import WorkerPool, parse_pools
 Format = Literal["parquet", "webdataset"]
 
 
-class RunRefused(ValueError):
-    """OUT belongs to a run with other settings; the message names both values."""
-
-
-class RunFailed(RuntimeError):
-    """The run cannot go on: no worker starts, or a store is gone. The message says what was tried and found."""
-
-
-class WorkerLost(RuntimeError):
-    """The process that had a shard in hand is gone: it died, its node did, or it was killed at a deadline."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings:
     """All that determines the labels, apart from what `environment` records."""

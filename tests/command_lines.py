@@ -98,7 +98,7 @@ def _parser(name: str) -> Callable[[list[str]], Any]:
     module = importlib.import_module(f"jobs.{name}")
     if hasattr(module, "parse"):
         return module.parse
-    command = next((getattr(module, kind) for kind in (f"{name.title()}Command", "RunFolder") if hasattr(module, kind)))
+    command = next(getattr(module, kind) for kind in (f"{name.title()}Command", "RunFolder") if hasattr(module, kind))
     return lambda words: parsed(command, words, name, None)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffseg import IGNORE, Segmentation
-from diffseg.method.decide import Segment
+from diffseg.segmentation import Segment
 from pipeline.output.commit import Commit, write_commit
 from pipeline.output.manifest import Manifest, write_manifest
 from pipeline.output.rows import Row, labelled_row

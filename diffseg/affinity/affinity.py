@@ -13,7 +13,7 @@ from diffseg.affinity.features import FeatureAffinity
 from diffseg.affinity.heads import HeadAffinity
 from diffseg.affinity.state import AffinityError, AffinityState, visited
 from diffseg.attention.aggregate import upsample
-from diffseg.attention.recorder import Grid
+from diffseg.attention.maps import Grid
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,8 +16,8 @@ from diffusers.models.attention_processor import Attention
 
 from diffseg.affinity.state import AffinityError, AffinityState, Observation, labels_on_grid, parsed_grid, visited
 from diffseg.attention.aggregate import upsample
-from diffseg.attention.recorder import Grid
-from diffseg.method.random_walk import half_disc, windows
+from diffseg.attention.maps import Grid
+from diffseg.attention.neighbours import half_disc, windows
 from diffseg.model.backbone import Backbone
 
 WIDTH = 448

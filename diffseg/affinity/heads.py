@@ -14,7 +14,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from diffseg.affinity.state import AffinityError, AffinityState, Observation, labels_on_grid, parsed_grid, visited
-from diffseg.attention.recorder import Grid
+from diffseg.attention.maps import Grid
 from diffseg.model.backbone import PIXELS_PER_LATENT, Backbone
 
 SIDE = 32

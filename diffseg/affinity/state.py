@@ -25,7 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from scipy.stats import rankdata
 
-from diffseg.attention.recorder import Grid, self_attention_layers
+from diffseg.attention.maps import Grid
+from diffseg.attention.recorder import self_attention_layers
 
 Kind = Literal["heads", "features"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 
 from diffseg.attention.bilinear import bilinear_matrix
-from diffseg.attention.recorder import Grid, SelfAttention
+from diffseg.attention.maps import CrossAttention, Grid, SelfAttention
 from diffseg.devices import to_device
 from diffseg.settings import Weights
 
@@ -84,3 +85,22 @@ def upsample(maps: torch.Tensor, grid: Grid, working: Grid) -> torch.Tensor:
         to_device(bilinear_matrix(tokens, samples), maps.device) for tokens, samples in zip(grid, working, strict=True)
     )
     return (down @ (maps.unflatten(-1, grid) @ along.T)).flatten(-2)
+
+
+def average(cross: CrossAttention, *, coarsest: bool) -> tuple[torch.Tensor, Grid]:
+    """float32 [B, T, h, w] on the finest grid, and that grid.
+
+    coarsest: whether the lowest of several resolutions counts, and all resolutions alike, as in the code of DiffSeg;
+    else it is left out, since what it looks at lies nowhere, and all layers of the others count alike.
+    """
+    finest = cross.finest
+    lowest = min(cross.maps, key=lambda grid: grid[0] * grid[1])
+    used = [grid for grid in cross.maps if coarsest or grid != lowest or len(cross.maps) == 1]
+    weights = {grid: 1 if coarsest else cross.layers[grid] for grid in used}
+    total = sum(weights.values())
+    maps = [
+        F.interpolate(cross.maps[grid].unflatten(-1, grid), finest, mode="bilinear", align_corners=False)
+        * (weights[grid] / total)
+        for grid in used
+    ]
+    return torch.stack(maps).sum(dim=0), finest

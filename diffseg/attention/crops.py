@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from diffseg.attention.aggregate import aggregate, upsample
-from diffseg.attention.recorder import Grid, SelfAttention
+from diffseg.attention.maps import Grid, SelfAttention
 from diffseg.devices import to_device
 from diffseg.settings import Weights
 

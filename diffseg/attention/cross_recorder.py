@@ -5,55 +5,16 @@ Axes: B images in the batch, H heads, P token positions of one resolution, L tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 
+from diffseg.attention.maps import CrossAttention, Grid
+from diffseg.attention.recording import Recording
 from diffseg.devices import to_device
-
-if TYPE_CHECKING:
-    from diffseg.attention.recorder import Grid, Recording
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossAttention:
-    """Cross-attention of a batch, by resolution.
-
-    maps: {(h, w): float32 [B, C, h·w]}, the probability of each chosen token at each position, 0 to 1; the mean over
-    the heads and layers of that resolution. layers: {(h, w): how many layers that mean is of}.
-    """
-
-    maps: Mapping[Grid, torch.Tensor]
-    layers: Mapping[Grid, int]
-
-    @property
-    def finest(self) -> Grid:
-        """The grid with the most positions."""
-        return max(self.maps, key=lambda grid: grid[0] * grid[1])
-
-    def of_images(self, start: int, stop: int) -> CrossAttention:
-        """The maps of some images of the batch, which stay where they are."""
-        return CrossAttention(maps={grid: maps[start:stop] for grid, maps in self.maps.items()}, layers=self.layers)
-
-    def of_words(self, words: torch.Tensor) -> CrossAttention:
-        """Maps of T words in the place of tokens. words: float32 [B, T, C], what each token counts for each word."""
-        return CrossAttention(maps={grid: words @ maps for grid, maps in self.maps.items()}, layers=self.layers)
-
-    def plus(self, other: CrossAttention) -> CrossAttention:
-        """The sums of both maps: of other words of the same images, each 0 in one of the two."""
-        maps = {grid: own + other.maps[grid] for grid, own in self.maps.items()}
-        return CrossAttention(maps=maps, layers=self.layers)
-
-    def average_with_mirrored(self, mirrored: CrossAttention) -> None:
-        """Make these maps, in place, the mean with those of the images mirrored left to right, turned back."""
-        for grid, maps in self.maps.items():
-            maps.add_(mirrored.maps[grid].unflatten(-1, grid).flip(-1).flatten(-2)).div_(2)
 
 
 class CrossRecorder:
@@ -107,25 +68,6 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:
         for block in unet.modules()
         if isinstance(block, BasicTransformerBlock) and block.attn2 is not None and block.attn2.is_cross_attention
     ]
-
-
-def average(cross: CrossAttention, *, coarsest: bool) -> tuple[torch.Tensor, Grid]:
-    """float32 [B, T, h, w] on the finest grid, and that grid.
-
-    coarsest: whether the lowest of several resolutions counts, and all resolutions alike, as in the code of DiffSeg;
-    else it is left out, since what it looks at lies nowhere, and all layers of the others count alike.
-    """
-    finest = cross.finest
-    lowest = min(cross.maps, key=lambda grid: grid[0] * grid[1])
-    used = [grid for grid in cross.maps if coarsest or grid != lowest or len(cross.maps) == 1]
-    weights = {grid: 1 if coarsest else cross.layers[grid] for grid in used}
-    total = sum(weights.values())
-    maps = [
-        F.interpolate(cross.maps[grid].unflatten(-1, grid), finest, mode="bilinear", align_corners=False)
-        * (weights[grid] / total)
-        for grid in used
-    ]
-    return torch.stack(maps).sum(dim=0), finest
 
 
 def padded_columns(columns: list[list[int]], device: torch.device) -> torch.Tensor:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -21,92 +20,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 
-from diffseg.attention.cross_recorder import CrossAttention, CrossRecorder, cross_attention_layers
-
-Grid = tuple[int, int]
-"""Height and width in tokens."""
-
-WORKSPACE_ELEMENTS = 2**20
-"""Probabilities held at a time on a CPU: 4 MiB of float32 stay in its cache, and are enough rows for the products."""
-
-DEVICE_WORKSPACE_ELEMENTS = 2**26
-"""The same on other devices, 256 MiB, where starting a kernel costs more than memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfAttention:
-    """Self-attention of a batch, by resolution.
-
-    maps: {(h, w): float32 [B, h·w, h·w]}, rows sum to 1; the mean over the heads and layers of that resolution.
-    layers: {(h, w): how many layers that mean is of}.
-    """
-
-    maps: Mapping[Grid, torch.Tensor]
-    layers: Mapping[Grid, int]
-
-    @property
-    def finest(self) -> Grid:
-        """The grid with the most tokens, on which the method works."""
-        return max(self.maps, key=lambda grid: grid[0] * grid[1])
-
-    def of_images(self, start: int, stop: int) -> SelfAttention:
-        """The maps of some images of the batch, which stay where they are."""
-        return SelfAttention(maps={grid: maps[start:stop] for grid, maps in self.maps.items()}, layers=self.layers)
-
-    def average_with_mirrored(self, mirrored: SelfAttention) -> None:
-        """Make these maps, in place, the mean with those of the images mirrored left to right, turned back."""
-        for (rows, columns), maps in self.maps.items():
-            turned = mirrored.maps[rows, columns].view(-1, rows, columns, rows, columns).flip(2, 4)
-            maps.add_(turned.view_as(maps)).div_(2)
-
-
-class _PassComplete(Exception):
-    """The last layer that is needed has been recorded; the rest of the UNet has no use."""
-
-
-@dataclass(kw_only=True)
-class Recording:
-    """What one pass has recorded so far. layers_left: layers of both kinds that have not been seen yet."""
-
-    grid_of_tokens: Mapping[int, Grid]
-    layers_left: int
-    stop_early: bool
-    sums: dict[Grid, torch.Tensor] = field(default_factory=dict)
-    layers: dict[Grid, int] = field(default_factory=dict)
-    workspace: torch.Tensor | None = None
-
-    def accumulator(self, queries_BHPD: torch.Tensor) -> torch.Tensor:
-        batch, _, tokens, _ = queries_BHPD.shape
-        grid = self.grid_of_tokens[tokens]
-        if grid not in self.sums:
-            self.sums[grid] = torch.zeros(batch, tokens, tokens, dtype=torch.float32, device=queries_BHPD.device)
-        self.layers[grid] = self.layers.get(grid, 0) + 1
-        return self.sums[grid]
-
-    def workspace_for(self, queries_BHPD: torch.Tensor) -> torch.Tensor:
-        """float32 [heads at a time, queries at a time, P] for the probabilities of a block, the same for all layers.
-
-        Fresh arrays of this size would cost more in page faults than the arithmetic on them.
-        """
-        _, heads, tokens, _ = queries_BHPD.shape
-        device = queries_BHPD.device
-        elements = WORKSPACE_ELEMENTS if device.type == "cpu" else DEVICE_WORKSPACE_ELEMENTS
-        rows = min(tokens, max(1, elements // tokens))
-        some = min(heads, max(1, elements // (rows * tokens)))
-        needed = some * rows * tokens
-        if self.workspace is None or len(self.workspace) < needed:
-            self.workspace = torch.empty(needed, dtype=torch.float32, device=device)
-        return self.workspace[:needed].view(some, rows, tokens)
-
-    def layer_done(self) -> None:
-        """To be called when the maps of a layer are taken; ends the pass where nothing else is wanted of it."""
-        self.layers_left -= 1
-        if self.layers_left == 0 and self.stop_early:
-            raise _PassComplete
-
-    def finished(self) -> SelfAttention:
-        maps = {grid: self.sums[grid].div_(count) for grid, count in self.layers.items()}
-        return SelfAttention(maps=maps, layers=dict(self.layers))
+from diffseg.attention.cross_recorder import CrossRecorder, cross_attention_layers
+from diffseg.attention.maps import CrossAttention, SelfAttention
+from diffseg.attention.recording import PassComplete, Recording
 
 
 class _RecordingProcessor:
@@ -258,7 +174,7 @@ def _run(
     try:
         with _replaced(processors), _exact_products_of_halves(unet):
             output = unet(latents, *unet_inputs, **unet_options).sample
-    except _PassComplete:
+    except PassComplete:
         pass
     return _Pass(recording.finished(), None if cross is None else cross.finished(), output)
 

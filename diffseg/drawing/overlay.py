@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from diffseg.segmentation import BACKGROUND as BACKGROUND_NAME
-from diffseg.segmentation import IGNORE
+from diffseg.segmentation import IGNORE, borders
 
 GOLDEN_TURN = 0.618033988749895  # of the hue circle: neighbours in number are far apart in colour
 GAP = 8
@@ -70,14 +70,6 @@ def overlay(
     mixed[ignored] = image[ignored] * 0.25
     mixed[borders(labels)] = 255
     return np.rint(mixed).astype(np.uint8)
-
-
-def borders(labels: np.ndarray) -> np.ndarray:
-    """bool [H, W]: pixels whose right or lower neighbour has another label."""
-    edge = np.zeros(labels.shape, dtype=bool)
-    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
-    edge[:-1] |= labels[:-1] != labels[1:]
-    return edge
 
 
 def contact_sheet(rows: list[list[np.ndarray]], *, height: int = 256, columns: int = 1) -> Image.Image:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from diffseg.method.decide import Box
 from diffseg.model.text import Prompt
+from diffseg.segmentation import Box
 from diffseg.settings import Fit
 
 PAD = 127

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import torch
 from scipy.optimize import brentq
 
-from diffseg.attention.recorder import Grid
+from diffseg.attention.maps import Grid
 from diffseg.method.distance import TINY, Metric, hellinger, jensen_shannon, pearson, symmetric_kl
 from diffseg.method.wasserstein import gaussian_w2, marginal_w1, sliced_w2
 from diffseg.settings import Distance

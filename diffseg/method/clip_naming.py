@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from diffseg.attention.bilinear import bilinear_matrix
-from diffseg.attention.recorder import Grid
+from diffseg.attention.maps import Grid
 from diffseg.devices import to_device
 
 

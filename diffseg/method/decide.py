@@ -14,7 +14,7 @@ import torch
 from diffseg.attention.bilinear import bilinear_matrix
 from diffseg.devices import to_device
 from diffseg.method.naming import name_of
-from diffseg.segmentation import IGNORE
+from diffseg.segmentation import IGNORE, Box, Segment, Segmentation
 
 STRIPE_ELEMENTS = 2**20
 """Upsampled scores held at a time on a CPU, 4 MiB of float32, which stay in its cache."""
@@ -23,45 +23,6 @@ DEVICE_STRIPE_ELEMENTS = 2**27
 
 MARGIN_UNIT = 2**24
 """Margins are summed as whole numbers of this fraction."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Box:
-    """A rectangle, half-open: rows [top, bottom), columns [left, right)."""
-
-    top: float
-    left: float
-    bottom: float
-    right: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """One segment of a label map.
-
-    id: its label. area: pixels. bbox: (x, y, width, height) in pixels. confidence: 0 to 1, mean margin of its pixels.
-    name: what it is called, `background`, or None where it has no name; name_score: how sure that is, 0 to 1, None
-    where nothing was named.
-    """
-
-    id: int
-    area: int
-    bbox: tuple[int, int, int, int]
-    confidence: float
-    name: str | None = None
-    name_score: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Segmentation:
-    """labels: uint16 [H, W], 0 … K−1, all present, and `IGNORE`. segments: one a label, in order.
-
-    confidence: 0 to 1, mean margin between best and second proposal over the labelled pixels.
-    """
-
-    labels: np.ndarray
-    segments: tuple[Segment, ...]
-    confidence: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

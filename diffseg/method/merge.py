@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from diffseg.attention.recorder import Grid
+from diffseg.attention.maps import Grid
 from diffseg.devices import to_device
 from diffseg.method.distance import Metric, symmetric_kl
 from diffseg.settings import AnchorLayout, Consume

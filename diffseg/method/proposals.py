@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from diffseg.attention.aggregate import aggregate
-from diffseg.attention.recorder import Grid, SelfAttention
+from diffseg.attention.maps import Grid, SelfAttention
 from diffseg.method.calibration import calibrated, metric_of
 from diffseg.method.merge import anchor_distances, anchor_positions, kmeans, means, merge
 from diffseg.method.ncut import cut_tree, labels_at, walk_flow

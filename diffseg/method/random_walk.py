@@ -10,13 +10,13 @@ Axes: B images in the batch, K proposals, P = h·w token positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from diffseg.attention.bilinear import bilinear_matrix
-from diffseg.attention.recorder import Grid
+from diffseg.attention.maps import Grid
+from diffseg.attention.neighbours import half_disc, windows
 from diffseg.devices import to_device
 
 Flow = Callable[[torch.Tensor], torch.Tensor]
@@ -122,16 +122,6 @@ def near_flow(attention: torch.Tensor, grid: Grid, radius: int, power: float) ->
     return stencil_flow({offset: _joined(attention, grid, offset).pow_(power) for offset in offsets})
 
 
-def half_disc(radius: int, grid: Grid) -> list[Grid]:
-    """Rows and columns to the positions less than `radius` away on a grid, of two opposite ones the one read later.
-
-    34 for a radius of 5, as in AffinityNet.
-    """
-    down, right = (min(radius, tokens) for tokens in grid)
-    around = ((y, x) for y in range(down) for x in range(1 - right, right))
-    return [(y, x) for y, x in around if (y, x) > (0, 0) and y * y + x * x < radius * radius]
-
-
 def stencil_flow(weights: Mapping[Grid, torch.Tensor]) -> Flow:
     """Weights between positions and those at an offset, which count both ways.
 
@@ -148,14 +138,6 @@ def stencil_flow(weights: Mapping[Grid, torch.Tensor]) -> Flow:
         return moved
 
     return flow
-
-
-def windows(grid: Grid, offset: Grid) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Indices into [..., h, w]: the positions that have one at the offset, rows ≥ 0, on the grid; and those there."""
-    (height, width), (down, right) = grid, offset
-    own = (..., slice(0, height - down), slice(max(0, -right), width - max(0, right)))
-    other = (..., slice(down, height), slice(max(0, right), width - max(0, -right)))
-    return own, other
 
 
 def _joined(attention: torch.Tensor, grid: Grid, offset: Grid) -> torch.Tensor:

@@ -16,8 +16,8 @@ from typing import Literal, Protocol
 import torch
 
 from diffseg.affinity.affinity import Learned, as_attention
-from diffseg.attention.cross_recorder import CrossAttention, average
-from diffseg.attention.recorder import Grid
+from diffseg.attention.aggregate import average
+from diffseg.attention.maps import CrossAttention, Grid
 from diffseg.method.clip_naming import denoised, smoothed
 from diffseg.method.naming import BACKGROUND_INDEX, NO_NAME, at_thresholds, class_maps, vote_names, with_background
 from diffseg.method.par import refine

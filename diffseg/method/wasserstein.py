@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from diffseg.attention.recorder import Grid
+from diffseg.attention.maps import Grid
 from diffseg.devices import to_device
 from diffseg.method.distance import by_rows
 

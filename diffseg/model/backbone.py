@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny
 
-from diffseg.attention.cross_recorder import CrossAttention, padded_columns
-from diffseg.attention.recorder import SelfAttention, latent_multiple, record_attention, record_self_attention
+from diffseg.attention.cross_recorder import padded_columns
+from diffseg.attention.maps import CrossAttention, SelfAttention
+from diffseg.attention.recorder import latent_multiple, record_attention, record_self_attention
 from diffseg.devices import to_device
 from diffseg.model.checkpoint import Checkpoint
 from diffseg.model.text import NOTHING, Prompt

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from diffseg.drawing.overlay import borders
+from diffseg.segmentation import borders
 
 __all__ = ["TOLERANCE", "BoundaryScore", "boundary_score"]
 

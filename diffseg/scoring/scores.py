@@ -30,7 +30,8 @@ from diffseg.scoring.overlap import (
     splits_and_merges,
     variation_of_information,
 )
-from diffseg.segmentation import IGNORE, View
+from diffseg.scoring.view import View
+from diffseg.segmentation import IGNORE
 
 __all__ = ["CLASS_SCORES", "IMAGE_SCORES", "MOST_CLASSES", "ImageScores", "named_scores", "pooled", "score_image"]
 

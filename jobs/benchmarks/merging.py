@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from diffseg import segment_attention
-from diffseg.attention.recorder import Grid
+from diffseg.attention.maps import Grid
 from diffseg.scoring.overlap import overlap
 from jobs.benchmarks.measure import Comparison, alternate
 from jobs.benchmarks.planted import planted_attention

@@ -25,14 +25,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffseg.attention.recorder import SelfAttention
+from diffseg.attention.maps import SelfAttention
 from diffseg.devices import keep_freed_memory
+from diffseg.from_attention import PIXELS_PER_TOKEN
 from diffseg.images.decode import decode_image
-from diffseg.method.decide import Segmentation, decide
+from diffseg.method.decide import decide
 from diffseg.method.proposals import scores_of
 from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
-from diffseg.segmenter import PIXELS_PER_TOKEN, Segmenter
+from diffseg.segmentation import Segmentation
+from diffseg.segmenter import Segmenter
 from diffseg.settings import SegmenterSettings, thresholds
 from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, generate_scene
 from jobs.benchmarks.planted import planted_attention

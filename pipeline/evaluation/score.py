@@ -15,7 +15,8 @@ import numpy as np
 from diffseg.scoring.baselines import BASELINES
 from diffseg.scoring.overlap import Interval, Overlap, overlap
 from diffseg.scoring.scores import ImageScores, named_scores, pooled, score_image
-from diffseg.segmentation import IGNORE, View
+from diffseg.scoring.view import View
+from diffseg.segmentation import IGNORE
 from pipeline.evaluation.ground_truth import Maps, Truth, TruthPlace
 from pipeline.evaluation.layouts import TruthError
 from pipeline.evaluation.pairing import Pairing, RowPlace

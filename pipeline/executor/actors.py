@@ -11,8 +11,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from pipeline.executor.protocol import Job, Worker, WorkerProgress
 from pipeline.executor.shard_queue import Task
-from pipeline.executor.worker import Job, Worker, WorkerProgress
 from pipeline.worker_pools import WorkerPool
 
 log = logging.getLogger(__name__)

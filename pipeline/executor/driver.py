@@ -14,18 +14,19 @@ from typing import Any, Literal
 import ray
 from rich.console import Console
 
+from pipeline.errors import RunFailed, RunRefused
 from pipeline.executor.actors import ActorGroup
 from pipeline.executor.cluster import cluster_in_words, connected
 from pipeline.executor.progress_bar import RunProgress
+from pipeline.executor.protocol import InHand, Job, PoolState, Worker, WorkerProgress
 from pipeline.executor.recorder import RunObserver
 from pipeline.executor.scheduler import ActorPool
 from pipeline.executor.shard_queue import ShardQueue
-from pipeline.executor.worker import Job, LabelWorker, Worker, WorkerProgress
+from pipeline.executor.worker import LabelWorker
 from pipeline.output.manifest import Manifest, check_same_run, clear_run, read_manifest
 from pipeline.output.plan import make_plan
-from pipeline.poolstate import InHand, PoolState
 from pipeline.readers.read import find_shards
-from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
+from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 from pipeline.weights import find_affinity, find_weights
 from pipeline.worker_pools import WorkerPool, parse_pools

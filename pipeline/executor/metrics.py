@@ -13,9 +13,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from pipeline.executor.worker import WorkerProgress
+    from pipeline.executor.protocol import PoolState, WorkerProgress
     from pipeline.output.commit import Commit
-    from pipeline.poolstate import PoolState
 
 SECONDS = tuple(digit * 10.0**power for power in range(-3, 2) for digit in (1, 2, 5))
 """Upper bounds of the histogram's buckets, from a millisecond to 50 s an image."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipeline.poolstate import PoolState
+from pipeline.executor.protocol import PoolState
 
 LINE_SECONDS = 15.0
 SCALE = 1000

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import psutil
 
+from pipeline.executor.protocol import PoolState
 from pipeline.output.manifest import PROGRESS_PATH
-from pipeline.poolstate import PoolState
 from pipeline.storage import Storage, redact
 
 log = logging.getLogger(__name__)

@@ -8,17 +8,16 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from pipeline.errors import RunFailed, RunRefused, WorkerLost
 from pipeline.executor import metrics
 from pipeline.executor.progress_bar import RunProgress
 from pipeline.executor.progress_file import ProgressFile
+from pipeline.executor.protocol import Job, PoolState, WorkerReport
 from pipeline.executor.shard_queue import Task
-from pipeline.executor.worker import Job, WorkerReport
 from pipeline.output.commit import Commit, write_commit
 from pipeline.output.manifest import Manifest, check_same_run, create_manifest, read_manifest, write_manifest
 from pipeline.output.plan import Plan
-from pipeline.poolstate import PoolState
 from pipeline.readers.read import Shard, split_url
-from pipeline.settings import RunFailed, RunRefused, WorkerLost
 from pipeline.storage import StoreUnavailable, redact
 
 log = logging.getLogger(__name__)

@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
+from pipeline.errors import RunFailed, WorkerLost
 from pipeline.executor.actors import Actor, ActorGroup, ask_nodes, ask_progress
 from pipeline.executor.cluster import ClusterWatch, cluster_in_words
+from pipeline.executor.protocol import InHand, Observer, PoolState, WorkerReport
 from pipeline.executor.shard_queue import ShardQueue
-from pipeline.executor.worker import WorkerReport
 from pipeline.output.commit import Commit
-from pipeline.poolstate import InHand, Observer, PoolState
-from pipeline.settings import RunFailed, WorkerLost
 
 log = logging.getLogger(__name__)
 

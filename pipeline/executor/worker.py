@@ -9,72 +9,20 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import psutil
 
 from pipeline.executor import metrics
 from pipeline.executor.logs import only_ours_in_an_actor
+from pipeline.executor.protocol import Job, WorkerProgress, WorkerReport
 from pipeline.output.commit import Commit
 from pipeline.output.manifest import fingerprint_of, versions
 from pipeline.readers.read import Shard
-from pipeline.settings import LabelSettings, WorkerSettings
-from pipeline.storage import Storage, redact
+from pipeline.storage import redact
 from pipeline.storage.retries import waiting
 from pipeline.weights import find_affinity, find_weights
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """All that a worker must be told. source: how the stores of the shards and of the model are reached."""
-
-    settings: LabelSettings
-    worker: WorkerSettings
-    source: Storage
-    out: Storage
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerReport:
-    """What a worker says of itself once its model is loaded."""
-
-    model_sha256: str
-    resolved: Mapping[str, Any]
-    fingerprint: str
-    environment: Mapping[str, Any]
-    host: str
-    pid: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerProgress:
-    """How far a worker is with the shard in hand, and what it takes.
-
-    samples: that have a row by now. waiting: the store that does not answer, "" for none. rss: bytes of resident
-    memory. gpu_memory: bytes that torch holds on the GPU.
-    """
-
-    samples: int
-    waiting: str
-    rss: int = 0
-    gpu_memory: int = 0
-
-
-class Worker(Protocol):
-    """What the driver asks of a worker; ``label`` runs in one thread while ``progress`` is asked for in another."""
-
-    def load(self, job: Job) -> WorkerReport:
-        """Get ready for a job; called once, before any shard."""
-
-    def label(self, shard: Shard, attempt: int) -> Commit:
-        """Label and commit one shard."""
-
-    def progress(self) -> WorkerProgress:
-        """How far it is."""
 
 
 class LabelWorker:

@@ -13,9 +13,10 @@ import numpy as np
 from diffseg import IGNORE
 from diffseg.segmentation import BACKGROUND
 from pipeline.exports.names import flat_name, is_plain_path, place_name
-from pipeline.exports.photographs import PhotographError, Photographs, for_any_reader
+from pipeline.exports.photographs import for_any_reader
 from pipeline.output.reader import is_uncertain, label_rows
 from pipeline.output.rows import decode_mask
+from pipeline.output.source_images import PhotographError, Photographs
 from pipeline.readers.samples import Shard
 from pipeline.storage import Storage
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pipeline.settings import LabelSettings, RunRefused
+from pipeline.errors import RunRefused
+from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 
 PATH = "run.json"

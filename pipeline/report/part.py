@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pipeline.exports.photographs import Photographs
 from pipeline.output.reader import label_rows, segment_name
+from pipeline.output.source_images import Photographs
 from pipeline.readers.samples import Shard
 from pipeline.report.datafiles import DataFolder
 from pipeline.report.facts import MOST_ERROR, Facts

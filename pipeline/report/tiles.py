@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 
 from diffseg import IGNORE
-from diffseg.drawing.overlay import borders, hexadecimal, segment_colours
+from diffseg.drawing.overlay import hexadecimal, segment_colours
 from diffseg.images.decode import ImageError, decode_image
-from pipeline.exports.photographs import PhotographError, Photographs
+from diffseg.segmentation import borders
 from pipeline.output.reader import segment_name
 from pipeline.output.rows import decode_mask
+from pipeline.output.source_images import PhotographError, Photographs
 
 SIDE = 256
 """Pixels of the longer side."""

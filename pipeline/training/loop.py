@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from diffseg.tiny.recipe.optim import cosine, descend, optimiser_of, set_lr
+from diffseg.optim import cosine, descend, optimiser_of, set_lr
 from pipeline.storage import SourceError, Storage
 from pipeline.training.dataset import LabelDataset
 from pipeline.training.network import SegmentationNetwork

@@ -14,12 +14,13 @@ from diffseg.images.canvas import Canvas, fit_image
 from diffseg.method.decide import decide_on_device
 from diffseg.model.backbone import Step, no_step
 from diffseg.model.text import Prompt
-from diffseg.segmenter import Launched
+from diffseg.pending import Launched
+from pipeline.errors import RunRefused
 from pipeline.label import label_shard
 from pipeline.output.commit import read_commits
 from pipeline.output.manifest import Manifest, read_manifest, versions, write_manifest
 from pipeline.readers.find import find_shards
-from pipeline.settings import LabelSettings, RunRefused
+from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 from pipeline.training.network import SegmentationNetwork
 from pipeline.training.regions import region_scores

@@ -14,7 +14,7 @@ from references import segment_by_elements
 
 from diffseg import segment_attention
 from diffseg.attention.aggregate import aggregate
-from diffseg.attention.recorder import SelfAttention
+from diffseg.attention.maps import SelfAttention
 from diffseg.method.decide import decide
 from diffseg.method.merge import anchor_positions
 from diffseg.method.proposals import scores_of

@@ -15,7 +15,8 @@ from runs import BOTH, DEADLINE, environment
 
 from diffseg import SegmenterSettings
 from pipeline.executor.driver import label_run
-from pipeline.executor.worker import Job, LabelWorker, WorkerReport
+from pipeline.executor.protocol import Job, WorkerReport
+from pipeline.executor.worker import LabelWorker
 from pipeline.output.commit import Commit
 from pipeline.readers.samples import Shard
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings

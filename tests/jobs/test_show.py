@@ -11,7 +11,8 @@ from labelled_runs import write_png, write_run
 from PIL import Image
 
 import jobs.show
-from diffseg.drawing.overlay import borders, palette
+from diffseg.drawing.overlay import palette
+from diffseg.segmentation import borders
 
 LABELS = np.repeat(np.arange(3, dtype=np.uint16), 20)[None].repeat(40, 0)  # three stripes of 20 x 40 pixels
 HOSTILE = "a/[red]b é.png"

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from pipeline.executor.worker import Job, WorkerProgress, WorkerReport
+from pipeline.executor.protocol import Job, WorkerProgress, WorkerReport
 from pipeline.output.commit import Commit, write_commit
 from pipeline.output.manifest import versions
 from pipeline.readers.samples import Shard, ShardError

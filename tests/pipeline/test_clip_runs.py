@@ -17,9 +17,10 @@ from small_clip import NAMES, SIDE, draw, write_clip
 
 from diffseg.model.layout import CheckpointError
 from diffseg.settings import SegmenterSettings
+from pipeline.errors import RunRefused
 from pipeline.executor.driver import RunSummary, label_run
 from pipeline.readers.names import NameSettings
-from pipeline.settings import LabelSettings, RunRefused, RunSettings, WorkerSettings
+from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 from pipeline.weights import CACHE, find_weights
 

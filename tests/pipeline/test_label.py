@@ -18,7 +18,7 @@ from diffseg import Segmentation, Segmenter
 from diffseg.images.canvas import Canvas
 from diffseg.images.decode import decode_image
 from diffseg.model.backbone import Step, no_step
-from diffseg.segmenter import Launched
+from diffseg.pending import Launched
 from pipeline.label import Outcome, decode_ahead, encode_ahead, label_samples, label_shard
 from pipeline.output.commit import read_commits
 from pipeline.output.rows import decode_mask, failed_row

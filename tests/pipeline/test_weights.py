@@ -22,10 +22,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from diffseg import CheckpointError, SegmenterSettings
 from diffseg.model.layout import TINY, fingerprint
 from pipeline import weights
+from pipeline.errors import RunRefused
 from pipeline.executor.driver import label_run
-from pipeline.executor.worker import Job, LabelWorker
+from pipeline.executor.protocol import Job
+from pipeline.executor.worker import LabelWorker
 from pipeline.readers.pack import pack_images
-from pipeline.settings import LabelSettings, RunRefused, RunSettings, WorkerSettings
+from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage, StoreUnavailable
 from pipeline.weights import CACHE, Weights, find_weights
 

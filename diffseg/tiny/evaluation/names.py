@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffseg.attention.cross_recorder import average
-from diffseg.method.decide import Segmentation
+from diffseg.attention.aggregate import average
 from diffseg.method.naming import vote_names
 from diffseg.model.layout import fingerprint
 from diffseg.model.text import prompt_of_names
 from diffseg.scoring.overlap import Interval, bootstrap
+from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
 from diffseg.settings import settings_of
 from diffseg.tiny.evaluation.samples import Sample

@@ -22,7 +22,7 @@ from diffseg.model.layout import fingerprint
 from diffseg.scoring.baselines import BASELINES
 from diffseg.scoring.overlap import Interval, bootstrap
 from diffseg.scoring.scores import score_image
-from diffseg.segmentation import View
+from diffseg.scoring.view import View
 from diffseg.segmenter import Segmenter
 from diffseg.settings import settings_of
 from diffseg.tiny.evaluation.samples import Choice, Sample, chosen

@@ -10,9 +10,10 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffseg.optim import cosine, descend, optimiser_of, set_lr
 from diffseg.tiny.recipe.latents import to_network
 from diffseg.tiny.recipe.objective import region_targets
-from diffseg.tiny.recipe.optim import Progress, cosine, descend, load_state, optimiser_of, save_state, set_lr
+from diffseg.tiny.recipe.optim import Progress, load_state, save_state
 from diffseg.tiny.recipe.pictures import save_reconstructions
 from diffseg.tiny.recipe.settings import Recipe
 from diffseg.tiny.scenes.leaves import generate_leaves

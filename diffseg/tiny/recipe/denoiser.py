@@ -12,10 +12,11 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
+from diffseg.optim import descend, optimiser_of, set_lr
 from diffseg.tiny.recipe.latents import Batch, Pool
 from diffseg.tiny.recipe.model import empty_context
 from diffseg.tiny.recipe.objective import RowRecorder, attention_loss, region_targets
-from diffseg.tiny.recipe.optim import Progress, descend, load_state, optimiser_of, save_state, set_lr
+from diffseg.tiny.recipe.optim import Progress, load_state, save_state
 from diffseg.tiny.recipe.pictures import save_rows
 from diffseg.tiny.recipe.settings import Recipe, Stage, stage_of
 

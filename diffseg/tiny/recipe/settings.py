@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from diffseg.tiny.recipe.optim import cosine
+from diffseg.optim import cosine
 
 __all__ = ["Recipe", "Stage", "stage_of"]
 

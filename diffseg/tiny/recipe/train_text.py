@@ -19,12 +19,13 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
+from diffseg.optim import descend, set_lr
 from diffseg.tiny.recipe.denoiser import average_into, draw_pass, pass_losses, weighted
 from diffseg.tiny.recipe.export import CHECKPOINT, export
 from diffseg.tiny.recipe.latents import Batch, Pool
 from diffseg.tiny.recipe.model import build
 from diffseg.tiny.recipe.objective import RowRecorder, class_targets, naming_loss
-from diffseg.tiny.recipe.optim import Progress, descend, load_state, save_state, set_lr
+from diffseg.tiny.recipe.optim import Progress, load_state, save_state
 from diffseg.tiny.recipe.settings import Stage, stage_of
 from diffseg.tiny.recipe.text_model import build_text_encoder, build_tokenizer, reading_unet
 from diffseg.tiny.recipe.text_settings import TEXT_CHECKPOINT, TextRecipe, training_caption
@@ -112,7 +113,7 @@ def _build(recipe: TextRecipe, start: Path) -> tuple[AutoencoderTiny, Words, nn.
 
 
 def _optimiser(networks: nn.ModuleDict, text_factor: float) -> torch.optim.Optimizer:
-    """As `diffseg.tiny.recipe.optim.optimiser_of`, with a rate of its own for what is new."""
+    """As `diffseg.optim.optimiser_of`, with a rate of its own for what is new."""
     new: list[Tensor] = []
     old: list[Tensor] = []
     for name, parameter in networks.named_parameters():

@@ -18,8 +18,9 @@ import tyro
 
 from diffseg.images.canvas import fit_image
 from diffseg.method.decide import decide
+from diffseg.method.proposals import scores_of
 from diffseg.scoring.overlap import covering, mean_best_iou, overlap
-from diffseg.segmenter import Segmenter, scores_of
+from diffseg.segmenter import Segmenter
 from diffseg.tiny.recipe.export import CHECKPOINT
 from diffseg.tiny.scenes.captioned import generate_captioned
 from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS, generate_scene

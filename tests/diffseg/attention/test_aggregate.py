@@ -10,7 +10,7 @@ import torch
 from references import aggregate_by_elements
 
 from diffseg.attention.aggregate import aggregate, resolution_weights
-from diffseg.attention.recorder import Grid, SelfAttention
+from diffseg.attention.maps import Grid, SelfAttention
 
 SD1_LAYERS = {(64, 64): 5, (32, 32): 5, (16, 16): 5, (8, 8): 1}
 SDXL_LAYERS = {(64, 64): 10, (32, 32): 60}

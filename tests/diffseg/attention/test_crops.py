@@ -12,7 +12,7 @@ from references import bilinear_axis
 
 from diffseg import Segmenter
 from diffseg.attention.crops import look_through_windows, window_places, with_windows
-from diffseg.attention.recorder import SelfAttention
+from diffseg.attention.maps import SelfAttention
 from diffseg.method.decide import decide
 from diffseg.method.proposals import scores_of
 from diffseg.settings import settings_of

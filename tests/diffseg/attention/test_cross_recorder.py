@@ -7,7 +7,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from small_models import small_unet, unet_inputs
 
-from diffseg.attention.cross_recorder import CrossAttention, average, cross_attention_layers
+from diffseg.attention.aggregate import average
+from diffseg.attention.cross_recorder import cross_attention_layers
+from diffseg.attention.maps import CrossAttention
 from diffseg.attention.recorder import record_attention, record_self_attention, record_with_output
 
 COLUMNS = torch.tensor([[1, 4, 6], [0, 4, 4]])

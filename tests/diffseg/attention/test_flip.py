@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diffseg import Segmenter, SegmenterSettings
-from diffseg.attention.recorder import SelfAttention
+from diffseg.attention.maps import SelfAttention
 from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS, generate_scene
 
 

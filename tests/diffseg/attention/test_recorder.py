@@ -11,14 +11,9 @@ from diffusers import UNet2DConditionModel
 from small_models import small_unet, unet_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffseg.attention import recorder
-from diffseg.attention.recorder import (
-    Grid,
-    latent_multiple,
-    record_self_attention,
-    record_with_output,
-    self_attention_layers,
-)
+from diffseg.attention import recording
+from diffseg.attention.maps import Grid
+from diffseg.attention.recorder import latent_multiple, record_self_attention, record_with_output, self_attention_layers
 from diffseg.model.checkpoint import load_checkpoint
 
 LAYERS_AT_16 = {
@@ -135,7 +130,7 @@ def test_a_pass_ends_after_the_last_layer_that_is_needed(layout: str) -> None:
 def test_blocks_make_no_difference(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     unet, inputs = small_unet("sd2"), unet_inputs("sd2", batch=2)
     whole, output = recorded(record_with_output, unet, inputs)
-    monkeypatch.setattr(recorder, "WORKSPACE_ELEMENTS", elements)
+    monkeypatch.setattr(recording, "WORKSPACE_ELEMENTS", elements)
     in_blocks, same = recorded(record_with_output, unet, inputs)
     torch.testing.assert_close(same, output, rtol=0, atol=1e-5)
     for grid, maps in whole.maps.items():
@@ -163,7 +158,7 @@ def test_no_probabilities_of_all_heads_are_held(monkeypatch: pytest.MonkeyPatch)
     accumulators = {(*batch, side**2, side**2) for side in (32, 16, 8, 4) for batch in ((1,), ())}
 
     def largest(elements: int) -> int:
-        monkeypatch.setattr(recorder, "WORKSPACE_ELEMENTS", elements)
+        monkeypatch.setattr(recording, "WORKSPACE_ELEMENTS", elements)
         with _LargestResult(accumulators) as seen:
             recorded(record_self_attention, unet, inputs)
         return seen.largest

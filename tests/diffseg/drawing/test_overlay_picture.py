@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 
 from diffseg import IGNORE
-from diffseg.drawing.overlay import borders, contact_sheet, overlay, palette
+from diffseg.drawing.overlay import contact_sheet, overlay, palette
+from diffseg.segmentation import borders
 
 
 def test_a_label_keeps_its_colour_whatever_the_count() -> None:

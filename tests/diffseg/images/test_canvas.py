@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from diffseg.images.canvas import PAD, Canvas, fit_image
-from diffseg.method.decide import IGNORE, Box, decide
+from diffseg.method.decide import IGNORE, decide
+from diffseg.segmentation import Box
 from diffseg.settings import Fit
 
 FITS: tuple[Fit, ...] = ("resize", "letterbox", "crop")

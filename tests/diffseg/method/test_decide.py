@@ -10,7 +10,8 @@ from planted import same_partition
 from references import upsample_by_elements
 
 from diffseg.method import decide as decisions
-from diffseg.method.decide import IGNORE, Box, Segmentation, decide, decide_on_device
+from diffseg.method.decide import IGNORE, decide, decide_on_device
+from diffseg.segmentation import Box, Segmentation
 
 
 def random_scores(count: int, grid: tuple[int, int], seed: int = 0) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from planted import adjusted_rand_index, permuted_columns, planted, same_partition, voronoi
 
-from diffseg.attention.recorder import SelfAttention
+from diffseg.attention.maps import SelfAttention
 from diffseg.method import ncut
 from diffseg.method.decide import decide
 from diffseg.method.ncut import best_cut, cut_tree, labels_at, walk_flow

@@ -7,7 +7,8 @@ import pytest
 import torch
 from planted import permuted_columns, planted, voronoi
 
-from diffseg.method.random_walk import Flow, confident, dense_flow, half_disc, near_flow, random_walk, walk
+from diffseg.attention.neighbours import half_disc
+from diffseg.method.random_walk import Flow, confident, dense_flow, near_flow, random_walk, walk
 
 SIDE = 24
 

@@ -10,7 +10,7 @@ import torch
 from planted import adjusted_rand_index as reference_index
 from planted import planted, voronoi
 
-from diffseg.attention.recorder import SelfAttention
+from diffseg.attention.maps import SelfAttention
 from diffseg.method.decide import decide
 from diffseg.method.proposals import scores_of
 from diffseg.method.stability import FACTORS, adjusted_rand_index, most_stable

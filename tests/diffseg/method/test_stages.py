@@ -11,7 +11,7 @@ import torch
 from planted import planted, voronoi
 
 from diffseg.affinity.affinity import Learned
-from diffseg.attention.cross_recorder import CrossAttention
+from diffseg.attention.maps import CrossAttention
 from diffseg.method.stages import Scores, Signals, Stage, stages_of, with_name_scores
 from diffseg.settings import NAMING, PROPOSING, SegmenterSettings, StageName, settings_of
 

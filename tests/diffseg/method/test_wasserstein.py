@@ -12,7 +12,7 @@ from planted import adjusted_rand_index, permuted_columns, planted, two_unequal_
 from scipy.optimize import linprog
 from scipy.special import rel_entr
 
-from diffseg.attention.recorder import SelfAttention
+from diffseg.attention.maps import SelfAttention
 from diffseg.method import distance as distances
 from diffseg.method.calibration import calibrated, critical_leakage, metric_of
 from diffseg.method.decide import decide

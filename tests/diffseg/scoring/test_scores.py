@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from diffseg.scoring.scores import CLASS_SCORES, IMAGE_SCORES, ImageScores, pooled, score_image
-from diffseg.segmentation import IGNORE, View
+from diffseg.scoring.view import View
+from diffseg.segmentation import IGNORE
 
 
 def scored(*pairs: tuple[list[int], list[int]]) -> list[ImageScores]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffseg.segmentation import View
+from diffseg.scoring.view import View
 
 
 def test_the_centre_square_starts_where_the_released_code_starts_it() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diffseg.method.decide import Segment, Segmentation
+from diffseg.segmentation import Segment, Segmentation
 from pipeline.label import label_shard
 from pipeline.readers.read import find_shards
 from pipeline.settings import LabelSettings

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from diffseg import CheckpointError, SegmenterSettings
 from diffseg.model.layout import TINY
+from pipeline.errors import RunFailed, RunRefused
 from pipeline.executor.driver import RunSummary, label_run
 from pipeline.executor.progress_bar import RunProgress
-from pipeline.executor.worker import WorkerProgress
+from pipeline.executor.protocol import InHand, PoolState, WorkerProgress
 from pipeline.output.commit import read_commits
-from pipeline.poolstate import InHand, PoolState
 from pipeline.readers.pack import pack_images
-from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
+from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import SourceError, Storage
 
 FAST = SegmenterSettings(resolution=64)

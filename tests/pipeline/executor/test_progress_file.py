@@ -14,8 +14,7 @@ import pytest
 
 from pipeline.executor import progress_file as progressfile
 from pipeline.executor.progress_file import ProgressFile, read_progress
-from pipeline.executor.worker import WorkerProgress
-from pipeline.poolstate import InHand, PoolState
+from pipeline.executor.protocol import InHand, PoolState, WorkerProgress
 from pipeline.storage import Storage
 
 DEADLINE = 60.0

@@ -11,9 +11,10 @@ import doubles
 import pytest
 import ray
 
+from pipeline.errors import RunFailed, RunRefused
 from pipeline.executor.driver import RunSummary, label_run
 from pipeline.output.commit import read_commits
-from pipeline.settings import LabelSettings, RunFailed, RunRefused, RunSettings, WorkerSettings
+from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 
 ray.cloudpickle.register_pickle_by_value(doubles)  # workers do not find it by its name

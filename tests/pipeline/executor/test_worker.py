@@ -10,7 +10,8 @@ import torch
 
 import jobs.shard
 from diffseg import Segmenter, SegmenterSettings
-from pipeline.executor.worker import Job, LabelWorker
+from pipeline.executor.protocol import Job
+from pipeline.executor.worker import LabelWorker
 from pipeline.readers.read import Shard, find_shards
 from pipeline.settings import LabelSettings, WorkerSettings
 from pipeline.storage import Storage

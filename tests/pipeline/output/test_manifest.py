@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffseg import SegmenterSettings
+from pipeline.errors import RunRefused
 from pipeline.output.manifest import (
     Manifest,
     check_same_run,
@@ -16,7 +17,7 @@ from pipeline.output.manifest import (
     versions,
     write_manifest,
 )
-from pipeline.settings import LabelSettings, RunRefused, WorkerSettings
+from pipeline.settings import LabelSettings, WorkerSettings
 from pipeline.storage import Storage
 
 RESOLVED = {"tau": [0.3, 0.3, 0.3], "timestep": 300, "resolution": 256}

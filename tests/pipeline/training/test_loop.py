@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diffseg.method.decide import decide
-from diffseg.tiny.recipe.optim import descend, optimiser_of, set_lr
+from diffseg.optim import descend, optimiser_of, set_lr
 from pipeline.storage import SourceError, Storage
 from pipeline.training.curves import draw_curves
 from pipeline.training.network import SegmentationNetwork
