@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_lines import ROOT, block_commands
-from doc_pages import Page, anchors, problems, read_page
+from doc_checks import problems
+from doc_pages import Page, anchors, read_page
 from labelled_runs import write_run
 
 DOCS = sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))
@@ -137,8 +138,8 @@ def test_what_holds_is_accepted() -> None:
 [here](#title-of-ab-with-signs) [page](style.md#docstrings) [code](../tests/doc_pages.py) [site](https://example.org/x#y)
 
 `pipeline/label.py`, `tests/docs/`, `tests/docs/test_docs.py::test_what_holds_is_accepted`, `pipeline/test_label.py`,
-`pipeline.label.label_shard`, `diffseg.json`, `diffseg label`, `diffseg label … --retry-failed`, `diffseg COMMAND --help`,
-`diffseg bench --parts whole`, `diffseg evaluate --classes`, `make proof NAME=…`
+`pipeline.label.label_shard`, `diffseg.json`, `diffseg label`, `diffseg label … --retry-failed`,
+`diffseg COMMAND --help`, `diffseg bench --parts whole`, `diffseg evaluate --classes`, `make proof NAME=…`
 
 ```
 diffseg label s3://in s3://out --model tiny    # a comment
