@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,22 @@ LONGEST = (
     "test_fuzz.py",
 )
 """Files that are begun first, so that none of them is what one process is left with at the end."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --must-run, with which continuous integration notices tests that were skipped for lack of a program."""
+    parser.addoption("--must-run", action="append", default=[], metavar="MARKER", help="fail if such a test is skipped")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn the skip of a test that must run into a failure."""
+    report = yield
+    required = [marker for marker in item.config.getoption("--must-run") if item.get_closest_marker(marker)]
+    if report.skipped and required and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} must run (--must-run {required[0]}), and was skipped: {report.longrepr}"
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

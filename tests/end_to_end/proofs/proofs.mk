@@ -1,0 +1,56 @@
+# The long proofs, started by `make proof NAME=…` from the root of the repository. docs/proofs.md says what each one shows.
+.PHONY: list ablation affinity chaos cluster full-size metrics outage photographs read-speed reliability scale soak suite training tune-baselines weights
+
+PROOFS := tests/end_to_end/proofs
+PYTEST := $(BIN)/python -m pytest -s
+
+list: # Show this list
+	@awk -F ':.*# ' '/^[a-z-]+:.*# / {printf "  make proof NAME=%-16s %s\n", $$1, $$2}' $(PROOFS)/proofs.mk
+
+ablation: # The worth of each setting of the embedded model (half an hour; resumes)
+	$(BIN)/python -m diffseg.tiny.evaluation.ablation $(SAMPLES)
+
+affinity: # Labels of held-out scenes with and without learned affinity and random walks (resumes)
+	$(BIN)/python $(PROOFS)/affinity_proof.py --folder affinity-proof $(ARGS)
+
+chaos: # 25 runs with random kills end in the same files as an undisturbed run (half an hour; resumes)
+	$(BIN)/python $(PROOFS)/chaos.py --rounds 25 --seed 0 --folder chaos $(ARGS)
+
+cluster: # Jobs and nodes that are killed, drained and added, and Ray's autoscaler from 0 to 3 nodes and back
+	$(PYTEST) -m cluster tests/end_to_end $(ARGS)
+
+full-size: # One image through all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
+	$(PYTEST) -m full_size tests/end_to_end/test_full_size.py $(ARGS)
+
+metrics: # Every panel of the Grafana dashboard has data in a real Prometheus
+	$(PYTEST) --must-run metrics tests/end_to_end/test_observed.py $(ARGS)
+
+outage: # A run waits for a store that is away for a minute
+	$(PYTEST) -m outage tests/end_to_end/test_stores.py $(ARGS)
+
+photographs: # Identical masks from tars, Parquet and folders with 0 to 2 actors, over ../shared/data
+	$(PYTEST) -m photographs tests/end_to_end/test_sources.py --timeout 3600 $(ARGS)
+
+read-speed: # LabelDataset beside plain webdataset on the same files
+	$(BIN)/python $(PROOFS)/read_speed.py $(ARGS)
+
+reliability: # The confidence of segments against their IoU: a table and a plot
+	$(BIN)/python -m diffseg.tiny.evaluation.reliability $(SAMPLES)
+
+scale: # The driver's costs with 20,000 shards on 100 sleeping actors, and of a resume over 20,000 records on S3
+	$(BIN)/python $(PROOFS)/scale.py --shards 20000 --actors 100 $(ARGS)
+
+soak: # An hour of labelling with flat memory, open files and threads
+	$(BIN)/python $(PROOFS)/soak.py --minutes 60 --folder soak $(ARGS)
+
+suite: # The whole test suite, five times by itself and three times beside two busy processes
+	$(BIN)/python $(PROOFS)/suite.py $(ARGS)
+
+training: # Networks trained on pseudo-labels, on the truth and on shuffled labels, five seeds each (resumes)
+	$(BIN)/python $(PROOFS)/train_proof.py --folder train-proof $(ARGS)
+
+tune-baselines: # The best settings of the baselines on validation scenes
+	$(BIN)/python -m diffseg.tiny.evaluation.tune_baselines
+
+weights: # 50 workers with 500 MB of weights in a store read one copy
+	$(PYTEST) -m weights tests/end_to_end/test_weights.py $(ARGS)
