@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jobs.common import OK, RunFolder, guarded, parsed, print_json, storage_options
-from pipeline.output.commit import read_commits
+from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
 from pipeline.output.source_images import find_images
 from pipeline.readers.samples import Shard
@@ -41,14 +41,13 @@ def _report(command: ReportCommand) -> int:
     if command.rows < 1:
         raise ValueError(f"--rows is {command.rows}; expected at least 1")
     out, manifest = command.open()
-    records = read_commits(out)
-    commits = {n: c for n, c in records.items() if c.state == "done" and c.fingerprint == manifest.fingerprint}
+    commits, failures = read_run_commits(out, manifest)
     sources, gone = _sources(command, manifest)
     report = Report(
         out=out,
         manifest=manifest,
         commits=commits,
-        failed={name: record.error for name, record in records.items() if record.state == "failed"},
+        failed={name: failure.error for name, failure in failures.items()},
         sources=sources,
         photographs_gone=gone,
         rows=command.rows,

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from diffseg.drawing.overlay import contact_sheet, overlay, segment_colours
 from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
-from pipeline.output.commit import read_commits
+from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
 from pipeline.output.reader import label_rows, segment_name
 from pipeline.output.rows import SCHEMA, decode_mask
@@ -43,7 +43,7 @@ class ShowCommand(RunFolder):
 
 def _show(command: ShowCommand) -> int:
     out, manifest = command.open()
-    row = _row(out, command.key)
+    row = _row(out, manifest, command.key)
     mask = row.pop("mask")
     drawn = mask is not None
     if drawn:
@@ -62,10 +62,10 @@ def _show(command: ShowCommand) -> int:
     return OK if drawn else SOME_FAILED
 
 
-def _row(out: Storage, key: str) -> dict[str, Any]:
+def _row(out: Storage, manifest: Manifest, key: str) -> dict[str, Any]:
     """The row of a key. Raises SourceError, naming keys that are like it, where there is none."""
     seen: list[str] = []
-    for shard, index, found in _keys(out):
+    for shard, index, found in _keys(out, manifest):
         if found == key:
             (row,) = (row for row in label_rows(out, shard, SCHEMA.names) if row["index"] == index)
             return row
@@ -76,10 +76,9 @@ def _row(out: Storage, key: str) -> dict[str, Any]:
     )
 
 
-def _keys(out: Storage) -> Iterator[tuple[str, int, str]]:
-    for name, commit in sorted(read_commits(out).items()):
-        if commit.state == "done":
-            yield from ((name, row["index"], row["key"]) for row in label_rows(out, name, ("index", "key")))
+def _keys(out: Storage, manifest: Manifest) -> Iterator[tuple[str, int, str]]:
+    for shard in sorted(read_run_commits(out, manifest).done):
+        yield from ((shard, row["index"], row["key"]) for row in label_rows(out, shard, ("index", "key")))
 
 
 def _image(manifest: Manifest, store: Storage, row: dict[str, Any], images: str | None) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from jobs.common import OK, SOME_FAILED, RunFolder, counts_table, guarded, parsed, print_json
 from pipeline.executor.progress_file import ProgressReport, read_progress
-from pipeline.output.commit import read_commits, totals
+from pipeline.output.commit import read_run_commits, totals
 
 LONGEST = 10
 """Of the shards in hand, how many are shown; --json has them all."""
@@ -23,9 +23,8 @@ def _status(command: RunFolder) -> int:
     heard = read_progress(out)
     if heard is not None and not command.json:  # first, as reading many records takes its time
         _print_heard(console, heard)
-    commits = read_commits(out)
-    done = {name: c for name, c in commits.items() if c.state == "done" and c.fingerprint == manifest.fingerprint}
-    failed = {name: c.error for name, c in commits.items() if c.state == "failed"}
+    done, failures = read_run_commits(out, manifest)
+    failed = {name: failure.error for name, failure in failures.items()}
     counts, seconds = totals(done.values())
     missing = max(0, manifest.shards - len(done) - len(failed))
     facts = {

@@ -37,6 +37,7 @@ from diffseg.model.layout import (
     resolve,
     with_digest,
 )
+from pipeline.digest import short_digest
 from pipeline.readers.find import split_url
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage, StoreUnavailable, redact
@@ -114,7 +115,7 @@ def _located(name: str, revision: str | None, source: Storage, needed: tuple[str
         return resolve(local_path(name), revision, needed)
     store, root = source.at(name), cache_folder()
     place = re.sub(r"[^\w-]", "_", store.url.rpartition("/")[2])[:50]
-    digest = hashlib.sha256("\0".join((store.url, *needed)).encode()).hexdigest()[:16]
+    digest = short_digest("\0".join((store.url, *needed)))
     copies = _Copies(store=store, needed=needed, folder=root / f"{place}-{digest}")
     try:
         return copies.latest() if is_offline_mode() else copies.current()
@@ -152,7 +153,7 @@ class _Copies:
             except StoreUnavailable as error:
                 log.warning("%s; a copy of earlier is used if there is one", error)
                 return self.latest(error)
-            copy = self.folder / hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:16]
+            copy = self.folder / short_digest(json.dumps(versions, sort_keys=True))
             if _record(copy) is None:
                 self._fetch(copy, versions)
             if (record := _record(copy)) is None:

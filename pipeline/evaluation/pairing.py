@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pipeline.evaluation.ground_truth import Truth
-from pipeline.output.commit import read_commits
+from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
 from pipeline.output.reader import label_rows
 from pipeline.storage import SourceError, Storage
@@ -50,8 +50,7 @@ class Pairing:
 
 def read_rows(out: Storage, manifest: Manifest) -> Rows:
     """Keys and statuses of all committed rows. Raises SourceError where there are none."""
-    commits = read_commits(out).values()
-    done = sorted(c.shard for c in commits if c.state == "done" and c.fingerprint == manifest.fingerprint)
+    done = sorted(read_run_commits(out, manifest).done)
     if not done:
         raise SourceError(f"{out.redacted}: no shard of this run is done, so there is nothing to score")
     ok: dict[RowPlace, str] = {}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pipeline.digest import short_digest
 from pipeline.readers.samples import IMAGE_EXTENSIONS
 
 _MAX_NAME = 150
@@ -52,4 +53,4 @@ def repeated(hashes: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_digest(text)

@@ -20,7 +20,7 @@ from pipeline.exports import coco, cvat, huggingface, labelstudio, voc
 from pipeline.exports.assemble import Fragments, Lines
 from pipeline.exports.items import PROBLEMS_SHOWN, UNNAMED, Export, Item, Part, Tally, read_items
 from pipeline.exports.names import name_hash, repeated
-from pipeline.output.commit import read_commits
+from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
 from pipeline.output.reader import is_uncertain, label_rows
 from pipeline.readers.samples import Shard
@@ -67,8 +67,7 @@ class Survey:
 
 def done_shards(out: Storage, manifest: Manifest) -> dict[str, int]:
     """Rows by label shard, in order of their names. Raises SourceError where there is none."""
-    commits = read_commits(out).values()
-    rows = {c.shard: c.rows for c in commits if c.state == "done" and c.fingerprint == manifest.fingerprint}
+    rows = {shard: commit.rows for shard, commit in read_run_commits(out, manifest).done.items()}
     if not rows:
         raise SourceError(f"{out.redacted}: no shard of this run is done, so there is nothing to export")
     return dict(sorted(rows.items()))

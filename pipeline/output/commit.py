@@ -8,14 +8,15 @@ folder of its own.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from pipeline.digest import short_digest
+from pipeline.output.manifest import Manifest
 from pipeline.storage import Storage
 
 FOLDER = "commits"
@@ -78,7 +79,7 @@ class CommitName:
 
 def tag_of(fingerprint: str, inputs: str) -> str:
     """16 hexadecimal digits of the settings of a run and of what a shard was made of."""
-    return hashlib.sha256(f"{fingerprint} {inputs}".encode()).hexdigest()[:16]
+    return short_digest(f"{fingerprint} {inputs}")
 
 
 def failure_path(shard: str) -> str:
@@ -111,6 +112,27 @@ def read_commits(out: Storage) -> dict[str, Commit]:
     paths = [path for folder in (FAILURES, FOLDER) for path, _ in out.files(folder)]
     records = sorted(read_records(out, paths).values(), key=lambda record: (record.state == "done", record.finished))
     return {record.shard: record for record in records}
+
+
+class RunCommits(NamedTuple):
+    """The records of a run by shard name."""
+
+    done: dict[str, Commit]
+    failed: dict[str, Commit]
+
+
+def read_run_commits(out: Storage, manifest: Manifest) -> RunCommits:
+    """Read the records of OUT and return those that count for the run of `manifest`.
+
+    A record that was made with other settings (another fingerprint) is not a done shard of this run, and a shard that
+    failed after all its attempts is not done either.
+    """
+    commits = read_commits(out)
+    fingerprint = manifest.fingerprint
+    return RunCommits(
+        done={name: c for name, c in commits.items() if c.state == "done" and c.fingerprint == fingerprint},
+        failed={name: c for name, c in commits.items() if c.state == "failed"},
+    )
 
 
 def _parsed(data: bytes | None) -> Commit | None:

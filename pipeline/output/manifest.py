@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pipeline.digest import short_digest
 from pipeline.errors import RunRefused
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
@@ -43,7 +43,7 @@ def fingerprint_of(settings: LabelSettings, model_sha256: str, resolved: Mapping
     """16 hexadecimal digits of the settings that determine the labels; where the model lies does not count."""
     places = {"model": model_sha256, "revision": None, "vae": None, "clip": None, "affinity": None}
     plain = dataclasses.asdict(settings) | places | {"resolved": dict(resolved)}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return short_digest(json.dumps(plain, sort_keys=True))
 
 
 def versions() -> dict[str, str]:

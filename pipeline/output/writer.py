@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.digest import file_sha256
 from pipeline.output.rows import SCHEMA, Row
 from pipeline.settings import Format
 from pipeline.storage import Storage
@@ -101,7 +101,7 @@ class LabelShardWriter:
         files = {}
         for name, path in output_paths(self._shard, self._formats).items():
             local = self._local(name)
-            files[path] = {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
+            files[path] = {"bytes": local.stat().st_size, "sha256": file_sha256(local)}
             out.write_file(path, local)
         return files
 
@@ -115,12 +115,3 @@ class LabelShardWriter:
         if self._tar is not None:
             self._tar.close()
         self._folder.remove()
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a local file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

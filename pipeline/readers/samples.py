@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.digest import short_digest
 from pipeline.storage import redact
 
 STATUSES: tuple[str, ...] = (
@@ -72,7 +73,7 @@ class Shard:
 
     def digest(self) -> str:
         """16 hexadecimal digits of what the shard is made of: its files where it is a group of them, else its name."""
-        return hashlib.sha256("\n".join(self.files or (self.name,)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return short_digest("\n".join(self.files or (self.name,)).encode("utf-8", "surrogateescape"))
 
     def __repr__(self) -> str:
         return f"Shard(name={self.name!r}, kind={self.kind!r}, url={redact(self.url)!r}, {len(self.files)} files)"

@@ -6,11 +6,11 @@ open while another is written goes on with what he has.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 
+from pipeline.digest import short_digest
 from pipeline.executor.parallel import spread
 from pipeline.output.commit import Commit
 from pipeline.output.manifest import Manifest
@@ -95,4 +95,4 @@ def _digest(report: Report) -> str:
     """16 hexadecimal digits of what the page shows."""
     records = [f"{commit.path} {commit.finished}" for _, commit in sorted(report.commits.items())]
     shown = [report.manifest.fingerprint, str(report.rows), report.photographs_gone, *sorted(report.sources), *records]
-    return hashlib.sha256("\n".join(shown).encode()).hexdigest()[:16]
+    return short_digest("\n".join(shown))

@@ -10,7 +10,6 @@ those that are missing. From them the state is learned in one go, always the sam
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -21,7 +20,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pipeline.output.commit import read_commits
+from pipeline.digest import short_digest
+from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
@@ -181,8 +181,8 @@ def labels_of(row: Mapping[str, Any], confidence: float) -> np.ndarray:
 
 def plan_parts(job: FitJob, manifest: Manifest, sources: Mapping[str, Shard]) -> list[Part]:
     """Label shards in a drawn order, as many as have the images that are asked for. Raises SourceError without any."""
-    commits = read_commits(job.out).values()
-    done = {c.shard: c.counts.get("ok", 0) for c in commits if c.fingerprint == manifest.fingerprint}
+    commits = read_run_commits(job.out, manifest).done
+    done = {shard: commit.counts.get("ok", 0) for shard, commit in commits.items()}
     names = sorted(name for name, ok in done.items() if ok and name in sources)
     parts: list[Part] = []
     first = 0
@@ -239,7 +239,7 @@ def read_report(state: Storage, name: str) -> FitReport | None:
 def fingerprint_of(settings: FitSettings, manifest: Manifest) -> str:
     """16 hexadecimal digits of the run and of what is to be learned from it."""
     told = json.dumps([asdict(settings), manifest.fingerprint, manifest.shards], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    return short_digest(told)
 
 
 def _observed(job: FitJob, parts: Sequence[Part], run: RunSettings, workers: int) -> Iterator[str]:

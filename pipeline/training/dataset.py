@@ -19,8 +19,8 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from diffseg.images.decode import decode_image
-from pipeline.output.commit import read_commits
-from pipeline.output.manifest import read_manifest
+from pipeline.output.commit import read_run_commits
+from pipeline.output.manifest import Manifest, read_manifest
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
 from pipeline.output.source_images import find_images, read_samples
@@ -138,19 +138,18 @@ class LabelDataset(IterableDataset):
             raise SourceError(f"{self._out.redacted}: its segments have no names, so there are no classes to train on")
         self._image_field = manifest.settings["image_field"]
         self._sources = find_images(manifest, self._out, images)
-        self._index = self._read_index(manifest.fingerprint)
+        self._index = self._read_index(manifest)
         if len(self) == 0:
             raise SourceError(f"{self._out.redacted}: no row is left for {self.world_size} ranks, by {rows}")
 
-    def _read_index(self, fingerprint: str) -> dict[str, np.ndarray]:
+    def _read_index(self, manifest: Manifest) -> dict[str, np.ndarray]:
         """The accepted rows' numbers, int32, by label shard."""
-        done = (c.shard for c in read_commits(self._out).values() if c.state == "done" and c.fingerprint == fingerprint)
         columns = ("index", "status", "confidence", "n_segments")
         index = {
             shard: np.array(
                 [row["index"] for row in label_rows(self._out, shard, columns) if self._rows.accepts(row)], np.int32
             )
-            for shard in sorted(done)
+            for shard in sorted(read_run_commits(self._out, manifest).done)
         }
         missing = [shard for shard, rows in index.items() if len(rows) and shard not in self._sources]
         if missing:

@@ -17,7 +17,7 @@ from diffseg.model.text import Prompt
 from diffseg.pending import Launched
 from pipeline.errors import RunRefused
 from pipeline.label import label_shard
-from pipeline.output.commit import read_commits
+from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest, read_manifest, versions, write_manifest
 from pipeline.readers.find import find_shards
 from pipeline.settings import LabelSettings
@@ -78,7 +78,7 @@ def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[in
             f"{out.redacted}: holds labels of another network or of other images; delete it or name another"
         )
     write_manifest(out, manifest)
-    done = {name for name, commit in read_commits(out).items() if commit.state == "done"}
+    done = read_run_commits(out, manifest).done
     segmenter: Any = NetworkSegmenter(network, config)
     for number, shard in enumerate(shards, start=1):
         if shard.name not in done:

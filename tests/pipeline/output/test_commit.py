@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.output.commit import Commit, CommitName, parse_name, read_commits, tag_of, totals, write_commit
+from pipeline.output.commit import (
+    Commit,
+    CommitName,
+    parse_name,
+    read_commits,
+    read_run_commits,
+    tag_of,
+    totals,
+    write_commit,
+)
+from pipeline.output.manifest import Manifest
 from pipeline.output.rows import Row, encode_mask
 from pipeline.output.writer import LabelShardWriter
 from pipeline.storage import Storage
@@ -65,3 +76,14 @@ def test_a_failure_gives_way_to_a_record_of_the_done_shard(tmp_path: Path) -> No
     write_commit(out, done)
     assert read_commits(out) == {"s": done}
     assert not done.has_passing()
+
+
+def test_only_done_shards_with_the_fingerprint_of_the_run_count(tmp_path: Path) -> None:
+    out = Storage(url=str(tmp_path))
+    manifest = Manifest(source="in", settings={}, model_sha256="m", resolved={}, environment={}, fingerprint="f")
+    done = commit(out, "done")
+    other = dataclasses.replace(commit(out, "other-settings"), fingerprint="another")
+    failure = Commit(shard="failed", state="failed", fingerprint="f", attempt=3, error="damaged", rows=2)
+    for record in (done, other, failure):
+        write_commit(out, record)
+    assert read_run_commits(out, manifest) == ({"done": done}, {"failed": failure})
