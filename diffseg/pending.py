@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from diffseg.images.canvas import Canvas
+from diffseg.images.canvas import ModelInput
 from diffseg.method.absorb import absorb
-from diffseg.method.decide import Decision, finish
+from diffseg.method.decide import Decision, to_segmentation
 from diffseg.segmentation import Segmentation
 
 
@@ -22,25 +22,27 @@ class NonFiniteError(ValueError):
 class Launched:
     """A batch that was sent through the model. The device may still be at work on it."""
 
-    canvases: Sequence[Canvas]
+    canvases: Sequence[ModelInput]
     decisions: Sequence[Decision]
     finite: torch.Tensor
     min_area: float = 0.0
 
     def results(self) -> list[Segmentation | NonFiniteError]:
         """One transfer from the device for the whole batch, which waits for it."""
-        fields = [[d.figures, d.labels] + ([] if d.margins is None else [d.margins]) for d in self.decisions]
+        fields = [[d.stats, d.labels] + ([] if d.margins is None else [d.margins]) for d in self.decisions]
         finite, *arrays = _transferred([self.finite, *(part for parts in fields for part in parts)])
         found: list[Segmentation | NonFiniteError] = []
         for canvas, whole, parts in zip(self.canvases, finite, fields, strict=False):
-            (figures, labels, *margins), arrays = arrays[: len(parts)], arrays[len(parts) :]
+            (stats, labels, *margins), arrays = arrays[: len(parts)], arrays[len(parts) :]
             if not whole:
                 found.append(NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16"))
                 continue
             if margins:
-                labels, figures = absorb(labels, figures, margins[0], self.min_area)
+                labels, stats = absorb(labels, stats, margins[0], self.min_area)
             names = canvas.prompt.names if canvas.prompt else ()
-            found.append(finish(labels=labels, figures=figures, size=canvas.size, region=canvas.region, names=names))
+            found.append(
+                to_segmentation(labels=labels, stats=stats, size=canvas.size, region=canvas.region, names=names)
+            )
         return found
 
 

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffseg.affinity.affinity import Learned, check_state, reading
+from diffseg.affinity.affinity import Affinity, check_state, record_affinity
 from diffseg.affinity.state import AffinityState, read_state
 from diffseg.attention.crops import look_through_windows
 from diffseg.attention.maps import CrossAttention, SelfAttention
 from diffseg.devices import to_device
-from diffseg.images.canvas import Canvas, fit_image
+from diffseg.images.canvas import ModelInput, fit_image
 from diffseg.images.decode import decode_image
 from diffseg.method.decide import Decision, decide_on_device
-from diffseg.method.proposals import aggregated_of
+from diffseg.method.proposals import aggregate_attention
 from diffseg.method.stages import Scores, Signals, stages_of, with_name_scores
 from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
@@ -47,7 +47,7 @@ class Looked(NamedTuple):
     own: SelfAttention
     cross: CrossAttention | None = None
     clip: torch.Tensor | None = None
-    learned: Learned | None = None
+    learned: Affinity | None = None
 
     def of_images(self, start: int, stop: int) -> Looked:
         """A part of the batch."""
@@ -166,7 +166,7 @@ class Segmenter:
                 results.append(result)
         return results[0] if single else results
 
-    def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> Canvas:
+    def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> ModelInput:
         """The model's square of a uint8 [H, W, 3] image, and what is said of it; safe to call from several threads."""
         canvas, *detailed = (
             fit_image(image, side, self.settings.fit, antialias=self.settings.antialias)
@@ -174,7 +174,7 @@ class Segmenter:
         )
         return dataclasses.replace(canvas, detail=detailed[0].pixels if detailed else None, prompt=prompt)
 
-    def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> Launched:
+    def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> Launched:
         """Send up to `batch_size` prepared images through the model; `results()` of what is returned are their labels.
 
         On a GPU this does not wait for the device, so that the next batch can be sent before the results of this one
@@ -184,7 +184,7 @@ class Segmenter:
         return self.from_attention(self.attention_of(canvases, step), canvases, step, overwrite=True)
 
     @torch.inference_mode()
-    def attention_of(self, canvases: Sequence[Canvas], step: Step = no_step) -> Looked:
+    def attention_of(self, canvases: Sequence[ModelInput], step: Step = no_step) -> Looked:
         """What the model looks at in up to `batch_size` prepared images, with short batches padded."""
         if not 0 < len(canvases) <= self.batch_size:
             raise ValueError(f"{len(canvases)} images: expected 1 to {self.batch_size}")
@@ -206,14 +206,14 @@ class Segmenter:
         )
         return looked._replace(own=own)
 
-    def _names(self, canvases: Sequence[Canvas]) -> list[tuple[str, ...]]:
+    def _names(self, canvases: Sequence[ModelInput]) -> list[tuple[str, ...]]:
         """The names of each image. Raises ValueError where one has not even an empty list of them."""
         prompts = [canvas.prompt for canvas in canvases if canvas.prompt is not None]
         if len(prompts) < len(canvases):
             raise ValueError(f"method {','.join(self.method)} names segments: it needs names for each image")
         return [prompt.names for prompt in prompts]
 
-    def _prompts(self, canvases: Sequence[Canvas]) -> list[list[Prompt]] | None:
+    def _prompts(self, canvases: Sequence[ModelInput]) -> list[list[Prompt]] | None:
         """What the model is told of each image, in as many parts as the names of one need; None: nothing."""
         if "cross" not in self.needs:
             return None
@@ -224,7 +224,7 @@ class Segmenter:
 
     def _look(self, pixels: torch.Tensor, prompts: list[list[Prompt]] | None, step: Step) -> Looked:
         def look(pixels: torch.Tensor) -> Looked:
-            with reading(self.affinity, self.backbone.checkpoint.unet) as learned:
+            with record_affinity(self.affinity, self.backbone.checkpoint.unet) as learned:
                 if prompts is None:
                     own, cross = self.backbone.self_attention(pixels, self.timestep, step), None
                 else:
@@ -241,7 +241,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def from_attention(
-        self, looked: Looked, canvases: Sequence[Canvas], step: Step = no_step, *, overwrite: bool = False
+        self, looked: Looked, canvases: Sequence[ModelInput], step: Step = no_step, *, overwrite: bool = False
     ) -> Launched:
         """The rest of `launch`, after `attention_of`. overwrite: whether what was looked at may be lost."""
         # On a CPU each image has as many proposals as it needs; on a device all have the same shape.
@@ -263,9 +263,9 @@ class Segmenter:
             canvases=canvases, decisions=decisions, finite=torch.cat(finite), min_area=self.settings.min_area
         )
 
-    def _signals(self, looked: Looked, canvases: Sequence[Canvas], step: Step, *, overwrite: bool) -> Signals:
+    def _signals(self, looked: Looked, canvases: Sequence[ModelInput], step: Step, *, overwrite: bool) -> Signals:
         with step("aggregate"):
-            attention, grid, finite = aggregated_of(looked.own, self.settings, overwrite=overwrite)
+            attention, grid, finite = aggregate_attention(looked.own, self.settings, overwrite=overwrite)
         padded = [*canvases, *[canvases[-1]] * (len(attention) - len(canvases))]
         counts = [len(canvas.prompt.names) if canvas.prompt else 0 for canvas in padded]
         return Signals(
@@ -281,15 +281,15 @@ class Segmenter:
             else to_device(torch.tensor(counts), attention.device),
         )
 
-    def _decide(self, scores: Scores, canvases: Sequence[Canvas], step: Step) -> list[Decision]:
+    def _decide(self, scores: Scores, canvases: Sequence[ModelInput], step: Step) -> list[Decision]:
         decisions = []
         with step("decide"):
             for image, canvas in enumerate(canvases):
                 maps = scores.maps[image]
-                content = canvas.content_in((maps.shape[1], maps.shape[2]))
-                decision = decide_on_device(maps, canvas.shown, content, keep_margins=self.settings.min_area > 0)
+                content = canvas.content_on_grid((maps.shape[1], maps.shape[2]))
+                decision = decide_on_device(maps, canvas.region_size, content, keep_margins=self.settings.min_area > 0)
                 if scores.names is not None and scores.name_scores is not None:
-                    decision = decision.named(scores.names[image], scores.name_scores[image])
+                    decision = decision.with_names(scores.names[image], scores.name_scores[image])
                 decisions.append(decision)
         return decisions
 

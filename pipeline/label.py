@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from diffseg import ImageError, Segmentation, Segmenter
-from diffseg.images.canvas import Canvas
+from diffseg.images.canvas import ModelInput
 from diffseg.images.decode import decode_image
 from diffseg.model.text import Prompt
 from diffseg.pending import Launched
@@ -26,7 +26,8 @@ from pipeline.output.rows import Row, failed_row, labelled_row
 from pipeline.output.writer import LabelShardWriter
 from pipeline.prefetch import draw_ahead, map_ahead
 from pipeline.readers.names import NameReader, NamesError
-from pipeline.readers.read import Sample, Shard, read_shard
+from pipeline.readers.read import read_shard
+from pipeline.readers.samples import Sample, Shard
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 from pipeline.timing import StepTimer
@@ -34,10 +35,10 @@ from pipeline.timing import StepTimer
 DECODERS, ENCODERS = 2, 2
 """Threads that decode images ahead of the model, and encode masks behind it."""
 
-Prepare = Callable[[np.ndarray, Prompt | None], Canvas]
+Prepare = Callable[[np.ndarray, Prompt | None], ModelInput]
 """Pixels, uint8 [H, W, 3], and what is said of them, to the model's square."""
 
-Decoded = tuple[Sample, Canvas | None, Row | None]
+Decoded = tuple[Sample, ModelInput | None, Row | None]
 """A sample with either its image as the model takes it or the row that says why there is none."""
 
 Outcome = tuple[Sample, Segmentation | Row]

@@ -1,4 +1,4 @@
-"""Learned affinity in a pass of the model: read from a file, found beside what is recorded, and given to the stages."""
+"""Affinity affinity in a pass of the model: read from a file, found beside what is recorded, and given to the stages."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from diffusers import UNet2DConditionModel
 
 from diffseg.affinity.features import FeatureAffinity
 from diffseg.affinity.heads import HeadAffinity
-from diffseg.affinity.state import AffinityError, AffinityState, visited
+from diffseg.affinity.state import AffinityError, AffinityState, hook_self_attention
 from diffseg.attention.aggregate import upsample
 from diffseg.attention.maps import Grid
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Learned:
+class Affinity:
     """The affinity of a batch. grid: (h, w) of its positions.
 
-    between_all: of heads: float32 [B, P, P], symmetric, in (0, 1). between_near: of features: by offset, see
+    dense: of heads: float32 [B, P, P], symmetric, in (0, 1). local: of features: by offset, see
     `neighbour_affinity`. The other one is None.
     """
 
     grid: Grid
-    between_all: torch.Tensor | None = None
-    between_near: Mapping[Grid, torch.Tensor] | None = None
+    dense: torch.Tensor | None = None
+    local: Mapping[Grid, torch.Tensor] | None = None
 
-    def of_images(self, start: int, stop: int) -> Learned:
+    def of_images(self, start: int, stop: int) -> Affinity:
         """The affinity of some images of the batch."""
-        whole, near = self.between_all, self.between_near
-        return Learned(
+        whole, near = self.dense, self.local
+        return Affinity(
             grid=self.grid,
-            between_all=None if whole is None else whole[start:stop],
-            between_near=None if near is None else {offset: maps[start:stop] for offset, maps in near.items()},
+            dense=None if whole is None else whole[start:stop],
+            local=None if near is None else {offset: maps[start:stop] for offset, maps in near.items()},
         )
 
 
@@ -53,19 +53,19 @@ def check_state(state: AffinityState | None, model_sha256: str, method: Sequence
 
 
 @contextmanager
-def reading(state: AffinityState | None, unet: UNet2DConditionModel) -> Iterator[Callable[[], Learned | None]]:
+def record_affinity(state: AffinityState | None, unet: UNet2DConditionModel) -> Iterator[Callable[[], Affinity | None]]:
     """Within, a pass is run; what is yielded then gives the affinity in it."""
     if state is None:
         yield lambda: None
         return
     found = HeadAffinity(state) if state.kind == "heads" else FeatureAffinity(state)
 
-    def learned() -> Learned:
+    def learned() -> Affinity:
         if isinstance(found, HeadAffinity):
-            return Learned(grid=found.grid, between_all=found.affinity())
-        return Learned(grid=found.grid, between_near=found.affinity())
+            return Affinity(grid=found.grid, dense=found.affinity())
+        return Affinity(grid=found.grid, local=found.affinity())
 
-    with visited(unet, found):
+    with hook_self_attention(unet, found):
         yield learned
 
 

@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
 
-from diffseg.affinity.state import AffinityError, AffinityState, Observation, labels_on_grid, parsed_grid, visited
+from diffseg.affinity.state import (
+    AffinityError,
+    AffinityState,
+    Observation,
+    hook_self_attention,
+    labels_on_grid,
+    parsed_grid,
+)
 from diffseg.attention.aggregate import upsample
 from diffseg.attention.maps import Grid
 from diffseg.attention.neighbours import half_disc, windows
@@ -36,7 +43,7 @@ Features = Mapping[Grid, torch.Tensor]
 
 
 class FeatureReader:
-    """Keeps what the last self-attention layer of each resolution reads in a pass: visits layers (see `visited`)."""
+    """Keeps what the last self-attention layer of each resolution reads in a pass: visits layers (see `hook_self_attention`)."""
 
     def __init__(self) -> None:
         self.read: dict[int, torch.Tensor] = {}
@@ -101,7 +108,7 @@ def _sorts(
         yield "apart", weight, known & ~alike
 
 
-def pairs_of(affinity: Mapping[Grid, torch.Tensor], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_affinities(affinity: Mapping[Grid, torch.Tensor], labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """float [N] affinity of all known pairs, and bool [N], whether they are alike."""
     found = [(weight[chosen], name != "apart") for name, weight, chosen in _sorts(affinity, labels)]
     values = torch.cat([some for some, _ in found])
@@ -138,7 +145,7 @@ def fit_features(images: Sequence[tuple[Features, torch.Tensor]], device: str = 
     return {name: value.detach().cpu() for name, value in {**named, "bias": bias}.items()}
 
 
-def observe(
+def collect(
     backbone: Backbone, pixels: torch.Tensor, labels: np.ndarray, *, timestep: int, seed: int
 ) -> Observation | None:
     """What there is to learn from an image: `HxW` of each resolution, float16 [D, h·w], and `labels`, int32 [h, w].
@@ -147,7 +154,7 @@ def observe(
     is known.
     """
     reader = FeatureReader()
-    with visited(backbone.checkpoint.unet, reader):
+    with hook_self_attention(backbone.checkpoint.unet, reader):
         grids = list(backbone.self_attention(pixels, timestep).maps)
     finest = max(grids, key=lambda grid: grid[0] * grid[1])
     known = labels_on_grid(labels, finest)
@@ -157,18 +164,18 @@ def observe(
     return {name: maps.half().cpu() for name, maps in features.items()} | {"labels": torch.from_numpy(known)}
 
 
-def learn(observations: Sequence[Observation], device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+def fit(observations: Sequence[Observation], device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """The tensors and the layout of a state."""
     images = [(_features(each), each["labels"][None]) for each in observations]
     tensors = fit_features(images, device)
     return tensors, {name: tensors[name].shape[1] for name in tensors if name != "bias"}
 
 
-def tell(tensors: Mapping[str, torch.Tensor], observation: Observation) -> tuple[np.ndarray, np.ndarray]:
+def predict(tensors: Mapping[str, torch.Tensor], observation: Observation) -> tuple[np.ndarray, np.ndarray]:
     """float [N] affinity of the pairs of an image, and bool [N], whether they are alike."""
     features = {grid: maps.float() for grid, maps in _features(observation).items()}
     weights = {parsed_grid(name): value for name, value in tensors.items() if name != "bias"}
-    affinity, alike = pairs_of(
+    affinity, alike = pair_affinities(
         neighbour_affinity(embed(features, weights, tensors["bias"])), observation["labels"][None]
     )
     return affinity.numpy(), alike.numpy()
@@ -179,7 +186,7 @@ def _features(observation: Observation) -> Features:
 
 
 class FeatureAffinity:
-    """Affinity of neighbours in a batch, once its pass has run: visits layers (see `visited`)."""
+    """Affinity of neighbours in a batch, once its pass has run: visits layers (see `hook_self_attention`)."""
 
     def __init__(self, state: AffinityState) -> None:
         """Raises AffinityError where the state is of another kind."""

@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
 
-from diffseg.affinity.state import AffinityError, AffinityState, Observation, labels_on_grid, parsed_grid, visited
+from diffseg.affinity.state import (
+    AffinityError,
+    AffinityState,
+    Observation,
+    hook_self_attention,
+    labels_on_grid,
+    parsed_grid,
+)
 from diffseg.attention.maps import Grid
 from diffseg.model.backbone import PIXELS_PER_LATENT, Backbone
 
@@ -36,7 +43,7 @@ Heads = Callable[[int, torch.Tensor], None]
 
 
 class HeadReader:
-    """Visits layers (see `visited`), and gives the self-attention of each head of one resolution to `take`.
+    """Visits layers (see `hook_self_attention`), and gives the self-attention of each head of one resolution to `take`.
 
     A head at a time is in memory. Of several passes, each told of other names, the first counts. Probabilities are
     float32 whatever the weights are.
@@ -89,7 +96,7 @@ def half_square(radius: int) -> list[Grid]:
     return [(y, x) for y in range(radius + 1) for x in reach if (y, x) > (0, 0)]
 
 
-def of_pairs(attention: torch.Tensor, first: np.ndarray, second: np.ndarray) -> torch.Tensor:
+def pair_attention(attention: torch.Tensor, first: np.ndarray, second: np.ndarray) -> torch.Tensor:
     """float32 [N]: a head's (A + Aᵀ) / 2 between positions of float32 [P, P], 1 where all is seen alike."""
     one, other = (torch.from_numpy(each).to(attention.device) for each in (first, second))
     return (attention[one, other] + attention[other, one]) * (len(attention) / 2)
@@ -111,7 +118,7 @@ def pair_loss(affinity: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
 def fit_heads(channels: torch.Tensor, alike: torch.Tensor) -> dict[str, torch.Tensor]:
     """The weights of heads, float32 [C], and a bias [1], that tell pairs apart; always the same for the same pairs.
 
-    channels: float [N, C] of `of_pairs`. alike: int [N], see `pair_loss`.
+    channels: float [N, C] of `pair_attention`. alike: int [N], see `pair_loss`.
     """
     inputs = channels.double()
     weight = torch.zeros(channels.shape[1], dtype=torch.float64, requires_grad=True)
@@ -128,7 +135,7 @@ def fit_heads(channels: torch.Tensor, alike: torch.Tensor) -> dict[str, torch.Te
     return {"weight": weight.detach().float(), "bias": bias.detach().float()}
 
 
-def observe(
+def collect(
     backbone: Backbone, pixels: torch.Tensor, labels: np.ndarray, *, timestep: int, seed: int
 ) -> Observation | None:
     """What there is to learn from an image: `HxW` of the resolution, float32 [N, C], and `alike`, uint8 [N].
@@ -141,8 +148,8 @@ def observe(
     if not len(first):
         return None
     channels: list[torch.Tensor] = []
-    reader = HeadReader(grid[0] * grid[1], lambda _, maps: channels.append(of_pairs(maps[0], first, second)))
-    with visited(backbone.checkpoint.unet, reader):
+    reader = HeadReader(grid[0] * grid[1], lambda _, maps: channels.append(pair_attention(maps[0], first, second)))
+    with hook_self_attention(backbone.checkpoint.unet, reader):
         backbone.self_attention(pixels, timestep)
     if not channels:
         raise AffinityError(f"{backbone.checkpoint.name} has no self-attention at {grid[0]} x {grid[1]} tokens")
@@ -152,14 +159,14 @@ def observe(
     }
 
 
-def learn(observations: Sequence[Observation], device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+def fit(observations: Sequence[Observation], device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """The tensors and the layout of a state. It is learned on the CPU: there is little to it."""
     name = next(name for name in observations[0] if name != "alike")
     channels, alike = (torch.cat([each[part] for each in observations]) for part in (name, "alike"))
     return fit_heads(channels, alike.to(torch.int8)), {name: channels.shape[1]}
 
 
-def tell(tensors: Mapping[str, torch.Tensor], observation: Observation) -> tuple[np.ndarray, np.ndarray]:
+def predict(tensors: Mapping[str, torch.Tensor], observation: Observation) -> tuple[np.ndarray, np.ndarray]:
     """float [N] affinity of the pairs of an image, and bool [N], whether they are alike."""
     name = next(name for name in observation if name != "alike")
     affinity = observation[name] @ tensors["weight"] + tensors["bias"]
@@ -174,7 +181,7 @@ def _grid_of(pixels: torch.Tensor) -> Grid:
 
 
 class HeadAffinity:
-    """Affinity of a batch, summed while its pass runs: visits layers (see `visited`)."""
+    """Affinity of a batch, summed while its pass runs: visits layers (see `hook_self_attention`)."""
 
     def __init__(self, state: AffinityState) -> None:
         """Raises AffinityError where the state is of another kind."""

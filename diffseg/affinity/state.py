@@ -106,7 +106,7 @@ def parsed_grid(name: str) -> Grid:
 
 
 @contextmanager
-def visited(unet: UNet2DConditionModel, visit: Visit) -> Iterator[None]:
+def hook_self_attention(unet: UNet2DConditionModel, visit: Visit) -> Iterator[None]:
     """Within, every pass shows what its self-attention layers read, each before it runs."""
     seen = 0
 

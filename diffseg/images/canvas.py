@@ -21,7 +21,7 @@ PAD = 127
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Canvas:
+class ModelInput:
     """pixels: float32 [3, S, S] in [−1, 1]. content: where the image lies in it, as a share of S, 0 to 1.
 
     region: the pixels of the image (rows and columns) that content shows; the others were cropped away. size: (H, W) of
@@ -37,11 +37,11 @@ class Canvas:
     prompt: Prompt | None = None
 
     @property
-    def shown(self) -> tuple[int, int]:
+    def region_size(self) -> tuple[int, int]:
         """Height and width of the region in pixels."""
         return int(self.region.bottom - self.region.top), int(self.region.right - self.region.left)
 
-    def content_in(self, grid: tuple[int, int]) -> Box:
+    def content_on_grid(self, grid: tuple[int, int]) -> Box:
         """The content in tokens of a grid (h, w)."""
         (rows, columns), share = grid, self.content
         return Box(
@@ -49,7 +49,7 @@ class Canvas:
         )
 
 
-def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True) -> Canvas:
+def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True) -> ModelInput:
     """uint8 [H, W, 3] into a square of `side` pixels: stretched, letterboxed with grey, or its centre square."""
     height, width = image.shape[:2]
     region = Box(top=0, left=0, bottom=height, right=width)
@@ -69,7 +69,7 @@ def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True)
     canvas = np.full((side, side, 3), PAD, dtype=np.uint8)
     canvas[top : top + rows, left : left + columns] = _resized(image, rows, columns, antialias=antialias)
     pixels = torch.from_numpy(canvas).permute(2, 0, 1).float().div_(127.5).sub_(1)
-    return Canvas(pixels=pixels, content=content, region=region, size=(height, width))
+    return ModelInput(pixels=pixels, content=content, region=region, size=(height, width))
 
 
 def _resized(image: np.ndarray, rows: int, columns: int, *, antialias: bool) -> np.ndarray:

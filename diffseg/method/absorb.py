@@ -15,17 +15,17 @@ from diffseg.method.decide import MARGIN_UNIT
 
 
 def absorb(
-    labels: np.ndarray, figures: np.ndarray, margins: np.ndarray, min_area: float
+    labels: np.ndarray, stats: np.ndarray, margins: np.ndarray, min_area: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The labels and the figures of a `diffseg.method.decide.Decision` once pieces below a share of the region are absorbed.
+    """The labels and the stats of a `diffseg.method.decide.Decision` once pieces below a share of the region are absorbed.
 
-    labels: int16 [H, W]. figures: int64 [6 or 8, K]. margins: uint8 [H, W] in units of 1 / 255; a pixel whose label
+    labels: int16 [H, W]. stats: int64 [6 or 8, K]. margins: uint8 [H, W] in units of 1 / 255; a pixel whose label
     changes has none any more. min_area: share of H·W, 0 to 1.
     """
     whole = absorb_small(labels, min_area * labels.size)
     margins = np.where(whole == labels, margins, 0)
-    areas = np.bincount(whole.ravel(), minlength=int((figures[0] > 0).sum()))
-    named = figures[6:, figures[0] > 0][:, areas > 0]
+    areas = np.bincount(whole.ravel(), minlength=int((stats[0] > 0).sum()))
+    named = stats[6:, stats[0] > 0][:, areas > 0]
     whole = (np.cumsum(areas > 0) - 1).astype(labels.dtype)[whole]
     sums = np.bincount(whole.ravel(), weights=margins.ravel()) * MARGIN_UNIT // 255
     boxes = [[y.start, y.stop - 1, x.start, x.stop - 1] for y, x in ndimage.find_objects(whole.astype(np.int32) + 1)]

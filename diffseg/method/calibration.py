@@ -44,7 +44,7 @@ def metric_of(distance: Distance, grid: Grid) -> Metric:
 
 
 @functools.cache
-def calibrated(tau: float, distance: Distance) -> float:
+def calibrated_threshold(tau: float, distance: Distance) -> float:
     """The threshold of a distance at the leakage where symmetric KL is `tau` nats; inf where KL is never as large."""
     if distance == "kl":
         return tau

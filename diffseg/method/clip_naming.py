@@ -12,7 +12,7 @@ from diffseg.attention.maps import Grid
 from diffseg.devices import to_device
 
 
-def denoised(maps: torch.Tensor, least: float) -> torch.Tensor:
+def denoise_names(maps: torch.Tensor, least: float) -> torch.Tensor:
     """Prompt denoising: a name whose share of an image's names is nowhere `least` is taken to be absent, and 0.
 
     maps: float32 [B, T, h, w], ≥ 0; so is the result. Where that would leave an image without any name, all stay.
@@ -23,7 +23,7 @@ def denoised(maps: torch.Tensor, least: float) -> torch.Tensor:
     return torch.where(kept[..., None, None], maps, 0)
 
 
-def smoothed(maps: torch.Tensor, attention: torch.Tensor, finite: torch.Tensor, grid: Grid) -> torch.Tensor:
+def smooth_scores(maps: torch.Tensor, attention: torch.Tensor, finite: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Key smoothing: each position takes the mean of the scores where it looks. float32 [B, T, h, w] on the grid.
 
     The authors go by how alike the keys of CLIP's last layer are. Stable Diffusion's self-attention, float32 [B, P, P],

@@ -29,7 +29,7 @@ MARGIN_UNIT = 2**24
 class Decision:
     """A label map as it comes off a device, not yet waited for.
 
-    labels: int16 [h, w] of the labelled region, 0 … in the order of the proposals, all present. figures: int64 [6, K]
+    labels: int16 [h, w] of the labelled region, 0 … in the order of the proposals, all present. stats: int64 [6, K]
     of each proposal: area in pixels (0: not present), first and last row, first and last column, sum of its margins in
     units of 1 / MARGIN_UNIT. Whole numbers, so that sums depend on no order. Where proposals have names, two more rows:
     the index of the name, see `diffseg.method.naming`, and its score in the same units. margins: uint8 [h, w], the margin of
@@ -37,13 +37,13 @@ class Decision:
     """
 
     labels: torch.Tensor
-    figures: torch.Tensor
+    stats: torch.Tensor
     margins: torch.Tensor | None = None
 
-    def named(self, names: torch.Tensor, scores: torch.Tensor) -> Decision:
+    def with_names(self, names: torch.Tensor, scores: torch.Tensor) -> Decision:
         """The same with names of the proposals, int64 [K], and their scores, float32 [K], 0 to 1."""
         rows = torch.stack([names, (scores * MARGIN_UNIT).to(torch.int64)])
-        return replace(self, figures=torch.cat([self.figures, rows]))
+        return replace(self, stats=torch.cat([self.stats, rows]))
 
 
 def decide_on_device(
@@ -83,8 +83,8 @@ def decide_on_device(
     for start in range(0, height, step):
         stripe = slice(start, start + step)
         labels[stripe] = number[labels[stripe].long()]
-    figures = torch.stack([areas, *_extent(in_rows), *_extent(in_columns), margins[0]])
-    return Decision(labels=labels, figures=figures, margins=kept)
+    stats = torch.stack([areas, *_extent(in_rows), *_extent(in_columns), margins[0]])
+    return Decision(labels=labels, stats=stats, margins=kept)
 
 
 def _best_and_margin(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,9 +112,9 @@ def _extent(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return there.argmax(dim=0), len(table) - 1 - there.flip(0).argmax(dim=0)
 
 
-def finish(
+def to_segmentation(
     labels: np.ndarray,
-    figures: np.ndarray,
+    stats: np.ndarray,
     size: tuple[int, int],
     region: Box | None = None,
     names: Sequence[str] = (),
@@ -122,7 +122,7 @@ def finish(
     """The arrays of a Decision, back from the device, as a Segmentation of an image of `size` (H, W) pixels.
 
     region: the labelled pixels of the image (default: all), whole numbers; the others are `IGNORE`. names: that the
-    figures tell the indices of.
+    stats tell the indices of.
     """
     top, left = (int(region.top), int(region.left)) if region else (0, 0)
     height, width = labels.shape
@@ -137,9 +137,9 @@ def finish(
             name=name_of(named[0], names) if named else None,
             name_score=named[1] / MARGIN_UNIT if named else None,
         )
-        for k, (area, y0, y1, x0, x1, margin, *named) in enumerate(figures[:, figures[0] > 0].T.tolist())
+        for k, (area, y0, y1, x0, x1, margin, *named) in enumerate(stats[:, stats[0] > 0].T.tolist())
     )
-    return Segmentation(labels=whole, segments=segments, confidence=int(figures[5].sum()) / MARGIN_UNIT / labels.size)
+    return Segmentation(labels=whole, segments=segments, confidence=int(stats[5].sum()) / MARGIN_UNIT / labels.size)
 
 
 def decide(
@@ -153,4 +153,4 @@ def decide(
     """
     shown = (int(region.bottom - region.top), int(region.right - region.left)) if region else size
     decision = decide_on_device(scores, shown, content)
-    return finish(decision.labels.cpu().numpy(), decision.figures.cpu().numpy(), size, region)
+    return to_segmentation(decision.labels.cpu().numpy(), decision.stats.cpu().numpy(), size, region)

@@ -71,7 +71,7 @@ def _walk(groups: Any, starts: Any, free: Any, *, consume: Consume) -> None:
         free &= ~members
 
 
-def means(members: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def group_means(members: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """float32 [B, K, P]: the mean of each group's rows, bool [B, K, n] of [B, n, P]; zeros for an empty group."""
     weights = members.to(rows.dtype)
     weights /= weights.sum(dim=-1, keepdim=True).clamp_min(1)
@@ -116,12 +116,12 @@ def merge(
     positions = to_device(torch.from_numpy(anchors), attention.device)
     members = (anchor_distances(attention, anchors, metric) if near is None else near) < tau[0]
     members[:, torch.arange(len(positions), device=members.device), positions] = True
-    proposals = means(members, attention)
+    proposals = group_means(members, attention)
     alive = torch.ones_like(proposals[..., 0], dtype=torch.bool)
     for threshold in tau[1:]:
         close = metric(proposals, proposals) < threshold
         groups, alive = greedy_groups(close, alive, consume)
-        proposals = means(groups, proposals)
+        proposals = group_means(groups, proposals)
         if _may_ask(attention):
             proposals, alive = proposals[:, alive[0]], alive[:, alive[0]]
     return proposals, alive
@@ -147,7 +147,7 @@ def _lloyd(attention: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
         present = assigned.unique()
         members = present[:, None] == assigned[None, :]
         moved = centres.clone()
-        moved[present] = means(members[None], attention[None])[0]
+        moved[present] = group_means(members[None], attention[None])[0]
         shift = (moved - centres).square().sum()
         centres = moved
         if (previous is not None and torch.equal(previous, assigned)) or shift <= tolerance:

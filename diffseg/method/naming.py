@@ -84,7 +84,7 @@ def class_maps(maps: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return torch.where(there[..., None, None], share * strength, 0)
 
 
-def with_background(maps: torch.Tensor, background_below: float, ignore_below: float) -> torch.Tensor:
+def add_background(maps: torch.Tensor, background_below: float, ignore_below: float) -> torch.Tensor:
     """Class maps with two more, [B, T + 2, h, w]: of the background and of what is neither, 1 where they win.
 
     A position is background where all classes are below `background_below`, and nothing where the best is below
@@ -97,7 +97,7 @@ def with_background(maps: torch.Tensor, background_below: float, ignore_below: f
     return torch.cat([kept, background.float(), unsure.float()], dim=1)
 
 
-def at_thresholds(
+def apply_thresholds(
     names: torch.Tensor, scores: torch.Tensor, background_below: float, ignore_below: float
 ) -> torch.Tensor:
     """The names of segments, int64 [B, K], where those with a score below a threshold are background or nothing."""

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from diffseg.attention.aggregate import aggregate
 from diffseg.attention.maps import Grid, SelfAttention
-from diffseg.method.calibration import calibrated, metric_of
-from diffseg.method.merge import anchor_distances, anchor_positions, kmeans, means, merge
+from diffseg.method.calibration import calibrated_threshold, metric_of
+from diffseg.method.merge import anchor_distances, anchor_positions, group_means, kmeans, merge
 from diffseg.method.ncut import cut_tree, labels_at, walk_flow
 from diffseg.method.stability import FACTORS, most_stable
 from diffseg.model.backbone import Step, no_step
@@ -40,12 +40,12 @@ def scores_of(
     overwrite: whether the finest map may be lost, which saves as much memory.
     """
     with step("aggregate"):
-        aggregated, grid, finite = aggregated_of(attention, settings, overwrite=overwrite)
+        aggregated, grid, finite = aggregate_attention(attention, settings, overwrite=overwrite)
     with step("merge"):
         return propose(aggregated, finite, grid, settings, tau, cut=cut), finite
 
 
-def aggregated_of(
+def aggregate_attention(
     attention: SelfAttention, settings: SegmenterSettings, *, overwrite: bool
 ) -> tuple[torch.Tensor, Grid, torch.Tensor]:
     """Aggregated attention float32 [B, P, P], its grid, and bool [B], which images' is finite."""
@@ -105,7 +105,7 @@ def _merged(
     metric = metric_of(settings.distance, grid)
     near = anchor_distances(aggregated, anchors, metric)
     for factor in factors:
-        thresholds = [calibrated(factor * threshold, settings.distance) for threshold in tau]
+        thresholds = [calibrated_threshold(factor * threshold, settings.distance) for threshold in tau]
         yield merge(aggregated, anchors=anchors, tau=thresholds, consume=settings.consume, metric=metric, near=near)
 
 
@@ -119,7 +119,7 @@ def _cut(
     for threshold in thresholds:
         labels = torch.from_numpy(labels_at(cuts, threshold, positions)).to(aggregated.device)
         members = labels == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None]
-        yield means(members[None], aggregated), members.new_ones(1, len(members))
+        yield group_means(members[None], aggregated), members.new_ones(1, len(members))
 
 
 def _scores(aggregated: torch.Tensor, proposals: Proposals, grid: Grid, settings: SegmenterSettings) -> torch.Tensor:
@@ -128,5 +128,9 @@ def _scores(aggregated: torch.Tensor, proposals: Proposals, grid: Grid, settings
         proposals = kmeans(aggregated, *proposals)
     rows, alive = proposals
     if settings.assign == "nearest":
-        rows = metric_of(settings.distance, grid)(rows, aggregated).div_(-calibrated(1.0, settings.distance)).exp_()
+        rows = (
+            metric_of(settings.distance, grid)(rows, aggregated)
+            .div_(-calibrated_threshold(1.0, settings.distance))
+            .exp_()
+        )
     return torch.where(alive[..., None], rows, 0)

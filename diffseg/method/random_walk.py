@@ -34,7 +34,7 @@ def random_walk(
     steps: int,
     radius: int,
     seeds: float,
-    learned: Mapping[Grid, torch.Tensor] | None = None,
+    affinity: Mapping[Grid, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Scores on the grid of tokens, each the mean of those that its position and its like attend to.
 
@@ -44,19 +44,19 @@ def random_walk(
     in the place of the attention (see `diffseg.affinity.features`); that of a position to itself is 1.
     """
     grid = (scores.shape[2], scores.shape[3])
-    if learned is not None:
+    if affinity is not None:
         flow = stencil_flow(
             {
                 (0, 0): torch.ones_like(scores[:, 0]),
-                **{offset: weight.pow(power) for offset, weight in learned.items()},
+                **{offset: weight.pow(power) for offset, weight in affinity.items()},
             }
         )
     else:
-        flow = near_flow(attention, grid, radius, power) if radius else dense_flow(attention, power)
+        flow = local_flow(attention, grid, radius, power) if radius else dense_flow(attention, power)
     return walk(scores, flow, confident(scores, seeds), steps)
 
 
-def on_grid(maps: torch.Tensor, grid: Grid) -> torch.Tensor:
+def resize_maps(maps: torch.Tensor, grid: Grid) -> torch.Tensor:
     """float32 [B, K, h, w] of any grid on another one: bilinear, or the mean of what a place covers."""
     height, width = maps.shape[2:]
     if grid[0] < height and grid[1] < width:
@@ -116,7 +116,7 @@ def dense_flow(attention: torch.Tensor, power: float) -> Flow:
     return flow
 
 
-def near_flow(attention: torch.Tensor, grid: Grid, radius: int, power: float) -> Flow:
+def local_flow(attention: torch.Tensor, grid: Grid, radius: int, power: float) -> Flow:
     """Weights as of `dense_flow`, but only between positions less than `radius` tokens apart, in far less memory."""
     offsets = [(0, 0), *half_disc(radius, grid)]
     return stencil_flow({offset: _joined(attention, grid, offset).pow_(power) for offset in offsets})

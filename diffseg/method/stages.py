@@ -15,14 +15,14 @@ from typing import Literal, Protocol
 
 import torch
 
-from diffseg.affinity.affinity import Learned, as_attention
+from diffseg.affinity.affinity import Affinity, as_attention
 from diffseg.attention.aggregate import average
 from diffseg.attention.maps import CrossAttention, Grid
-from diffseg.method.clip_naming import denoised, smoothed
-from diffseg.method.naming import BACKGROUND_INDEX, NO_NAME, at_thresholds, class_maps, vote_names, with_background
+from diffseg.method.clip_naming import denoise_names, smooth_scores
+from diffseg.method.naming import BACKGROUND_INDEX, NO_NAME, add_background, apply_thresholds, class_maps, vote_names
 from diffseg.method.par import refine
 from diffseg.method.proposals import propose
-from diffseg.method.random_walk import on_grid, random_walk
+from diffseg.method.random_walk import random_walk, resize_maps
 from diffseg.settings import SegmenterSettings, StageName
 
 Need = Literal["attention", "cross", "clip", "learned"]
@@ -45,7 +45,7 @@ class Signals:
     cross: CrossAttention | None = None
     clip: torch.Tensor | None = None
     name_counts: torch.Tensor | None = None
-    learned: Learned | None = None
+    learned: Affinity | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,9 +134,9 @@ class LearnedAttention:
 
     def run(self, signals: Signals, scores: Scores | None) -> Scores | None:
         learned = signals.learned
-        if learned is None or learned.between_all is None:
+        if learned is None or learned.dense is None:
             raise ValueError("stage affinity replaces attention by what was learned of it: it was not given")
-        signals.attention = as_attention(learned.between_all, learned.grid, signals.grid)
+        signals.attention = as_attention(learned.dense, learned.grid, signals.grid)
         return scores
 
 
@@ -152,13 +152,13 @@ class RandomWalk:
         scores = _given(scores, self.name).winning()
         settings = self.settings
         walked = random_walk(
-            on_grid(scores.maps, signals.grid),
+            resize_maps(scores.maps, signals.grid),
             signals.attention[: len(scores.maps)],
             power=settings.walk_power,
             steps=settings.walk_steps,
             radius=settings.walk_radius,
             seeds=settings.walk_seeds,
-            learned=signals.learned.between_near if signals.learned else None,
+            affinity=signals.learned.local if signals.learned else None,
         )
         return replace(scores, maps=walked)
 
@@ -189,9 +189,9 @@ class ClipNames:
     def run(self, signals: Signals, scores: Scores | None) -> Scores:
         if signals.clip is None or signals.name_counts is None:
             raise ValueError("stage clip names segments: names, or scores of a CLIP for them, were not given")
-        maps = denoised(signals.clip, self.settings.clip_denoise)
+        maps = denoise_names(signals.clip, self.settings.clip_denoise)
         if self.settings.clip_smooth:
-            maps = smoothed(maps, signals.attention, signals.finite, signals.grid)
+            maps = smooth_scores(maps, signals.attention, signals.finite, signals.grid)
         # the other votes undo that maps of attention differ in strength, and these are shares
         return named(maps, signals.name_counts, scores, replace(self.settings, vote="share"))
 
@@ -203,7 +203,7 @@ def named(maps: torch.Tensor, counts: torch.Tensor, scores: Scores | None, setti
         return Scores(maps=class_maps(maps, counts), names=indices)
     names, sure = vote_names(scores.maps, maps, counts, settings.vote)
     return replace(
-        scores, names=at_thresholds(names, sure, settings.background_below, settings.ignore_below), name_scores=sure
+        scores, names=apply_thresholds(names, sure, settings.background_below, settings.ignore_below), name_scores=sure
     )
 
 
@@ -240,7 +240,7 @@ def with_name_scores(scores: Scores, settings: SegmenterSettings) -> Scores:
     if not scores.of_classes:
         return scores
     assert scores.names is not None
-    maps = with_background(scores.maps, settings.background_below, settings.ignore_below)
+    maps = add_background(scores.maps, settings.background_below, settings.ignore_below)
     others = scores.names.new_tensor([BACKGROUND_INDEX, NO_NAME]).expand(len(maps), -1)
     wins = torch.nn.functional.one_hot(maps.argmax(dim=1), maps.shape[1]).permute(0, 3, 1, 2)
     strongest = scores.maps.amax(dim=1, keepdim=True) if scores.maps.shape[1] else torch.zeros_like(maps[:, :1])

@@ -74,18 +74,18 @@ class Felzenszwalb:
     Attributes:
         scale: k of the paper; the larger, the larger the segments.
         sigma: of the Gaussian before, in pixels.
-        least_area: smaller segments are merged, as a share of the image.
+        min_area: smaller segments are merged, as a share of the image.
     """
 
     scale: float = 500.0
     sigma: float = 0.9
-    least_area: float = 0.007
+    min_area: float = 0.007
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         from skimage.segmentation import felzenszwalb
 
         small = _reduce(image, SIDE)
-        least = round(self.least_area * small.shape[0] * small.shape[1])
+        least = round(self.min_area * small.shape[0] * small.shape[1])
         labels = felzenszwalb(small, scale=self.scale, sigma=self.sigma, min_size=least)
         return _enlarge(labels.astype(np.uint16), image.shape[:2])
 

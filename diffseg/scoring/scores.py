@@ -68,12 +68,12 @@ def score_image(truths: Sequence[np.ndarray], prediction: np.ndarray, view: View
     truths: uint16 [H, W] each, 65535 = ignore. prediction: uint16 [H, W], 65535 = in no segment.
     Raises ValueError where shapes differ.
     """
-    found = view.of(prediction)
+    found = view.apply(prediction)
     scores, tables = [], []
     for truth in truths:
         if truth.shape != prediction.shape:
             raise ValueError(f"the truth has shape {truth.shape}, the label map {prediction.shape}; expected the same")
-        true = view.of(truth)
+        true = view.apply(truth)
         table = overlap(true, found, ignore_truth=IGNORE)
         edges = boundary_score(true, found, ignore_truth=IGNORE)
         scores.append(_values(table, edges.f))

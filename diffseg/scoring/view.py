@@ -25,7 +25,7 @@ class View:
         if self.size is not None and self.size < 1:
             raise ValueError(f"size {self.size}: expected at least 1 pixel")
 
-    def of(self, labels: np.ndarray) -> np.ndarray:
+    def apply(self, labels: np.ndarray) -> np.ndarray:
         """[H, W] of any type, cropped and then scaled; each pixel takes the nearest one, so no label is made up."""
         height, width = labels.shape
         if self.crop == "centre":

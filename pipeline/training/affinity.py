@@ -127,7 +127,7 @@ class Observer:
         problems: list[str] = []
         for number, image, labels in self._images(part, problems):
             pixels = self._pixels(image)
-            found = self.kind.observe(
+            found = self.kind.collect(
                 self.backbone, pixels, labels, timestep=self.job.timestep, seed=self.job.settings.seed + number
             )
             if found is not None:
@@ -283,8 +283,8 @@ def _learned(job: FitJob, parts: Sequence[Part]) -> tuple[FitReport, bytes]:
         )
     torch.set_num_threads(job.threads)  # the sums, and so the state, depend on it
     kind = kind_of(job.settings.kind)
-    tensors, layout = kind.learn(seen, job.device)
-    pairs = [kind.tell(tensors, each) for each in held_out]
+    tensors, layout = kind.fit(seen, job.device)
+    pairs = [kind.predict(tensors, each) for each in held_out]
     auc = area_under_curve(*(np.concatenate(each) for each in zip(*pairs, strict=True))) if pairs else math.nan
     weights = find_weights(job.model, job.source)
     state = AffinityState(

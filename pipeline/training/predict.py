@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffseg.images.canvas import Canvas, fit_image
+from diffseg.images.canvas import ModelInput, fit_image
 from diffseg.method.decide import decide_on_device
 from diffseg.model.backbone import Step, no_step
 from diffseg.model.text import Prompt
@@ -35,12 +35,12 @@ class NetworkSegmenter:
     def __init__(self, network: SegmentationNetwork, config: dict[str, Any]) -> None:
         self._network, self._size, self._target = network, config["size"], config["target"]
 
-    def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> Canvas:
+    def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> ModelInput:
         """The network's square of a uint8 [H, W, 3] image. prompt: read by no network of ours."""
         return fit_image(image, self._size, "resize")
 
     @torch.inference_mode()
-    def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> Launched:
+    def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> Launched:
         """Label prepared images; classes without a pixel leave no gap in the numbers of segments."""
         with step("network"):
             found = self._network(torch.stack([canvas.pixels for canvas in canvases]))
@@ -48,7 +48,7 @@ class NetworkSegmenter:
         for canvas, vectors in zip(canvases, found, strict=True):
             with step("decide"):
                 scores = region_scores(vectors) if self._target == "segments" else vectors.softmax(dim=0)
-                decisions.append(decide_on_device(scores, canvas.shown))
+                decisions.append(decide_on_device(scores, canvas.region_size))
         finite = found.isfinite().flatten(1).all(dim=1)
         return Launched(canvases=canvases, decisions=decisions, finite=finite)
 

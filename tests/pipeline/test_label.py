@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from diffseg import Segmentation, Segmenter
-from diffseg.images.canvas import Canvas
+from diffseg.images.canvas import ModelInput
 from diffseg.images.decode import decode_image
 from diffseg.model.backbone import Step, no_step
 from diffseg.pending import Launched
@@ -23,7 +23,7 @@ from pipeline.label import Outcome, decode_ahead, encode_ahead, label_samples, l
 from pipeline.output.commit import read_commits
 from pipeline.output.rows import decode_mask, failed_row
 from pipeline.output.verify import verify_commit
-from pipeline.readers.read import find_shards
+from pipeline.readers.find import find_shards
 from pipeline.readers.samples import Sample
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
@@ -112,7 +112,7 @@ def test_a_place_in_the_batch_changes_nothing(scene_folder: Path, segmenter: Seg
 
 def test_an_overflow_costs_its_own_row(scene_folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
     class Overflowing(Segmenter):
-        def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> Launched:
+        def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> Launched:
             launched = super().launch(canvases, step)
             finite = torch.tensor([index != 1 for index in range(len(canvases))])
             return dataclasses.replace(launched, finite=finite)
@@ -197,7 +197,7 @@ def test_an_error_of_the_device_ends_all_threads(scene_folder: Path, tmp_path: P
     """Also those before the model, while somebody still holds the error."""
 
     class Failing(Segmenter):
-        def launch(self, canvases: Sequence[Canvas], step: Step = no_step) -> Launched:
+        def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> Launched:
             raise RuntimeError("CUDA error")
 
     with pytest.raises(RuntimeError, match="CUDA") as held:

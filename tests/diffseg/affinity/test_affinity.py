@@ -18,7 +18,7 @@ from diffseg.affinity.features import (
     fit_features,
     neighbour_affinity,
     neighbour_loss,
-    pairs_of,
+    pair_affinities,
 )
 from diffseg.affinity.heads import (
     HeadAffinity,
@@ -26,7 +26,7 @@ from diffseg.affinity.heads import (
     choose_pairs,
     fit_heads,
     half_square,
-    of_pairs,
+    pair_attention,
     pair_loss,
 )
 from diffseg.affinity.state import (
@@ -34,9 +34,9 @@ from diffseg.affinity.state import (
     AffinityError,
     AffinityState,
     area_under_curve,
+    hook_self_attention,
     labels_on_grid,
     read_state,
-    visited,
 )
 from diffseg.attention.recorder import record_self_attention
 from diffseg.method.random_walk import stencil_flow
@@ -61,7 +61,9 @@ def pairs_of_images(seeds: range, *, shuffled: bool = False) -> tuple[torch.Tens
     for seed in seeds:
         mask = voronoi(SIDE, 4, seed)
         first, second, same = choose_pairs(mask, seed)
-        channels.append(torch.stack([of_pairs(h, first, second) for h in stack_of(mask, seed, shuffled=shuffled)], 1))
+        channels.append(
+            torch.stack([pair_attention(h, first, second) for h in stack_of(mask, seed, shuffled=shuffled)], 1)
+        )
         alike.append(torch.from_numpy(same))
     return torch.cat(channels), torch.cat(alike)
 
@@ -178,7 +180,7 @@ def test_features_that_tell_are_found_and_tell_on_other_images(monkeypatch: pyte
         pairs = []
         for seed in range(100, 102):
             features, labels = planted_features(seed)
-            pairs.append(pairs_of(neighbour_affinity(embed(features, weights, found["bias"])), labels))
+            pairs.append(pair_affinities(neighbour_affinity(embed(features, weights, found["bias"])), labels))
         return area_under_curve(*(torch.cat(parts).numpy() for parts in zip(*pairs, strict=True)))
 
     images = [planted_features(seed) for seed in range(8)]
@@ -211,7 +213,7 @@ def test_heads_of_a_pass_average_to_the_recorded_attention(layout: str) -> None:
     torch.manual_seed(0)
     unet, inputs = small_unet(layout), unet_inputs(layout, batch=2)
     heads: list[torch.Tensor] = []
-    with visited(unet, HeadReader(64, lambda _, maps: heads.append(maps.clone()))):
+    with hook_self_attention(unet, HeadReader(64, lambda _, maps: heads.append(maps.clone()))):
         recorded = record_self_attention(unet, inputs.pop("sample"), **inputs)
     maps, layers = recorded.maps[8, 8], recorded.layers[8, 8]
     assert len(heads) % layers == 0
@@ -236,12 +238,12 @@ def test_a_learned_head_affinity_of_a_pass() -> None:
     unet, heads = small_unet("sd1"), []
     inputs = unet_inputs("sd1", batch=2)
     sample = inputs.pop("sample")
-    with visited(unet, HeadReader(64, lambda _, maps: heads.append(maps.clone()))):
+    with hook_self_attention(unet, HeadReader(64, lambda _, maps: heads.append(maps.clone()))):
         record_self_attention(unet, sample, **inputs)
     weight, bias = torch.randn(len(heads)) / 20, torch.tensor([-0.5])
     state = state_of("heads", {"8x8": len(heads)}, {"weight": weight, "bias": bias})
     learned = HeadAffinity(state)
-    with visited(unet, learned):
+    with hook_self_attention(unet, learned):
         record_self_attention(unet, sample, **inputs)
     stack = torch.stack(heads, dim=-1) * 64 / 2
     expected = torch.sigmoid((stack + stack.transpose(1, 2)) @ weight + bias)
@@ -255,7 +257,7 @@ def test_a_learned_head_affinity_of_a_pass() -> None:
     torch.testing.assert_close(attention.sum(dim=-1), torch.ones(2, 256))
     assert torch.equal(attention[:, 0], attention[:, 17]), "queries of a coarse position are repeated"
     other = HeadAffinity(state_of("heads", {"8x8": 20}, {"weight": weight[:20], "bias": bias}))
-    with visited(unet, other):
+    with hook_self_attention(unet, other):
         record_self_attention(unet, sample, **inputs)
     with pytest.raises(AffinityError, match="is of 20 heads at 8 x 8 tokens; this pass had 40"):
         other.affinity()
@@ -266,14 +268,14 @@ def test_a_learned_feature_affinity_of_a_pass() -> None:
     unet, reader = small_unet("sd1"), FeatureReader()
     inputs = unet_inputs("sd1")
     sample = inputs.pop("sample")
-    with visited(unet, reader):
+    with hook_self_attention(unet, reader):
         recorded = record_self_attention(unet, sample, **inputs)
     features = reader.features(list(recorded.maps))
     layout = {f"{rows}x{columns}": maps.shape[1] for (rows, columns), maps in features.items()}
     assert layout == {"16x16": 32, "8x8": 64, "4x4": 64, "2x2": 64}
     tensors = {name: torch.randn(10, size) / 4 for name, size in layout.items()} | {"bias": torch.zeros(10)}
     learned = FeatureAffinity(state_of("features", layout, tensors))
-    with visited(unet, learned):
+    with hook_self_attention(unet, learned):
         record_self_attention(unet, sample, **inputs)
     found = learned.affinity()
     assert len(found) == 34

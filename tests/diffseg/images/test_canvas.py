@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffseg.images.canvas import PAD, Canvas, fit_image
+from diffseg.images.canvas import PAD, ModelInput, fit_image
 from diffseg.method.decide import IGNORE, decide
 from diffseg.segmentation import Box
 from diffseg.settings import Fit
@@ -20,7 +20,7 @@ def random_image(size: tuple[int, int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def inside(canvas: Canvas, side: int) -> tuple[slice, slice]:
+def inside(canvas: ModelInput, side: int) -> tuple[slice, slice]:
     box = canvas.content
     edges = [round(edge * side) for edge in (box.top, box.bottom, box.left, box.right)]
     return slice(*edges[:2]), slice(*edges[2:])

@@ -1,4 +1,4 @@
-"""Small pieces of a label map: who takes them, in what order, and what the figures say afterwards."""
+"""Small pieces of a label map: who takes them, in what order, and what the stats say afterwards."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_map_of_one_label_stays() -> None:
     assert not absorb_small(np.zeros((3, 4), dtype=np.int16), 100).any()
 
 
-def figures_of(labels: np.ndarray) -> np.ndarray:
+def stats_of(labels: np.ndarray) -> np.ndarray:
     """Of a decision: only the areas count."""
     areas = np.bincount(labels.ravel())
     return np.stack([areas, *np.zeros((5, len(areas)), dtype=np.int64)])
@@ -85,22 +85,22 @@ def figures_of(labels: np.ndarray) -> np.ndarray:
 def test_figures_are_those_of_the_new_map() -> None:
     before = label_map("0011", "0211", "0011")
     margins = np.full((3, 4), 51, dtype=np.uint8)
-    labels, figures = absorb(before, figures_of(before), margins, 2 / 12)
+    labels, stats = absorb(before, stats_of(before), margins, 2 / 12)
     assert np.array_equal(labels, label_map("0011", "0011", "0011"))
-    assert figures[0].tolist() == [6, 6]
-    assert figures[1:5].T.tolist() == [[0, 2, 0, 1], [0, 2, 2, 3]]
+    assert stats[0].tolist() == [6, 6]
+    assert stats[1:5].T.tolist() == [[0, 2, 0, 1], [0, 2, 2, 3]]
     # the pixel that changed its label has no margin any more
-    assert (figures[5] / MARGIN_UNIT / figures[0]).tolist() == pytest.approx([5 / 6 * 0.2, 0.2], abs=1e-6)
+    assert (stats[5] / MARGIN_UNIT / stats[0]).tolist() == pytest.approx([5 / 6 * 0.2, 0.2], abs=1e-6)
 
 
 def test_labels_that_are_gone_leave_no_gap() -> None:
     before = label_map("00122", "00122", "00022")
-    figures = np.concatenate([figures_of(before), [[7, 8, 9], [70, 80, 90]]])  # names, and their scores
-    figures = np.insert(figures, 1, 0, axis=1)  # a proposal that won no pixel, and so has no label
-    labels, figures = absorb(before, figures, np.zeros((3, 5), dtype=np.uint8), 3 / 15)
+    stats = np.concatenate([stats_of(before), [[7, 8, 9], [70, 80, 90]]])  # names, and their scores
+    stats = np.insert(stats, 1, 0, axis=1)  # a proposal that won no pixel, and so has no label
+    labels, stats = absorb(before, stats, np.zeros((3, 5), dtype=np.uint8), 3 / 15)
     assert np.array_equal(labels, label_map("00011", "00011", "00011"))
-    assert figures.shape == (8, 2)
-    assert figures[6:].tolist() == [[7, 9], [70, 90]]
+    assert stats.shape == (8, 2)
+    assert stats[6:].tolist() == [[7, 9], [70, 90]]
 
 
 def test_segments_of_an_image(checkpoints: dict[str, Path]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from planted import permuted_columns, planted, voronoi
 
-from diffseg.method.clip_naming import denoised, smoothed
+from diffseg.method.clip_naming import denoise_names, smooth_scores
 from diffseg.settings import settings_of
 
 SIDE = 12
@@ -28,20 +28,20 @@ def right(maps: torch.Tensor, regions: torch.Tensor) -> float:
 
 def test_a_name_that_is_nowhere_likely_is_left_out() -> None:
     maps = torch.tensor([[0.30, 0.60], [0.68, 0.38], [0.02, 0.02]]).view(1, 3, 1, 2)
-    found = denoised(maps, 0.5)
+    found = denoise_names(maps, 0.5)
     assert torch.equal(found[:, :2], maps[:, :2])
     assert not found[:, 2].any()
-    assert torch.equal(denoised(maps, 0.0), maps)
-    assert torch.equal(denoised(maps, 0.9), maps), "an image without any name left keeps all"
-    assert torch.equal(denoised(maps * 0.1, 0.5)[:, :2], maps[:, :2] * 0.1), "what counts is the share of names"
+    assert torch.equal(denoise_names(maps, 0.0), maps)
+    assert torch.equal(denoise_names(maps, 0.9), maps), "an image without any name left keeps all"
+    assert torch.equal(denoise_names(maps * 0.1, 0.5)[:, :2], maps[:, :2] * 0.1), "what counts is the share of names"
 
 
 def test_denoising_takes_each_image_for_itself() -> None:
     maps = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     maps[1, 2] *= 0.01
-    found = denoised(maps, 0.4)
+    found = denoise_names(maps, 0.4)
     for image in range(2):
-        assert torch.equal(found[image], denoised(maps[image : image + 1], 0.4)[0])
+        assert torch.equal(found[image], denoise_names(maps[image : image + 1], 0.4)[0])
     assert found[0, 2].any()
     assert not found[1, 2].any()
 
@@ -50,21 +50,21 @@ def test_smoothing_is_a_mean_over_where_a_position_looks() -> None:
     maps = torch.rand(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     attention = torch.rand(1, 9, 9, generator=torch.Generator().manual_seed(1))
     attention /= attention.sum(dim=-1, keepdim=True)
-    found = smoothed(maps, attention, torch.tensor([True]), (3, 3))
+    found = smooth_scores(maps, attention, torch.tensor([True]), (3, 3))
     for place in range(9):
         expected = (attention[0, place] * maps[0].flatten(1)).sum(dim=1)
         torch.testing.assert_close(found[0, :, place // 3, place % 3], expected)
     assert maps.amin() - 1e-6 <= found.min() <= found.max() <= maps.amax() + 1e-6
-    itself = smoothed(maps, torch.eye(9)[None], torch.tensor([True]), (3, 3))
+    itself = smooth_scores(maps, torch.eye(9)[None], torch.tensor([True]), (3, 3))
     torch.testing.assert_close(itself, maps)
-    flat = smoothed(torch.full((1, 2, 5, 5), 0.25), attention, torch.tensor([True]), (3, 3))
+    flat = smooth_scores(torch.full((1, 2, 5, 5), 0.25), attention, torch.tensor([True]), (3, 3))
     torch.testing.assert_close(flat, torch.full((1, 2, 3, 3), 0.25))
 
 
 def test_attention_that_is_not_finite_leaves_finite_scores() -> None:
     maps, attention = torch.rand(2, 2, 3, 3), torch.full((2, 9, 9), torch.nan)
     attention[1] = 1 / 9
-    found = smoothed(maps, attention, torch.tensor([False, True]), (3, 3))
+    found = smooth_scores(maps, attention, torch.tensor([False, True]), (3, 3))
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found[1], maps[1].mean(dim=(1, 2), keepdim=True).expand(-1, 3, 3))
 
@@ -77,8 +77,8 @@ def test_smoothing_by_planted_attention_finds_the_regions_in_noise_and_shuffled_
         control = torch.from_numpy(permuted_columns(attention[0].numpy()))[None]
         finite = torch.tensor([True])
         before.append(right(maps, regions))
-        after.append(right(smoothed(maps, attention, finite, (SIDE, SIDE)), regions))
-        shuffled.append(right(smoothed(maps, control, finite, (SIDE, SIDE)), regions))
+        after.append(right(smooth_scores(maps, attention, finite, (SIDE, SIDE)), regions))
+        shuffled.append(right(smooth_scores(maps, control, finite, (SIDE, SIDE)), regions))
     assert min(after) > 0.9
     assert sum(before) / 10 < 0.75
     assert sum(shuffled) / 10 < 0.6

@@ -79,7 +79,7 @@ def test_ties_go_to_the_first_with_no_confidence() -> None:
     assert found.confidence == 0
     swapped = torch.stack([torch.zeros(4, 4), torch.ones(4, 4), torch.ones(4, 4)])
     assert decide(swapped, (8, 8)).segments[0].area == 64
-    assert decide_on_device(swapped, (8, 8)).figures[0].tolist() == [0, 64, 0]
+    assert decide_on_device(swapped, (8, 8)).stats[0].tolist() == [0, 64, 0]
 
 
 def test_nothing_anywhere_is_no_confidence() -> None:

@@ -8,11 +8,11 @@ import torch
 from diffseg.method.naming import (
     BACKGROUND_INDEX,
     NO_NAME,
-    at_thresholds,
+    add_background,
+    apply_thresholds,
     class_maps,
     name_of,
     vote_names,
-    with_background,
 )
 
 HALVES = torch.zeros(1, 3, 4, 4)
@@ -35,8 +35,8 @@ def test_a_single_name_is_told_from_its_surroundings_by_strength() -> None:
     names, scores = vote_names(HALVES, of_halves((0.4, 0.1)), torch.tensor([1]), "share")
     assert names[0, :2].tolist() == [0, 0]
     assert scores[0, :2].tolist() == pytest.approx([1, 0.25])
-    assert at_thresholds(names, scores, 0.3, 0.6)[0, :2].tolist() == [0, BACKGROUND_INDEX]
-    assert at_thresholds(names, scores, 0.2, 0.6)[0, :2].tolist() == [0, NO_NAME]
+    assert apply_thresholds(names, scores, 0.3, 0.6)[0, :2].tolist() == [0, BACKGROUND_INDEX]
+    assert apply_thresholds(names, scores, 0.2, 0.6)[0, :2].tolist() == [0, NO_NAME]
 
 
 def test_a_name_that_is_weak_everywhere_wins_where_maps_of_one_norm_decide() -> None:
@@ -84,10 +84,10 @@ def test_class_maps_peak_at_one_and_leave_absent_classes_out() -> None:
 
 def test_thresholds_of_class_maps() -> None:
     maps = torch.tensor([[[[0.9, 0.4, 0.1]], [[0.2, 0.3, 0.2]]]])
-    assert with_background(maps, 0.3, 0.5).argmax(dim=1).tolist() == [[[0, 3, 2]]]
-    assert with_background(maps, 0.0, 0.0).argmax(dim=1).tolist() == [[[0, 0, 1]]]
-    assert with_background(maps[:, :0], 0.0, 0.0).argmax(dim=1).tolist() == [[[0, 0, 0]]]
-    assert with_background(torch.zeros(1, 1, 1, 1), 0.0, 0.0).argmax(dim=1).item() == 1
+    assert add_background(maps, 0.3, 0.5).argmax(dim=1).tolist() == [[[0, 3, 2]]]
+    assert add_background(maps, 0.0, 0.0).argmax(dim=1).tolist() == [[[0, 0, 1]]]
+    assert add_background(maps[:, :0], 0.0, 0.0).argmax(dim=1).tolist() == [[[0, 0, 0]]]
+    assert add_background(torch.zeros(1, 1, 1, 1), 0.0, 0.0).argmax(dim=1).item() == 1
 
 
 def test_indices_stand_for_names() -> None:

@@ -8,7 +8,7 @@ import torch
 from planted import permuted_columns, planted, voronoi
 
 from diffseg.attention.neighbours import half_disc
-from diffseg.method.random_walk import Flow, confident, dense_flow, near_flow, random_walk, walk
+from diffseg.method.random_walk import Flow, confident, dense_flow, local_flow, random_walk, walk
 
 SIDE = 24
 
@@ -28,7 +28,7 @@ def no_seeds(scores: torch.Tensor) -> torch.Tensor:
 
 
 def flows(attention: torch.Tensor, side: int, power: float = 2) -> dict[str, Flow]:
-    return {"dense": dense_flow(attention, power), "near": near_flow(attention, (side, side), 5, power)}
+    return {"dense": dense_flow(attention, power), "local": local_flow(attention, (side, side), 5, power)}
 
 
 def transition(attention: np.ndarray, side: int, power: float, radius: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_it_is_a_power_of_the_transition_matrix(radius: int, power: float) -> No
     attention, scores = some_attention(12), some_scores(12)
     matrix = transition(attention[0].double().numpy(), 12, power, radius)
     expected = scores.double().numpy().reshape(3, -1) @ np.linalg.matrix_power(matrix, 4).T
-    flow = near_flow(attention, (12, 12), radius, power) if radius else dense_flow(attention, power)
+    flow = local_flow(attention, (12, 12), radius, power) if radius else dense_flow(attention, power)
     found = walk(scores, flow, no_seeds(scores), 4)
     np.testing.assert_allclose(found.numpy().reshape(3, -1), expected, rtol=1e-4)
 
@@ -62,7 +62,7 @@ def test_seeds_stay_as_they_are_step_by_step(radius: int) -> None:
     for _ in range(3):
         expected = expected @ matrix.T
         expected[:, fixed] = start[:, fixed]
-    flow = near_flow(attention, (12, 12), radius, 2) if radius else dense_flow(attention, 2)
+    flow = local_flow(attention, (12, 12), radius, 2) if radius else dense_flow(attention, 2)
     found = walk(scores, flow, seeds, 3)
     np.testing.assert_allclose(found[0].flatten(1).numpy(), expected, rtol=1e-4)
     assert torch.equal(found[:, :, seeds[0, 0]], scores[:, :, seeds[0, 0]])
@@ -74,7 +74,7 @@ def test_a_radius_beyond_the_grid_is_the_same_as_none() -> None:
     torch.testing.assert_close(near, dense)
 
 
-@pytest.mark.parametrize("form", ["dense", "near"])
+@pytest.mark.parametrize("form", ["dense", "local"])
 def test_constant_scores_stay_and_none_leaves_its_range(form: str) -> None:
     flow = flows(some_attention(16, 4), 16)[form]
     scores = some_scores(16, 3, seed=4)
@@ -88,7 +88,7 @@ def test_constant_scores_stay_and_none_leaves_its_range(form: str) -> None:
     assert found[:, 0].std() < scores[:, 0].std() * 0.7, "it is a mean"
 
 
-@pytest.mark.parametrize("form", ["dense", "near"])
+@pytest.mark.parametrize("form", ["dense", "local"])
 def test_nothing_leaks_between_blocks_that_do_not_see_each_other(form: str) -> None:
     truth = voronoi(16, 4, 5)
     flow = flows(torch.from_numpy(planted(truth, leak=0.0, noise=0.5)).float()[None], 16)[form]
@@ -99,7 +99,7 @@ def test_nothing_leaks_between_blocks_that_do_not_see_each_other(form: str) -> N
 def test_a_position_that_nothing_looks_at_keeps_its_scores() -> None:
     attention, scores = torch.zeros(1, 16, 16), some_scores(4)
     attention[0, 0, 1] = 1
-    for flow in (dense_flow(attention, 2), near_flow(attention, (4, 4), 3, 2)):
+    for flow in (dense_flow(attention, 2), local_flow(attention, (4, 4), 3, 2)):
         found = walk(scores, flow, no_seeds(scores), 1)
         assert torch.equal(found.flatten(2)[..., 2:], scores.flatten(2)[..., 2:])
         torch.testing.assert_close(found[..., 0, 0], scores[..., 0, 1])

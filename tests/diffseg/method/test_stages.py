@@ -10,7 +10,7 @@ import pytest
 import torch
 from planted import planted, voronoi
 
-from diffseg.affinity.affinity import Learned
+from diffseg.affinity.affinity import Affinity
 from diffseg.attention.maps import CrossAttention
 from diffseg.method.stages import Scores, Signals, Stage, stages_of, with_name_scores
 from diffseg.settings import NAMING, PROPOSING, SegmenterSettings, StageName, settings_of
@@ -56,7 +56,7 @@ def signals(seed: int = 0) -> Signals:
         cross=CrossAttention(maps={(SIDE, SIDE): looked}, layers={(SIDE, SIDE): 1}),
         clip=shown,
         name_counts=torch.tensor(NAMES),
-        learned=Learned(grid=(SIDE // 2, SIDE // 2), between_all=torch.rand(3, 36, 36, generator=generator)),
+        learned=Affinity(grid=(SIDE // 2, SIDE // 2), dense=torch.rand(3, 36, 36, generator=generator)),
     )
 
 
@@ -166,7 +166,7 @@ def test_what_was_learned_takes_the_place_of_attention() -> None:
     assert given.learned is not None
     mask = voronoi(SIDE // 2, 3, 1).ravel()
     alike = torch.from_numpy(mask[:, None] == mask).float() * 0.98 + 0.01
-    given.learned = Learned(grid=given.learned.grid, between_all=alike.expand(3, -1, -1))
+    given.learned = Affinity(grid=given.learned.grid, dense=alike.expand(3, -1, -1))
     assert stage_named("affinity").run(given, None) is None
     scores = stage_named("diffseg", tau=(0.5, 0.5, 0.5)).run(given, None)
     assert scores is not None
@@ -183,7 +183,7 @@ def test_the_walk_goes_along_learned_neighbours_where_they_are_given() -> None:
     scores = before(walk, given)
     by_attention = walk.run(given, scores)
     near = {offset: torch.full((3, SIDE - offset[0], SIDE - abs(offset[1])), 1e-9) for offset in ((0, 1), (1, 0))}
-    given.learned = Learned(grid=(SIDE, SIDE), between_near=near)
+    given.learned = Affinity(grid=(SIDE, SIDE), local=near)
     alone = walk.run(given, scores)
     assert scores is not None
     assert by_attention is not None

@@ -14,7 +14,7 @@ from scipy.special import rel_entr
 
 from diffseg.attention.maps import SelfAttention
 from diffseg.method import distance as distances
-from diffseg.method.calibration import calibrated, critical_leakage, metric_of
+from diffseg.method.calibration import calibrated_threshold, critical_leakage, metric_of
 from diffseg.method.decide import decide
 from diffseg.method.proposals import scores_of
 from diffseg.method.wasserstein import gaussian_w2, marginal_w1, sliced_w2
@@ -182,12 +182,12 @@ def test_thresholds_are_those_of_the_same_leakage(tau: float) -> None:
         "gaussian": (1 - 2 * leak) * 4 / math.hypot(16, 16),
     }
     for name, expected in closed_forms.items():
-        assert calibrated(tau, name) == pytest.approx(expected, rel=1e-3), name  # type: ignore[arg-type]
+        assert calibrated_threshold(tau, name) == pytest.approx(expected, rel=1e-3), name  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_thresholds_grow_with_tau(name: Any) -> None:
-    found = [calibrated(tau, name) for tau in (0.0, 0.3, 1.0, 2.0, 5.0, 30.0)]
+    found = [calibrated_threshold(tau, name) for tau in (0.0, 0.3, 1.0, 2.0, 5.0, 30.0)]
     assert found == sorted(found)
     assert found[0] == pytest.approx(0, abs=1e-6)
     assert found[-1] == (30.0 if name == "kl" else math.inf)

@@ -11,8 +11,8 @@ from diffseg.scoring.view import View
 
 def test_the_centre_square_starts_where_the_released_code_starts_it() -> None:
     labels = np.arange(5 * 8).reshape(5, 8)
-    assert View(crop="centre").of(labels).tolist() == labels[:, 1:6].tolist()
-    assert View(crop="centre").of(labels.T).tolist() == labels.T[1:6].tolist()
+    assert View(crop="centre").apply(labels).tolist() == labels[:, 1:6].tolist()
+    assert View(crop="centre").apply(labels.T).tolist() == labels.T[1:6].tolist()
 
 
 @pytest.mark.parametrize(("shape", "size", "expected"), [((48, 64), 24, (24, 32)), ((7, 5), 12, (17, 12))])
@@ -20,7 +20,7 @@ def test_sizes_take_the_nearest_pixel_as_pillow_does(
     shape: tuple[int, int], size: int, expected: tuple[int, int]
 ) -> None:
     labels = np.random.default_rng(0).integers(0, 60000, shape).astype(np.uint16)
-    seen = View(size=size).of(labels)
+    seen = View(size=size).apply(labels)
     assert seen.shape == expected
     pillow = Image.fromarray(labels).resize((expected[1], expected[0]), Image.Resampling.NEAREST)
     assert (seen == np.asarray(pillow)).all()
@@ -28,7 +28,7 @@ def test_sizes_take_the_nearest_pixel_as_pillow_does(
 
 def test_nothing_changes_unless_asked() -> None:
     labels = np.eye(4, dtype=np.uint16)
-    assert View().of(labels) is labels
+    assert View().apply(labels) is labels
     assert str(View()) == "whole images, own size"
     assert str(View(crop="centre", size=512)) == "centre square, 512 px (nearest)"
     with pytest.raises(ValueError, match="size 0"):
