@@ -4,12 +4,12 @@ from __future__ import annotations
 
 
 class RunRefused(ValueError):
-    """OUT belongs to a run with other settings; the message names both values."""
+    """OUT belongs to a run with other settings; the message names both values of each setting."""
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on: no worker starts, or a store is gone. The message says what was tried and found."""
+    """The run cannot continue: no worker starts, or a store is unreachable. The message says what was tried."""
 
 
 class WorkerLost(RuntimeError):
-    """The process that had a shard in hand is gone: it died, its node did, or it was killed at a deadline."""
+    """The worker that was labelling a shard is gone: its process or its node died, or it was killed at a deadline."""

@@ -24,7 +24,7 @@ from diffseg.pending import Launched
 from pipeline.output.commit import Commit, write_commit
 from pipeline.output.rows import Row, failed_row, labelled_row
 from pipeline.output.writer import LabelShardWriter
-from pipeline.prefetch import draw_ahead, map_ahead
+from pipeline.prefetch import prefetch, prefetch_map
 from pipeline.readers.names import NameReader, NamesError
 from pipeline.readers.read import read_shard
 from pipeline.readers.samples import Sample, Shard
@@ -112,7 +112,7 @@ def _rows(
     # Closed here, since an error that somebody holds would hold the stages before it, and their threads, as well.
     with (
         closing(
-            draw_ahead(read_shard(shard, source, image_field=settings.image_field, step=step), ahead=ahead)
+            prefetch(read_shard(shard, source, image_field=settings.image_field, step=step), ahead=ahead)
         ) as samples,
         closing(
             decode_ahead(samples, shard.name, settings.max_pixels, segmenter.prepare, step, ahead=ahead, tell=tell)
@@ -154,7 +154,7 @@ def decode_ahead(
             row = failed_row(sample, shard, status, str(error))
             return dataclasses.replace(sample, image=None), None, row  # its bytes need not wait with it for a batch
 
-    return map_ahead(decode, samples, threads=DECODERS, ahead=ahead)
+    return prefetch_map(decode, samples, threads=DECODERS, ahead=ahead)
 
 
 def label_samples(
@@ -208,7 +208,7 @@ def encode_ahead(
         with step("write"):
             return sample, labelled_row(sample, shard, outcome, names)
 
-    return map_ahead(encode, outcomes, threads=ENCODERS, ahead=ahead)
+    return prefetch_map(encode, outcomes, threads=ENCODERS, ahead=ahead)
 
 
 def _image_member(sample: Sample) -> tuple[str, bytes] | None:

@@ -1,4 +1,4 @@
-"""Work in threads, ahead of whoever uses its results: so files are read, images decoded and masks encoded."""
+"""Work done in threads ahead of its consumer: reading files, decoding images and encoding masks."""
 
 from __future__ import annotations
 
@@ -17,22 +17,29 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Tasks = SimpleQueue[Callable[[], None] | None]
 
+THREAD_NAME = "prefetch"
 LINGER_SECONDS = 5.0
-"""A call that is under way at the end is waited for so long: a process that ends within one of Arrow's would crash."""
+"""Longest wait for running calls when the iterator ends. A process that exits during one of Arrow's calls crashes."""
 
 
-def map_ahead(
+def prefetch_map(
     call: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
 ) -> Generator[Result, None, None]:
-    """`call` of each item, in the order of the items, made in threads while the consumer is busy with earlier results.
+    """Yield ``call(item)`` for each item in order, computed in threads while the consumer handles earlier results.
 
-    items: drawn in the consumer's thread, up to `ahead` beyond the one whose result is given. An error of a call is
-    raised in the place of its result. The threads end with the iterator, whether it is exhausted, raises or is closed;
-    only calls that take longer than `LINGER_SECONDS` then outlive it.
+    The threads end with the iterator, whether it is exhausted, raises or is closed; only calls that take longer than
+    `LINGER_SECONDS` outlive it.
+
+    Args:
+        call: Called in a thread. Its error is raised in place of its result.
+        items: Drawn in the consumer's thread, up to `ahead` beyond the item whose result is yielded.
+        threads: Number of threads.
+        ahead: Number of items that may be in progress or finished beyond the yielded one.
     """
     tasks: Tasks = SimpleQueue()
-    # Not an executor's, which the end of the process would wait for: one may ask a store that is away for minutes.
-    workers = [threading.Thread(target=_work, args=(tasks,), name="ahead", daemon=True) for _ in range(threads)]
+    # Not a ThreadPoolExecutor: the exit of the process would wait for its threads, and one of them may be waiting for
+    # minutes for a store that does not answer.
+    workers = [threading.Thread(target=_work, args=(tasks,), name=THREAD_NAME, daemon=True) for _ in range(threads)]
     for worker in workers:
         worker.start()
     pending: deque[Future[Result]] = deque()
@@ -47,17 +54,18 @@ def map_ahead(
     finally:
         for future in pending:
             future.cancel()
-        _end(workers, tasks)
+        _join(workers, tasks)
 
 
-def draw_ahead(items: Iterable[Item], *, ahead: int) -> Generator[Item, None, None]:
-    """The items, drawn in one thread, up to `ahead` beyond the one that is given; else as `map_ahead`."""
+def prefetch(items: Iterable[Item], *, ahead: int) -> Generator[Item, None, None]:
+    """Yield the items, drawn in a thread up to `ahead` beyond the yielded one. Ends like `prefetch_map`."""
     iterator, end = iter(items), object()
-    with closing(map_ahead(lambda _: next(iterator, end), count(), threads=1, ahead=ahead)) as drawn:
+    with closing(prefetch_map(lambda _: next(iterator, end), count(), threads=1, ahead=ahead)) as drawn:
         yield from takewhile(lambda item: item is not end, drawn)
 
 
-def _end(workers: list[threading.Thread], tasks: Tasks) -> None:
+def _join(workers: list[threading.Thread], tasks: Tasks) -> None:
+    """Tell the threads to end and wait for them, for `LINGER_SECONDS` at most."""
     deadline = time.monotonic() + LINGER_SECONDS
     for _ in workers:
         tasks.put(None)
@@ -68,7 +76,7 @@ def _end(workers: list[threading.Thread], tasks: Tasks) -> None:
 def _work(tasks: Tasks) -> None:
     for task in iter(tasks.get, None):
         task()
-        del task  # or it would keep its image until the next one comes
+        del task  # otherwise the thread would keep the image alive while it waits for the next task
 
 
 def _run(future: Future[Result], call: Callable[[Item], Result], item: Item) -> None:

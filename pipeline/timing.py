@@ -1,4 +1,4 @@
-"""Seconds of each step of the work, summed over threads and samples."""
+"""Wall time spent in each step of the work, summed over threads and samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ Item = TypeVar("Item")
 
 
 class StepTimer:
-    """Call it with the name of a step as a context manager; `seconds` holds the sums so far."""
+    """A thread-safe stopwatch: ``with step("decode"): …`` adds the seconds of the block to that step.
+
+    Attributes:
+        seconds: Seconds so far, by name of the step.
+    """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -29,8 +33,8 @@ class StepTimer:
             with self._lock:
                 self.seconds[name] += elapsed
 
-    def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; the seconds until each of them comes are those of step `name`."""
+    def iterate(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items and add the time that each of them takes to arrive to the step `name`."""
         iterator, end = iter(items), object()
         while True:
             with self(name):

@@ -1,4 +1,4 @@
-"""Find the ground truth that a user names, and read it: files in a layout, or a field of shards."""
+"""Find and read ground truth: files in a known layout, or a field of tar or Parquet shards."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluation.layouts import LAYOUTS, Layout, LayoutName, Segments, TruthError, recognise
+from pipeline.evaluation.layouts import LAYOUTS, GroundTruthError, Layout, LayoutName, Segments, recognise
 from pipeline.output.manifest import PATH as RUN_PATH
-from pipeline.prefetch import map_ahead
-from pipeline.readers.find import find_shards, split_url
+from pipeline.prefetch import prefetch_map
+from pipeline.readers.find import find_shards
 from pipeline.readers.read import read_shard
 from pipeline.readers.samples import MAX_SAMPLE_BYTES, Shard
 from pipeline.storage import SourceError, Storage
+from pipeline.storage.urls import split_url
 
-Maps = list[np.ndarray]
-"""uint16 [H, W], 65535 where it says nothing; one for each annotator."""
+LabelMaps = list[np.ndarray]
+"""Class ids, uint16 [H, W], 65535 where pixels are not scored; one label map for each annotator."""
 
-FILES_AT_ONCE = 8
-_EVERY_FILE = 10**9  # a truth's files are one list, whatever a run makes of its images
+READ_THREADS = 8
+"""Ground-truth files that are read in parallel."""
+
+_ALL_FILES = 10**9  # samples per shard: all ground-truth files form one list, whatever the shards of the run
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruthPlace:
-    """Where one truth lies. shard: that holds it; None: it is a file. name: its path, or its key in the shard.
+class GroundTruthLocation:
+    """Where the ground truth of one image is stored.
 
-    segments: of a panoptic PNG, what the JSON says of it.
+    Attributes:
+        name: Path of the file, or key of the sample in `shard`.
+        shard: Shard that holds the sample; None for a file.
+        segments: Categories of the segments of a panoptic PNG, from its JSON file.
     """
 
     name: str
@@ -38,107 +44,128 @@ class TruthPlace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Truth:
-    """All truths that were found: where each lies, by its key. Cheap to send but for `places`, of which send a part.
+class GroundTruth:
+    """Ground truth of many images, located but not read. Cheap to pickle once `locations` is empty.
 
-    storage: of the files; of shards, how they are reached. layout: by its name in `LAYOUTS`. field: of the shards'
-    samples. ignore: ids; None: the layout's own.
+    Attributes:
+        storage: Storage of the files; for shards, the storage options to read them with.
+        layout_name: Key in `LAYOUTS`.
+        field: Extension (tar) or column (Parquet) that holds the ground truth in a sample.
+        ignore: Ids that are not scored; None for the layout's own.
+        locations: Location of each ground-truth map by path or sample key.
     """
 
     storage: Storage
     layout_name: LayoutName
     field: str | None
     ignore: tuple[int, ...] | None
-    places: dict[str, TruthPlace]
+    locations: dict[str, GroundTruthLocation]
 
     @property
     def layout(self) -> Layout:
-        """How the bytes of a truth are read."""
-        return LAYOUTS[self.layout_name].ignoring(self.ignore)
+        """The layout that decodes the ground truth, with `ignore` applied."""
+        return LAYOUTS[self.layout_name].with_ignored_ids(self.ignore)
 
-    def read(self, places: Mapping[int, TruthPlace]) -> Iterator[tuple[int, Maps | TruthError]]:
-        """The label maps of each by its number, or what is wrong with it; those of shards in their order there."""
-        files = [(number, place) for number, place in places.items() if place.shard is None]
-        yield from map_ahead(self._read_file, files, threads=FILES_AT_ONCE, ahead=FILES_AT_ONCE)
-        by_shard: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        shards = {place.shard.name: place.shard for place in places.values() if place.shard}
-        for number, place in places.items():
-            if place.shard:
-                by_shard[place.shard.name][place.name] = number
-        for name, numbers in by_shard.items():
+    def read(self, locations: Mapping[int, GroundTruthLocation]) -> Iterator[tuple[int, LabelMaps | GroundTruthError]]:
+        """Read ground truth, files first, then shard by shard in the order of the samples.
+
+        Args:
+            locations: What to read, by row number.
+
+        Yields:
+            Each row number with the label maps of all annotators, or with the error that made them unreadable.
+        """
+        files = [(number, location) for number, location in locations.items() if location.shard is None]
+        yield from prefetch_map(self._read_file, files, threads=READ_THREADS, ahead=READ_THREADS)
+        numbers_by_shard: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        shards = {location.shard.name: location.shard for location in locations.values() if location.shard}
+        for number, location in locations.items():
+            if location.shard:
+                numbers_by_shard[location.shard.name][location.name] = number
+        for name, numbers in numbers_by_shard.items():
             yield from self._read_shard(shards[name], numbers)
 
-    def _read_shard(self, shard: Shard, numbers: dict[str, int]) -> Iterator[tuple[int, Maps | TruthError]]:
+    def _read_shard(self, shard: Shard, numbers: dict[str, int]) -> Iterator[tuple[int, LabelMaps | GroundTruthError]]:
         for sample in read_shard(shard, self.storage, image_field=self.field):
             shown = f"{shard.name}: {sample.key}"
             if sample.key not in numbers:
                 continue
             number = numbers.pop(sample.key)
             if sample.image is None:
-                yield number, TruthError(f"{shown}: {sample.error}")
+                yield number, GroundTruthError(f"{shown}: {sample.error}")
             else:
-                yield number, self._decoded(shown, sample.image)
+                yield number, self._decode(shown, sample.image)
         for key, number in numbers.items():
-            yield number, TruthError(f"{shard.name}: {key}: is no longer there")
+            yield number, GroundTruthError(f"{shard.name}: {key}: no longer exists")
 
-    def _read_file(self, one: tuple[int, TruthPlace]) -> tuple[int, Maps | TruthError]:
-        number, place = one
-        shown = self.storage.joined(place.name)
+    def _read_file(
+        self, numbered_location: tuple[int, GroundTruthLocation]
+    ) -> tuple[int, LabelMaps | GroundTruthError]:
+        number, location = numbered_location
+        shown = self.storage.joined(location.name)
         try:
-            with self.storage.open(place.name) as file:
+            with self.storage.open(location.name) as file:
                 data = file.read(MAX_SAMPLE_BYTES + 1)
         except (FileNotFoundError, PermissionError) as error:
-            return number, TruthError(f"{shown}: cannot be opened ({type(error).__name__})")
+            return number, GroundTruthError(f"{shown}: cannot be opened ({type(error).__name__})")
         if len(data) > MAX_SAMPLE_BYTES:
-            return number, TruthError(f"{shown}: has more than the {MAX_SAMPLE_BYTES} bytes that are read")
-        return number, self._decoded(shown, data, place.segments)
+            return number, GroundTruthError(f"{shown}: is larger than the limit of {MAX_SAMPLE_BYTES} bytes")
+        return number, self._decode(shown, data, location.segments)
 
-    def _decoded(self, shown: str, data: bytes, segments: Segments | None = None) -> Maps | TruthError:
+    def _decode(self, shown: str, data: bytes, segments: Segments | None = None) -> LabelMaps | GroundTruthError:
         try:
             return self.layout.decode(data, segments)
-        except TruthError as error:
-            return TruthError(f"{shown}: {error}")
+        except GroundTruthError as error:
+            return GroundTruthError(f"{shown}: {error}")
 
 
-def find_truth(
+def find_ground_truth(
     url: str,
     store: Storage,
     *,
     layout: LayoutName | None = None,
     field: str | None = None,
     ignore: tuple[int, ...] | None = None,
-) -> Truth:
-    """Every truth at a folder, glob or URL of files, tars or Parquet files; at the OUT of another run; at a JSON.
+) -> GroundTruth:
+    """Locate all ground truth at a URL.
 
-    store: how its store is reached; its URL does not matter. layout: None: what the paths tell. field: the member
-    extension (tar) or column (Parquet) of the truth; ignore: ids that count for nothing, None for the layout's own.
-    Raises SourceError.
+    Args:
+        url: Folder, glob or URL of files, tars or Parquet files; a panoptic JSON file; or OUT of another run.
+        store: Supplies the storage options; its URL is not used.
+        layout: Layout of the files; None to recognise it by their paths.
+        field: Extension (tar) or column (Parquet) that holds the ground truth in a sample.
+        ignore: Ids that are not scored; None for the layout's own.
+
+    Raises:
+        SourceError: Nothing was found, or the panoptic JSON is missing, ambiguous or malformed.
     """
     if store.at(url).is_file(RUN_PATH):
-        return find_truth(f"{store.at(url).url}/labels", store, field="mask", ignore=ignore)
+        return find_ground_truth(f"{store.at(url).url}/labels", store, field="mask", ignore=ignore)
     panoptic = _panoptic_json(url, store, layout)
     if panoptic:
-        places = _panoptic_places(store.at(split_url(panoptic)[0]), split_url(panoptic)[1])
+        locations = _panoptic_locations(store.at(split_url(panoptic)[0]), split_url(panoptic)[1])
         root, layout = panoptic.removesuffix(".json"), "coco-panoptic"
     elif layout == "bsds500" or (layout is None and _matlab_files(store.at(url))):
         root, layout = url, "bsds500"
-        places = _file_places(store.at(url), _matlab_files(store.at(url)), layout)
+        locations = _file_locations(store.at(url), _matlab_files(store.at(url)), layout)
     else:
-        shards = find_shards(url, store, samples_per_shard=_EVERY_FILE)
+        shards = find_shards(url, store, samples_per_shard=_ALL_FILES)
         root = shards[0].url
         if shards[0].kind == "images":
-            layout = recognise(_full_paths(root, shards[0].files)) if layout is None else layout
-            places = _file_places(store.at(root), list(shards[0].files), layout)
+            layout = recognise(_with_root_name(root, shards[0].files)) if layout is None else layout
+            locations = _file_locations(store.at(root), list(shards[0].files), layout)
         else:
             layout = "labels" if layout is None else layout
-            places = _shard_places(shards, store, field)
-    if not places:
-        raise SourceError(f"{store.at(url).redacted}: holds no truths of the layout {layout}; name another --layout")
-    return Truth(storage=store.at(root), layout_name=layout, field=field, ignore=ignore, places=places)
+            locations = _sample_locations(shards, store, field)
+    if not locations:
+        raise SourceError(
+            f"{store.at(url).redacted}: holds no ground truth in the layout {layout}; set another --layout"
+        )
+    return GroundTruth(storage=store.at(root), layout_name=layout, field=field, ignore=ignore, locations=locations)
 
 
-def _full_paths(root: str, files: Iterable[str]) -> list[str]:
-    """With the last part of the root, which may be what tells the layout."""
+def _with_root_name(root: str, files: Iterable[str]) -> list[str]:
+    """Prefix paths with the last component of the root, which can be what identifies the layout."""
     name = root.rstrip("/").rpartition("/")[2]
     return [f"{name}/{path}" for path in files]
 
@@ -147,55 +174,58 @@ def _matlab_files(folder: Storage) -> list[str]:
     return [path for path, _ in folder.files() if path.endswith(".mat")]
 
 
-def _file_places(folder: Storage, files: list[str], layout: LayoutName) -> dict[str, TruthPlace]:
-    """Those whose paths are known, else all with the layout's extension."""
-    plan = LAYOUTS[layout]
-    known = [f for f, full in zip(files, _full_paths(folder.url, files), strict=True) if re.search(plan.known, full)]
-    taken = known or [path for path in files if path.endswith(f".{plan.extension}")]
-    return {path: TruthPlace(name=path) for path in taken}
+def _file_locations(folder: Storage, files: list[str], layout_name: LayoutName) -> dict[str, GroundTruthLocation]:
+    """Locate the files whose paths match the layout, or else all files with its extension."""
+    layout = LAYOUTS[layout_name]
+    full_paths = _with_root_name(folder.url, files)
+    matching = [file for file, path in zip(files, full_paths, strict=True) if re.search(layout.path_pattern, path)]
+    used = matching or [path for path in files if path.endswith(f".{layout.extension}")]
+    return {path: GroundTruthLocation(name=path) for path in used}
 
 
-def _shard_places(shards: list[Shard], store: Storage, field: str | None) -> dict[str, TruthPlace]:
-    """By key. Samples without the field have no truth; a key of several shards is told by its shard's name too."""
-    places: dict[str, TruthPlace] = {}
+def _sample_locations(shards: list[Shard], store: Storage, field: str | None) -> dict[str, GroundTruthLocation]:
+    """Locate the samples that have the field, by key; a key that was seen before is prefixed with its shard's name."""
+    locations: dict[str, GroundTruthLocation] = {}
     for shard in shards:
         for sample in read_shard(shard, store, image_field=field):
             if sample.status != "no_image":
-                key = f"{shard.name}/{sample.key}" if sample.key in places else sample.key
-                places[key] = TruthPlace(name=sample.key, shard=shard)
-    return places
+                key = f"{shard.name}/{sample.key}" if sample.key in locations else sample.key
+                locations[key] = GroundTruthLocation(name=sample.key, shard=shard)
+    return locations
 
 
 def _panoptic_json(url: str, store: Storage, layout: LayoutName | None) -> str | None:
-    """The JSON of panoptic PNGs, which lie in a folder of its name beside it."""
+    """Return the URL of the panoptic JSON file; its PNGs are in a folder of the same name beside it."""
     if layout not in (None, "coco-panoptic"):
         return None
     url = url.rstrip("/")
     if url.endswith(".json"):
         return url
     folder, name = split_url(url)
-    is_named = layout == "coco-panoptic" or name.startswith("panoptic_")
-    if is_named and store.at(folder).is_file(f"{name}.json"):
+    may_be_panoptic = layout == "coco-panoptic" or name.startswith("panoptic_")
+    if may_be_panoptic and store.at(folder).is_file(f"{name}.json"):
         return f"{url}.json"
-    there = [path for path, _ in store.at(url).files(depth=1) if re.fullmatch(r"panoptic_\w+\.json", path)]
-    if len(there) > 1:
-        raise SourceError(f"{store.at(url).redacted}: holds {', '.join(there)}; name one of them as TRUTH")
-    if not there and layout == "coco-panoptic":
+    files = [path for path, _ in store.at(url).files(depth=1) if re.fullmatch(r"panoptic_\w+\.json", path)]
+    if len(files) > 1:
+        raise SourceError(f"{store.at(url).redacted}: holds {', '.join(files)}; pass one of them as TRUTH")
+    if not files and layout == "coco-panoptic":
         raise SourceError(
-            f"{store.at(url).redacted}: no panoptic_….json beside or in it, which tells the categories of the segments"
+            f"{store.at(url).redacted}: no panoptic_….json in it or beside it; it holds the segments' categories"
         )
-    return f"{url}/{there[0]}" if there else None
+    return f"{url}/{files[0]}" if files else None
 
 
-def _panoptic_places(folder: Storage, name: str) -> dict[str, TruthPlace]:
+def _panoptic_locations(folder: Storage, name: str) -> dict[str, GroundTruthLocation]:
     try:
         annotations = json.loads(folder.read_bytes(name))["annotations"]
-        segments = {
-            one["file_name"]: {int(part["id"]): int(part["category_id"]) for part in one["segments_info"]}
-            for one in annotations
+        segments_by_file = {
+            annotation["file_name"]: {
+                int(segment["id"]): int(segment["category_id"]) for segment in annotation["segments_info"]
+            }
+            for annotation in annotations
         }
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError(
-            f"{folder.joined(name)}: is no panoptic JSON (annotations of file_name and segments_info): {error!r}"
+            f"{folder.joined(name)}: is not a panoptic JSON (annotations with file_name and segments_info): {error!r}"
         ) from error
-    return {path: TruthPlace(name=path, segments=found) for path, found in segments.items()}
+    return {path: GroundTruthLocation(name=path, segments=segments) for path, segments in segments_by_file.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.prefetch import map_ahead
+from pipeline.prefetch import prefetch_map
 from pipeline.readers import samples
 from pipeline.readers.samples import Sample, utf8
 from pipeline.storage import Storage
@@ -25,7 +25,7 @@ def read_images(storage: Storage, files: tuple[str, ...], step: StepTimer) -> It
             image, status, error = _read(storage, path)
         return Sample(index=index, key=utf8(path), image=image, status=status, error=error)
 
-    return map_ahead(read, enumerate(files), threads=FILES_AT_ONCE, ahead=FILES_AT_ONCE)
+    return prefetch_map(read, enumerate(files), threads=FILES_AT_ONCE, ahead=FILES_AT_ONCE)
 
 
 def _read(storage: Storage, path: str) -> tuple[bytes | None, str, str]:

@@ -1,34 +1,14 @@
-"""Shards: find them at a URL (``find_shards``), and read one as a stream of samples (``read_shard``)."""
+"""Read a shard of any kind as a stream of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.readers.find import find_shards, split_url
 from pipeline.readers.image_files import read_images
-from pipeline.readers.samples import (
-    IMAGE_EXTENSIONS,
-    MAX_META_BYTES,
-    MAX_SAMPLE_BYTES,
-    STATUSES,
-    Sample,
-    Shard,
-    ShardError,
-)
+from pipeline.readers.samples import Sample, Shard, ShardError
 from pipeline.storage import Storage
+from pipeline.storage.urls import split_url
 from pipeline.timing import StepTimer
-
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "MAX_META_BYTES",
-    "MAX_SAMPLE_BYTES",
-    "STATUSES",
-    "Sample",
-    "Shard",
-    "ShardError",
-    "find_shards",
-    "read_shard",
-]
 
 
 def read_shard(
@@ -38,7 +18,7 @@ def read_shard(
 
     Args:
         shard: from ``find_shards``.
-        source: how its store is reached (options, patience); its URL does not matter. None for the defaults.
+        source: how its store is reached (options, retry timeout); its URL does not matter. None for the defaults.
         image_field: the member extension (tar) or the column (Parquet) that holds the image, where several could.
         step: is given the seconds of reading, as ``read``.
 
@@ -52,7 +32,7 @@ def read_shard(
     source, step = source or Storage(url="."), step or StepTimer()
     if shard.kind == "images":
         return read_images(source.at(shard.url), shard.files, step)
-    return step.each("read", _read_file(shard, source, image_field))
+    return step.iterate("read", _read_file(shard, source, image_field))
 
 
 def _read_file(shard: Shard, source: Storage, image_field: str | None) -> Iterator[Sample]:

@@ -203,7 +203,7 @@ def test_an_error_of_the_device_ends_all_threads(scene_folder: Path, tmp_path: P
     with pytest.raises(RuntimeError, match="CUDA") as held:
         label(scene_folder, tmp_path, Failing(segmenter.backbone, segmenter.settings))
     deadline = time.monotonic() + 540
-    while any(thread.name == "ahead" for thread in threading.enumerate()):
+    while any(thread.name == "prefetch" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert held.tb is not None
