@@ -1,4 +1,4 @@
-"""COCO-Stuff-27: the supercategories of COCO's things and stuff, and of the classes that the panoptic task merges."""
+"""The 27 classes of COCO-Stuff-27: COCO's thing and stuff supercategories, including those of the panoptic task."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ COCO_27 = {
     "structural": "99 113 138 146 164 185",
     "water": "120 148 155 178-179",
 }
-"""Category ids of each, which COCO-Stuff and the panoptic task share; 183 and more are the panoptic task's.
+"""Category ids of each class. COCO-Stuff and the panoptic task share ids; ids from 183 exist in the panoptic task only.
 
-The order is that of PiCIE and its successors, as it decides ties between classes."""
+The order is that of PiCIE and its successors, because it breaks ties between classes."""
 
 
 def category_table() -> np.ndarray:
-    """The place in `COCO_27` by category id: uint16 [201], 65535 where there is no such category."""
+    """Return the index in `COCO_27` of each category id: uint16 [201], 65535 for ids that are not a category."""
     table = np.full(201, IGNORE, np.uint16)
-    for place, ranges in enumerate(COCO_27.values()):
-        for part in ranges.split():
-            first, _, last = part.partition("-")
-            table[int(first) : int(last or first) + 1] = place
+    for index, ranges in enumerate(COCO_27.values()):
+        for id_range in ranges.split():
+            first, _, last = id_range.partition("-")
+            table[int(first) : int(last or first) + 1] = index
     return table

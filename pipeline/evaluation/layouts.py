@@ -1,4 +1,4 @@
-"""Ground truth as data sets lay it out: which files hold it, whose image each is of, and their bytes as label maps."""
+"""How data sets lay out ground truth: which files hold it, which image each belongs to, and how to decode it."""
 
 from __future__ import annotations
 
@@ -17,29 +17,35 @@ from pipeline.evaluation.coco_classes import COCO_27, category_table
 from pipeline.readers.samples import IMAGE_EXTENSIONS
 
 MAX_PIXELS = 2**26
+"""Largest label map that is decoded, in pixels."""
 
 LayoutName = Literal["bsds500", "cityscapes", "ade20k-full", "ade20k", "voc", "coco-stuff", "coco-panoptic", "labels"]
 
 Segments = Mapping[int, int]
-"""Of one panoptic PNG: segment id to category id, as its JSON says."""
+"""Category id by segment id for one panoptic PNG, as listed in its JSON file."""
 
 
-class TruthError(ValueError):
-    """A truth that cannot be used; says what was found, what was expected, and what to do."""
+class GroundTruthError(ValueError):
+    """Ground truth that cannot be used; the message says what was read, what was expected, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How one data set holds its truths.
+    """How one data set stores its ground truth.
 
-    known: of the paths of its truths, as users have them on disk; other PNG files (.mat for BSDS500) are taken where
-    none match. read: bytes of a file to ids, integer [H, W], one for each annotator. table: class of each id, 65535 for
-    ids that must not occur; None: an id is its own class. ignore: ids that count for nothing; None: 255 where they have
-    8 bits, 65535 where they have 16. classes: how many there are; None: those that occur, 0: regions without names.
-    suffix, image_suffix: what the names of a truth and of its image end in, before the extension, and do not share.
+    Attributes:
+        path_pattern: Regular expression for the paths of ground-truth files as the data set ships them. Where no path
+            matches, all files with `extension` are used.
+        read: Turns the bytes of a file into ids, integer [H, W], one array for each annotator.
+        table: Class of each id, 65535 for ids that must not occur. None if each id is its own class.
+        ignore: Ids that are not scored. None for the largest id: 255 in 8-bit files, 65535 in 16-bit files.
+        classes: Number of classes; None for those that occur, 0 for regions without class names.
+        suffix: End of a ground-truth file name, before the extension, that the image's name lacks.
+        image_suffix: End of an image's file name, before the extension, that the ground truth's name lacks.
+        extension: File extension of ground-truth files.
     """
 
-    known: str
+    path_pattern: str
     read: Callable[[bytes, Segments | None], list[np.ndarray]]
     table: np.ndarray | None = None
     ignore: tuple[int, ...] | None = None
@@ -48,12 +54,12 @@ class Layout:
     image_suffix: str = ""
     extension: str = "png"
 
-    def ignoring(self, ids: tuple[int, ...] | None) -> Layout:
-        """The same with other ids that count for nothing; None changes nothing."""
+    def with_ignored_ids(self, ids: tuple[int, ...] | None) -> Layout:
+        """Return this layout with other ids excluded from scoring; None keeps the layout's own."""
         return self if ids is None else replace(self, ignore=ids)
 
     def pairing_key(self, path: str) -> str:
-        """What a truth's path and its image's have in common; also of keys, which may have no extension."""
+        """Return what the path of a ground-truth file and the path or key of its image have in common."""
         stem, dot, extension = path.rpartition(".")
         path = stem if dot and extension.lower() in (*IMAGE_EXTENSIONS, self.extension) else path
         for suffix in filter(None, (self.suffix, self.image_suffix)):
@@ -61,73 +67,81 @@ class Layout:
         return path
 
     def decode(self, data: bytes, segments: Segments | None = None) -> list[np.ndarray]:
-        """Label maps of classes, uint16 [H, W], 65535 where they say nothing; one for each annotator.
+        """Decode a ground-truth file into label maps.
 
-        Raises TruthError.
+        Args:
+            data: Contents of the file.
+            segments: Categories of the segments of a panoptic PNG.
+
+        Returns:
+            Class ids, uint16 [H, W], 65535 where pixels are not scored; one label map for each annotator.
+
+        Raises:
+            GroundTruthError: The file cannot be decoded, or holds ids that the layout does not define.
         """
-        return [self._classes(ids) for ids in self.read(data, segments)]
+        return [self._to_classes(ids) for ids in self.read(data, segments)]
 
-    def _classes(self, ids: np.ndarray) -> np.ndarray:
+    def _to_classes(self, ids: np.ndarray) -> np.ndarray:
         ignored = self.ignore if self.ignore is not None else (int(np.iinfo(ids.dtype).max),)
-        there = np.unique(ids)
+        present = np.unique(ids)
         if self.table is None:
-            if there[-1] > IGNORE:
-                raise TruthError(f"has the id {there[-1]}; expected at most {IGNORE}")
+            if present[-1] > IGNORE:
+                raise GroundTruthError(f"has the id {present[-1]}; expected at most {IGNORE}")
             classes = ids.astype(np.uint16)
         else:
-            bound = max(len(self.table), int(there[-1]) + 1)
-            table = np.full(bound, IGNORE, np.uint16)
+            size = max(len(self.table), int(present[-1]) + 1)
+            table = np.full(size, IGNORE, np.uint16)
             table[: len(self.table)] = self.table
-            strange = [int(i) for i in there if table[i] == IGNORE and i not in ignored]
-            if strange:
+            unknown = [int(i) for i in present if table[i] == IGNORE and i not in ignored]
+            if unknown:
                 known = np.flatnonzero(self.table != IGNORE)
-                raise TruthError(
-                    f"has the ids {_some(strange)}; this layout knows {known[0]} to {known[-1]}, and ignores "
-                    f"{_some(ignored)}. Name the right --layout, or --ignore them"
+                raise GroundTruthError(
+                    f"has the ids {_first_ids(unknown)}; this layout defines {known[0]} to {known[-1]} and ignores "
+                    f"{_first_ids(ignored)}. Set the right --layout, or exclude these ids with --ignore"
                 )
             classes = table[ids]
         classes[np.isin(ids, ignored)] = IGNORE
         return classes
 
 
-def _some(ids: list[int] | tuple[int, ...]) -> str:
+def _first_ids(ids: list[int] | tuple[int, ...]) -> str:
     return ", ".join(map(str, ids[:5])) + (" …" if len(ids) > 5 else "")
 
 
 def read_ids(data: bytes, segments: Segments | None = None) -> list[np.ndarray]:
-    """A PNG of one channel, grey or with a palette: uint8 or uint16 [H, W]."""
+    """Read the ids of a single-channel PNG, grey or with a palette, as one uint8 or uint16 [H, W] array."""
     image = _open(data)
     if image.mode not in ("1", "L", "P", "I;16", "I"):
-        raise TruthError(
-            f"is a PNG of mode {image.mode}; expected one channel of ids (grey of 8 or 16 bits, or a palette). Colours "
-            "must be turned into ids first; of COCO's panoptic PNGs and full ADE20K name the --layout"
+        raise GroundTruthError(
+            f"is a PNG of mode {image.mode}; expected one channel of ids (8- or 16-bit grey, or a palette). Convert "
+            "colours to ids first; for COCO's panoptic PNGs and for full ADE20K set --layout"
         )
     ids = _pixels(image)
     depth, is_grey = data[24], data[25] == 0
     if is_grey and 1 < depth < 8:
-        ids = ids // (255 // (2**depth - 1))  # Pillow stretches them to 0 … 255
+        ids = ids // (255 // (2**depth - 1))  # Pillow scales these values to the range 0 to 255
     return [ids.astype(np.uint8 if depth <= 8 else np.uint16)]
 
 
 def _read_colours(data: bytes) -> np.ndarray:
     image = _open(data)
     if image.mode not in ("RGB", "RGBA"):
-        raise TruthError(f"is a PNG of mode {image.mode}; this layout has ids in the colours of RGB")
+        raise GroundTruthError(f"is a PNG of mode {image.mode}; this layout encodes ids as RGB colours")
     return _pixels(image)[..., :3].astype(np.uint32)
 
 
 def _open(data: bytes) -> PngImageFile:
     if not data.startswith(b"\x89PNG"):
-        raise TruthError(
-            f"is no PNG (it starts with {data[:8]!r}); expected a label map as PNG. In tars and Parquet files the "
-            "truth's member or column is named by --truth-field"
+        raise GroundTruthError(
+            f"is not a PNG (it starts with {data[:8]!r}); expected a label map as PNG. In tar and Parquet files, "
+            "--truth-field names the member or column of the ground truth"
         )
     try:
         image = PngImageFile(io.BytesIO(data))
-    except Exception as error:  # of Pillow's parsers, whatever the bytes make them raise
-        raise TruthError(f"is a broken PNG: {error}") from error
+    except Exception as error:  # Pillow's parsers raise many types for malformed bytes
+        raise GroundTruthError(f"is a broken PNG: {error}") from error
     if image.width * image.height > MAX_PIXELS:
-        raise TruthError(f"declares {image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
+        raise GroundTruthError(f"declares {image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
     return image
 
 
@@ -135,35 +149,38 @@ def _pixels(image: PngImageFile) -> np.ndarray:
     try:
         return np.asarray(image)
     except Exception as error:
-        raise TruthError(f"is a broken PNG: {error}") from error
+        raise GroundTruthError(f"is a broken PNG: {error}") from error
 
 
 def _read_full_ade(data: bytes, segments: Segments | None) -> list[np.ndarray]:
-    """The class is in red and green; blue numbers the instances."""
+    """Read the class from the red and green channels; blue numbers the instances."""
     colours = _read_colours(data)
     return [colours[..., 0] // 10 * 256 + colours[..., 1]]
 
 
 def _read_panoptic(data: bytes, segments: Segments | None) -> list[np.ndarray]:
-    """A segment's id is in three colours; its category in the JSON. Pixels of no segment become category 0."""
+    """Read segment ids from the three channels and map them to categories; pixels without a segment get category 0."""
     colours = _read_colours(data)
-    found, places = np.unique(colours @ np.array([1, 256, 65536], np.uint32), return_inverse=True)
+    ids, positions = np.unique(colours @ np.array([1, 256, 65536], np.uint32), return_inverse=True)
     categories = {0: 0, **(segments or {})}
-    unknown = [int(i) for i in found if int(i) not in categories]
+    unknown = [int(i) for i in ids if int(i) not in categories]
     if unknown:
-        raise TruthError(f"has the segments {_some(unknown)}, which the JSON does not list; is it of this folder?")
-    return [np.array([categories[int(i)] for i in found])[places].reshape(colours.shape[:2])]
+        raise GroundTruthError(
+            f"has the segments {_first_ids(unknown)}, which the JSON does not list; check that the JSON belongs to "
+            "this folder"
+        )
+    return [np.array([categories[int(i)] for i in ids])[positions].reshape(colours.shape[:2])]
 
 
 def _read_bsds(data: bytes, segments: Segments | None) -> list[np.ndarray]:
-    """The segmentation of each annotator."""
+    """Read the segmentation of each annotator from a MATLAB file."""
     try:
         cells = loadmat(io.BytesIO(data), variable_names=["groundTruth"])["groundTruth"]
         maps = [np.asarray(cell["Segmentation"][0, 0]) for cell in cells.ravel()]
     except Exception as error:
-        raise TruthError(f"is no .mat file with groundTruth{{n}}.Segmentation: {error}") from error
+        raise GroundTruthError(f"is not a .mat file with groundTruth{{n}}.Segmentation: {error}") from error
     if not maps or any(ids.ndim != 2 or ids.dtype.kind not in "ui" for ids in maps):
-        raise TruthError("holds no segmentations, or some that are not integers [H, W]")
+        raise GroundTruthError("holds no segmentations, or some that are not integers [H, W]")
     return maps
 
 
@@ -172,9 +189,9 @@ def _consecutive(first: int, count: int) -> np.ndarray:
 
 
 LAYOUTS: dict[LayoutName, Layout] = {
-    "bsds500": Layout(known=r"\.mat$", read=_read_bsds, ignore=(), classes=0, extension="mat"),
+    "bsds500": Layout(path_pattern=r"\.mat$", read=_read_bsds, ignore=(), classes=0, extension="mat"),
     "cityscapes": Layout(
-        known=r"_gtFine_labelIds\.png$",
+        path_pattern=r"_gtFine_labelIds\.png$",
         read=read_ids,
         table=_consecutive(7, 27),
         ignore=(*range(7), 255),
@@ -182,37 +199,39 @@ LAYOUTS: dict[LayoutName, Layout] = {
         suffix="_gtFine_labelIds",
         image_suffix="_leftImg8bit",
     ),
-    "ade20k-full": Layout(known=r"ADE_\w+_\d{8}_seg\.png$", read=_read_full_ade, ignore=(0,), suffix="_seg"),
-    "ade20k": Layout(known=r"ADE_\w+_\d{8}\.png$", read=read_ids, table=_consecutive(1, 150), ignore=(0,), classes=150),
+    "ade20k-full": Layout(path_pattern=r"ADE_\w+_\d{8}_seg\.png$", read=_read_full_ade, ignore=(0,), suffix="_seg"),
+    "ade20k": Layout(
+        path_pattern=r"ADE_\w+_\d{8}\.png$", read=read_ids, table=_consecutive(1, 150), ignore=(0,), classes=150
+    ),
     "voc": Layout(
-        known=r"(^|/)SegmentationClass(Aug)?/[^/]+\.png$",
+        path_pattern=r"(^|/)SegmentationClass(Aug)?/[^/]+\.png$",
         read=read_ids,
         table=_consecutive(0, 21),
         ignore=(255,),
         classes=21,
     ),
     "coco-stuff": Layout(
-        known=r"(stuffthingmaps|(^|/)annotation_(train|val)2017/).*\.png$",
+        path_pattern=r"(stuffthingmaps|(^|/)annotation_(train|val)2017/).*\.png$",
         read=read_ids,
         table=category_table()[1:183],
         ignore=(255,),
         classes=len(COCO_27),
     ),
     "coco-panoptic": Layout(
-        known=r"(^|/)panoptic_\w+/[^/]+\.png$",
+        path_pattern=r"(^|/)panoptic_\w+/[^/]+\.png$",
         read=_read_panoptic,
         table=category_table(),
         ignore=(0,),
         classes=len(COCO_27),
     ),
-    "labels": Layout(known=r"\.png$", read=read_ids),
+    "labels": Layout(path_pattern=r"\.png$", read=read_ids),
 }
-"""By the name of --layout. The first whose `known` fits a path is taken where none is named."""
+"""Layouts by the name given to --layout. Without the flag, the first whose `path_pattern` matches a path is used."""
 
 
 def recognise(paths: list[str]) -> LayoutName:
-    """The name of the layout that these paths have; `labels` where they tell nothing."""
+    """Return the name of the layout that these paths follow, `labels` if they follow none of the others."""
     fitting: Iterator[LayoutName] = (
-        name for name, layout in LAYOUTS.items() if any(re.search(layout.known, path) for path in paths)
+        name for name, layout in LAYOUTS.items() if any(re.search(layout.path_pattern, path) for path in paths)
     )
     return next(fitting, "labels")

@@ -1,4 +1,4 @@
-"""Bytes of each layout's truths into classes, and what is said of bytes that are none."""
+"""Decoding of each layout's files into class ids, and the errors for files that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from diffseg.segmentation import IGNORE
 from pipeline.evaluation.coco_classes import COCO_27, category_table
-from pipeline.evaluation.layouts import LAYOUTS, TruthError, recognise
+from pipeline.evaluation.layouts import LAYOUTS, GroundTruthError, recognise
 
 CLASSES = Path(__file__).parents[4] / "shared" / "data" / "coco" / "classes.json"
 
@@ -33,7 +33,7 @@ def decoded(layout: str, data: bytes, segments: dict[int, int] | None = None) ->
     return classes.tolist()
 
 
-def test_coco_has_27_classes_of_these_sizes() -> None:
+def test_coco_has_27_classes_of_the_published_sizes() -> None:
     table = category_table()
     names = list(COCO_27)
     sizes = Counter(names[place] for place in table[1:183])  # 91 things, 11 of them in no image, and 91 stuff
@@ -47,39 +47,39 @@ def test_coco_has_27_classes_of_these_sizes() -> None:
     assert (sum(things.values()), sum(stuff.values())) == (91, 91)
     for category, name in ((1, "person"), (25, "animal"), (64, "furniture"), (106, "sky"), (149, "ground")):
         assert names[table[category]] == name
-    assert table[183] == table[0] == IGNORE  # "other", and none
+    assert table[183] == table[0] == IGNORE  # the category "other", and no category
 
 
 @pytest.mark.skipif(not CLASSES.exists(), reason="COCO's category list is not beside the checkout")
-def test_categories_have_the_supercategories_that_coco_says() -> None:
+def test_categories_have_the_supercategories_of_coco() -> None:
     table, names = category_table(), list(COCO_27)
     categories = json.loads(CLASSES.read_text())["categories"]
     assert {c["name"]: names[table[c["id"]]] for c in categories} == {c["name"]: c["supercategory"] for c in categories}
 
 
-def test_coco_stuff_counts_from_zero_and_ignores_255() -> None:
+def test_coco_stuff_ids_start_at_zero_and_255_is_ignored() -> None:
     names = list(COCO_27)
     (row,) = decoded("coco-stuff", png([[0, 1, 90, 105, 181, 255]]))
     assert [names[c] for c in row[:5]] == ["person", "vehicle", "indoor", "sky", "solid"]
     assert row[5] == IGNORE
 
 
-def test_panoptic_segments_take_the_class_of_their_category() -> None:
+def test_panoptic_segments_get_the_class_of_their_category() -> None:
     names = list(COCO_27)
     ids = np.array([[0, 7, 300, 70_000]])
     colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1)
     (row,) = decoded("coco-panoptic", png(colours), {7: 1, 300: 184, 70_000: 1})
     assert row[0] == IGNORE
     assert [names[c] for c in row[1:]] == ["person", "plant", "person"]
-    with pytest.raises(TruthError, match="70000, which the JSON does not list"):
+    with pytest.raises(GroundTruthError, match="70000, which the JSON does not list"):
         decoded("coco-panoptic", png(colours), {7: 1, 300: 184})
 
 
-def test_cityscapes_counts_from_road_and_ignores_void() -> None:
+def test_cityscapes_classes_start_at_road_and_void_is_ignored() -> None:
     assert decoded("cityscapes", png([[0, 6, 7, 23, 33, 255]])) == [[IGNORE, IGNORE, 0, 16, 26, IGNORE]]
 
 
-def test_voc_is_read_from_its_palette_and_not_from_its_colours() -> None:
+def test_voc_ids_are_palette_indices_whatever_the_colours() -> None:
     image = Image.fromarray(np.array([[0, 15, 20, 255]], np.uint8)).convert("P")
     image.putdata([0, 15, 20, 255])
     image.putpalette([value for k in range(256) for value in (k * 37 % 256, k * 91 % 256, 255 - k)])
@@ -88,13 +88,13 @@ def test_voc_is_read_from_its_palette_and_not_from_its_colours() -> None:
     assert decoded("voc", buffer.getvalue()) == [[0, 15, 20, IGNORE]]
 
 
-def test_ade20k_ignores_zero_and_its_full_form_has_classes_in_colours() -> None:
+def test_ade20k_ignores_zero_and_full_ade20k_encodes_classes_as_colours() -> None:
     assert decoded("ade20k", png([[0, 1, 150]])) == [[IGNORE, 0, 149]]
-    # class 10 * 256 + 200 in red and green, an instance in blue; class 0 is none
+    # red and green hold class 10 * 256 + 200, blue the instance; class 0 is unlabelled
     assert decoded("ade20k-full", png([[[103, 200, 7], [0, 0, 0], [0, 12, 1]]])) == [[2760, IGNORE, 12]]
 
 
-def test_bsds_has_a_map_for_each_annotator() -> None:
+def test_bsds_files_hold_one_map_per_annotator() -> None:
     maps = [np.array([[1, 1, 2]], np.uint16), np.array([[1, 2, 3]], np.uint16)]
     cells = np.empty((1, len(maps)), object)
     for number, labels in enumerate(maps):
@@ -103,21 +103,21 @@ def test_bsds_has_a_map_for_each_annotator() -> None:
     savemat(buffer, {"groundTruth": cells})
     read = LAYOUTS["bsds500"].decode(buffer.getvalue())
     assert [labels.tolist() for labels in read] == [labels.tolist() for labels in maps]
-    with pytest.raises(TruthError, match=r"no \.mat file"):
+    with pytest.raises(GroundTruthError, match=r"is not a \.mat file"):
         LAYOUTS["bsds500"].decode(buffer.getvalue()[:200])
 
 
-def test_plain_labels_ignore_the_largest_id_unless_told() -> None:
+def test_plain_labels_ignore_the_largest_id_by_default() -> None:
     assert decoded("labels", png([[0, 7, 255]])) == [[0, 7, IGNORE]]
     assert decoded("labels", png([[0, 255, 65535]], np.uint16)) == [[0, 255, IGNORE]]
-    (kept,) = LAYOUTS["labels"].ignoring((0, 3)).decode(png([[0, 3, 255]]))
+    (kept,) = LAYOUTS["labels"].with_ignored_ids((0, 3)).decode(png([[0, 3, 255]]))
     assert kept.tolist() == [[IGNORE, IGNORE, 255]]
-    (everything,) = LAYOUTS["labels"].ignoring(()).decode(png([[0, 255]]))
+    (everything,) = LAYOUTS["labels"].with_ignored_ids(()).decode(png([[0, 255]]))
     assert everything.tolist() == [[0, 255]]
 
 
 def grey_png(depth: int, width: int, row: bytes, *, height: int = 1) -> bytes:
-    """A grey PNG of one line, whatever its header says, with few bits a pixel as optimisers of PNG files write it."""
+    """Return a grey PNG of one row, whatever height its header declares, of any bit depth that PNG optimisers use."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -127,35 +127,35 @@ def grey_png(depth: int, width: int, row: bytes, *, height: int = 1) -> bytes:
 
 
 @pytest.mark.parametrize(("depth", "row", "ids"), [(4, b"\x0f\x12", [0, 15, 1, 2]), (2, b"\x1b", [0, 1, 2, 3])])
-def test_ids_of_few_bits_are_not_stretched(depth: int, row: bytes, ids: list[int]) -> None:
+def test_ids_of_low_bit_depth_are_not_rescaled(depth: int, row: bytes, ids: list[int]) -> None:
     assert decoded("labels", grey_png(depth, 4, row)) == [ids]
     assert decoded("labels", grey_png(1, 4, b"\x50")) == [[0, 1, 0, 1]]
 
 
-def test_what_is_no_label_map_is_told_with_what_to_do() -> None:
+def test_files_that_are_not_label_maps_are_refused_with_a_remedy() -> None:
     tiff = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tiff, "TIFF")
-    whole = png(np.arange(4096).reshape(64, 64) % 7)
+    complete = png(np.arange(4096).reshape(64, 64) % 7)
     huge = grey_png(8, 100_000, b"\0" * 10, height=90_000)
     for layout, data, message in (
         ("labels", png(np.zeros((2, 2, 3))), r"mode RGB; expected one channel.*--layout"),
         ("labels", png(np.zeros((2, 2, 4))), "mode RGBA"),
-        ("labels", tiff.getvalue(), r"no PNG \(it starts with b'II.*--truth-field"),
-        ("labels", b"", "no PNG"),
-        ("labels", whole[: len(whole) // 2], "broken PNG"),
-        ("labels", whole[:20], "broken PNG"),
+        ("labels", tiff.getvalue(), r"is not a PNG \(it starts with b'II.*--truth-field"),
+        ("labels", b"", "is not a PNG"),
+        ("labels", complete[: len(complete) // 2], "broken PNG"),
+        ("labels", complete[:20], "broken PNG"),
         ("labels", huge, "declares 100000 x 90000 pixels"),
         (
             "voc",
             png([[0, 21, 45]]),
-            r"ids 21, 45; this layout knows 0 to 20, and ignores 255\. Name the right --layout",
+            r"ids 21, 45; this layout defines 0 to 20 and ignores 255\. Set the right --layout",
         ),
         ("cityscapes", png([[34]]), "ids 34"),
         ("ade20k", png([[151]]), "ids 151"),
-        ("coco-panoptic", png([[3]]), "mode L; this layout has ids in the colours"),
+        ("coco-panoptic", png([[3]]), "mode L; this layout encodes ids as RGB colours"),
         ("ade20k-full", png([[3]]), "mode L"),
     ):
-        with pytest.raises(TruthError, match=message):
+        with pytest.raises(GroundTruthError, match=message):
             LAYOUTS[layout].decode(data)
 
 
@@ -174,12 +174,12 @@ def test_what_is_no_label_map_is_told_with_what_to_do() -> None:
         ("gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_color.png", "labels"),
     ],
 )
-def test_paths_tell_the_layout(path: str, layout: str) -> None:
+def test_paths_identify_the_layout(path: str, layout: str) -> None:
     assert recognise(["other/thing.png", path]) == layout
 
 
 @pytest.mark.parametrize(
-    ("layout", "truth", "image"),
+    ("layout", "ground_truth", "image"),
     [
         (
             "cityscapes",
@@ -192,5 +192,5 @@ def test_paths_tell_the_layout(path: str, layout: str) -> None:
         ("labels", "22.0/1.1", "22.0/1.1"),
     ],
 )
-def test_a_truth_and_its_image_have_a_key_in_common(layout: str, truth: str, image: str) -> None:
-    assert LAYOUTS[layout].pairing_key(truth) == LAYOUTS[layout].pairing_key(image)
+def test_ground_truth_and_its_image_share_a_pairing_key(layout: str, ground_truth: str, image: str) -> None:
+    assert LAYOUTS[layout].pairing_key(ground_truth) == LAYOUTS[layout].pairing_key(image)
