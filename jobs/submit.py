@@ -30,7 +30,7 @@ from jobs.label import LabelCommand
 from jobs.label import parse as parse_label
 from jobs.submission.working_dir import pack_folder
 from pipeline.errors import RunFailed
-from pipeline.storage.redaction import MASK, names_a_secret, redact
+from pipeline.storage.redaction import MASK, is_secret_name, redact
 from pipeline.storage.urls import SourceError, local_path, scheme
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _variables(names: Sequence[str]) -> Mapping[str, str]:
     for name in names:
         if name not in os.environ:
             raise SubmissionRefused(f"--env {name}: there is no such variable here")
-        if names_a_secret(name) or redact(os.environ[name]) != os.environ[name]:
+        if is_secret_name(name) or redact(os.environ[name]) != os.environ[name]:
             raise SubmissionRefused(
                 f"--env {name}: this looks like a secret, and Ray's dashboard and list of jobs show a job's variables; "
                 "set it in the environment of the nodes (on Kubernetes: secretKeyRef)"

@@ -38,11 +38,11 @@ from diffseg.model.layout import (
     with_digest,
 )
 from pipeline.digest import short_digest
-from pipeline.readers.find import split_url
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage, StoreUnavailable, redact
-from pipeline.storage.local import locked, write_atomically
-from pipeline.storage.urls import local_path, scheme
+from pipeline.storage.atomic_write import write_atomically
+from pipeline.storage.locks import locked
+from pipeline.storage.urls import local_path, scheme, split_url
 
 if TYPE_CHECKING:
     from diffseg.affinity.state import AffinityState

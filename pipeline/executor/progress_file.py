@@ -88,7 +88,7 @@ class ProgressFile:
     """Told of the run by its driver. Nothing is written before `begin`."""
 
     def __init__(self, out: Storage, *, todo: int) -> None:
-        self._out = dataclasses.replace(out, patience=min(PATIENCE_SECONDS, out.patience))
+        self._out = dataclasses.replace(out, retry_timeout=min(PATIENCE_SECONDS, out.retry_timeout))
         self._todo = todo
         self._state: State = "running"
         self._pool = PoolState(ready=0, asked=0, waiting=todo, in_hand=())

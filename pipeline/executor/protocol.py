@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pipeline.executor.shard_queue import Task
 from pipeline.output.commit import Commit
-from pipeline.readers.read import Shard
+from pipeline.readers.samples import Shard
 from pipeline.settings import LabelSettings, WorkerSettings
 from pipeline.storage import Storage
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.readers.read import Shard
+from pipeline.readers.samples import Shard
 
 MAX_ATTEMPTS = 3
 MAX_GIVEN_BACK = 10

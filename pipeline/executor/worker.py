@@ -17,7 +17,7 @@ from pipeline.executor.logs import only_ours_in_an_actor
 from pipeline.executor.protocol import Job, WorkerProgress, WorkerReport
 from pipeline.output.commit import Commit
 from pipeline.output.manifest import fingerprint_of, versions
-from pipeline.readers.read import Shard
+from pipeline.readers.samples import Shard
 from pipeline.storage import redact
 from pipeline.storage.retries import waiting
 from pipeline.weights import find_affinity, find_weights

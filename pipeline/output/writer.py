@@ -16,7 +16,7 @@ from pipeline.digest import file_sha256
 from pipeline.output.rows import SCHEMA, Row
 from pipeline.settings import Format
 from pipeline.storage import Storage
-from pipeline.storage.local import ScratchFolder
+from pipeline.storage.scratch import ScratchFolder
 
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 4096

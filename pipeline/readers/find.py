@@ -15,6 +15,7 @@ from fsspec.utils import glob_translate
 
 from pipeline.readers.samples import IMAGE_EXTENSIONS, Shard
 from pipeline.storage import SourceError, Storage, redact, scheme
+from pipeline.storage.urls import join_url, split_url
 
 _MAX_NAME = 150
 _MAX_EXPANDED = 10**6
@@ -35,7 +36,7 @@ def find_shards(source: str, store: Storage | None = None, *, samples_per_shard:
         source: a folder or URL (searched recursively) of tars, of Parquet files or of image files; one such file; a
             glob (``**`` spans folders); brace ranges as in ``train-{0000..0999}.tar``, which are taken as they are,
             without looking whether each file is there.
-        store: how its store is reached (options, patience); its URL does not matter. None for the defaults.
+        store: how its store is reached (options, retry timeout); its URL does not matter. None for the defaults.
         samples_per_shard: how many image files make one shard, where the source is of image files.
 
     Raises:
@@ -54,16 +55,9 @@ def find_shards(source: str, store: Storage | None = None, *, samples_per_shard:
             Shard(name=f"images-{number:0{digits}d}", url=storage.url, kind="images", files=tuple(files))
             for number, files in enumerate(groups)
         ]
-    shards = [Shard(name=_name(path), url=_join(storage.url, path), kind=kind) for path in paths]
+    shards = [Shard(name=_name(path), url=join_url(storage.url, path), kind=kind) for path in paths]
     _refuse_same_names(shards, source)
     return sorted(shards, key=lambda shard: shard.name)
-
-
-def split_url(url: str) -> tuple[str, str]:
-    """The folder of a file's URL and the rest, which keeps its query string (signed URLs)."""
-    path, question, query = url.partition("?") if scheme(url) in ("http", "https") else (url, "", "")
-    folder, slash, name = path.rpartition("/")
-    return (folder + slash if not folder or folder.endswith("/") else folder) or ".", name + question + query
 
 
 def _find(source: str, store: Storage) -> tuple[str, list[str]]:
@@ -87,7 +81,7 @@ def _find(source: str, store: Storage) -> tuple[str, list[str]]:
         elif _kind(path):
             paths.add(path)
         else:
-            below = _listed(store.at(_join(storage.url, path)))
+            below = _listed(store.at(join_url(storage.url, path)))
             if not below:
                 raise SourceError(
                     f"{storage.joined(path)}: no shards or images were found there, though {redact(source)} names it"
@@ -191,7 +185,3 @@ def _refuse_same_names(shards: Iterable[Shard], source: str) -> None:
                 f"{redact(source)}: {redact(other)} and {redact(shard.url)} would both be shard {shard.name!r}. "
                 "Rename one, or name one of them by a glob"
             )
-
-
-def _join(root: str, path: str) -> str:
-    return f"{root if root.endswith('/') else root + '/'}{path}"

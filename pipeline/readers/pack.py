@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.readers.read import find_shards, read_shard
+from pipeline.readers.find import find_shards
+from pipeline.readers.read import read_shard
 from pipeline.readers.samples import Sample
 from pipeline.storage import SourceError, Storage, redact
 

@@ -1,4 +1,4 @@
-"""Folders on this machine and in object stores, read and written alike."""
+"""Folders on this machine and in remote stores, with the same operations for both."""
 
 from pipeline.storage.folder import Storage
 from pipeline.storage.redaction import redact

@@ -1,4 +1,4 @@
-"""A file in a store as a file object, read in large blocks."""
+"""A file in a remote store as a file object that reads large blocks."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from typing import Any
 from fsspec.caching import BlockCache
 
 BLOCK_BYTES = 2**24
-"""Of one request: many small ones are what object stores throttle."""
-BLOCKS = 4
-"""Kept in memory, since the columns of a Parquet file are read alternately."""
+"""Size of a request. Object stores throttle clients that send many small ones."""
+CACHED_BLOCKS = 4
+"""Blocks kept in memory, since a reader of Parquet alternates between the columns of a file."""
 
 
 class RemoteFile(io.RawIOBase):
-    """The bytes that ``fetch`` gives for ranges [start, end), in blocks that are asked for once each."""
+    """A file that is read in blocks, with a cache of the latest ones."""
 
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int, *, block_bytes: int = BLOCK_BYTES) -> None:
+        """Open a file.
+
+        Args:
+            fetch: Returns the bytes [start, end) of the file.
+            size: The size of the file in bytes.
+            block_bytes: The size of a block in bytes.
+        """
         self._size = size
         self._position = 0
-        self._blocks: Any = BlockCache(BLOCK_BYTES, fetch, size, maxblocks=BLOCKS)
+        self._blocks: Any = BlockCache(block_bytes, fetch, size, maxblocks=CACHED_BLOCKS)
 
     def readable(self) -> bool:
         return True

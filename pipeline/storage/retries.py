@@ -1,4 +1,4 @@
-"""How long a store is waited for, and which of its errors pass by themselves."""
+"""Retries of requests to a store: which errors are transient, how long a request is retried, and what is logged."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from pipeline.storage.redaction import redact
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 300.0
-"""How long a store may fail to answer before ``StoreUnavailable`` is raised, where nothing else is said."""
+RETRY_TIMEOUT_SECONDS = 300.0
+"""Default time during which a failing request is retried before ``StoreUnavailable`` is raised."""
 
 LONGEST_PAUSE_SECONDS = 10.0
+"""Longest pause between two attempts."""
 QUIET_SECONDS = 5.0
-"""Shorter waits are the everyday life of object stores, and not told of."""
+"""Waits shorter than this are normal for object stores, so they are neither logged nor reported."""
 
-_PASSING_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
-# By name, since the stores' packages are extras: each stands for a connection that failed, not for an answer.
-_PASSING_CLASSES = frozenset(
+_TRANSIENT_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
+# By name, since the packages of the stores are optional. Each class stands for a failed connection, not for an answer.
+_TRANSIENT_CLASSES = frozenset(
     (
         *("TimeoutError", "ConnectionError", "IncompleteReadError", "IncompleteRead", "ContentLengthError"),
         *("ClientConnectionError", "ClientPayloadError", "ServerDisconnectedError"),  # aiohttp: http, gcs
@@ -38,23 +39,23 @@ Answer = TypeVar("Answer")
 
 
 class StoreUnavailable(OSError):
-    """A store has not answered for as long as it was waited for. The message names the URL."""
+    """A store did not answer a request within the retry timeout. The message names the URL."""
 
 
 class ShortRead(ConnectionError):
-    """A store sent fewer bytes than it was asked for."""
+    """A store sent fewer bytes than were requested."""
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether asking again may help: the store was not reached, was busy, or broke off."""
+def is_transient(error: BaseException) -> bool:
+    """Return True if a retry may succeed: the store was unreachable or busy, or the connection broke."""
     status = http_status(error)
     if status is not None:
-        return status in _PASSING_STATUS
-    return any(kind.__name__ in _PASSING_CLASSES for cause in _chain(error) for kind in type(cause).__mro__)
+        return status in _TRANSIENT_STATUSES
+    return any(kind.__name__ in _TRANSIENT_CLASSES for cause in _chain(error) for kind in type(cause).__mro__)
 
 
 def http_status(error: BaseException) -> int | None:
-    """The status of the answer that an error, or what caused it, stands for; None where there was no answer."""
+    """Return the HTTP status behind an error or one of its causes, or None if the store sent no answer."""
     for cause in _chain(error):
         response = getattr(cause, "response", None)
         if isinstance(response, dict):  # botocore
@@ -74,56 +75,61 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__
 
 
-def patiently(call: Callable[[], Answer], url: str, patience: float) -> Answer:
-    """The answer of ``call``, asked again with growing, random pauses while its errors are passing ones.
+def with_retries(call: Callable[[], Answer], url: str, retry_timeout: float) -> Answer:
+    """Return the result of ``call``, which is repeated after transient errors with growing, random pauses.
 
     Args:
-        call: one request, or a few, that can be repeated.
-        url: what is asked for, as it may be shown.
-        patience: seconds from the first request after which no other is made.
+        call: Sends one request, or a few, and can be repeated.
+        url: The URL of the request without secrets, for messages.
+        retry_timeout: Seconds after the first attempt beyond which no further attempt starts.
 
     Raises:
-        StoreUnavailable: still failing then; the last error is its cause. Errors that do not pass come at once.
+        StoreUnavailable: The call still failed at the timeout; the last error is its cause. An error that is not
+            transient is raised at once.
     """
-    with _waiting_for(url) as note:
+    with _track_wait(url) as note_failure:
         retrying = Retrying(
-            retry=retry_if_exception(is_passing),
+            retry=retry_if_exception(is_transient),
             wait=wait_random_exponential(multiplier=0.1, max=LONGEST_PAUSE_SECONDS),
-            stop=stop_before_delay(patience),
-            before_sleep=note,
+            stop=stop_before_delay(retry_timeout),
+            before_sleep=note_failure,
             retry_error_callback=lambda state: _give_up(state, url),
         )
         return retrying(call)
 
 
 def waiting() -> str:
-    """What this process is waiting for, in a phrase; "" when every store answers."""
+    """Return a phrase about the store that a thread of this process has waited for longest, or "" if none waits.
+
+    Waits shorter than ``QUIET_SECONDS`` do not count.
+    """
     now = time.monotonic()
     long = [(since, text) for since, text in _waits.values() if now - since >= QUIET_SECONDS]
     return min(long)[1] if long else ""
 
 
-_waits: dict[int, tuple[float, str]] = {}  # by thread
+_waits: dict[int, tuple[float, str]] = {}
+"""Thread identifier → (monotonic time of the first failure, phrase about the store)."""
 
 
 @contextlib.contextmanager
-def _waiting_for(url: str) -> Iterator[Callable[[RetryCallState], None]]:
-    """Gives what notes down each failure; says so once a wait has become long, and when it is over."""
-    thread, told = threading.get_ident(), False
+def _track_wait(url: str) -> Iterator[Callable[[RetryCallState], None]]:
+    """Yield a function that notes a failed attempt; log a wait once it has become long, and its end."""
+    thread, is_logged = threading.get_ident(), False
 
-    def note(state: RetryCallState) -> None:
-        nonlocal told
+    def note_failure(state: RetryCallState) -> None:
+        nonlocal is_logged
         assert state.outcome is not None
         since = _waits[thread][0] if thread in _waits else time.monotonic() - (state.seconds_since_start or 0.0)
         reason = _reason(state.outcome.exception())
         _waits[thread] = since, f"{url} does not answer ({reason})"
-        if not told and time.monotonic() - since >= QUIET_SECONDS:
-            told = True
-            log.warning("%s; it is asked again and again", _waits[thread][1])
+        if not is_logged and time.monotonic() - since >= QUIET_SECONDS:
+            is_logged = True
+            log.warning("%s; the request is retried", _waits[thread][1])
 
     try:
-        yield note
-        if told:
+        yield note_failure
+        if is_logged:
             log.warning("%s answers again, after %.0f s", url, time.monotonic() - _waits[thread][0])
     finally:
         _waits.pop(thread, None)

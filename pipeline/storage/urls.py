@@ -1,4 +1,4 @@
-"""What a URL names, and which are refused."""
+"""Parsing of paths and URLs, and the kinds of URL that are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from pipeline.storage.redaction import redact
 
-# Filesystems that wrap another one, or act on what a file tells them to do: nothing that a data set needs.
+# Filesystems that wrap another one or run what a file tells them to run. No data set needs them.
 _REFUSED = {
     *("pipe", "cmd", "exec", "shell", "reference", "generic", "dask", "asyncwrapper", "async_wrapper", "asynclocal"),
     *("cached", "blockcache", "filecache", "simplecache", "dir"),
@@ -15,14 +15,15 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 class SourceError(ValueError):
-    """A mistake in what the user named: the message holds the URL, what was found, and what to do."""
+    """A mistake in a path, URL or option of the user. The message names the URL, the problem and the remedy."""
 
 
 def scheme(url: str) -> str:
-    """The protocol of a URL in small letters, "" for a local path. Refuses what runs a command or loads code.
+    """Return the scheme of a URL in lower case, or "" for a local path.
 
     Raises:
-        SourceError: for ``pipe:`` and its like, and for chained URLs (``zip://…::s3://…``).
+        SourceError: The URL runs a command or loads code (``pipe:`` and the like), or is chained
+            (``zip://…::s3://…``).
     """
     match = _SCHEME.match(url)
     name = match[1].lower() if match else ""
@@ -40,5 +41,19 @@ def scheme(url: str) -> str:
 
 
 def local_path(url: str) -> str:
-    """A local path as it was written, without ``file://``."""
+    """Return a local path as the user wrote it, without ``file://``."""
     return _SCHEME.sub("", url)
+
+
+def join_url(root: str, path: str) -> str:
+    """Return the URL or path of ``path`` below the folder ``root``; an empty ``path`` gives ``root``."""
+    if not path:
+        return root
+    return f"{root if root.endswith('/') else root + '/'}{path}"
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Split the URL of a file into its folder and its name; the query string of a signed URL stays with the name."""
+    path, question, query = url.partition("?") if scheme(url) in ("http", "https") else (url, "", "")
+    folder, slash, name = path.rpartition("/")
+    return (folder + slash if not folder or folder.endswith("/") else folder) or ".", name + question + query

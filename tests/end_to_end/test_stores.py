@@ -101,7 +101,7 @@ def test_a_get_that_stalls_is_asked_again(
             pass
         proxy.set(Faults())
 
-    monkeypatch.setattr("pipeline.storage.remote.REQUEST_SECONDS", 3.0)  # the deadline that ends the stall
+    monkeypatch.setattr("pipeline.storage.filesystems.REQUEST_SECONDS", 3.0)  # the deadline that ends the stall
     proxy.set(Faults(stall=1.0))
     over, calm = threading.Event(), threading.Thread(target=calm_after_the_first)
     calm.start()

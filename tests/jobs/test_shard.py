@@ -8,7 +8,8 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from jobs.shard import main
-from pipeline.readers.read import find_shards, read_shard
+from pipeline.readers.find import find_shards
+from pipeline.readers.read import read_shard
 
 FILES = {
     "1.1.jpg": b"one",

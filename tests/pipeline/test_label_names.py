@@ -18,8 +18,8 @@ from PIL import Image
 from diffseg import Segmenter
 from diffseg.settings import settings_of
 from pipeline.label import label_shard
+from pipeline.readers.find import find_shards
 from pipeline.readers.names import NameReader, NameSettings
-from pipeline.readers.read import find_shards
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffseg.segmentation import Segment, Segmentation
 from pipeline.label import label_shard
-from pipeline.readers.read import find_shards
+from pipeline.readers.find import find_shards
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 

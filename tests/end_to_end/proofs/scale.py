@@ -21,7 +21,8 @@ import ray
 from pipeline.executor.driver import label_run
 from pipeline.output.commit import Commit, read_commits, totals, write_commit
 from pipeline.output.plan import make_plan
-from pipeline.readers.read import Shard, find_shards
+from pipeline.readers.find import find_shards
+from pipeline.readers.samples import Shard
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pipeline.executor.shard_queue import MAX_ATTEMPTS, MAX_GIVEN_BACK, ShardQueue
-from pipeline.readers.read import Shard
+from pipeline.readers.samples import Shard
 
 
 def test_every_shard_is_handed_out_once_in_order() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.readers.find import find_shards
 from pipeline.storage import SourceError, Storage
+from pipeline.storage.remote import RemoteFolder
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -87,8 +88,8 @@ def test_braces(make):
         find_shards(f"{url}/{{a/{{0..3}}.tar")
 
 
-def test_stores_are_not_asked_about_expanded_names(monkeypatch):
-    monkeypatch.setattr(Storage, "_remote", lambda self: pytest.fail("the store was asked"))
+def test_the_names_of_a_brace_range_need_no_request(monkeypatch):
+    monkeypatch.setattr(RemoteFolder, "_request", lambda *_: pytest.fail("the store was sent a request"))
     shards = find_shards("s3://bucket/train/{00000..09999}.tar")
     assert len(shards) == 10_000
     assert (shards[7].name, shards[7].url) == ("00007", "s3://bucket/train/00007.tar")

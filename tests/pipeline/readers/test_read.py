@@ -1,6 +1,7 @@
 """`read_shard`: the same photographs from a tar, a Parquet file and a folder, at any URL."""
 
 import io
+import logging
 import os
 import pickle
 import socket
@@ -15,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.readers import samples
+from pipeline.readers.find import find_shards
 from pipeline.readers.image_files import FILES_AT_ONCE
-from pipeline.readers.read import STATUSES, Shard, ShardError, find_shards, read_shard
+from pipeline.readers.read import read_shard
+from pipeline.readers.samples import STATUSES, Shard, ShardError
 from pipeline.storage import Storage, retries
 from pipeline.storage.retries import StoreUnavailable, waiting
 from pipeline.timing import StepTimer
@@ -121,21 +124,33 @@ def test_an_error_of_the_store_is_raised_behind_the_samples_before_it(tmp_path):
         next(stream)
 
 
-def test_it_is_told_when_a_thread_that_reads_waits_for_a_store(monkeypatch):
-    monkeypatch.setattr(retries, "QUIET_SECONDS", 0.2)
+class WaitRecorder(logging.Handler):
+    """Records what `waiting` returns at the moment at which a wait is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def emit(self, record):
+        self.waits.append(waiting())
+
+
+def test_a_wait_of_a_reading_thread_is_reported(monkeypatch):
+    monkeypatch.setattr(retries, "QUIET_SECONDS", 0.0)
+    recorder = WaitRecorder()
     shard = Shard(name="x", url="s3://b/x", kind="images", files=("a.jpg", "b.jpg"))
-    said = []
-    watcher = threading.Thread(target=lambda: (until(waiting), said.append(waiting())))
     with closing(socket.socket()) as refusing:
         refusing.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{refusing.getsockname()[1]}"
         options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint}}
-        watcher.start()
-        with pytest.raises(StoreUnavailable, match=r"s3://b/x/a\.jpg"):
-            list(read_shard(shard, Storage(url="s3://b", options=options, patience=2.0)))
-        watcher.join()
-    assert "s3://b/x/" in said[0]
-    assert "does not answer" in said[0]
+        retries.log.addHandler(recorder)
+        try:
+            with pytest.raises(StoreUnavailable, match=r"s3://b/x/a\.jpg"):
+                list(read_shard(shard, Storage(url="s3://b", options=options, retry_timeout=2.0)))
+        finally:
+            retries.log.removeHandler(recorder)
+    assert "s3://b/x/" in recorder.waits[0]
+    assert "does not answer" in recorder.waits[0]
     until(lambda: not waiting())
 
 

@@ -1,4 +1,4 @@
-"""No message tells a secret."""
+"""No message contains a secret."""
 
 import pickle
 import subprocess
@@ -23,11 +23,11 @@ from pipeline.storage.redaction import redact
         ("/data/what?=x", "/data/what?=x"),
     ],
 )
-def test_urls(text, expected):
+def test_secrets_in_urls(text, expected):
     assert redact(text) == expected
 
 
-def test_storage_options():
+def test_secrets_in_storage_options():
     options = {"key": "AKIA1234", "secret": "s3cr3t", "client_kwargs": {"aws_session_token": "tok3n", "region": "eu"}}
     storage = Storage(url="https://user:pw@host/folder?sig=abc", options=options)
     shown = f"{storage!r} {storage.redacted} {storage.joined('x')}"
@@ -36,7 +36,7 @@ def test_storage_options():
     assert pickle.loads(pickle.dumps(storage)).options == options
 
 
-def test_the_process_that_is_sent_a_storage_masks_its_secrets_too():
+def test_a_process_that_receives_a_storage_masks_its_secrets_too():
     sent = pickle.dumps(Storage(url="s3://bucket", options={"secret": "sent-s3cret"})).hex()
     code = (
         "import pickle; from pipeline.storage.redaction import redact\n"
@@ -45,7 +45,7 @@ def test_the_process_that_is_sent_a_storage_masks_its_secrets_too():
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "with ***\n"
 
 
-def test_the_environment(monkeypatch):
+def test_secrets_in_the_environment(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "from/the+environment")
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountKey=abc;")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")

@@ -1,4 +1,4 @@
-"""A file that is read in large blocks: the right bytes, and few requests for them."""
+"""A remote file that is read in large blocks returns the right bytes with few requests."""
 
 import io
 import os
@@ -6,34 +6,32 @@ import random
 
 import pytest
 
-from pipeline.storage import remote_file as remotefile
 from pipeline.storage.remote_file import RemoteFile
 
 DATA = os.urandom(10_000)
 
 
 @pytest.fixture
-def requests(monkeypatch):
-    monkeypatch.setattr(remotefile, "BLOCK_BYTES", 1024)
+def requests():
     return []
 
 
-def opened(requests, data=DATA):
+def open_file(requests, data=DATA):
     def fetch(start, end):
         requests.append(start)
         return data[start:end]
 
-    return io.BufferedReader(RemoteFile(fetch, len(data)), 64)
+    return io.BufferedReader(RemoteFile(fetch, len(data), block_bytes=1024), 64)
 
 
-def test_front_to_back_asks_for_each_block_once(requests):
-    with opened(requests) as file:
+def test_sequential_reading_requests_each_block_once(requests):
+    with open_file(requests) as file:
         assert b"".join(iter(lambda: file.read(100), b"")) == DATA
     assert [start for start in requests if start < len(DATA)] == list(range(0, 10_000, 1024))
 
 
-def test_places_read_alternately_share_their_blocks(requests):
-    with opened(requests) as file:
+def test_alternating_reads_share_their_blocks(requests):
+    with open_file(requests) as file:
         for step in range(8):
             for start in (0, 3000, 9000):
                 file.seek(start + 100 * step)
@@ -41,9 +39,9 @@ def test_places_read_alternately_share_their_blocks(requests):
     assert len(requests) <= 6
 
 
-def test_any_seek_and_read_gives_what_a_file_gives(requests):
+def test_any_seek_and_read_returns_what_a_plain_file_returns(requests):
     chance, plain = random.Random(0), io.BytesIO(DATA)
-    with opened(requests) as file:
+    with open_file(requests) as file:
         for _ in range(500):
             offset, whence, size = chance.randrange(-300, 10_300), chance.choice((0, 1, 2)), chance.randrange(-1, 3000)
             if offset + (0, plain.tell(), len(DATA))[whence] < 0:
@@ -52,7 +50,7 @@ def test_any_seek_and_read_gives_what_a_file_gives(requests):
             assert file.read(size) == plain.read(size)
 
 
-def test_an_empty_file_is_asked_for_nothing(requests):
-    with opened(requests, b"") as file:
+def test_an_empty_file_needs_no_request(requests):
+    with open_file(requests, b"") as file:
         assert file.read() == b""
     assert requests == []

@@ -1,4 +1,4 @@
-"""Waiting for a store: which errors pass, for how long, and what is said meanwhile."""
+"""Retries of requests: which errors are transient, how long a request is retried, and what is logged."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from s3fs.errors import translate_boto_error
 from yarl import URL
 
 from pipeline.storage import retries
-from pipeline.storage.retries import StoreUnavailable, is_passing, patiently, waiting
+from pipeline.storage.retries import StoreUnavailable, is_transient, waiting, with_retries
 
 
 def boto(status: int, code: str) -> Exception:
@@ -41,8 +41,8 @@ def http(status: int) -> Exception:
         retries.ShortRead("1 byte of 2"),
     ],
 )
-def test_errors_that_pass(error):
-    assert is_passing(error)
+def test_transient_errors(error):
+    assert is_transient(error)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,12 @@ def test_errors_that_pass(error):
         OSError(28, "No space left on device"),
     ],
 )
-def test_errors_that_stay(error):
-    assert not is_passing(error)
+def test_permanent_errors(error):
+    assert not is_transient(error)
 
 
 def failing(times: int):
+    """Return a call that fails this many times before it succeeds."""
     calls = iter(range(times))
 
     def call():
@@ -76,40 +77,40 @@ def failing(times: int):
     return call
 
 
-def test_passing_errors_are_waited_out_and_others_are_not():
-    assert patiently(failing(3), "s3://b/x", 60.0) == "answer"
+def test_only_transient_errors_are_retried():
+    assert with_retries(failing(3), "s3://b/x", 60.0) == "answer"
     with pytest.raises(KeyError):
-        patiently(lambda: {}["x"], "s3://b/x", 60.0)
+        with_retries(lambda: {}["x"], "s3://b/x", 60.0)
     assert waiting() == ""
 
 
-def test_patience_ends_with_the_url_and_the_reason():
+def test_the_error_after_the_timeout_names_the_url_and_the_reason():
     started = time.monotonic()
     with pytest.raises(StoreUnavailable, match=r"s3://b/x: .* not answered for .*: reset"):
-        patiently(failing(10**6), "s3://b/x", 0.5)
+        with_retries(failing(10**6), "s3://b/x", 0.5)
     assert time.monotonic() - started < 60  # the default is five minutes
 
 
-def test_long_waits_are_told_of_once_and_when_they_are_over(monkeypatch, caplog):
+def test_the_start_and_the_end_of_a_long_wait_are_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(retries, "QUIET_SECONDS", 0.2)
     monkeypatch.setattr(retries, "LONGEST_PAUSE_SECONDS", 0.05)
-    gone = threading.Event()
+    answers = threading.Event()
 
     def call():
-        if not gone.is_set():
+        if not answers.is_set():
             raise ConnectionResetError("reset")
 
     with caplog.at_level(logging.WARNING):
-        waiter = threading.Thread(target=patiently, args=(call, "s3://b/x", 60.0))
+        waiter = threading.Thread(target=with_retries, args=(call, "s3://b/x", 60.0))
         waiter.start()
         while not waiting():
             time.sleep(0.01)
         assert waiting() == "s3://b/x does not answer (ConnectionResetError: reset)"
         while len(caplog.messages) < 1:
             time.sleep(0.01)
-        gone.set()
+        answers.set()
         waiter.join()
     assert waiting() == ""
     first, last = caplog.messages
-    assert "is asked again and again" in first
+    assert "the request is retried" in first
     assert "s3://b/x answers again" in last

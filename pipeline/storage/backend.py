@@ -1,0 +1,80 @@
+"""The interface between ``Storage`` and the places where files can lie: this machine, or a store behind a URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import IO, NamedTuple, Protocol
+
+SMALL_BYTES = 2**20
+"""Size up to which ``read_small`` returns a file completely."""
+
+
+class ListedFile(NamedTuple):
+    """A file in the listing of a folder.
+
+    Attributes:
+        path: The path relative to the root folder of the backend.
+        size: The size in bytes.
+        version: A text that changes when the content changes, as far as the store can tell. It is "" where the listing
+            says nothing about versions.
+    """
+
+    path: str
+    size: int
+    version: str
+
+
+class FolderBackend(Protocol):
+    """The file operations below a root folder, implemented once for local files and once for remote stores.
+
+    Every path is complete: a local path, or a URL, of the root folder or of something below it. ``Storage`` documents
+    what each operation promises. A missing file raises ``FileNotFoundError``, and every other failure is an
+    ``OSError`` too.
+    """
+
+    def list_files(self, folder: str, depth: int | None, *, with_versions: bool = False) -> list[ListedFile]:
+        """List the files below ``folder``, in any order.
+
+        Args:
+            folder: A folder that need not exist; then the result is empty.
+            depth: The number of folder levels to list, or None for all of them.
+            with_versions: Fill in ``version`` even where this takes a request for each file.
+        """
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Return True if a file or a folder exists at ``path``."""
+        ...
+
+    def is_file(self, path: str) -> bool:
+        """Return True if a file exists at ``path``."""
+        ...
+
+    def open(self, path: str) -> IO[bytes]:
+        """Open a file for binary reading."""
+        ...
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return the content of a file."""
+        ...
+
+    def read_small(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Return the contents of many small files, with None for each file that cannot be opened."""
+        ...
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write a file atomically, replacing an existing one."""
+        ...
+
+    def create_bytes(self, path: str, data: bytes) -> bool:
+        """Write a file atomically unless it exists. Return True if this call created it."""
+        ...
+
+    def write_file(self, path: str, source: str | os.PathLike[str]) -> None:
+        """Copy a local file to ``path`` atomically, replacing an existing file."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Delete a file."""
+        ...

@@ -1,0 +1,131 @@
+"""fsspec filesystems: how one is opened for a URL, and the requests that fsspec does not offer in this form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from pipeline.storage.atomic_write import temporary_name
+from pipeline.storage.redaction import redact
+from pipeline.storage.retries import ShortRead, is_transient
+from pipeline.storage.urls import SourceError, scheme
+
+REQUEST_SECONDS = 60.0
+"""Time limit of a request, to which the time of its bytes at ``MIN_BYTES_PER_SECOND`` is added."""
+MIN_BYTES_PER_SECOND = 2**20
+"""A transfer that is slower than this has failed."""
+CONNECTIONS = 32
+"""Requests for small files that are in flight at the same time."""
+
+# In these stores one PUT or one completed multipart upload is atomic, and folders need not be created.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "tos", "hf", "memory"}
+_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("abfs", "abfss", "az", "adl"), "azure"),
+}
+# botocore's own retries would hide an outage of the store, and multiply with the retries made here.
+_S3_DEFAULTS = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
+_DEFAULTS: dict[str, Mapping[str, Any]] = {"s3": _S3_DEFAULTS, "s3a": _S3_DEFAULTS}
+
+
+def open_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """Open the filesystem of a URL.
+
+    fsspec keeps one instance per process, thread and set of options, so this is cheap, and safe after a fork.
+
+    Args:
+        url: The root folder.
+        options: The storage options that fsspec passes to the filesystem.
+
+    Returns:
+        The filesystem, without cached listings, and the root folder as this filesystem writes it.
+
+    Raises:
+        SourceError: The package for this kind of store is not installed, or it rejects the URL or an option.
+    """
+    import fsspec
+
+    name, shown = scheme(url), redact(url)
+    try:
+        fs, root = fsspec.core.url_to_fs(url, **{**_DEFAULTS.get(name, {}), **options})
+    except ImportError as error:
+        extra = _EXTRAS.get(name)
+        remedy = f"pip install 'diffseg-pipeline[{extra}]'" if extra else str(error)
+        raise SourceError(f"{shown}: the package that opens {name}:// is not installed; {remedy}") from error
+    except (ValueError, TypeError) as error:  # TypeError: the filesystem does not know an option
+        raise SourceError(f"{shown}: cannot open {name}://: {redact(str(error))}") from error
+    fs.invalidate_cache()
+    return fs, root.rstrip("/")
+
+
+def has_atomic_put(url: str) -> bool:
+    """Return True if an upload to this kind of store becomes visible only when it is complete."""
+    return scheme(url) in _OBJECT_STORES
+
+
+def time_limit(fs: Any, size: int) -> dict[str, float]:
+    """Return the keyword arguments that limit the time of a request for ``size`` bytes, where ``fs`` accepts them."""
+    if not getattr(fs, "async_impl", False):
+        return {}
+    return {"timeout": REQUEST_SECONDS + size / MIN_BYTES_PER_SECOND}
+
+
+def list_levels(fs: Any, folder: str, depth: int) -> dict[str, dict[str, Any]]:
+    """List the files of the upper ``depth`` levels of a folder, as what fsspec says of each by its full name.
+
+    fsspec's own ``find`` is not used here: with a depth it silently leaves out each folder that it fails to list.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    folders = [folder]
+    for _ in range(depth):
+        entries: dict[str, dict[str, Any]] = {}
+        for name in folders:
+            with suppress(FileNotFoundError):  # deleted since its parent was listed
+                entries |= {entry["name"]: entry for entry in fs.ls(name, detail=True)}
+        files |= {name: entry for name, entry in entries.items() if entry["type"] == "file"}
+        folders = [name for name, entry in entries.items() if entry["type"] == "directory" and name not in folders]
+    return files
+
+
+def read_range(fs: Any, url: str, start: int, end: int) -> bytes:
+    """Return the bytes [start, end) of a file.
+
+    Raises:
+        ShortRead: The store sent another number of bytes.
+    """
+    data: bytes = fs.cat_file(url, start=start, end=end, **time_limit(fs, end - start))
+    if len(data) != end - start:
+        raise ShortRead(f"the store sent {len(data)} of the {end - start} bytes from {start} on")
+    return data
+
+
+def read_starts(fs: Any, urls: list[str], size: int) -> list[bytes | None]:
+    """Return the first ``size`` bytes of each file, with None for each file that cannot be opened.
+
+    Raises:
+        Exception: The first transient error; repeating the call may succeed.
+    """
+    # Without `batch_size` some filesystems would send all requests at once, and others one after another.
+    batch_size = {"batch_size": CONNECTIONS} if getattr(fs, "async_impl", False) else {}
+    answers = fs.cat_ranges(urls, [0] * len(urls), [size] * len(urls), on_error="return", **batch_size)
+    for answer in answers:
+        if isinstance(answer, BaseException) and is_transient(answer):
+            raise answer
+    return [None if isinstance(answer, BaseException) else answer for answer in answers]
+
+
+def put_and_rename(fs: Any, url: str, put: Callable[[Any, str], None]) -> None:
+    """Upload a file under a temporary name and rename it, for stores without atomic uploads (sftp, hdfs, smb …)."""
+    fs.makedirs(url.rsplit("/", 1)[0], exist_ok=True)
+    temporary = temporary_name(url)
+    try:
+        put(fs, temporary)
+        if fs.exists(url):
+            fs.rm_file(url)
+        fs.mv(temporary, url)
+    except BaseException:
+        if fs.exists(temporary):
+            fs.rm_file(temporary)
+        raise
