@@ -1,1 +1,1 @@
-"""One module a command: what `ray job submit` runs and what the `diffseg` command calls."""
+"""The commands, one module each: `diffseg NAME` and `python -m jobs.NAME` (for `ray job submit`) run the same code."""

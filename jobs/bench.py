@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from diffseg.settings import Dtype
-from jobs.common import OK, guarded, parsed, print_json
+from jobs.common import OK, guarded, parsed
+from jobs.printing import print_json
 
 if TYPE_CHECKING:
     from jobs.benchmarks.growth import Growth

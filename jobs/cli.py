@@ -1,46 +1,58 @@
-"""The `diffseg` command: finds the job by its name and hands it the rest of the line."""
+"""The `diffseg` command, which passes the rest of its command line to the module of the named command."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
+from importlib import resources
 
-JOBS = {
-    "label": "Label images: DiffSeg pseudo-labels for every sample of SRC, into OUT.",
-    "submit": "Label on a Ray cluster from any machine: `diffseg label` as a job there.",
-    "status": "Show how far a run is: shards, rows by status, seconds by step.",
-    "verify": "Check every committed file of a run against its size, checksum and rows.",
-    "evaluate": "Score the label maps of a run against ground truth, beside baselines without a model.",
-    "show": "Draw one sample of a run: the image, its segments over it, and what its row says.",
-    "report": "Write a page to look at a run with: gallery, failures, distributions, speed and settings.",
-    "fit": "Learn from the labels of a run what belongs together: the affinity of attention's heads, or of features.",
-    "export": "Write the label maps of a run in the format of another tool.",
-    "train": "Train a segmentation network on the label maps of a run, and label images with it.",
-    "shard": "Pack a folder of images into WebDataset shards.",
-    "bench": "Measure speed and memory on this machine, beside the bare model and a plain loop.",
-    "demo": "Label photographs and generated scenes on this machine and make a picture of the result.",
-}
+COMMANDS = (
+    "label",
+    "submit",
+    "status",
+    "verify",
+    "evaluate",
+    "show",
+    "report",
+    "fit",
+    "export",
+    "train",
+    "shard",
+    "bench",
+    "demo",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg NAME …`; the exit code of the job, or 2 for an unknown one."""
+    """Run `diffseg NAME …` and return the exit code of the command, or 2 if there is no such command."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0
     name, *rest = arguments
-    if name not in JOBS:
-        print(f"diffseg: no command {name!r}; there are: {', '.join(JOBS)}", file=sys.stderr)
+    if name not in COMMANDS:
+        print(f"diffseg: no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    # imported only now: torch and ray take seconds, and --help should not
+    # Only this command is imported, because torch and ray take seconds to import.
     return importlib.import_module(f"jobs.{name}").main(rest)
 
 
+def summary(name: str) -> str:
+    """Return the first line of the docstring of a command's module, read from its source without importing it."""
+    source = resources.files("jobs").joinpath(f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
 def _help() -> str:
-    width = max(map(len, JOBS))
-    lines = [f"  {name:<{width}}  {about}" for name, about in JOBS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary(name)}" for name in COMMANDS]
     head = ["usage: diffseg COMMAND …", "", "Segmentation labels for millions of images without a human label.", ""]
-    tail = ["", "`diffseg COMMAND --help` tells more. Each is also `python -m jobs.COMMAND`, for `ray job submit`."]
+    tail = [
+        "",
+        "`diffseg COMMAND --help` describes the options of a command.",
+        "Each command is also a module, `python -m jobs.COMMAND`, for use with `ray job submit`.",
+    ]
     return "\n".join([*head, *lines, *tail])
 
 

@@ -25,7 +25,8 @@ from diffseg.drawing.overlay import contact_sheet, overlay
 from diffseg.images.decode import decode_image
 from diffseg.scoring.overlap import covering, overlap
 from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, generate_scene
-from jobs.common import OK, SOME_FAILED, counts_table, guarded, parsed
+from jobs.common import OK, SOME_FAILED, guarded, parsed
+from jobs.printing import counts_table
 from pipeline.executor.driver import label_run
 from pipeline.output.rows import decode_mask
 from pipeline.readers.pack import pack_images

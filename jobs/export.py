@@ -16,15 +16,17 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
+from jobs.common import OK, SOME_FAILED, guarded, parsed, storage_options
+from jobs.printing import print_json
+from jobs.run_flags import RunFlags
 from pipeline.exports.items import Export, Tally
 from pipeline.exports.write import FORMATS, FormatName, claim, done_shards, export_parts, make_parts, survey_part
-from pipeline.output.source_images import find_images
+from pipeline.output.source_images import find_source_shards
 from pipeline.storage import SourceError, Storage, redact
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportCommand(RunFolder):
+class ExportCommand(RunFlags):
     """The flags of `diffseg export`."""
 
     dest: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DEST")]
@@ -53,7 +55,7 @@ def _export(command: ExportCommand) -> int:
     form = FORMATS[command.to]
     photographs = form.photographs or command.copy_images
     try:
-        sources = find_images(manifest, store, command.images) if photographs else {}
+        sources = find_source_shards(manifest, store, command.images) if photographs else {}
     except SourceError as error:
         raise SourceError(f"{error}. --images says where the photographs of the run lie now") from error
     shards = done_shards(out, manifest)

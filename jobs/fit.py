@@ -16,9 +16,10 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from jobs.common import OK, SOME_FAILED, guarded, parsed, print_json, storage_options
+from jobs.common import OK, SOME_FAILED, guarded, parsed, storage_options
+from jobs.printing import print_json
 from pipeline.output.manifest import Manifest, read_manifest
-from pipeline.output.source_images import find_images
+from pipeline.output.source_images import find_source_shards
 from pipeline.settings import LabelSettings, RunSettings
 from pipeline.storage import SourceError, Storage
 from pipeline.training.affinity import FitJob, FitReport, FitSettings, Kind, fingerprint_of, fit, plan_parts
@@ -80,7 +81,7 @@ def _fit(command: FitCommand) -> int:
         device=command.device,
         threads=command.threads,
     )
-    parts = plan_parts(job, manifest, find_images(manifest, store, command.source))
+    parts = plan_parts(job, manifest, find_source_shards(manifest, store, command.source))
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("looking at label shards", total=len(parts))

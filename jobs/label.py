@@ -18,7 +18,8 @@ import tyro
 from rich.console import Console
 
 from diffseg.settings import PRESETS, Preset, StageName, thresholds
-from jobs.common import OK, SOME_FAILED, counts_table, guarded, print_json, storage_options
+from jobs.common import OK, SOME_FAILED, guarded, storage_options
+from jobs.printing import counts_table, print_json
 from pipeline.executor.logs import tell_json
 from pipeline.readers.names import parse_names
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings

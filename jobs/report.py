@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import Progress
 
-from jobs.common import OK, RunFolder, guarded, parsed, print_json, storage_options
+from jobs.common import OK, guarded, parsed, storage_options
+from jobs.printing import print_json
+from jobs.run_flags import RunFlags
 from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
-from pipeline.output.source_images import find_images
+from pipeline.output.source_images import find_source_shards
 from pipeline.readers.samples import Shard
 from pipeline.report.facts import Facts
 from pipeline.report.write import INDEX, Report, write_report
@@ -24,7 +26,7 @@ from pipeline.storage import SourceError, Storage, redact
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportCommand(RunFolder):
+class ReportCommand(RunFlags):
     """The flags of `diffseg report`."""
 
     images: str | None = None
@@ -71,7 +73,7 @@ def _sources(command: ReportCommand, manifest: Manifest) -> tuple[dict[str, Shar
     """The shards that were labelled, by name; or why they cannot be had."""
     store = Storage(url=".", options=storage_options(command.storage_options))
     try:
-        return find_images(manifest, store, command.images), ""
+        return find_source_shards(manifest, store, command.images), ""
     except (SourceError, OSError) as error:
         return {}, redact(f"{error}. --images says where the photographs of the run lie now")
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from jobs.common import OK, guarded, parsed, print_json, storage_options
+from jobs.common import OK, guarded, parsed, storage_options
+from jobs.printing import print_json
 
 
 @dataclass(frozen=True, kw_only=True)

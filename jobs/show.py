@@ -1,4 +1,10 @@
-"""Draw one sample of a run: the image, its segments over it, and what its row says."""
+"""Draw one sample of a run: the image beside its segments, and print its row.
+
+Exit codes:
+  0: the picture is written.
+  1: the row has no label map, and its error is printed.
+  2: OUT holds no run, or no row with this key.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,82 +23,88 @@ from rich.table import Table
 from rich.text import Text
 
 from diffseg.drawing.overlay import contact_sheet, overlay, segment_colours
-from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
+from jobs.common import OK, SOME_FAILED, guarded, parsed
+from jobs.printing import print_json, print_line
+from jobs.run_flags import MOVED_IMAGES_ADVICE, SourceImageFlags
+from pipeline.errors import RunFailed
 from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
 from pipeline.output.reader import label_rows, segment_name
 from pipeline.output.rows import SCHEMA, decode_mask
-from pipeline.output.source_images import find_images, read_images
-from pipeline.storage import SourceError, Storage
+from pipeline.output.source_images import read_source_images
+from pipeline.storage import SourceError, Storage, redact
 
-HEIGHT = 512
+PICTURE_HEIGHT = 512
+"""Height of the image in the picture, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowCommand(RunFolder):
+class ShowCommand(SourceImageFlags):
     """The flags of `diffseg show`."""
 
     key: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="KEY")]
-    """Of the sample, as its row has it."""
+    """Key of the sample, as in column `key` of its row."""
     picture: str = "sample.png"
-    """Where to write the picture: a path or URL."""
-    images: str | None = None
-    """Where SRC of the run lies now; default: where run.json says."""
+    """Path or URL of the PNG to write."""
 
 
 def _show(command: ShowCommand) -> int:
     out, manifest = command.open()
-    row = _row(out, manifest, command.key)
+    row = _find_row(out, manifest, command.key)
     mask = row.pop("mask")
-    drawn = mask is not None
-    if drawn:
-        store = Storage(url=".", options=storage_options(command.storage_options))
-        image = _image(manifest, store, row, command.images)
-        sheet = contact_sheet([_tiles(image, decode_mask(mask), _names(row))], height=HEIGHT)
+    picture = None if mask is None else command.picture
+    if picture is not None:
+        image = _read_source_image(command, manifest, row)
+        sheet = contact_sheet([_tiles(image, decode_mask(mask), _names(row))], height=PICTURE_HEIGHT)
         buffer = io.BytesIO()
         sheet.save(buffer, "PNG")
-        place = Path(command.picture)
-        target = store.at(command.picture.rpartition("/")[0] or ".")
-        target.write_bytes(place.name, buffer.getvalue())
+        folder, _, name = picture.rpartition("/")
+        command.store().at(folder or ".").write_bytes(name, buffer.getvalue())
     if command.json:
-        print_json(row | {"picture": command.picture if drawn else None})
+        print_json(row | {"picture": picture})
     else:
-        _print(row, command.picture if drawn else None)
-    return OK if drawn else SOME_FAILED
+        _print(row, picture)
+    return SOME_FAILED if picture is None else OK
 
 
-def _row(out: Storage, manifest: Manifest, key: str) -> dict[str, Any]:
-    """The row of a key. Raises SourceError, naming keys that are like it, where there is none."""
-    seen: list[str] = []
-    for shard, index, found in _keys(out, manifest):
-        if found == key:
+def _find_row(out: Storage, manifest: Manifest, key: str) -> dict[str, Any]:
+    """Return the row with a key.
+
+    Raises:
+        SourceError: No row has the key. The message suggests similar keys.
+    """
+    keys: list[str] = []
+    for shard, index, row_key in _keys(out, manifest):
+        if row_key == key:
             (row,) = (row for row in label_rows(out, shard, SCHEMA.names) if row["index"] == index)
             return row
-        seen.append(found)
-    like = ", ".join(map(repr, difflib.get_close_matches(key, seen, 3, 0.5) or seen[:3]))
-    raise SourceError(
-        f"{out.redacted}: none of {len(seen)} rows has the key {key!r}; there are {like or 'none at all'}"
-    )
+        keys.append(row_key)
+    similar = ", ".join(map(repr, difflib.get_close_matches(key, keys, 3, 0.5) or keys[:3]))
+    suggestion = f"did you mean {similar}?" if similar else "the run has no rows yet"
+    raise SourceError(f"{out.redacted}: none of {len(keys)} rows has the key {key!r}; {suggestion}")
 
 
 def _keys(out: Storage, manifest: Manifest) -> Iterator[tuple[str, int, str]]:
+    """Yield the shard, the index in the shard and the key of each row of a run."""
     for shard in sorted(read_run_commits(out, manifest).done):
         yield from ((shard, row["index"], row["key"]) for row in label_rows(out, shard, ("index", "key")))
 
 
-def _image(manifest: Manifest, store: Storage, row: dict[str, Any], images: str | None) -> np.ndarray | None:
-    """uint8 [H, W, 3]; None, with a word of it, where the photograph is not there any more."""
+def _read_source_image(command: ShowCommand, manifest: Manifest, row: dict[str, Any]) -> np.ndarray | None:
+    """Return the source image of a row, uint8 [H, W, 3]; if it cannot be read, print why and return None."""
+    name, index = row["shard"], row["index"]
     try:
-        shard = find_images(manifest, store, images)[row["shard"]]
-        keys = {row["index"]: row["key"]}
-        found: np.ndarray | str = dict(read_images(shard, keys, store, manifest.settings["image_field"]))[row["index"]]
-    except (SourceError, OSError, KeyError) as error:
-        found = str(error)
-    if isinstance(found, str):
-        text = f"the labels alone are drawn: {found}; --images says where the run's images lie now"
-        Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        shard = command.source_shards(manifest).get(name)
+        keys = {index: row["key"]}
+        images = dict(read_source_images(shard, keys, command.store(), manifest.settings["image_field"])) if shard else {}
+        image = images.get(index, f"sample {index} of shard {name} no longer exists")
+        if isinstance(image, str):
+            raise RunFailed(f"{image}; {MOVED_IMAGES_ADVICE}")
+    except (RunFailed, OSError) as error:
+        text = f"the picture shows the segments without the image: {redact(str(error))}"
+        print_line(Console(stderr=True), text, "yellow")
         return None
-    return found
+    return image
 
 
 def _names(row: dict[str, Any]) -> dict[int, str | None]:
@@ -108,35 +119,37 @@ def _tiles(image: np.ndarray | None, labels: np.ndarray, names: dict[int, str | 
 
 def _print(row: dict[str, Any], picture: str | None) -> None:
     console = Console()
-
-    def line(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    line(f"{row['key']}: row {row['index']} of shard {row['shard']}, {row['status']}")
+    print_line(console, f"{row['key']}: row {row['index']} of shard {row['shard']}, {row['status']}")
     if picture is None:
-        line(row["error"])
+        print_line(console, row["error"])
         return
-    line(f"{row['width']} x {row['height']} pixels, {row['n_segments']} segments, confidence {row['confidence']:.2f}")
+    size = f"{row['width']} x {row['height']} pixels"
+    print_line(console, f"{size}, {row['n_segments']} segments, confidence {row['confidence']:.2f}")
+    console.print(_segment_table(row))
+    print_line(console, f"picture: {picture}")
+
+
+def _segment_table(row: dict[str, Any]) -> Table:
+    """Make a table of the segments of a row, the largest first, each with its colour in the picture."""
     table = Table()
-    for name in ("", "segment", "share", "confidence", "name"):
-        table.add_column(name, justify="left" if name in ("", "name") else "right")
+    for column in ("", "segment", "share", "confidence", "name"):
+        table.add_column(column, justify="left" if column in ("", "name") else "right")
     for segment in sorted(row["segments"], key=lambda segment: -segment["area"]):
-        called = segment_name(segment)
-        red, green, blue = segment_colours(segment["id"] + 1, {segment["id"]: called})[-1]
+        name = segment_name(segment)
+        red, green, blue = segment_colours(segment["id"] + 1, {segment["id"]: name})[-1]
         share = segment["area"] / (row["width"] * row["height"])
         table.add_row(
             f"[on rgb({red},{green},{blue})]  [/]",
             str(segment["id"]),
             f"{share:.1%}",
             f"{segment['confidence']:.2f}",
-            Text(json.dumps(called, ensure_ascii=False) if called else ""),
+            Text(json.dumps(name, ensure_ascii=False) if name else ""),
         )
-    console.print(table)
-    line(picture)
+    return table
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg show`; exit code 0 with a picture, 1 for a row without a label map, 2 if refused."""
+    """Run `diffseg show` and return its exit code."""
     command = parsed(ShowCommand, argv, "show", __doc__)
     return guarded(lambda: _show(command))
 

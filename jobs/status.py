@@ -1,4 +1,10 @@
-"""Show how far a run is: shards, rows by status, seconds by step."""
+"""Show the progress of a run: shards by state, rows by status, and the time of each step.
+
+Exit codes:
+  0: every shard is done.
+  1: some shards failed or are missing.
+  2: OUT holds no run.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +15,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.common import OK, SOME_FAILED, RunFolder, counts_table, guarded, parsed, print_json
+from jobs.common import OK, SOME_FAILED, guarded, parsed
+from jobs.printing import counts_table, print_json, print_line
+from jobs.run_flags import RunFlags
 from pipeline.executor.progress_file import ProgressReport, read_progress
 from pipeline.output.commit import read_run_commits, totals
 
-LONGEST = 10
-"""Of the shards in hand, how many are shown; --json has them all."""
+SHARDS_SHOWN = 10
+"""Shards in flight that the table shows; --json has all of them."""
 
 
-def _status(command: RunFolder) -> int:
+def _status(command: RunFlags) -> int:
     out, manifest = command.open()
     console = Console()
-    heard = read_progress(out)
-    if heard is not None and not command.json:  # first, as reading many records takes its time
-        _print_heard(console, heard)
+    progress = read_progress(out)
+    if progress is not None and not command.json:  # printed first, because reading many records takes a while
+        _print_progress(console, progress)
     done, failures = read_run_commits(out, manifest)
-    failed = {name: failure.error for name, failure in failures.items()}
+    failed = {name: commit.error for name, commit in failures.items()}
     counts, seconds = totals(done.values())
     missing = max(0, manifest.shards - len(done) - len(failed))
     facts = {
@@ -37,64 +45,64 @@ def _status(command: RunFolder) -> int:
         "missing": missing,
         "counts": dict(counts),
         "seconds": dict(seconds),
-        "driver": heard and dataclasses.asdict(heard) | {"age": heard.age(), "stale": heard.is_stale()},
+        "driver": progress and dataclasses.asdict(progress) | {"age": progress.age(), "stale": progress.is_stale()},
     }
     if command.json:
         print_json(facts)
     else:
-        console.print(f"{manifest.source} → {out.redacted}, model {facts['model']}", markup=False, highlight=False)
+        print_line(console, f"{manifest.source} → {out.redacted}, model {facts['model']}")
         console.print(counts_table(counts, seconds, counts.total()))
-        console.print(
-            f"{len(done)} of {manifest.shards} shards done, {len(failed)} failed, {missing} missing", highlight=False
-        )
+        print_line(console, f"{len(done)} of {manifest.shards} shards done, {len(failed)} failed, {missing} missing")
         for name, error in failed.items():
-            console.print(f"failed: {name}: {error}", style="red", markup=False, highlight=False)
+            print_line(console, f"failed: {name}: {error}", "red")
     return SOME_FAILED if failed or missing else OK
 
 
-def _print_heard(console: Console, heard: ProgressReport) -> None:
-    def said(line: str, style: str | None = None) -> None:
-        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
-
-    driver, age = f"driver on {heard.host}, pid {heard.pid}", span(heard.age())
-    if heard.is_stale():
-        said(f"no sign of a driver for {age} ({driver}); run the same command again to go on", "yellow")
-    elif heard.state == "running":
-        said(f"running for {span(heard.written - heard.started)}; {driver}, last heard {age} ago")
+def _print_progress(console: Console, progress: ProgressReport) -> None:
+    """Print what the driver of the run last wrote to progress.json."""
+    driver, age = f"driver on {progress.host}, pid {progress.pid}", duration(progress.age())
+    advice = "run the same command again to continue"
+    if progress.is_stale():
+        print_line(console, f"no sign of a driver for {age} ({driver}); {advice}", "yellow")
+    elif progress.state == "running":
+        running = duration(progress.written - progress.started)
+        print_line(console, f"running for {running}; {driver}, last report {age} ago")
     else:
-        again = "; run the same command again to go on" if heard.state == "stopped" else ""
-        said(f"{heard.state} {age} ago ({driver}){again}")
-    rate = f", {heard.rate:.1f}/s over the last {span(heard.rate_seconds)}" if heard.rate is not None else ""
-    said(f"this run: {heard.done} of {heard.todo} shards, {heard.images:,} images{rate}")
-    if heard.state != "running":
+        ending = f"; {advice}" if progress.state == "stopped" else ""
+        print_line(console, f"{progress.state} {age} ago ({driver}){ending}")
+    rate = "" if progress.rate is None else f", {progress.rate:.1f}/s over the last {duration(progress.rate_seconds)}"
+    print_line(console, f"this run: {progress.done} of {progress.todo} shards, {progress.images:,} images{rate}")
+    if progress.state != "running":
         return
-    left = f"; about {span(heard.left)} left" if heard.left is not None else ""
-    workers = f"workers: {heard.workers_ready} of {heard.workers_asked} there"
-    said(f"{workers}; shards: {len(heard.in_hand)} in hand, {heard.waiting} waiting{left}")
-    if heard.in_hand:
-        console.print(_in_hand_table(heard))
+    left = f"; about {duration(progress.left)} left" if progress.left is not None else ""
+    workers = f"workers: {progress.workers_ready} of {progress.workers_asked} ready"
+    shards = f"shards: {len(progress.in_hand)} in flight, {progress.waiting} waiting"
+    print_line(console, f"{workers}; {shards}{left}")
+    if progress.in_hand:
+        console.print(_in_flight_table(progress))
 
 
-def _in_hand_table(heard: ProgressReport) -> Table:
-    table = Table("shard in hand", "attempt", "worker", "for", "samples", "")
-    for one in heard.in_hand[:LONGEST]:
-        cells = (one["shard"], one["attempt"], one["worker"], span(one["seconds"]), one["samples"], one["waiting"])
+def _in_flight_table(progress: ProgressReport) -> Table:
+    table = Table("shard in flight", "attempt", "worker", "for", "samples", "")
+    for shard in progress.in_hand[:SHARDS_SHOWN]:
+        seconds = duration(shard["seconds"])
+        cells = (shard["shard"], shard["attempt"], shard["worker"], seconds, shard["samples"], shard["waiting"])
         table.add_row(*(Text(str(cell)) for cell in cells))
-    if len(heard.in_hand) > LONGEST:
-        table.add_row(f"and {len(heard.in_hand) - LONGEST} more")
+    if len(progress.in_hand) > SHARDS_SHOWN:
+        table.add_row(f"and {len(progress.in_hand) - SHARDS_SHOWN} more")
     return table
 
 
-def span(seconds: float) -> str:
-    """A length of time for people."""
+def duration(seconds: float) -> str:
+    """Return a length of time in the unit that suits it: "40 s", "14 min" or "3.2 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg status`; exit code 0 when every shard is done, 1 when some failed or are missing, 2 if refused."""
-    command = parsed(RunFolder, argv, "status", __doc__)
+    """Run `diffseg status` and return its exit code."""
+    command = parsed(RunFlags, argv, "status", __doc__)
     return guarded(lambda: _status(command))
 
 

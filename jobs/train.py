@@ -16,13 +16,15 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs.common import OK, RunFolder, guarded, parsed, print_json, storage_options
+from jobs.common import OK, guarded, parsed, storage_options
+from jobs.printing import print_json
+from jobs.run_flags import RunFlags
 from pipeline.storage import SourceError, Storage
 from pipeline.training.settings import TrainRunSettings, TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(RunFolder):
+class TrainCommand(RunFlags):
     """The flags of `diffseg train`."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]

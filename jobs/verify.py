@@ -1,4 +1,10 @@
-"""Check every committed file of a run against its size, checksum and rows."""
+"""Check every file of a run against the size, checksum and rows that were committed.
+
+Exit codes:
+  0: every file is as committed.
+  1: a file is damaged, missing or not part of a finished shard, or a shard is not done.
+  2: OUT holds no run.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +14,21 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json
+from jobs.common import OK, SOME_FAILED, guarded, parsed
+from jobs.printing import print_json, print_line
+from jobs.run_flags import RunFlags
 from pipeline.output.verify import Verdict, verify_run
+
+FAILED_SHOWN = 5
+"""Names of failed shards that are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyCommand(RunFolder):
+class VerifyCommand(RunFlags):
     """The flags of `diffseg verify`."""
 
     redo: bool = False
-    """Remove the records of the shards with problems, so that the next `diffseg label` does them again."""
+    """Delete the commit records of damaged shards, so that the next `diffseg label` labels these shards again."""
 
 
 def _verify(command: VerifyCommand) -> int:
@@ -32,37 +43,33 @@ def _verify(command: VerifyCommand) -> int:
         del facts["records"]
         print_json(facts)
     else:
-        _print(verdict, redone=command.redo)
+        _print(verdict, records_deleted=command.redo)
     return OK if verdict.is_whole else SOME_FAILED
 
 
-def _print(verdict: Verdict, *, redone: bool) -> None:
+def _print(verdict: Verdict, *, records_deleted: bool) -> None:
     console = Console()
-
-    def red(line: str) -> None:
-        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
-
     for shard, problems in verdict.problems.items():
         for problem in problems:
-            red(f"shard {shard}: {problem}")
+            print_line(console, f"shard {shard}: {problem}", "red")
     for path in verdict.stray:
-        red(f"{path}: belongs to no done shard; `label` writes it again, or it may be deleted")
+        advice = "`diffseg label` writes it again, or you can delete it"
+        print_line(console, f"{path}: belongs to no finished shard; {advice}", "red")
     if verdict.failed:
-        red(f"{len(verdict.failed)} shards failed ({', '.join(verdict.failed[:5])} …); `diffseg status` tells why")
+        names = ", ".join(verdict.failed[:FAILED_SHOWN]) + ", …" * (len(verdict.failed) > FAILED_SHOWN)
+        print_line(console, f"{len(verdict.failed)} shards failed ({names}); `diffseg status` shows why", "red")
     if verdict.missing:
-        red(f"{verdict.missing} shards have no record; run the same `diffseg label` again")
+        print_line(console, f"{verdict.missing} shards have no record; run the same `diffseg label` again", "red")
     if verdict.problems:
-        names = ", ".join(verdict.problems)
-        how = (
-            "run the same `diffseg label` again" if redone else "`diffseg verify --redo`, then the same `diffseg label`"
-        )
-        console.print(f"to be labelled again ({how}): {names}", markup=False, highlight=False, soft_wrap=True)
-    said = "all as committed" if verdict.is_whole else "not as it should be"
-    console.print(f"{verdict.shards} shards, {verdict.rows} rows, {verdict.files} files: {said}", highlight=False)
+        first_step = "" if records_deleted else "`diffseg verify --redo`, then "
+        shards = ", ".join(verdict.problems)
+        print_line(console, f"to label the damaged shards again, run {first_step}the same `diffseg label`: {shards}")
+    result = "everything is as committed" if verdict.is_whole else "the run is damaged or incomplete"
+    print_line(console, f"{verdict.shards} shards, {verdict.rows} rows, {verdict.files} files: {result}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg verify`; exit code 0 when all is as committed, 1 when something is not, 2 if refused."""
+    """Run `diffseg verify` and return its exit code."""
     command = parsed(VerifyCommand, argv, "verify", __doc__)
     return guarded(lambda: _verify(command))
 

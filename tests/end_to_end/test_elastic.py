@@ -190,7 +190,7 @@ def test_sigterm_ends_a_run_like_ctrl_c(cluster: Cluster, run: Callable[..., Dri
     driver.until(driver.commits)
     driver.process.send_signal(signal.SIGTERM)
     assert driver.ended() == 143, driver.said()
-    assert "diffseg: stopped; run the same command again to go on where it stopped" in driver.said()
+    assert "diffseg: stopped; run the same command again to continue" in driver.said()
     assert "Traceback" not in driver.said()
     assert "SIGTERM" not in driver.said()
     end = time.monotonic() + DEADLINE

@@ -1,4 +1,4 @@
-"""`diffseg show`: a picture of one sample, whatever its key, and what there is to say where there is none."""
+"""Tests of `diffseg show`: the picture of one sample, with any key, and the message when there is none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOSTILE = "a/[red]b é.png"
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """OUT of a run over two images; the second one failed."""
+    """Return OUT of a run over two images, of which the second failed."""
     for key in (HOSTILE, "c.png"):
         write_png(tmp_path / "in" / key, np.full((40, 60, 3), 90, np.uint8))
     write_run(tmp_path / "out", {HOSTILE: LABELS, "c.png": None}, source=tmp_path / "in")
@@ -35,8 +35,8 @@ def test_the_picture_is_the_image_and_its_segments(out: Path, capsys: pytest.Cap
     assert show(out, HOSTILE) == 0
     assert HOSTILE in capsys.readouterr().out
     picture = np.asarray(Image.open(out.parent / "picture.png"))
-    assert picture.shape[0] == jobs.show.HEIGHT + 2 * 8
-    height, width = jobs.show.HEIGHT, round(60 * jobs.show.HEIGHT / 40)
+    assert picture.shape[0] == jobs.show.PICTURE_HEIGHT + 2 * 8
+    height, width = jobs.show.PICTURE_HEIGHT, round(60 * jobs.show.PICTURE_HEIGHT / 40)
     image, drawn = (picture[8 : 8 + height, left : left + width] for left in (8, 8 + width + 8))
     assert (image == 90).all()
     for label, colour in enumerate(palette(3)):
@@ -45,7 +45,7 @@ def test_the_picture_is_the_image_and_its_segments(out: Path, capsys: pytest.Cap
     assert borders(LABELS).any()
 
 
-def test_a_row_without_labels_tells_why(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_without_labels_prints_its_error(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert show(out, "c.png") == 1
     assert "made so" in capsys.readouterr().out
     assert show(out, "c.png", "--json") == 1
@@ -54,7 +54,7 @@ def test_a_row_without_labels_tells_why(out: Path, capsys: pytest.CaptureFixture
     assert not (out.parent / "picture.png").exists()
 
 
-def test_without_the_photograph_the_labels_are_drawn(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_source_image_the_segments_alone_are_drawn(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (out.parent / "in").rename(out.parent / "elsewhere")
     assert show(out, HOSTILE) == 0
     assert "--images" in capsys.readouterr().err
@@ -62,6 +62,6 @@ def test_without_the_photograph_the_labels_are_drawn(out: Path, capsys: pytest.C
     assert "--images" not in capsys.readouterr().err
 
 
-def test_an_unknown_key_is_refused_with_those_like_it(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_key_is_refused_and_similar_keys_are_named(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert show(out, "a/b e.png") == 2
     assert repr(HOSTILE) in capsys.readouterr().err

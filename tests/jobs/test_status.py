@@ -1,4 +1,4 @@
-"""`diffseg status` while a run is going, when it has ended, and when its driver is gone."""
+"""Tests of `diffseg status` on a run in progress, a finished run, and a run whose driver died."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 import doubles
 
 import jobs.status
-from pipeline.executor import progress_file as progressfile
+from pipeline.executor import progress_file
 from pipeline.executor.driver import label_run
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
@@ -25,7 +25,7 @@ DEADLINE = 540.0
 
 
 def status(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any], str]:
-    """Exit code, and what it says in JSON and to people."""
+    """Return the exit code, the JSON document and the printed text."""
     capsys.readouterr()
     jobs.status.main([str(out), "--json"])
     facts = json.loads(capsys.readouterr().out)
@@ -34,9 +34,9 @@ def status(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str
 
 
 @pytest.fixture
-def going(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, threading.Thread]]:
-    """A run of three shards whose last one waits until two more have met it."""
-    monkeypatch.setattr(progressfile, "EVERY_SECONDS", 0.05)
+def unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, threading.Thread]]:
+    """Yield OUT of a run of three shards, whose last one waits for `release`, and the thread of the run."""
+    monkeypatch.setattr(progress_file, "EVERY_SECONDS", 0.05)
     out = tmp_path / "out"
     run = threading.Thread(
         target=label_run,
@@ -54,42 +54,45 @@ def going(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pat
 
 
 def release(out: Path) -> None:
+    """Let the last shard finish."""
     for name in ("meet-1", "meet-2"):
         (out / "meeting" / name).touch()
 
 
-def test_a_run_that_goes_on_and_ends(going: tuple[Path, threading.Thread], capsys: pytest.CaptureFixture[str]) -> None:
-    out, run = going
+def test_a_run_in_progress_and_then_finished(
+    unfinished: tuple[Path, threading.Thread], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, run = unfinished
     end = time.monotonic() + DEADLINE
     try:
-        in_hand: list[dict[str, Any]] = []
-        while [one["shard"] for one in in_hand] != ["meet-0"]:
+        in_flight: list[dict[str, Any]] = []
+        while [shard["shard"] for shard in in_flight] != ["meet-0"]:
             assert time.monotonic() < end
             time.sleep(0.05)
             if (out / "progress.json").exists():
-                code, facts, said = status(out, capsys)
-                in_hand = facts["driver"]["in_hand"]
+                code, facts, text = status(out, capsys)
+                in_flight = facts["driver"]["in_hand"]
         driver = facts["driver"]
         assert (code, facts["done"], facts["missing"]) == (1, 2, 1)
         assert (driver["state"], driver["images"], driver["stale"]) == ("running", 20_000, False)
-        assert re.search(r"last heard \d+ s ago", said)
-        assert "this run: 2 of 3 shards, 20,000 images, " in said
-        assert "workers: 1 of 1 there; shards: 1 in hand, 0 waiting; about " in said
-        assert "meet-0 " in said
+        assert re.search(r"last report \d+ s ago", text)
+        assert "this run: 2 of 3 shards, 20,000 images, " in text
+        assert "workers: 1 of 1 ready; shards: 1 in flight, 0 waiting; about " in text
+        assert "meet-0 " in text
     finally:
         release(out)
     run.join()
-    code, facts, said = status(out, capsys)
+    code, facts, text = status(out, capsys)
     assert (code, facts["done"], facts["driver"]["state"]) == (0, 3, "ended")
-    assert "this run: 3 of 3 shards, 30,000 images, " in said
-    assert "shard in hand" not in said
-    assert "again" not in said
+    assert "this run: 3 of 3 shards, 30,000 images, " in text
+    assert "shard in flight" not in text
+    assert "again" not in text
 
 
-def test_a_driver_that_is_gone(
-    going: tuple[Path, threading.Thread], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_driver_that_died(
+    unfinished: tuple[Path, threading.Thread], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, run = going
+    out, run = unfinished
     end = time.monotonic() + DEADLINE
     while not (out / "meeting").exists():
         assert time.monotonic() < end
@@ -99,12 +102,12 @@ def test_a_driver_that_is_gone(
     report = json.loads((out / "progress.json").read_text())
     killed = report | {"state": "running", "written": time.time() - 840, "host": "node-a", "pid": 7}
     (out / "progress.json").write_text(json.dumps(killed))
-    _, facts, said = status(out, capsys)
+    _, facts, text = status(out, capsys)
     assert facts["driver"]["stale"]
-    assert "no sign of a driver for 14 min (driver on node-a, pid 7); run the same command again to go on" in said
+    assert "no sign of a driver for 14 min (driver on node-a, pid 7); run the same command again to continue" in text
     (out / "progress.json").write_text(json.dumps(killed | {"state": "stopped"}))
     assert "stopped 14 min ago (driver on node-a, pid 7); run the same command again" in status(out, capsys)[2]
     (out / "progress.json").unlink()
-    code, facts, said = status(out, capsys)
+    code, facts, text = status(out, capsys)
     assert (code, facts["driver"]) == (0, None)
-    assert "this run" not in said
+    assert "this run" not in text

@@ -130,7 +130,7 @@ def test_damage_is_found_and_its_shard_named(
     assert list(verdict.problems) == ["b"]
     assert told in "; ".join(verdict.problems["b"])
     assert jobs.verify.main([str(tmp_path), "--redo"]) == 1
-    assert "run the same `diffseg label` again): b" in capsys.readouterr().out.replace("\n", " ")
+    assert "run the same `diffseg label`: b" in capsys.readouterr().out.replace("\n", " ")
     assert set(read_commits(out)) == {"a", "c"}
     again = verify_run(out, MANIFEST)
     assert (again.problems, again.missing) == ({}, 1)

@@ -1,0 +1,86 @@
+"""Flags that several commands share when they read a finished or unfinished run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from jobs.common import storage_options
+from pipeline.errors import RunFailed
+from pipeline.output.manifest import Manifest, read_manifest
+from pipeline.readers.samples import Shard
+from pipeline.storage import SourceError, Storage
+
+MOVED_IMAGES_ADVICE = "if the source images have moved, use --images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """The flags of every command that reads a run."""
+
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
+    """Folder or URL of a run, as given to `diffseg label`."""
+    storage_options: str = ""
+    """JSON object with options for fsspec, such as credentials or an endpoint."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def open(self) -> tuple[Storage, Manifest]:
+        """Return the folder of the run, and its run.json.
+
+        Raises:
+            SourceError: The folder holds no run.
+        """
+        out = Storage(url=self.out, options=storage_options(self.storage_options))
+        manifest = read_manifest(out)
+        if manifest is None:
+            raise SourceError(f"{out.redacted}: no run.json here; expected the OUT of `diffseg label`")
+        return out, manifest
+
+    def store(self) -> Storage:
+        """Return a storage for other paths and URLs, with the same options."""
+        return Storage(url=".", options=storage_options(self.storage_options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceImageFlags(RunFlags):
+    """The flag of a command that reads the source images of a run."""
+
+    images: str | None = None
+    """Where the images of SRC are now; default: the place that run.json names."""
+
+    def source_shards(self, manifest: Manifest) -> dict[str, Shard]:
+        """Return the shards that the run labelled, by name.
+
+        Raises:
+            RunFailed: They cannot be listed. The message names --images, and the cause is a SourceError or OSError.
+        """
+        from pipeline.output.source_images import find_source_shards
+
+        try:
+            return find_source_shards(manifest, self.store(), self.images)
+        except (SourceError, OSError) as error:
+            raise RunFailed(f"{error}; {MOVED_IMAGES_ADVICE}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelFlags:
+    """The flags of a command that spreads its work over processes or over a Ray cluster."""
+
+    processes: int | None = None
+    """Processes on this machine; default: one per core."""
+    address: str | None = None
+    """Address of a Ray cluster that does the work instead; default: RAY_ADDRESS if it is set, else this machine."""
+
+    @property
+    def process_count(self) -> int:
+        """How many processes to use on this machine."""
+        return self.processes or os.cpu_count() or 1
+
+    @property
+    def ray_address(self) -> str | None:
+        """The address of the Ray cluster to use, if any."""
+        return self.address or os.environ.get("RAY_ADDRESS")
