@@ -8,14 +8,15 @@ import io
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 
-from jobs.cli import JOBS
+from jobs.cli import COMMANDS
 from jobs.common import parsed
 
 ROOT = Path(__file__).parents[1]
@@ -82,24 +83,31 @@ def block_commands(place: str, block: str) -> Iterator[Line]:
 
 
 def _parse_job(name: str, words: list[str]) -> None:
-    if name not in JOBS:
+    if name not in COMMANDS:
         raise Refused(f"no command diffseg {name}")
+    module = importlib.import_module(f"jobs.{name}")
     output = io.StringIO()
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            _parser(name)(words)
+            if hasattr(module, "parse"):  # a command that checks more than its flags
+                module.parse(words)
+            else:
+                with mock.patch.object(module, "parsed", _stop_after_parsing):
+                    module.main(words)
+    except _ParsedError:
+        pass
     except SystemExit as error:
         if error.code != 0:  # --help exits with 0
             raise Refused(f"diffseg {name}: {output.getvalue()}") from None
 
 
-def _parser(name: str) -> Callable[[list[str]], Any]:
-    """Return what turns the words of a command into its settings: the function or the dataclass of its module."""
-    module = importlib.import_module(f"jobs.{name}")
-    if hasattr(module, "parse"):
-        return module.parse
-    command = next(getattr(module, kind) for kind in (f"{name.title()}Command", "RunFolder") if hasattr(module, kind))
-    return lambda words: parsed(command, words, name, None)
+class _ParsedError(BaseException):
+    """The flags of a command were accepted; the command must not go on."""
+
+
+def _stop_after_parsing(*arguments: Any) -> None:
+    parsed(*arguments)
+    raise _ParsedError
 
 
 def _parse_make(words: list[str]) -> None:

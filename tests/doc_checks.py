@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from command_lines import CHECKED, ROOT, Refused, block_commands, parse
 from doc_pages import Page, anchors, read_page
 
-from jobs.cli import JOBS
+from jobs.cli import COMMANDS
 
 PACKAGES = ("diffseg", "pipeline", "jobs")
 TOP_FOLDERS = (*PACKAGES, "infra", "tests", "docs")
@@ -152,7 +152,7 @@ def _refusals(words: tuple[str, ...], *, complete: bool) -> Sequence[str]:
     if program == "make":
         return _refusals_of_make(words)
     if not complete and words[-1].removeprefix("jobs.") == name:
-        return () if name in JOBS else (f"no command {shlex.join(words)}",)
+        return () if name in COMMANDS else (f"no command {shlex.join(words)}",)
     refusals = []
     for candidate in (
         [words] if complete and ELLIPSIS not in words else _completions(words, start=words.index(rest[0]) + 1)
