@@ -43,7 +43,7 @@ def segment_attention(
     given = {"kmeans": kmeans, "tau": tau}
     settings = settings_of(preset, **{name: value for name, value in given.items() if value is not None})
     attention = SelfAttention(maps=means, layers=dict.fromkeys(means, 1))
-    scores, finite = scores_of(attention, settings, settings.tau or thresholds(1.1), overwrite=True)
+    scores, finite = scores_of(attention, settings, settings.merging.tau or thresholds(1.1), overwrite=True)
     if not finite.all():
         raise NonFiniteError("the self-attention is not finite")
     grid = attention.finest

@@ -82,9 +82,9 @@ class Segmenter:
         self.backbone = backbone
         self.settings = settings
         self.batch_size = batch_size
-        self.tau = settings.tau or checkpoint.tau
-        self.timestep = checkpoint.timestep if settings.timestep is None else settings.timestep
-        self.resolution = settings.resolution or checkpoint.resolution
+        self.tau = settings.merging.tau or checkpoint.tau
+        self.timestep = checkpoint.timestep if settings.attention.timestep is None else settings.attention.timestep
+        self.resolution = settings.model_input.resolution or checkpoint.resolution
         naming_stage: StageName = "cross" if clip is None else "clip"
         self.method = settings.method or (*checkpoint.method, *((naming_stage,) if naming else ()))
         self.clip = clip
@@ -169,8 +169,8 @@ class Segmenter:
     def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> ModelInput:
         """The model's square of a uint8 [H, W, 3] image, and what is said of it; safe to call from several threads."""
         canvas, *detailed = (
-            fit_image(image, side, self.settings.fit, antialias=self.settings.antialias)
-            for side in ([self.resolution, 2 * self.resolution] if self.settings.crops else [self.resolution])
+            fit_image(image, side, self.settings.model_input.fit, antialias=self.settings.model_input.antialias)
+            for side in ([self.resolution, 2 * self.resolution] if self.settings.attention.crops else [self.resolution])
         )
         return dataclasses.replace(canvas, detail=detailed[0].pixels if detailed else None, prompt=prompt)
 
@@ -194,14 +194,14 @@ class Segmenter:
         if self.clip is not None and "clip" in self.needs:
             with step("clip"):
                 looked = looked._replace(clip=self.clip.probabilities(pixels, self._names(padded)))
-        if not self.settings.crops:
+        if not self.settings.attention.crops:
             return looked
         detail = torch.stack([canvas.detail for canvas in padded if canvas.detail is not None])
         own = look_through_windows(
             looked.own,
             detail,
-            self.settings.crops,
-            self.settings.weights,
+            self.settings.attention.crops,
+            self.settings.attention.weights,
             lambda window: self._look(window, None, step).own,
         )
         return looked._replace(own=own)
@@ -232,7 +232,7 @@ class Segmenter:
                 return Looked(own, cross, learned=learned())
 
         looked = look(pixels)
-        if self.settings.flip:
+        if self.settings.attention.flip:
             mirrored = look(pixels.flip(-1))
             looked.own.average_with_mirrored(mirrored.own)
             if looked.cross is not None and mirrored.cross is not None:
@@ -258,7 +258,7 @@ class Segmenter:
                 with step(STEPS.get(stage.name, stage.name)):
                     scores = stage.run(signals, scores)
             assert scores is not None
-            decisions += self._decide(with_name_scores(scores, self.settings), canvases[start:stop], step)
+            decisions += self._decide(with_name_scores(scores, self.settings.segment_names), canvases[start:stop], step)
         return Launched(
             canvases=canvases, decisions=decisions, finite=torch.cat(finite), min_area=self.settings.min_area
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from diffseg.settings import NAMING, Dtype, SegmenterSettings
 from pipeline.readers.names import NameSettings
@@ -82,6 +83,10 @@ class LabelSettings:
             raise ValueError(
                 f"method {','.join(stages)} names no segments, but names are given: add {' or '.join(NAMING)}"
             )
+
+    def plain(self) -> dict[str, Any]:
+        """Return all settings as plain values, as run.json and the fingerprint hold them, with a flat `method`."""
+        return dataclasses.asdict(self) | {"method": self.method.flat()}
 
     @property
     def formats(self) -> tuple[Format, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -53,7 +52,7 @@ def write_run(
         )
         write_commit(storage, commit)
     naming = NameSettings(names=tuple(vocabulary))
-    settings = dataclasses.asdict(LabelSettings(samples_per_shard=per_shard, naming=naming))
+    settings = LabelSettings(samples_per_shard=per_shard, naming=naming).plain()
     manifest = Manifest(
         source=str(source),
         settings=settings,

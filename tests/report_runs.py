@@ -73,7 +73,7 @@ def write_rows(
         number += 1
     manifest = Manifest(
         source=source,
-        settings=dataclasses.asdict(LabelSettings(samples_per_shard=per_shard)),
+        settings=LabelSettings(samples_per_shard=per_shard).plain(),
         model_sha256="0" * 64,
         resolved={"tau": [0.4, 0.4, 0.4]},
         environment={"device": "cpu", "versions": versions()},

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from diffseg.attention.bilinear import bilinear_matrix
 from diffseg.attention.maps import CrossAttention, Grid, SelfAttention
+from diffseg.component_settings import Weights
 from diffseg.devices import to_device
-from diffseg.settings import Weights
 
 
 def resolution_weights(layers: Mapping[Grid, int], weights: Weights) -> dict[Grid, float]:

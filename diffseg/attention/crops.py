@@ -12,8 +12,8 @@ import torch
 
 from diffseg.attention.aggregate import aggregate, upsample
 from diffseg.attention.maps import Grid, SelfAttention
+from diffseg.component_settings import Weights
 from diffseg.devices import to_device
-from diffseg.settings import Weights
 
 Place = tuple[int, int]
 """Row and column of a window's first position in the fine grid."""

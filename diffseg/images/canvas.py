@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from diffseg.component_settings import Fit
 from diffseg.model.text import Prompt
 from diffseg.segmentation import Box
-from diffseg.settings import Fit
 
 PAD = 127
 """Grey level around a letterboxed image."""

@@ -15,9 +15,9 @@ import torch
 from scipy.optimize import brentq
 
 from diffseg.attention.maps import Grid
+from diffseg.component_settings import Distance
 from diffseg.method.distance import TINY, Metric, hellinger, jensen_shannon, pearson, symmetric_kl
 from diffseg.method.wasserstein import gaussian_w2, marginal_w1, sliced_w2
-from diffseg.settings import Distance
 
 REFERENCE_GRID, REFERENCE_SIDE = (16, 16), 4
 """The two regions are squares of a sixteenth of the grid. KL, JS and Hellinger do not depend on that, the others do."""

@@ -13,9 +13,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from diffseg.attention.maps import Grid
+from diffseg.component_settings import AnchorLayout, Consume
 from diffseg.devices import to_device
 from diffseg.method.distance import Metric, symmetric_kl
-from diffseg.settings import AnchorLayout, Consume
 
 BLOCK_ROWS = 256
 KMEANS_ITERATIONS = 300

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from diffseg.component_settings import Vote
 from diffseg.segmentation import BACKGROUND
-from diffseg.settings import Vote
 
 NO_NAME, BACKGROUND_INDEX = -1, -2
 """In the place of a name's index: between the two thresholds, or below both."""

@@ -50,7 +50,7 @@ def aggregate_attention(
 ) -> tuple[torch.Tensor, Grid, torch.Tensor]:
     """Aggregated attention float32 [B, P, P], its grid, and bool [B], which images' is finite."""
     finest = attention.maps[attention.finest]
-    aggregated, grid = aggregate(attention, settings.weights, out=finest if overwrite else None)
+    aggregated, grid = aggregate(attention, settings.attention.weights, out=finest if overwrite else None)
     return aggregated, grid, torch.isfinite(aggregated.sum(dim=(1, 2)))
 
 
@@ -71,7 +71,7 @@ def propose(
     not finite score 0. cut: by normalised cuts in place of merging; these, and `stable`, wait for a device, which
     merging at given thresholds does not.
     """
-    if not cut and not settings.stable:
+    if not cut and not settings.proposals.stable:
         scores = _scores(aggregated, next(_merged(aggregated, grid, settings, tau, (1.0,))), grid, settings)
     else:
         found = _cut if cut else _merged
@@ -87,7 +87,7 @@ def _scores_of_image(
     aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], found: Finder
 ) -> torch.Tensor:
     """float32 [K, P] of aggregated attention [1, P, P], at the given threshold or at the most stable one."""
-    factors = FACTORS if settings.stable else (1.0,)
+    factors = FACTORS if settings.proposals.stable else (1.0,)
     each = [
         _scores(aggregated, proposals, grid, settings)[0]
         for proposals in found(aggregated, grid, settings, tau, factors)
@@ -101,21 +101,23 @@ def _merged(
     aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], factors: Sequence[float]
 ) -> Iterator[Proposals]:
     """Proposals of iterative merging at each multiple of the thresholds; the distances of round 1 are shared."""
-    anchors = anchor_positions(grid, settings.anchors_per_side, settings.anchor_layout)
-    metric = metric_of(settings.distance, grid)
+    anchors = anchor_positions(grid, settings.merging.anchors_per_side, settings.merging.anchor_layout)
+    metric = metric_of(settings.proposals.distance, grid)
     near = anchor_distances(aggregated, anchors, metric)
     for factor in factors:
-        thresholds = [calibrated_threshold(factor * threshold, settings.distance) for threshold in tau]
-        yield merge(aggregated, anchors=anchors, tau=thresholds, consume=settings.consume, metric=metric, near=near)
+        thresholds = [calibrated_threshold(factor * threshold, settings.proposals.distance) for threshold in tau]
+        yield merge(
+            aggregated, anchors=anchors, tau=thresholds, consume=settings.merging.consume, metric=metric, near=near
+        )
 
 
 def _cut(
     aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], factors: Sequence[float]
 ) -> Iterator[Proposals]:
     """Mean rows of the parts of normalised cuts, of one image, [1, P, P]; factors are of a cost's odds, c / (1 − c)."""
-    positions, cost = aggregated.shape[-1], settings.ncut
+    positions, cost = aggregated.shape[-1], settings.cuts.ncut
     thresholds = [factor * cost / (1 - cost + factor * cost) for factor in factors]
-    cuts = cut_tree(walk_flow(aggregated[0], settings.ncut_steps), max(thresholds))
+    cuts = cut_tree(walk_flow(aggregated[0], settings.cuts.ncut_steps), max(thresholds))
     for threshold in thresholds:
         labels = torch.from_numpy(labels_at(cuts, threshold, positions)).to(aggregated.device)
         members = labels == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None]
@@ -124,13 +126,13 @@ def _cut(
 
 def _scores(aggregated: torch.Tensor, proposals: Proposals, grid: Grid, settings: SegmenterSettings) -> torch.Tensor:
     """float32 [B, K, P] of aggregated attention [B, P, P]."""
-    if settings.kmeans:
+    if settings.proposals.kmeans:
         proposals = kmeans(aggregated, *proposals)
     rows, alive = proposals
-    if settings.assign == "nearest":
+    if settings.proposals.assign == "nearest":
         rows = (
-            metric_of(settings.distance, grid)(rows, aggregated)
-            .div_(-calibrated_threshold(1.0, settings.distance))
+            metric_of(settings.proposals.distance, grid)(rows, aggregated)
+            .div_(-calibrated_threshold(1.0, settings.proposals.distance))
             .exp_()
         )
     return torch.where(alive[..., None], rows, 0)

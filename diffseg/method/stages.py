@@ -18,6 +18,7 @@ import torch
 from diffseg.affinity.affinity import Affinity, as_attention
 from diffseg.attention.aggregate import average
 from diffseg.attention.maps import CrossAttention, Grid
+from diffseg.component_settings import ClipSettings, SegmentNameSettings, WalkSettings
 from diffseg.method.clip_naming import denoise_names, smooth_scores
 from diffseg.method.naming import BACKGROUND_INDEX, NO_NAME, add_background, apply_thresholds, class_maps, vote_names
 from diffseg.method.par import refine
@@ -144,7 +145,7 @@ class LearnedAttention:
 class RandomWalk:
     """Scores spread from where they are sure, along the self-attention (AffinityNet's random walk)."""
 
-    settings: SegmenterSettings
+    settings: WalkSettings
     name: StageName = "walk"
     needs: frozenset[Need] = frozenset({"attention"})
 
@@ -167,7 +168,7 @@ class RandomWalk:
 class CrossNames:
     """Names of segments from cross-attention, or, where it is the first stage, classes from nothing else."""
 
-    settings: SegmenterSettings
+    settings: SegmentNameSettings
     name: StageName = "cross"
     needs: frozenset[Need] = frozenset({"cross"})
 
@@ -182,21 +183,22 @@ class CrossNames:
 class ClipNames:
     """Names of segments from CLIP's scores (MaskCLIP), or, where it is the first stage, classes from nothing else."""
 
-    settings: SegmenterSettings
+    settings: SegmentNameSettings
+    clip: ClipSettings
     name: StageName = "clip"
     needs: frozenset[Need] = frozenset({"attention", "clip"})
 
     def run(self, signals: Signals, scores: Scores | None) -> Scores:
         if signals.clip is None or signals.name_counts is None:
             raise ValueError("stage clip names segments: names, or scores of a CLIP for them, were not given")
-        maps = denoise_names(signals.clip, self.settings.clip_denoise)
-        if self.settings.clip_smooth:
+        maps = denoise_names(signals.clip, self.clip.clip_denoise)
+        if self.clip.clip_smooth:
             maps = smooth_scores(maps, signals.attention, signals.finite, signals.grid)
         # the other votes undo that maps of attention differ in strength, and these are shares
         return named(maps, signals.name_counts, scores, replace(self.settings, vote="share"))
 
 
-def named(maps: torch.Tensor, counts: torch.Tensor, scores: Scores | None, settings: SegmenterSettings) -> Scores:
+def named(maps: torch.Tensor, counts: torch.Tensor, scores: Scores | None, settings: SegmentNameSettings) -> Scores:
     """Scores named by maps [B, T, h, w] of names, or the maps as scores of classes where there are none yet."""
     if scores is None:
         indices = torch.arange(maps.shape[1], device=maps.device).expand(len(maps), -1)
@@ -227,15 +229,15 @@ def _stage(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...])
         case "affinity":
             return LearnedAttention()
         case "walk":
-            return RandomWalk(settings=settings)
+            return RandomWalk(settings=settings.walk)
         case "cross":
-            return CrossNames(settings=settings)
+            return CrossNames(settings=settings.segment_names)
         case "clip":
-            return ClipNames(settings=settings)
+            return ClipNames(settings=settings.segment_names, clip=settings.clip)
     raise ValueError(f"stage {name!r} is unknown")
 
 
-def with_name_scores(scores: Scores, settings: SegmenterSettings) -> Scores:
+def with_name_scores(scores: Scores, settings: SegmentNameSettings) -> Scores:
     """Scores of classes as scores of named segments: with what is background and what is neither, and how sure."""
     if not scores.of_classes:
         return scores

@@ -35,7 +35,7 @@ from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
-from diffseg.settings import SegmenterSettings, thresholds
+from diffseg.settings import SegmenterSettings, settings_of, thresholds
 from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, generate_scene
 from jobs.benchmarks.planted import planted_attention
 from pipeline.output.rows import encode_mask
@@ -71,7 +71,7 @@ def case_of(against: str, x: int) -> Case:
     if against == "segments":
         return Case(warm_up=_merging(16, 2), work=_merging(64, x))
     if against == "pixels":
-        segmenter = Segmenter(Backbone(load_checkpoint("tiny")), SegmenterSettings(resolution=256))
+        segmenter = Segmenter(Backbone(load_checkpoint("tiny")), settings_of(resolution=256))
         return Case(warm_up=_file_to_file(segmenter, 10_000), work=_file_to_file(segmenter, x))
     raise ValueError(f"against={against!r}: expected tokens, batch, segments or pixels")
 
@@ -85,7 +85,7 @@ def _scene() -> np.ndarray:
 
 def _labelling(backbone: Backbone, resolution: int, batch: int) -> Work:
     image = _scene()
-    segmenter = Segmenter(backbone, SegmenterSettings(resolution=resolution), batch_size=batch)
+    segmenter = Segmenter(backbone, settings_of(resolution=resolution), batch_size=batch)
     return lambda step: _labelled(segmenter, [image] * batch, step)
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
 
 from diffseg import Segmenter
+from diffseg.component_settings import Distance
 from diffseg.model.backbone import Backbone
 from diffseg.model.checkpoint import Checkpoint
-from diffseg.settings import Distance, SegmenterSettings
+from diffseg.settings import settings_of
 from jobs.benchmarks.measure import Comparison, alternate
 
-PLAIN = SegmenterSettings(method=("diffseg",))
+PLAIN = settings_of(method=("diffseg",))
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "method diffseg,par": {"method": ("diffseg", "par")},
     "min_area .001": {"min_area": 0.001},
@@ -23,7 +23,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "stable": {"stable": True},
     "method ncut": {"method": ("ncut",)},
     "method ncut, stable": {"method": ("ncut",), "stable": True},
-    **{f"distance {name}": {"distance": name} for name in get_args(Distance) if name != PLAIN.distance},
+    **{f"distance {name}": {"distance": name} for name in get_args(Distance) if name != PLAIN.proposals.distance},
 }
 
 NAMES = ("sky", "grass", "water", "brick wall", "road", "red ball", "sun", "green bush", "wooden crate", "leopard")
@@ -60,9 +60,9 @@ def _measured(
     repetitions: int,
 ) -> Comparison:
     backbone = Backbone(checkpoint)
-    plain = PLAIN if names is None else dataclasses.replace(PLAIN, resolution=TOKENS_64)
+    plain = PLAIN if names is None else PLAIN.with_values(resolution=TOKENS_64)
     segmenters = {"plain": Segmenter(backbone, plain)} | {
-        name: Segmenter(backbone, dataclasses.replace(plain, **changed)) for name, changed in variants.items()
+        name: Segmenter(backbone, plain.with_values(**changed)) for name, changed in variants.items()
     }
     found: dict[str, float] = {}
 

@@ -25,7 +25,7 @@ from pipeline.executor.shard_queue import ShardQueue
 from pipeline.executor.worker import LabelWorker
 from pipeline.output.manifest import Manifest, check_same_run, clear_run, read_manifest
 from pipeline.output.plan import make_plan
-from pipeline.readers.read import find_shards
+from pipeline.readers.find import find_shards
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 from pipeline.weights import find_affinity, find_weights
@@ -73,8 +73,8 @@ def label_run(
     store is gone), OSError (a store fails the driver); shards and samples that fail are recorded, not raised. console:
     where progress is shown; None shows nothing. worker_class: what labels.
     """
-    reached = Storage(url=".", options=source_options, patience=run.store_timeout)
-    target = Storage(url=out, options=out_options, patience=run.store_timeout)
+    reached = Storage(url=".", options=source_options, retry_timeout=run.store_timeout)
+    target = Storage(url=out, options=out_options, retry_timeout=run.store_timeout)
     job = Job(settings=settings, worker=worker, source=reached, out=target)
     shards = find_shards(source, reached, samples_per_shard=settings.samples_per_shard)
     if run.overwrite:
@@ -115,7 +115,7 @@ def _refuse_early(before: Manifest, source: str, settings: LabelSettings, out: S
     for part in ("vae", "clip", "affinity"):
         if getattr(settings, part) is not None and before.settings.get(part) is not None:
             same_model[part] = before.settings[part]
-    plain = dataclasses.asdict(settings) | same_model
+    plain = settings.plain() | same_model
     check_same_run(before, dataclasses.replace(before, source=source, settings=plain, fingerprint="unknown"), out)
 
 

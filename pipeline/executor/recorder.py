@@ -14,11 +14,12 @@ from pipeline.executor.progress_bar import RunProgress
 from pipeline.executor.progress_file import ProgressFile
 from pipeline.executor.protocol import Job, PoolState, WorkerReport
 from pipeline.executor.shard_queue import Task
-from pipeline.output.commit import Commit, write_commit
+from pipeline.output.commit import Commit, delete_commit, write_commit
 from pipeline.output.manifest import Manifest, check_same_run, create_manifest, read_manifest, write_manifest
 from pipeline.output.plan import Plan
-from pipeline.readers.read import Shard, split_url
+from pipeline.readers.samples import Shard
 from pipeline.storage import StoreUnavailable, redact
+from pipeline.storage.urls import split_url
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class RunObserver:
         out = self.job.out
         now = Manifest(
             source=self.source,
-            settings=dataclasses.asdict(self.job.settings),
+            settings=self.job.settings.plain(),
             model_sha256=report.model_sha256,
             resolved=report.resolved,
             environment=report.environment,
@@ -83,7 +84,7 @@ class RunObserver:
         self.counts.update(commit.counts)
         self.seconds.update(commit.seconds)
         if failure := self.plan.failures.pop(commit.shard, None):
-            self.job.out.delete(failure.path)
+            delete_commit(self.job.out, failure)
         self.progress.shard_finished(commit.rows)
         self._file.committed(commit.shard, commit.rows)
         metrics.count_commit(commit)
@@ -112,7 +113,7 @@ class RunObserver:
             attempt=task.attempt,
             inputs=task.shard.digest(),
             error=text,
-            passing=isinstance(error, (OSError, WorkerLost, MemoryError)),
+            transient=isinstance(error, (OSError, WorkerLost, MemoryError)),
             finished=time.time(),
         )
         write_commit(self.job.out, record)
@@ -129,7 +130,7 @@ class RunObserver:
         """One worker's store trouble is its shard's; a store that the driver cannot reach either ends the run."""
         folder = shard.url if shard.kind == "images" else split_url(shard.url)[0]
         for storage in (self.job.source.at(folder), self.job.out):
-            probe = dataclasses.replace(storage, patience=min(PROBE_SECONDS, storage.patience))
+            probe = dataclasses.replace(storage, retry_timeout=min(PROBE_SECONDS, storage.retry_timeout))
             try:
                 probe.exists()
             except StoreUnavailable as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,7 +64,7 @@ def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[in
     shards = find_shards(source, out, samples_per_shard=settings.samples_per_shard)
     manifest = Manifest(
         source=out.at(source).redacted,
-        settings=dataclasses.asdict(settings) | {"model": model.redacted},
+        settings=settings.plain() | {"model": model.redacted},
         model_sha256=weights,
         resolved={"network": config},
         environment=versions(),

@@ -19,7 +19,7 @@ from diffseg.method.decide import decide
 from diffseg.method.merge import Consume, anchor_positions, greedy_groups, merge
 from diffseg.model.backbone import Backbone
 from diffseg.model.checkpoint import load_checkpoint
-from diffseg.settings import SegmenterSettings
+from diffseg.settings import settings_of
 from diffseg.tiny.scenes.scenes import generate_scene
 
 
@@ -31,7 +31,7 @@ def test_a_batch_asks_the_device_for_nothing(
 ) -> None:
     monkeypatch.setattr(refinement, "ITERATIONS", 1)  # on this device a step costs as much as on an image
     checkpoint = load_checkpoint(checkpoints["sd1"], device="meta")
-    settings = SegmenterSettings(tau=(0.1, 0.1, 0.1), **options)
+    settings = settings_of(tau=(0.1, 0.1, 0.1), **options)
     segmenter = Segmenter(Backbone(checkpoint), settings, batch_size=3)
     images = [np.zeros((size, 70, 3), dtype=np.uint8) for size in (50, 90)]
     launched = segmenter.launch([segmenter.prepare(image) for image in images])

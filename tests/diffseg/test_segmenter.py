@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffseg import IGNORE, ImageError, NonFiniteError, Segmentation, Segmenter, SegmenterSettings
 from diffseg.method import par as refinement
+from diffseg.settings import settings_of
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def check_partition(found: Segmentation, size: tuple[int, int]) -> None:
 def test_every_pixel_of_images_of_any_size_is_labelled(
     fit: Any, segmenters: dict[int, Segmenter], photographs: list[np.ndarray]
 ) -> None:
-    segmenter = Segmenter(segmenters[1].backbone, SegmenterSettings(fit=fit, tau=(0.05,) * 3), batch_size=2)
+    segmenter = Segmenter(segmenters[1].backbone, settings_of(fit=fit, tau=(0.05,) * 3), batch_size=2)
     for image, found in zip(photographs, segmenter(photographs), strict=True):
         height, width = image.shape[:2]
         check_partition(found, (height, width))
@@ -75,7 +76,7 @@ def test_an_image_does_not_depend_on_its_neighbours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(refinement, "ITERATIONS", 2)  # enough to see a neighbour
-    settings = SegmenterSettings(tau=(0.05,) * 3, **options)
+    settings = settings_of(tau=(0.05,) * 3, **options)
     segmenter, image = Segmenter(segmenters[3].backbone, settings, batch_size=3), photographs[1]
     batches = ([image], [image, *photographs[2:4]], [photographs[0], image], [*photographs[2:4], image])
     found = [segmenter(b)[[x is image for x in b].index(True)] for b in batches]
@@ -154,14 +155,14 @@ def test_settings_of_the_checkpoint_hold_where_none_are_given(segmenters: dict[i
     backbone = segmenters[1].backbone
     own = Segmenter(backbone, SegmenterSettings())
     assert (own.tau, own.timestep, own.resolution) == ((1.1, 1.1, 1.1), 300, 128)
-    given = Segmenter(backbone, SegmenterSettings(tau=(0.5,), timestep=0, resolution=192))
+    given = Segmenter(backbone, settings_of(tau=(0.5,), timestep=0, resolution=192))
     assert (given.tau, given.timestep, given.resolution) == ((0.5,), 0, 192)
 
 
 def test_what_the_model_cannot_do_is_refused(segmenters: dict[int, Segmenter], photographs: list[np.ndarray]) -> None:
     backbone, settings = segmenters[1].backbone, segmenters[1].settings
     with pytest.raises(ValueError, match="resolution=100: expected a multiple of 64"):
-        Segmenter(backbone, SegmenterSettings(resolution=100))
+        Segmenter(backbone, settings_of(resolution=100))
     with pytest.raises(ValueError, match="batch_size=0"):
         Segmenter(backbone, settings, batch_size=0)
     for images in ([], photographs[:4]):

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from diffseg.settings import PRESETS, SegmenterSettings, settings_of, thresholds
+from diffseg.settings import COMPONENTS, PRESETS, SegmenterSettings, settings_of, thresholds
 
 
 def test_presets_differ_where_paper_and_release_do() -> None:
-    paper, google = (dataclasses.asdict(PRESETS[name]) for name in ("paper", "google"))
+    paper, google = (PRESETS[name].flat() for name in ("paper", "google"))
     assert {name: (paper[name], google[name]) for name in paper if paper[name] != google[name]} == {
         "antialias": (True, False),
         "weights": ("paper", "google"),
@@ -28,16 +28,17 @@ def test_presets_differ_where_paper_and_release_do() -> None:
 def test_default_labels_the_whole_image_and_leaves_the_rest_to_the_checkpoint() -> None:
     default = settings_of()
     assert default == PRESETS["default"] == SegmenterSettings()
-    assert default.fit == "resize"
-    assert (default.tau, default.timestep, default.resolution) == (None, None, None)
+    values = default.flat()
+    assert values["fit"] == "resize"
+    assert (values["tau"], values["timestep"], values["resolution"]) == (None, None, None)
 
 
 def test_overrides_leave_the_preset_itself_alone() -> None:
     changed = settings_of("google", kmeans=True, tau=0.9)
-    assert changed.kmeans
-    assert changed.tau == (0.9, 0.9, 0.9)
-    assert changed.weights == "google"
-    assert PRESETS["google"].tau == (1.1, 1.1, 1.1)
+    assert changed.proposals.kmeans
+    assert changed.merging.tau == (0.9, 0.9, 0.9)
+    assert changed.attention.weights == "google"
+    assert PRESETS["google"].merging.tau == (1.1, 1.1, 1.1)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_overrides_leave_the_preset_itself_alone() -> None:
     [(1, (1.0, 1.0, 1.0)), (0.5, (0.5, 0.5, 0.5)), ([0.9, 1.1], (0.9, 1.1)), ((0.7,), (0.7,)), (None, None)],
 )
 def test_tau_is_one_number_or_one_a_round(tau: Any, expected: tuple[float, ...] | None) -> None:
-    assert settings_of("google", tau=tau).tau == expected
+    assert settings_of("google", tau=tau).merging.tau == expected
     if tau is not None:
         assert thresholds(tau) == expected
 
@@ -80,8 +81,8 @@ def test_values_out_of_range_are_refused_by_name(field: str, values: list[Any]) 
 
 def test_values_at_the_ends_of_the_range_are_accepted() -> None:
     settings = settings_of(timestep=999, tau=0, anchors_per_side=1, resolution=8, weights={64: 1.0, 32: 0.0})
-    assert settings.tau == (0.0, 0.0, 0.0)
-    assert settings_of(timestep=0).timestep == 0
+    assert settings.merging.tau == (0.0, 0.0, 0.0)
+    assert settings_of(timestep=0).attention.timestep == 0
 
 
 def test_unknown_names_are_refused_with_those_that_exist() -> None:
@@ -92,5 +93,13 @@ def test_unknown_names_are_refused_with_those_that_exist() -> None:
 
 
 def test_settings_cannot_be_changed() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        settings_of().kmeans = True  # type: ignore[misc]
+    for settings, name in ((settings_of(), "min_area"), (settings_of().proposals, "kmeans")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(settings, name, 1)
+
+
+def test_a_field_is_in_one_component_only() -> None:
+    fields = [f.name for kind in COMPONENTS.values() for f in dataclasses.fields(kind)]
+    fields += [f.name for f in dataclasses.fields(SegmenterSettings)]
+    assert len(set(fields)) == len(fields)
+    assert set(settings_of().flat()) == {*fields} - {*COMPONENTS}

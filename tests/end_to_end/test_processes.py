@@ -13,7 +13,7 @@ import pytest
 from object_store import LABELS, ObjectStore
 from runs import BOTH, DEADLINE, environment
 
-from diffseg import SegmenterSettings
+from diffseg.settings import settings_of
 from pipeline.executor.driver import label_run
 from pipeline.executor.protocol import Job, WorkerReport
 from pipeline.executor.worker import LabelWorker
@@ -93,7 +93,7 @@ def test_no_pixels_pass_through_ray(
     label_run(
         str(scene_tars if kind == "tars" else scene_folder),
         str(tmp_path),
-        settings=LabelSettings(method=SegmenterSettings(resolution=64), include_image=True, format=BOTH[1]),
+        settings=LabelSettings(method=settings_of(resolution=64), include_image=True, format=BOTH[1]),
         worker=WorkerSettings(device="cpu"),
         run=RunSettings(no_ray=True),
         worker_class=Weighed,

@@ -84,7 +84,7 @@ def test_operations_are_counted() -> None:
 
 def test_formulas_element_by_element_give_our_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "ANCHORS", 4)  # 16 take as long as all other tests of the bench
-    monkeypatch.setitem(PRESETS, "google", dataclasses.replace(PRESETS["google"], anchors_per_side=4))
+    monkeypatch.setitem(PRESETS, "google", PRESETS["google"].with_values(anchors_per_side=4))
     maps = planted_attention(4, merging.SIDES)
     for side, heads in maps.items():
         assert (heads.shape, heads.dtype) == ((2, side**2, side**2), np.float32)

@@ -26,8 +26,8 @@ def test_a_preset_sets_what_the_other_flags_start_from(flag: list[str]) -> None:
     ("text", "tau"), [("0.9", (0.9, 0.9, 0.9)), ("0.9,1.1", (0.9, 1.1)), ("1,1,1,1", (1.0, 1.0, 1.0, 1.0))]
 )
 def test_tau_takes_one_word_wherever_it_stands(text: str, tau: tuple[float, ...]) -> None:
-    assert parse(["--tau", text, "in", "out"]).label.method.tau == tau
-    assert parse(["in", "out", "--tau", text]).label.method.tau == tau
+    assert parse(["--tau", text, "in", "out"]).label.method.merging.tau == tau
+    assert parse(["in", "out", "--tau", text]).label.method.merging.tau == tau
 
 
 def test_every_flag_that_scripts_rely_on_is_there() -> None:

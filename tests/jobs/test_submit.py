@@ -25,7 +25,7 @@ def test_its_own_flags_are_told_from_those_of_the_job_wherever_they_stand() -> N
     command, label, words = submit.parse(line.split())
     assert (command.address, command.env, command.exclude) == ("http://h:8265", ("X",), ("*.bin", "big"))
     assert words == ["s3://a/b", "--workers", "1", "s3://c/d", "--tau", "0.9,1"]
-    assert (label.source, label.out, label.label.method.tau) == ("s3://a/b", "s3://c/d", (0.9, 1.0))
+    assert (label.source, label.out, label.label.method.merging.tau) == ("s3://a/b", "s3://c/d", (0.9, 1.0))
 
 
 @pytest.mark.parametrize("wrong", [["--wokers", "3"], ["--batch-size", "0"], ["--fit", "stretch"], ["s3://a/third"]])

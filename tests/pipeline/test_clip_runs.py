@@ -16,7 +16,7 @@ from small_checkpoints import change_json
 from small_clip import NAMES, SIDE, draw, write_clip
 
 from diffseg.model.layout import CheckpointError
-from diffseg.settings import SegmenterSettings
+from diffseg.settings import settings_of
 from pipeline.errors import RunRefused
 from pipeline.executor.driver import RunSummary, label_run
 from pipeline.readers.names import NameSettings
@@ -24,7 +24,7 @@ from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 from pipeline.weights import CACHE, find_weights
 
-FAST = SegmenterSettings(resolution=64, anchors_per_side=4)
+FAST = settings_of(resolution=64, anchors_per_side=4)
 NAMING = NameSettings(names=NAMES)
 
 
@@ -98,10 +98,10 @@ def test_a_url_that_holds_no_clip_is_told(tmp_path: Path) -> None:
     ("settings", "found"),
     [
         (
-            {"method": SegmenterSettings(method=("diffseg", "clip"))},
+            {"method": settings_of(method=("diffseg", "clip"))},
             "clip None: .* give both, the stage and its checkpoint",
         ),
-        ({"method": SegmenterSettings(method=("diffseg", "cross")), "clip": "a/b"}, "clip a/b: .* give both"),
+        ({"method": settings_of(method=("diffseg", "cross")), "clip": "a/b"}, "clip a/b: .* give both"),
         ({"clip": "a/b", "naming": NameSettings()}, "clip a/b names segments: give names, or a caption field"),
         ({"clip": "s3://key:secret@bucket/clip"}, r"s3://bucket/clip: a model's URL with a user name"),
     ],

@@ -19,8 +19,9 @@ import huggingface_hub.constants
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from diffseg import CheckpointError, SegmenterSettings
+from diffseg import CheckpointError
 from diffseg.model.layout import TINY, fingerprint
+from diffseg.settings import settings_of
 from pipeline import weights
 from pipeline.errors import RunRefused
 from pipeline.executor.driver import label_run
@@ -58,8 +59,8 @@ def upload(folder: Path, store: Storage) -> None:
             store.write_file(path.relative_to(folder).as_posix(), path)
 
 
-def find(model: str, *, patience: float = 300.0, **settings: str) -> Weights:
-    return find_weights(LabelSettings(model=model, **settings), Storage(url=".", patience=patience))
+def find(model: str, *, retry_timeout: float = 300.0, **settings: str) -> Weights:
+    return find_weights(LabelSettings(model=model, **settings), Storage(url=".", retry_timeout=retry_timeout))
 
 
 def files(folder: Path) -> set[str]:
@@ -278,10 +279,10 @@ def test_a_copy_serves_offline_and_while_the_store_is_away(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     server.shutdown()
     server.server_close()
-    assert find(url, patience=0.2).model == online.model
+    assert find(url, retry_timeout=0.2).model == online.model
     assert "a copy of earlier is used" in caplog.text
     with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{server.server_port}/sd"):
-        find("tiny", vae=url, patience=0.2)
+        find("tiny", vae=url, retry_timeout=0.2)
 
 
 def test_offline_the_copy_that_the_store_agreed_with_last_is_taken_if_it_is_whole(
@@ -377,7 +378,7 @@ def test_a_run_is_told_by_the_files_and_not_by_where_they_lie(
     shutil.copytree(TINY / "vae", vae)
 
     def run(**places: str) -> int:
-        settings = LabelSettings(method=SegmenterSettings(resolution=64), **places)  # type: ignore[arg-type]
+        settings = LabelSettings(method=settings_of(resolution=64), **places)  # type: ignore[arg-type]
         worker = WorkerSettings(device="cpu")
         done = label_run(str(source), str(out), settings=settings, worker=worker, run=RunSettings(no_ray=True))
         return done.done_before

@@ -68,7 +68,7 @@ class Namer:
         whole, alone = (_result(part, looked, canvas) for part in (self.whole, self.alone))
         maps, _ = average(looked.cross, coarsest=False)
         shown = torch.from_numpy(np.stack([truth == c for c in visible(truth)])[None].astype(np.float32))
-        regions, _ = vote_names(shown, maps, torch.tensor([len(names)]), self.whole.settings.vote)
+        regions, _ = vote_names(shown, maps, torch.tensor([len(names)]), self.whole.settings.segment_names.vote)
         return Named(
             regions=[classes[index] for index in regions[0].tolist()],
             labels=whole.labels,

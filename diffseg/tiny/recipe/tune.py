@@ -64,7 +64,7 @@ def grid_scores(
     """
     scores = np.zeros((len(candidates), 2))
     for image, labels in scenes:
-        canvas = fit_image(image, segmenter.resolution, segmenter.settings.fit)
+        canvas = fit_image(image, segmenter.resolution, segmenter.settings.model_input.fit)
         attention = segmenter.backbone.self_attention(canvas.pixels[None], timestep)
         for index, tau in enumerate(candidates):
             proposal_scores, _ = scores_of(attention, segmenter.settings, tau)

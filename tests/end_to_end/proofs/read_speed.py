@@ -6,7 +6,6 @@ python tests/end_to_end/proofs/read_speed.py --images 256 --turns 5
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import tempfile
 import time
@@ -45,7 +44,7 @@ def make_run(folder: Path, count: int) -> Storage:
     settings = LabelSettings(format="parquet,webdataset", include_image=True)
     manifest = Manifest(
         source=str(folder / "shards"),
-        settings=dataclasses.asdict(settings),
+        settings=settings.plain(),
         model_sha256="",
         resolved={},
         environment={},

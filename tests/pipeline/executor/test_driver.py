@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from diffseg import CheckpointError, SegmenterSettings
+from diffseg import CheckpointError
 from diffseg.model.layout import TINY
+from diffseg.settings import settings_of
 from pipeline.errors import RunFailed, RunRefused
 from pipeline.executor.driver import RunSummary, label_run
 from pipeline.executor.progress_bar import RunProgress
@@ -24,7 +25,7 @@ from pipeline.readers.pack import pack_images
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import SourceError, Storage
 
-FAST = SegmenterSettings(resolution=64)
+FAST = settings_of(resolution=64)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_nothing_to_do_loads_no_model(tars: Path, undisturbed: Path, monkeypatch
 def test_other_settings_are_refused_and_change_nothing(tars: Path, undisturbed: Path) -> None:
     before = files(undisturbed)
     with pytest.raises(RunRefused, match="kmeans: False there, True now"):
-        run(tars, undisturbed, no_ray=True, label={"method": SegmenterSettings(resolution=64, kmeans=True)})
+        run(tars, undisturbed, no_ray=True, label={"method": settings_of(resolution=64, kmeans=True)})
     with pytest.raises(RunRefused, match="source"):
         run(tars / "000000.tar", undisturbed, no_ray=True)
     assert files(undisturbed) == before
@@ -139,7 +140,7 @@ def test_the_model_is_told_by_its_files_and_not_by_its_name(tars: Path, tmp_path
 
 def test_overwrite_starts_over(tars: Path, tmp_path: Path) -> None:
     run(tars, tmp_path, no_ray=True)
-    other = {"method": SegmenterSettings(resolution=64, tau=(0.1,) * 3)}
+    other = {"method": settings_of(resolution=64, tau=(0.1,) * 3)}
     summary = run(tars / "000001.tar", tmp_path, no_ray=True, label=other, overwrite=True)
     assert (summary.shards, summary.done_before) == (1, 0)
     assert [path.name for path in (tmp_path / "labels").iterdir()] == ["000001.parquet"]

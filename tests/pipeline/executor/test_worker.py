@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import jobs.shard
-from diffseg import Segmenter, SegmenterSettings
+from diffseg import Segmenter
+from diffseg.settings import settings_of
 from pipeline.executor.protocol import Job
 from pipeline.executor.worker import LabelWorker
-from pipeline.readers.read import Shard, find_shards
+from pipeline.readers.find import find_shards
+from pipeline.readers.samples import Shard
 from pipeline.settings import LabelSettings, WorkerSettings
 from pipeline.storage import Storage
 
@@ -29,7 +31,7 @@ def shards(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 @pytest.fixture
 def worker(tmp_path: Path) -> LabelWorker:
     """At 8 images in a batch."""
-    settings = LabelSettings(method=SegmenterSettings(resolution=64))
+    settings = LabelSettings(method=settings_of(resolution=64))
     source, out = Storage(url="."), Storage(url=str(tmp_path / "out"))
     job = Job(settings=settings, worker=WorkerSettings(device="cpu", batch_size=8), source=source, out=out)
     worker = LabelWorker()

@@ -1,0 +1,188 @@
+"""Settings of the components of the method and of its stages, one dataclass each.
+
+The string under a field is the help text of its command-line flag. The name of a field is unique across all components,
+because it is also the name of the flag, of the argument of `Segmenter.from_pretrained` and of the key in run.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
+"""How much each resolution counts: see `diffseg.attention.aggregate.resolution_weights`."""
+AnchorLayout = Literal["even", "google"]
+Consume = Literal["paper", "google"]
+Vote = Literal["share", "mean", "mode"]
+Distance = Literal["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
+Assign = Literal["nearest", "peak"]
+Fit = Literal["resize", "letterbox", "crop"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInputSettings:
+    """How an image becomes the square that the model reads."""
+
+    fit: Fit = "resize"
+    """How an image fills the square: `resize` stretches it, `letterbox` keeps its proportions and pads the rest, `crop`
+    takes the centre square and marks the pixels outside as ignored."""
+    resolution: int | None = None
+    """Side of the square in pixels. None uses the size that the checkpoint was trained at."""
+    antialias: bool = True
+    """Apply an antialiasing filter when the image is made smaller. google/diffseg does not."""
+
+    def __post_init__(self) -> None:
+        _require(self.fit in get_args(Fit), f"fit={self.fit!r}: expected resize, letterbox or crop")
+        _require(self.resolution is None or self.resolution >= 8, f"resolution={self.resolution}: expected 8 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings:
+    """How self-attention is recorded and aggregated."""
+
+    timestep: int | None = None
+    """Diffusion timestep of the pass, 0 to 999. None uses the checkpoint's own, else 300. No noise is added."""
+    weights: Weights = "paper"
+    """Share of each resolution in the aggregated attention: paper, google, uniform, or {side: weight}."""
+    crops: int = 0
+    """Crops per side, 2 to 8. The model also sees this many crops squared at twice the resolution, and half of the
+    attention comes from them. 0 uses no crops."""
+    flip: bool = False
+    """Average the attention with that of the mirrored image. This doubles the time."""
+
+    def __post_init__(self) -> None:
+        is_named = isinstance(self.weights, str) and self.weights in ("paper", "google", "uniform")
+        _require(
+            is_named or (isinstance(self.weights, Mapping) and min(self.weights.values(), default=-1) >= 0),
+            f"weights={self.weights!r}: expected paper, google, uniform or a mapping of sides to weights ≥ 0",
+        )
+        _require(self.crops in (0, *range(2, 9)), f"crops={self.crops}: expected 0, or 2 to 8 crops per side")
+        _require(self.timestep is None or 0 <= self.timestep < 1000, f"timestep={self.timestep}: expected 0 to 999")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalSettings:
+    """What the stages diffseg and ncut share: how proposals are chosen, refined and assigned to pixels."""
+
+    stable: bool = False
+    """Choose tau, or the odds of the ncut cost, separately for each image: of values from half to double the setting,
+    the one whose segments agree best with those of the others."""
+    distance: Distance = "kl"
+    """Distance between attention maps. With each of them, tau stands for the same leakage between two regions."""
+    kmeans: bool = False
+    """Refine the proposals by k-means over all rows of the attention, as google/diffseg's demo does."""
+    assign: Assign = "nearest"
+    """Assign a pixel to the proposal nearest to its own attention map, or, as in the paper, to the proposal that is
+    highest at the pixel (peak)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.distance in get_args(Distance),
+            f"distance={self.distance!r}: expected one of {', '.join(get_args(Distance))}",
+        )
+        _require(self.assign in get_args(Assign), f"assign={self.assign!r}: expected nearest or peak")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings:
+    """Stage diffseg: iterative merging of attention maps (DiffSeg section 3.3)."""
+
+    anchors_per_side: int = 16
+    """Side of the square grid of anchors: 16 gives 256 anchors."""
+    anchor_layout: AnchorLayout = "even"
+    """Spread the anchors evenly over the whole grid, or place them in google/diffseg's integer steps."""
+    tau: tuple[float, ...] | None = None
+    """Merging threshold of each round, in nats of symmetric KL. None uses the checkpoint's own, else 1.1 in three
+    rounds."""
+    consume: Consume = "paper"
+    """Whether a merged proposal may also be averaged into a later group (google) or not (paper)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.anchor_layout in get_args(AnchorLayout),
+            f"anchor_layout={self.anchor_layout!r}: expected even or google",
+        )
+        _require(self.consume in get_args(Consume), f"consume={self.consume!r}: expected paper or google")
+        # Each anchor may become a proposal, and label maps are int16 on the device.
+        _require(1 <= self.anchors_per_side <= 181, f"anchors_per_side={self.anchors_per_side}: expected 1 to 181")
+        _require(
+            self.tau is None or (len(self.tau) >= 1 and all(t >= 0 for t in self.tau)),
+            f"tau={self.tau}: expected one threshold ≥ 0 for each round, at least one round",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NcutSettings:
+    """Stage ncut: recursive normalised cuts of the self-attention."""
+
+    ncut: float = 0.5
+    """Stage ncut: do not divide a part whose best normalised cut costs this much or more. A cost of 1 is no better than
+    chance."""
+    ncut_steps: int = 1
+    """Stage ncut: number of random-walk steps over the attention that join two positions."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.ncut < 1, f"ncut={self.ncut}: expected a cost from 0 to below 1")
+        _require(1 <= self.ncut_steps <= 64, f"ncut_steps={self.ncut_steps}: expected 1 to 64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkSettings:
+    """Stage walk: a random walk that spreads scores along the self-attention."""
+
+    walk_power: float = 2.0
+    """Stage walk: exponent of the attention in the transition weights, 1 to 8."""
+    walk_steps: int = 4
+    """Stage walk: largest number of steps. The walk ends earlier when the scores hardly change."""
+    walk_radius: int = 0
+    """Stage walk: positions are joined only if they are less than this many tokens apart. 0 joins all positions."""
+    walk_seeds: float = 0.5
+    """Stage walk: scores of a position stay fixed where its confidence is at least this share of the highest confidence
+    of its proposal."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.walk_power <= 8, f"walk_power={self.walk_power}: expected 1 to 8")
+        _require(1 <= self.walk_steps <= 1024, f"walk_steps={self.walk_steps}: expected 1 to 1024")
+        _require(self.walk_radius >= 0, f"walk_radius={self.walk_radius}: expected tokens, or 0 for no limit")
+        _require(0 < self.walk_seeds <= 1, f"walk_seeds={self.walk_seeds}: expected above 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentNameSettings:
+    """What the stages cross and clip share: how a segment gets its name."""
+
+    vote: Vote = "share"
+    """How a segment gets its name: from each name's share of the attention, or, as in google/diffseg, from the mean or
+    the mode of the names' maps after all are scaled to the same norm."""
+    background_below: float = 0.0
+    """A segment whose name scores less than this is background; 0 to 1."""
+    ignore_below: float = 0.0
+    """A segment whose name scores less than this, and which is not background, gets no name and is ignored; 0 to 1."""
+
+    def __post_init__(self) -> None:
+        _require(self.vote in get_args(Vote), f"vote={self.vote!r}: expected share, mean or mode")
+        _require(
+            0 <= self.background_below <= max(self.background_below, self.ignore_below) <= 1,
+            f"background_below={self.background_below}, ignore_below={self.ignore_below}: expected scores, 0 to 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """Stage clip: names by a CLIP."""
+
+    clip_smooth: bool = True
+    """Stage clip: average CLIP's scores of each position over the positions that Stable Diffusion's self-attention
+    attends to."""
+    clip_denoise: float = 0.0
+    """Stage clip: treat a name as absent if its share does not reach this value at any position. 0 keeps all names,
+    which is right for names that an image's labels promise; MaskCLIP uses 0.5."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.clip_denoise <= 1, f"clip_denoise={self.clip_denoise}: expected a share, 0 to 1")
