@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,13 +56,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> nn.ModuleDict:
 
 def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: nn.ModuleDict, tmp_path: Path) -> None:
     program = ["diffseg.tiny.recipe.train_text", f"--out={tmp_path}", f"--checkpoint={tmp_path}/made", "--save-every=1"]
-    training = WarmCommand(*program, *recipe_options(MINI, TextRecipe()), variables=os.environ)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "text.pt").exists() and time.monotonic() < deadline and training.process.is_alive():
-        time.sleep(0.01)
-    training.process.kill()
-    training.ended(60)
-    assert 0 < load_state(tmp_path / "text.pt") < MINI.steps, "the kill came too late to test"
+    line = ["killed_at_rename", "*/text.pt", "2", *program, *recipe_options(MINI, TextRecipe())]
+    assert WarmCommand(*line, variables=os.environ).ended(540).returncode == -signal.SIGKILL
+    assert 0 < load_state(tmp_path / "text.pt") < MINI.steps
     resumed = train_text(MINI, CHECKPOINT, tmp_path, save_every=4)
     for (name, value), wanted in zip(resumed.state_dict().items(), undisturbed.state_dict().values(), strict=True):
         assert torch.equal(value, wanted), name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,13 +61,9 @@ def command(out: Path) -> list[str]:
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: Networks, tmp_path: Path) -> None:
-    training = WarmCommand(*command(tmp_path), variables=os.environ)
-    deadline = time.monotonic() + 540
-    while not (tmp_path / "unet.pt").exists() and time.monotonic() < deadline and training.process.is_alive():
-        time.sleep(0.01)
-    training.process.kill()
-    training.ended(60)
-    assert 0 < load_state(tmp_path / "unet.pt") < MINI.unet_steps, "the kill came too late to test"
+    killed = WarmCommand("killed_at_rename", "*/unet.pt", "2", *command(tmp_path), variables=os.environ).ended(540)
+    assert killed.returncode == -signal.SIGKILL
+    assert 0 < load_state(tmp_path / "unet.pt") < MINI.unet_steps
     resumed = train(MINI, tmp_path, save_every=3)
     for network, expected in zip(resumed, undisturbed, strict=True):
         for (name, value), wanted in zip(network.state_dict().items(), expected.state_dict().values(), strict=True):

@@ -29,6 +29,7 @@ from pipeline.output.rows import encode_mask
 from pipeline.storage import Storage
 from pipeline.training.affinity import labels_of
 
+KILLED_AT_RENAME = Path(__file__).parents[2] / "killed_at_rename.py"
 IMAGES, SIDE = 10, 96
 
 
@@ -74,19 +75,14 @@ def test_what_is_learned_tells_on_held_out_images(kind: str, out: Path, tmp_path
 def test_a_command_that_was_killed_goes_on_and_learns_the_same(out: Path, tmp_path: Path) -> None:
     expected = tmp_path / "undisturbed.safetensors"
     fitted("heads", out, expected)
-    for attempt in range(5):  # one may end before it is killed
-        state = tmp_path / str(attempt) / "state.safetensors"
-        parts = Path(f"{state}.parts")
-        words = [sys.executable, "-m", "jobs.fit", "heads", str(out), str(state), "--no-ray"]
-        with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}) as process:
-            deadline = time.monotonic() + 300
-            while not list(parts.glob("*.safetensors")) and time.monotonic() < deadline and process.poll() is None:
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-        kept = {path: path.stat().st_mtime_ns for path in parts.glob("*.safetensors")}
-        if kept and not state.exists():
-            break
-    assert 0 < len(kept) < IMAGES // 2
+    state = tmp_path / "killed" / "state.safetensors"
+    parts = Path(f"{state}.parts")
+    line = [sys.executable, str(KILLED_AT_RENAME), "*.parts/*.safetensors", "3"]
+    line += ["jobs.fit", "heads", str(out), str(state), "--no-ray"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    assert subprocess.run(line, env=environment, timeout=300, check=False).returncode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in parts.glob("*.safetensors")}
+    assert len(kept) == 2
     assert not state.exists()
     began = time.time_ns()
     assert all(changed < began for changed in kept.values())
