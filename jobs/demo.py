@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pyarrow.parquet as pq
 import tyro
 from PIL import Image
 from rich.console import Console
@@ -28,10 +27,13 @@ from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, generate_scene
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import counts_table
 from pipeline.executor.driver import label_run
+from pipeline.output.commit import read_run_commits
+from pipeline.output.manifest import require_manifest
+from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
 from pipeline.readers.pack import pack_images
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
-from pipeline.storage import SourceError
+from pipeline.storage import SourceError, Storage
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -75,8 +77,9 @@ def _make_images(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _read_labels(out: Path) -> dict[str, np.ndarray]:
-    tables = [pq.read_table(path, columns=["key", "mask"]) for path in sorted((out / "labels").glob("*.parquet"))]
-    rows = [row for table in tables for row in table.to_pylist()]
+    storage = Storage(url=str(out))
+    shards = read_run_commits(storage, require_manifest(storage)).done
+    rows = (row for shard in sorted(shards) for row in label_rows(storage, shard, ("key", "mask")))
     return {row["key"]: decode_mask(row["mask"]) for row in rows if row["mask"] is not None}
 
 

@@ -18,10 +18,10 @@ from rich.progress import Progress
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed, storage_options
 from jobs.printing import print_json
-from pipeline.output.manifest import Manifest, read_manifest
+from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.source_images import find_source_shards
 from pipeline.settings import LabelSettings, RunSettings
-from pipeline.storage import SourceError, Storage
+from pipeline.storage import Storage
 from pipeline.training.affinity import FitJob, FitReport, FitSettings, Kind, fingerprint_of, fit, plan_parts
 
 
@@ -62,9 +62,7 @@ class FitCommand:
 def _fit(command: FitCommand) -> int:
     options = storage_options(command.storage_options)
     out, store = Storage(url=command.out, options=options), Storage(url=".", options=options)
-    manifest = read_manifest(out)
-    if manifest is None:
-        raise SourceError(f"{out.redacted}: no run.json here; expected the OUT of `diffseg label`")
+    manifest = require_manifest(out)
     folder, _, name = store.at(command.state).url.rpartition("/")
     state = store.at(folder)
     settings = FitSettings(kind=command.kind, images=command.images, confidence=command.confidence)

@@ -10,7 +10,7 @@ import tyro
 
 from jobs.common import storage_options
 from pipeline.errors import RunFailed
-from pipeline.output.manifest import Manifest, read_manifest
+from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage
 
@@ -35,10 +35,7 @@ class RunFlags:
             SourceError: The folder holds no run.
         """
         out = Storage(url=self.out, options=storage_options(self.storage_options))
-        manifest = read_manifest(out)
-        if manifest is None:
-            raise SourceError(f"{out.redacted}: no run.json here; expected the OUT of `diffseg label`")
-        return out, manifest
+        return out, require_manifest(out)
 
     def store(self) -> Storage:
         """Return a storage for other paths and URLs, with the same options."""

@@ -96,7 +96,9 @@ def _read_source_image(command: ShowCommand, manifest: Manifest, row: dict[str, 
     try:
         shard = command.source_shards(manifest).get(name)
         keys = {index: row["key"]}
-        images = dict(read_source_images(shard, keys, command.store(), manifest.settings["image_field"])) if shard else {}
+        images = (
+            dict(read_source_images(shard, keys, command.store(), manifest.settings["image_field"])) if shard else {}
+        )
         image = images.get(index, f"sample {index} of shard {name} no longer exists")
         if isinstance(image, str):
             raise RunFailed(f"{image}; {MOVED_IMAGES_ADVICE}")

@@ -17,7 +17,7 @@ from rich.console import Console
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import print_json, print_line
 from jobs.run_flags import RunFlags
-from pipeline.output.verify import Verdict, verify_run
+from pipeline.output.verify import Verdict, delete_bad_records, verify_run
 
 FAILED_SHOWN = 5
 """Names of failed shards that are printed."""
@@ -35,9 +35,7 @@ def _verify(command: VerifyCommand) -> int:
     out, manifest = command.open()
     verdict = verify_run(out, manifest)
     if command.redo:
-        for shard in verdict.problems:
-            for path in verdict.records[shard]:
-                out.delete(path)
+        delete_bad_records(out, verdict)
     if command.json:
         facts = dataclasses.asdict(verdict)
         del facts["records"]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.layouts import LAYOUTS, GroundTruthError, Layout, LayoutName, Segments, recognise
-from pipeline.output.manifest import PATH as RUN_PATH
+from pipeline.output.manifest import is_run
+from pipeline.output.writer import LABELS_FOLDER
 from pipeline.prefetch import prefetch_map
 from pipeline.readers.find import find_shards
 from pipeline.readers.read import read_shard
@@ -139,8 +140,8 @@ def find_ground_truth(
     Raises:
         SourceError: Nothing was found, or the panoptic JSON is missing, ambiguous or malformed.
     """
-    if store.at(url).is_file(RUN_PATH):
-        return find_ground_truth(f"{store.at(url).url}/labels", store, field="mask", ignore=ignore)
+    if is_run(store.at(url)):
+        return find_ground_truth(f"{store.at(url).url}/{LABELS_FOLDER}", store, field="mask", ignore=ignore)
     panoptic = _panoptic_json(url, store, layout)
     if panoptic:
         locations = _panoptic_locations(store.at(split_url(panoptic)[0]), split_url(panoptic)[1])

@@ -17,7 +17,7 @@ from pipeline.evaluation.pairing import RowLocation
 from pipeline.evaluation.score import EvaluationContext, ScoredImage, ScoringTask
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
-from pipeline.output.source_images import read_images
+from pipeline.output.source_images import read_source_images
 from pipeline.storage import Storage
 
 IMAGES_PER_PICTURE = 6
@@ -85,7 +85,7 @@ def _strips(context: EvaluationContext, task: ScoringTask, keys: Mapping[int, st
     }
     images: dict[int, np.ndarray | str] = {}
     if task.source is not None:
-        images = dict(read_images(task.source, keys, context.out, context.image_field))
+        images = dict(read_source_images(task.source, keys, context.out, context.image_field))
     strips = {}
     for number, ground_truth in context.ground_truth.read({number: task.locations[number] for number in keys}):
         image, labels = images.get(number), masks[number]

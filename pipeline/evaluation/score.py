@@ -21,7 +21,7 @@ from pipeline.evaluation.layouts import GroundTruthError
 from pipeline.evaluation.pairing import RowLocation
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
-from pipeline.output.source_images import read_images
+from pipeline.output.source_images import read_source_images
 from pipeline.readers.samples import Shard
 from pipeline.storage import Storage
 
@@ -174,7 +174,7 @@ def _read_images(
     """Return the pixels of source images by row index, and the images that cannot be read."""
     if task.source is None or not keys:
         return {}, []
-    images = dict(read_images(task.source, keys, context.out, context.image_field))
+    images = dict(read_source_images(task.source, keys, context.out, context.image_field))
     problems = [
         Problem(key=keys[number], what="image", message=image)
         for number, image in images.items()

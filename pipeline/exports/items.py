@@ -16,7 +16,7 @@ from pipeline.exports.names import flat_name, is_plain_path, place_name
 from pipeline.exports.photographs import for_any_reader
 from pipeline.output.reader import is_uncertain, label_rows
 from pipeline.output.rows import decode_mask
-from pipeline.output.source_images import PhotographError, Photographs
+from pipeline.output.source_images import SourceImageError, SourceImages
 from pipeline.readers.samples import Shard
 from pipeline.storage import Storage
 
@@ -127,20 +127,20 @@ def read_items(export: Export, part: Part, tally: Tally) -> Iterator[Item]:
         else:
             try:
                 item = _item(export, part, row, photographs)
-            except PhotographError as error:
+            except SourceImageError as error:
                 tally.leave_out("no_photograph", row["key"], str(error))
             else:
                 yield item
 
 
-def _photographs(export: Export, part: Part) -> Photographs | None:
+def _photographs(export: Export, part: Part) -> SourceImages | None:
     if not export.photographs or part.source is None:
         return None
     rows = {row["index"] for row in label_rows(export.out, part.shard, ("index", "status")) if row["status"] == "ok"}
-    return Photographs(part.source, rows, export.out, export.image_field)
+    return SourceImages(part.source, rows, export.out, export.image_field)
 
 
-def _item(export: Export, part: Part, row: Mapping[str, Any], photographs: Photographs | None) -> Item:
+def _item(export: Export, part: Part, row: Mapping[str, Any], photographs: SourceImages | None) -> Item:
     labels = decode_mask(row["mask"])
     kept = [segment for segment in row["segments"] if _is_kept(export, segment)]
     if len(kept) < len(row["segments"]):
@@ -150,7 +150,7 @@ def _item(export: Export, part: Part, row: Mapping[str, Any], photographs: Photo
     photograph, file = None, key if is_plain_path(key) else name
     if export.photographs:
         if photographs is None:
-            raise PhotographError(f"shard {part.shard} is not in SRC any more; --images says where it lies now")
+            raise SourceImageError(f"shard {part.shard} is not in SRC any more; --images says where it lies now")
         photograph, extension = for_any_reader(photographs.read(index, key), labels.shape, jpeg=export.jpeg)
         file = f"{name}.{extension}"
     return Item(

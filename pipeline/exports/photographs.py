@@ -7,7 +7,7 @@ import io
 from PIL import Image
 
 from diffseg.images.decode import ImageError, decode_image
-from pipeline.output.source_images import PhotographError
+from pipeline.output.source_images import SourceImageError
 
 _ORIENTATION_TAG = 0x0112
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png"}
@@ -18,14 +18,14 @@ def for_any_reader(data: bytes, size: tuple[int, int], *, jpeg: bool) -> tuple[b
     """(bytes, extension) of a photograph that shows (height, width) pixels, as its label map has them.
 
     A JPEG or PNG of RGB or grey that is not turned by its EXIF stays as it is; another becomes a PNG. jpeg: a JPEG in
-    any case. Raises PhotographError.
+    any case. Raises SourceImageError.
     """
     try:
         pixels = decode_image(data, min_side=1)
     except ImageError as error:
-        raise PhotographError(str(error)) from error
+        raise SourceImageError(str(error)) from error
     if pixels.shape[:2] != size:
-        raise PhotographError(
+        raise SourceImageError(
             f"has {pixels.shape[1]} x {pixels.shape[0]} pixels now, the label map {size[1]} x {size[0]}"
         )
     with Image.open(io.BytesIO(data)) as image:

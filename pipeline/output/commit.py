@@ -1,8 +1,8 @@
-"""The record of a shard: written last, it alone makes a shard done.
+"""Commit records: a shard is done if and only if its record exists, so the record is written last.
 
-Its name holds a tag of the run's fingerprint and of what the shard was made of, and how many of its rows are ok: a
-listing tells what is done, and no record need be opened to go on with a run. What failed after all attempts lies in a
-folder of its own.
+The name of a record holds a tag of the run's fingerprint and of the shard's inputs, and how many of its rows have the
+status ok. A listing therefore tells which shards are done, and a run is resumed without opening any record. The records
+of shards that failed in all their attempts lie in a folder of their own.
 """
 
 from __future__ import annotations
@@ -21,21 +21,34 @@ from pipeline.storage import Storage
 
 FOLDER = "commits"
 FAILURES = "failures"
-PASSING_STATUSES = ("unreadable",)
-"""Of rows whose input may be there another time."""
+TRANSIENT_STATUSES = ("unreadable",)
+"""Statuses of rows that another attempt may label, because their input may be readable then."""
 
 _RECORD = re.compile(rf"{FOLDER}/(?P<shard>.+)\.(?P<tag>[0-9a-f]{{16}})\.(?P<ok>\d+)-of-(?P<rows>\d+)\.json")
+_JSON_KEYS = {"transient": "passing"}
+"""Keys of a record's JSON that differ from the names of the attributes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
-    """What became of one shard.
+    """The outcome of one shard.
 
-    state: done, or failed after all attempts (then there are no files, and the next run tries again).
-    inputs: digest of what the shard was made of, so that a folder whose files changed is labelled again.
-    counts: rows by status. files: {path below OUT: {bytes, sha256}}. passing: of a failure, whether its reason may pass
-    by itself. seconds: by step, summed over samples and threads; `total` is the wall time. started, finished: seconds
-    since the epoch. attempt: from 1. batch_size: images that went through the model at once.
+    Attributes:
+        shard: Name of the shard.
+        state: "done", or "failed" in all attempts. A failed shard has no files, and the next run tries it again.
+        fingerprint: Fingerprint of the settings that the shard was labelled with.
+        attempt: Number of the last attempt, from 1.
+        inputs: Digest of the shard's inputs; if the files of an image folder change, their shard is labelled again.
+        rows: Number of rows.
+        counts: Number of rows by status.
+        files: Size and checksum, ``{"bytes": …, "sha256": …}``, of each file of the label shard by its path below OUT.
+        error: Why the shard failed, "" if it is done.
+        transient: True if the shard failed for a reason that may go away by itself, such as an unreachable store.
+        seconds: Seconds by step, summed over samples and threads; "total" is wall time.
+        started: Start of the last attempt in seconds since the epoch.
+        finished: End of the last attempt in seconds since the epoch.
+        worker: Host of the worker.
+        batch_size: Number of images in one pass of the model.
     """
 
     shard: str
@@ -47,7 +60,7 @@ class Commit:
     counts: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     error: str = ""
-    passing: bool = False
+    transient: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     started: float = 0.0
     finished: float = 0.0
@@ -56,20 +69,40 @@ class Commit:
 
     @property
     def path(self) -> str:
-        """Where the record lies below OUT."""
+        """Path of the record below OUT."""
         if self.state == "failed":
-            return failure_path(self.shard)
+            return f"{FAILURES}/{self.shard}.json"
         tag = tag_of(self.fingerprint, self.inputs)
         return f"{FOLDER}/{self.shard}.{tag}.{self.counts.get('ok', 0)}-of-{self.rows}.json"
 
-    def has_passing(self) -> bool:
-        """Whether another attempt may give more: what failed the shard, or a row of it, may have passed."""
-        return self.passing or any(self.counts.get(status) for status in PASSING_STATUSES)
+    def has_transient_failure(self) -> bool:
+        """Return True if another attempt may succeed where the shard, or one of its rows, has failed."""
+        return self.transient or any(self.counts.get(status) for status in TRANSIENT_STATUSES)
+
+    def to_json(self) -> bytes:
+        """Return the content of the record's file."""
+        values = {_JSON_KEYS.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+        return json.dumps(values, indent=1, sort_keys=True).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Commit:
+        """Read the content of a record's file. Raises ValueError or TypeError if it is no record."""
+        values: dict[str, Any] = dict(json.loads(data))
+        for name, key in _JSON_KEYS.items():
+            if key in values:
+                values[name] = values.pop(key)
+        return cls(**values)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CommitName:
-    """What the path of a done shard's record tells. ok: rows with that status."""
+class CommitName(NamedTuple):
+    """What the path of a done shard's record says.
+
+    Attributes:
+        shard: Name of the shard.
+        tag: The `tag_of` its fingerprint and its inputs.
+        ok: Number of rows with the status ok.
+        rows: Number of rows.
+    """
 
     shard: str
     tag: str
@@ -77,18 +110,25 @@ class CommitName:
     rows: int
 
 
+class RunCommits(NamedTuple):
+    """The records of a run by shard name.
+
+    Attributes:
+        done: Shards that were labelled with the settings of the run.
+        failed: Shards that failed in all their attempts.
+    """
+
+    done: dict[str, Commit]
+    failed: dict[str, Commit]
+
+
 def tag_of(fingerprint: str, inputs: str) -> str:
-    """16 hexadecimal digits of the settings of a run and of what a shard was made of."""
+    """Return 16 hexadecimal digits for the settings of a run and the inputs of a shard."""
     return short_digest(f"{fingerprint} {inputs}")
 
 
-def failure_path(shard: str) -> str:
-    """Where the record of a failed shard lies below OUT."""
-    return f"{FAILURES}/{shard}.json"
-
-
 def parse_name(path: str) -> CommitName | None:
-    """What a path of ``FOLDER`` tells; None where it is no record's."""
+    """Parse the path of a record below OUT; None if it is not the path of a done shard's record."""
     match = _RECORD.fullmatch(path)
     if match is None:
         return None
@@ -96,36 +136,32 @@ def parse_name(path: str) -> CommitName | None:
 
 
 def write_commit(out: Storage, commit: Commit) -> None:
-    """Put the record in place, whole or not at all."""
-    text = json.dumps(dataclasses.asdict(commit), indent=1, sort_keys=True)
-    out.write_bytes(commit.path, text.encode() + b"\n")
+    """Write a record atomically."""
+    out.write_bytes(commit.path, commit.to_json())
+
+
+def delete_commit(out: Storage, commit: Commit) -> None:
+    """Delete the record of a shard."""
+    out.delete(commit.path)
 
 
 def read_records(out: Storage, paths: Sequence[str]) -> dict[str, Commit]:
-    """The records by their paths; one that is gone or cannot be read does not count, as if it had not been written."""
-    parsed = ((path, _parsed(data)) for path, data in zip(paths, out.read_small(paths), strict=True))
+    """Read records by path. One that is missing or damaged is left out, as if it had never been written."""
+    parsed = ((path, _parse(data)) for path, data in zip(paths, out.read_small(paths), strict=True))
     return {path: record for path, record in parsed if record is not None}
 
 
 def read_commits(out: Storage) -> dict[str, Commit]:
-    """All records below OUT by shard name; the latest where a shard has several."""
+    """Read all records of OUT by shard name. Of several records of a shard, a done one and then the latest counts."""
     paths = [path for folder in (FAILURES, FOLDER) for path, _ in out.files(folder)]
     records = sorted(read_records(out, paths).values(), key=lambda record: (record.state == "done", record.finished))
     return {record.shard: record for record in records}
 
 
-class RunCommits(NamedTuple):
-    """The records of a run by shard name."""
-
-    done: dict[str, Commit]
-    failed: dict[str, Commit]
-
-
 def read_run_commits(out: Storage, manifest: Manifest) -> RunCommits:
-    """Read the records of OUT and return those that count for the run of `manifest`.
+    """Read the records of OUT that count for the run of `manifest`.
 
-    A record that was made with other settings (another fingerprint) is not a done shard of this run, and a shard that
-    failed after all its attempts is not done either.
+    A record with another fingerprint was made with other settings, so its shard is not done in this run.
     """
     commits = read_commits(out)
     fingerprint = manifest.fingerprint
@@ -135,15 +171,15 @@ def read_run_commits(out: Storage, manifest: Manifest) -> RunCommits:
     )
 
 
-def _parsed(data: bytes | None) -> Commit | None:
+def _parse(data: bytes | None) -> Commit | None:
     try:
-        return Commit(**json.loads(data)) if data else None
+        return Commit.from_json(data) if data else None
     except (ValueError, TypeError):
         return None
 
 
 def totals(commits: Iterable[Commit]) -> tuple[Counter[str], Counter[str]]:
-    """Rows by status and seconds by step over many records."""
+    """Sum the rows by status and the seconds by step over many records."""
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for commit in commits:

@@ -13,11 +13,12 @@ from typing import Any
 from pipeline.digest import short_digest
 from pipeline.errors import RunRefused
 from pipeline.settings import LabelSettings
-from pipeline.storage import Storage
+from pipeline.storage import SourceError, Storage
 
 PATH = "run.json"
 PROGRESS_PATH = "progress.json"
 PACKAGES = ("diffseg-pipeline", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow", "webdataset", "ray")
+"""Packages whose versions may change pixels or bytes."""
 RUN_FOLDERS = ("labels", "webdataset", "commits", "failures", "report")
 
 
@@ -25,9 +26,14 @@ RUN_FOLDERS = ("labels", "webdataset", "commits", "failures", "report")
 class Manifest:
     """The content of run.json.
 
-    source: SRC, without secrets. settings: LabelSettings as plain values. model_sha256: of the checkpoint's files.
-    resolved: what the checkpoint filled in: tau, timestep, resolution, method. environment: batch size, threads, device
-    kind and versions, which may change a float's last bits. shards: how many SRC had when the run was started last.
+    Attributes:
+        source: SRC, without secrets.
+        settings: `LabelSettings` as plain values.
+        model_sha256: Digest of the checkpoint's files.
+        resolved: Values that the checkpoint filled in: tau, timestep, resolution and method.
+        environment: Batch size, threads, device kind and versions, which may change the last bits of a float.
+        fingerprint: Digest of everything that determines the labels; see `fingerprint_of`.
+        shards: Number of shards of SRC when the run was last started.
     """
 
     source: str
@@ -40,25 +46,30 @@ class Manifest:
 
 
 def fingerprint_of(settings: LabelSettings, model_sha256: str, resolved: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of the settings that determine the labels; where the model lies does not count."""
-    places = {"model": model_sha256, "revision": None, "vae": None, "clip": None, "affinity": None}
-    plain = dataclasses.asdict(settings) | places | {"resolved": dict(resolved)}
+    """Return 16 hexadecimal digits for the settings that determine the labels; the model's location is not one."""
+    locations = {"model": model_sha256, "revision": None, "vae": None, "clip": None, "affinity": None}
+    plain = settings.plain() | locations | {"resolved": dict(resolved)}
     return short_digest(json.dumps(plain, sort_keys=True))
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that touch pixels or bytes."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of `PACKAGES`."""
+    by_package = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:  # run from a checkout that is not installed
-            found[package] = "unknown"
-    return found
+            by_package[package] = "unknown"
+    return by_package
+
+
+def is_run(out: Storage) -> bool:
+    """Return True if a folder is the OUT of a run."""
+    return out.is_file(PATH)
 
 
 def read_manifest(out: Storage) -> Manifest | None:
-    """The run.json of OUT, None where there is none. Raises RunRefused where it cannot be read."""
+    """Read the run.json of OUT; None if there is none. Raises RunRefused if it is not a run.json of this program."""
     try:
         data = out.read_bytes(PATH)
     except FileNotFoundError:
@@ -69,52 +80,71 @@ def read_manifest(out: Storage) -> Manifest | None:
         raise RunRefused(f"{out.joined(PATH)}: is not a run record of this program ({error})") from error
 
 
+def require_manifest(out: Storage) -> Manifest:
+    """Read the run.json of OUT. Raises SourceError if there is none, RunRefused as `read_manifest` does."""
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise SourceError(f"{out.redacted}: there is no run.json here; expected the OUT of `diffseg label`")
+    return manifest
+
+
 def write_manifest(out: Storage, manifest: Manifest) -> None:
-    """Put run.json in place."""
-    out.write_bytes(PATH, _text(manifest))
+    """Write run.json atomically."""
+    out.write_bytes(PATH, _to_json(manifest))
 
 
 def create_manifest(out: Storage, manifest: Manifest) -> bool:
-    """Put run.json in place unless another run has just done so; whether it was put."""
-    return out.create_bytes(PATH, _text(manifest))
+    """Write run.json unless another run has just done so. Returns True if this call created the file."""
+    return out.create_bytes(PATH, _to_json(manifest))
 
 
-def _text(manifest: Manifest) -> bytes:
+def _to_json(manifest: Manifest) -> bytes:
     return json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True).encode() + b"\n"
 
 
 def check_same_run(before: Manifest, now: Manifest, out: Storage) -> list[str]:
-    """Differences that may change the last bits of a float, to be told to the user.
+    """Check that a run continues the run of OUT.
 
-    Raises RunRefused where the source or a setting differs, naming both values.
+    Args:
+        before: Manifest of OUT.
+        now: Manifest of the run that is starting.
+        out: OUT, for messages.
+
+    Returns:
+        Differences of the environment for the user. They may change the last bits of a float.
+
+    Raises:
+        RunRefused: The source or a setting differs; the message names both values.
     """
-    ours, theirs = _flat(now), _flat(before)
-    if before.fingerprint == now.fingerprint:  # the same model may lie elsewhere
-        ours, theirs = ({"source": m.source} for m in (now, before))
-    differing = [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
+    new: Mapping[str, Any] = _flatten(now)
+    old: Mapping[str, Any] = _flatten(before)
+    if before.fingerprint == now.fingerprint:  # the same model may have moved
+        new, old = ({"source": manifest.source} for manifest in (now, before))
+    differing = [name for name in sorted({*new, *old}) if new.get(name) != old.get(name)]
     if differing:
-        lines = [f"  {name}: {theirs.get(name)!r} there, {ours.get(name)!r} now" for name in differing]
+        lines = [f"  {name}: {old.get(name)!r} in OUT, {new.get(name)!r} now" for name in differing]
         raise RunRefused(
             f"{out.redacted} holds a run with other settings:\n" + "\n".join(lines) + "\n"
-            "Choose another OUT, the same settings, or --overwrite to delete that run and start over"
+            "Choose another OUT, use the same settings, or pass --overwrite to delete that run and start over"
         )
-    names = sorted(set(before.environment) | set(now.environment))
-    pairs = [(name, before.environment.get(name), now.environment.get(name)) for name in names]
-    return [f"{name}: {there!r} before, {here!r} now" for name, there, here in pairs if there != here]
+    new, old = now.environment, before.environment
+    changed = [name for name in sorted({*new, *old}) if new.get(name) != old.get(name)]
+    return [f"{name}: {old.get(name)!r} before, {new.get(name)!r} now" for name in changed]
 
 
-def _flat(manifest: Manifest) -> dict[str, Any]:
+def _flatten(manifest: Manifest) -> dict[str, Any]:
+    """Return all values that must not differ between two runs in one OUT, by the name that messages show."""
     plain = json.loads(json.dumps(dataclasses.asdict(manifest)))
     flat = {"source": plain["source"], "model_sha256": plain["model_sha256"]}
     groups = ("method", "naming")
-    flat |= {k: v for k, v in plain["settings"].items() if k not in groups}
+    flat |= {name: value for name, value in plain["settings"].items() if name not in groups}
     for group in groups:
         flat |= plain["settings"].get(group, {})
-    return flat | {f"resolved {k}": v for k, v in plain["resolved"].items()}
+    return flat | {f"resolved {name}": value for name, value in plain["resolved"].items()}
 
 
 def clear_run(out: Storage) -> None:
-    """Delete what a run left, commit records first, so that a half-deleted run is never taken for a done one."""
+    """Delete what a run left, commit records first, so that a half-deleted run is never mistaken for a finished one."""
     for path in (PATH, PROGRESS_PATH):
         out.delete(path)
     for folder in sorted(RUN_FOLDERS):

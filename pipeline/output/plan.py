@@ -1,4 +1,4 @@
-"""What a run has to do: the shards of SRC against the records that OUT holds."""
+"""The plan of a run: the shards of SRC compared with the records in OUT."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from pipeline.readers.samples import Shard
 from pipeline.storage import Storage
 
 FAILED_BEFORE = "failed before"
-"""Stands for every status but ok in the counts of earlier runs, which come from the names of records alone."""
+"""Stands for every status except ok in the counts of earlier runs, which are taken from the names of records alone."""
 
 
 @dataclass(kw_only=True)
 class Plan:
-    """Shards to label, and what there is of the others.
+    """The shards to label, and the records of the other shards.
 
-    shards: of SRC. todo: to be labelled, in order. done: names of the records of the others that are done. failures: by
-    shard name, the recorded ones that no attempt has mended yet.
+    Attributes:
+        shards: Number of shards of SRC.
+        todo: Shards to label, in order.
+        done: Names of the records of the done shards that are not labelled again.
+        failures: Records of failed shards by name, without those that an attempt has labelled since.
     """
 
     shards: int
@@ -28,19 +31,22 @@ class Plan:
     failures: dict[str, Commit] = field(default_factory=dict)
 
     def counts_before(self) -> Counter[str]:
-        """Rows of the shards that are done: ok, and all others together."""
+        """Count the rows of the done shards: those with the status ok, and all others together."""
         ok, rows = sum(name.ok for name in self.done), sum(name.rows for name in self.done)
         return +Counter({"ok": ok, FAILED_BEFORE: rows - ok})
 
 
 def make_plan(out: Storage, shards: Sequence[Shard], fingerprint: str | None, *, retry_failed: bool) -> Plan:
-    """Compare SRC with the records of OUT: two listings, and one read for each failure.
+    """Compare SRC with the records in OUT. Takes two listings, and one read for each recorded failure.
 
-    Records of shards that are to be labelled again are removed, so that a kill in mid-way leaves no record that its
-    files do not match.
+    The records of shards that will be labelled again are deleted, so that a kill in the middle leaves no record that
+    does not match its files.
 
-    fingerprint: of the run that OUT holds; None where it holds none. retry_failed: only what failed for a passing
-    reason, which takes reading every record.
+    Args:
+        out: OUT.
+        shards: Shards of SRC.
+        fingerprint: Fingerprint of the run that OUT holds; None if it holds none.
+        retry_failed: Label only shards with a transient failure. This takes reading every record.
     """
     plan = Plan(shards=len(shards), todo=list(shards))
     if fingerprint is None:
@@ -52,8 +58,8 @@ def make_plan(out: Storage, shards: Sequence[Shard], fingerprint: str | None, *,
     failures = read_records(out, [path for path, _ in out.files(FAILURES)]).values()
     plan.failures = {failure.shard: failure for failure in failures if failure.shard in tags}
     if retry_failed:
-        again = {record.shard for record in read_records(out, current).values() if record.has_passing()}
-        again |= {name for name, failure in plan.failures.items() if failure.passing}
+        again = {record.shard for record in read_records(out, current).values() if record.has_transient_failure()}
+        again |= {name for name, failure in plan.failures.items() if failure.transient}
     else:
         again = tags.keys() - done.keys()
     plan.done = [name for shard, name in done.items() if shard not in again]

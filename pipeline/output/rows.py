@@ -1,4 +1,4 @@
-"""The row: what is said of one sample, in Parquet and in the JSON of a WebDataset sample alike."""
+"""The row of a sample, which has the same fields in Parquet and in the JSON of a WebDataset sample."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from diffseg.segmentation import BACKGROUND
 from pipeline.readers.samples import Sample
 
 if TYPE_CHECKING:
-    from diffseg import Segmentation  # which loads torch; whoever only reads masks need not wait for it
+    from diffseg import Segmentation  # loads torch, which reading masks does not need
 
 IGNORE_8_BIT = 255
+"""Value of ignored pixels in an 8-bit mask."""
 UNNAMED = -1
+"""Class id of a segment that has no name and is to be ignored."""
 PNG_LEVEL = 6
+"""zlib compression level of masks, 0 to 9."""
 
 SEGMENT = pa.struct(
     [
@@ -53,10 +56,21 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One sample of the input, labelled or not.
+    """One sample of the input, labelled or not. docs/how-it-works.md describes every column.
 
-    mask: PNG of the label map, 8 bit (ignore 255) or 16 bit (ignore 65535); None unless status is ok.
-    height, width: pixels of the decoded image, None where it could not be decoded. Other fields: see the README.
+    Attributes:
+        key: Key of the sample in its shard.
+        shard: Name of the shard.
+        index: Position of the sample in the shard, from 0.
+        status: One of `pipeline.readers.samples.STATUSES`.
+        error: Why the sample has no mask, "" if the status is ok.
+        height: Height of the decoded image in pixels; None if it could not be decoded.
+        width: Width of the decoded image in pixels; None if it could not be decoded.
+        mask: PNG of the label map, 8 bit (255 is ignored) or 16 bit (65535 is ignored); None unless the status is ok.
+        n_segments: Number of segments.
+        segments: The segments as values of `SEGMENT`.
+        confidence: Confidence of the label map, 0 to 1; None unless the status is ok.
+        meta: JSON object of the sample's JSON and text fields, "" if it has none.
     """
 
     key: str
@@ -73,25 +87,32 @@ class Row:
     meta: str = ""
 
     def fields(self) -> dict[str, Any]:
-        """Column names to values, in the order of SCHEMA."""
+        """Return the values by column name, in the order of SCHEMA."""
         values = {name: getattr(self, name) for name in SCHEMA.names}
         return values | {"segments": list(self.segments)}
 
 
 def labelled_row(sample: Sample, shard: str, result: Segmentation, names: Sequence[str] = ()) -> Row:
-    """The row of a sample that was segmented. names: the run's vocabulary, which class ids count."""
+    """Return the row of a sample that was segmented.
+
+    Args:
+        sample: The sample.
+        shard: Name of its shard.
+        result: Its segmentation.
+        names: The run's vocabulary, which class ids refer to.
+    """
     height, width = result.labels.shape
     segments = tuple(
         {
-            "id": s.id,
-            "area": s.area,
-            "bbox": list(s.bbox),
-            "confidence": _float32(s.confidence),
-            "name": s.name,
-            "name_score": None if s.name_score is None else _float32(s.name_score),
-            "class_id": class_id(s.name, names) if s.name_score is not None else None,
+            "id": segment.id,
+            "area": segment.area,
+            "bbox": list(segment.bbox),
+            "confidence": _float32(segment.confidence),
+            "name": segment.name,
+            "name_score": None if segment.name_score is None else _float32(segment.name_score),
+            "class_id": class_id(segment.name, names) if segment.name_score is not None else None,
         }
-        for s in result.segments
+        for segment in result.segments
     )
     return Row(
         key=sample.key,
@@ -109,9 +130,15 @@ def labelled_row(sample: Sample, shard: str, result: Segmentation, names: Sequen
 
 
 def class_id(name: str | None, names: Sequence[str]) -> int | None:
-    """1 for the first of the run's names, 0 for the background, −1 for what has no name and is to be ignored.
+    """Return the class id of a segment's name.
 
-    None where names were found in captions, so that there is no list of them to count in.
+    Args:
+        name: Name of the segment; None if its best score lies between the two thresholds.
+        names: The run's vocabulary; empty if names are taken from captions.
+
+    Returns:
+        1 for the first name of the vocabulary and so on, 0 for the background, -1 (`UNNAMED`) for a segment to be
+        ignored; None without a vocabulary.
     """
     if not names:
         return None
@@ -119,14 +146,22 @@ def class_id(name: str | None, names: Sequence[str]) -> int | None:
 
 
 def _float32(value: float) -> float:
-    """The nearest value that a Parquet column of the schema can hold, so that the JSON says the same number."""
+    """Round to float32, the type of the Parquet columns, so that the JSON holds the same number."""
     return float(np.float32(value))
 
 
 def failed_row(
     sample: Sample, shard: str, status: str, error: str, *, size: tuple[int | None, int | None] = (None, None)
 ) -> Row:
-    """The row of a sample that could not be labelled, and why. size: (height, width) in pixels where known."""
+    """Return the row of a sample that could not be labelled.
+
+    Args:
+        sample: The sample.
+        shard: Name of its shard.
+        status: The kind of failure.
+        error: The reason, for people.
+        size: Height and width of the image in pixels, if known.
+    """
     return Row(
         key=sample.key,
         shard=shard,
@@ -140,7 +175,10 @@ def failed_row(
 
 
 def encode_mask(labels: np.ndarray) -> bytes:
-    """PNG of uint16 [H, W] labels: 8 bit where they fit below 255, else 16 bit; ignore is the type's largest value."""
+    """Encode labels, uint16 [H, W], as a PNG.
+
+    The PNG has 8 bits if all labels are below 255, else 16 bits. The type's largest value marks ignored pixels.
+    """
     claimed = labels[labels != IGNORE]
     if claimed.size == 0 or int(claimed.max()) < IGNORE_8_BIT:
         labels = np.where(labels == IGNORE, IGNORE_8_BIT, labels).astype(np.uint8)
@@ -150,7 +188,7 @@ def encode_mask(labels: np.ndarray) -> bytes:
 
 
 def decode_mask(png: bytes) -> np.ndarray:
-    """uint16 [H, W] labels of a mask column's PNG; ignore is 65535 whatever its depth."""
+    """Decode the PNG of a mask column to labels, uint16 [H, W]. Ignored pixels are 65535 at either bit depth."""
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         labels = np.asarray(image)
     if labels.dtype == np.uint8:

@@ -1,4 +1,4 @@
-"""The photographs that a run labelled, as far as they are still where they were."""
+"""Reads the images that a run labelled again from its source, if they are still there and unchanged."""
 
 from __future__ import annotations
 
@@ -15,82 +15,118 @@ from pipeline.readers.samples import Sample, Shard, ShardError
 from pipeline.storage import Storage
 
 
-def find_images(manifest: Manifest, store: Storage, source: str | None = None) -> dict[str, Shard]:
-    """The shards of the run's SRC by name. source: where they lie now, if elsewhere. Raises SourceError."""
+class SourceImageError(ValueError):
+    """The source image of a row is missing, or is no longer the image that was labelled."""
+
+
+def find_source_shards(manifest: Manifest, store: Storage, source: str | None = None) -> dict[str, Shard]:
+    """Return the shards of the run's SRC by name.
+
+    Args:
+        manifest: Manifest of the run.
+        store: Options for the store of SRC.
+        source: Where SRC is now, if it has moved.
+
+    Raises:
+        SourceError: SRC is missing or holds no shards.
+    """
     shards = find_shards(
         source or manifest.source, store, samples_per_shard=int(manifest.settings["samples_per_shard"])
     )
     return {shard.name: shard for shard in shards}
 
 
-def read_images(
+def read_source_images(
     shard: Shard, keys: Mapping[int, str], store: Storage, image_field: str | None
 ) -> Iterator[tuple[int, np.ndarray | str]]:
-    """uint8 [H, W, 3] of the samples at these places, with these keys, in order; a text says why there is none."""
+    """Read and decode some samples of a shard.
+
+    Args:
+        shard: A shard of the run's SRC.
+        keys: Key that each sample had when it was labelled, by the sample's index in the shard.
+        store: Options for the store of SRC.
+        image_field: Member extension (tar) or column (Parquet) of the image, if a sample has several.
+
+    Yields:
+        Index and pixels, uint8 [H, W, 3], in the order of the shard. A text in place of the pixels says why they
+        cannot be read.
+    """
     try:
-        for place, sample in read_samples(shard, keys, store, image_field):
-            if sample.key != keys[place]:
-                yield place, f"{shard.name}: sample {place} is {sample.key!r} now, and was {keys[place]!r}"
+        for index, sample in read_samples(shard, keys, store, image_field):
+            if sample.key != keys[index]:
+                yield index, f"{shard.name}: sample {index} was {keys[index]!r} in the run and is {sample.key!r} now"
             elif sample.image is None:
-                yield place, f"{shard.name}: {sample.key}: {sample.error}"
+                yield index, f"{shard.name}: {sample.key}: {sample.error}"
             else:
-                yield place, _decoded(shard, sample, sample.image)
+                yield index, _decode(shard, sample, sample.image)
     except (ShardError, FileNotFoundError, PermissionError) as error:
-        yield from ((place, str(error)) for place in keys)
+        yield from ((index, str(error)) for index in keys)
 
 
 def read_samples(
-    shard: Shard, places: Collection[int], store: Storage, image_field: str | None
+    shard: Shard, indices: Collection[int], store: Storage, image_field: str | None
 ) -> Iterator[tuple[int, Sample]]:
-    """The samples at these places of a shard, in order; those beyond its end are not there."""
+    """Yield the samples with these indices in the order of the shard, skipping indices beyond its end."""
     if shard.kind == "images":
-        kept = [place for place in sorted(places) if place < len(shard.files)]
-        wanted = replace(shard, files=tuple(shard.files[place] for place in kept))
-        yield from zip(kept, read_shard(wanted, store), strict=True)
+        present = [index for index in sorted(indices) if index < len(shard.files)]
+        wanted = replace(shard, files=tuple(shard.files[index] for index in present))
+        yield from zip(present, read_shard(wanted, store), strict=True)
         return
-    last = max(places)
+    last = max(indices)
     for sample in read_shard(shard, store, image_field=image_field):
-        if sample.index in places:
+        if sample.index in indices:
             yield sample.index, sample
         if sample.index >= last:
             return
 
 
-def _decoded(shard: Shard, sample: Sample, data: bytes) -> np.ndarray | str:
+def _decode(shard: Shard, sample: Sample, data: bytes) -> np.ndarray | str:
     try:
         return decode_image(data)
     except ImageError as error:
         return f"{shard.name}: {sample.key}: {error}"
 
 
-class PhotographError(ValueError):
-    """The photograph of a row is not there any more, or is another one."""
+class SourceImages:
+    """The source images of one shard, to be read in the order of the shard; one is in memory at a time.
 
-
-class Photographs:
-    """Those of one shard, asked for in the order of the shard; one is in memory at a time."""
+    Args:
+        shard: A shard of the run's SRC.
+        rows: Indices of the samples that will be read.
+        store: Options for the store of SRC.
+        image_field: Member extension (tar) or column (Parquet) of the image, if a sample has several.
+    """
 
     def __init__(self, shard: Shard, rows: Collection[int], store: Storage, image_field: str | None) -> None:
         self._samples = _until_error(read_samples(shard, rows, store, image_field) if rows else iter(()))
         self._next: tuple[int, Sample] | str | None = next(self._samples, None)
 
     def read(self, row: int, key: str) -> bytes:
-        """The stored bytes of the image of this row. Raises PhotographError."""
+        """Return the stored bytes of the image of a row.
+
+        Args:
+            row: Index of the sample, larger than that of the previous call.
+            key: Key that the sample had when it was labelled.
+
+        Raises:
+            SourceImageError: The image is missing, unreadable or another one.
+        """
         while isinstance(self._next, tuple) and self._next[0] < row:
             self._next = next(self._samples, None)
         if isinstance(self._next, str):
-            raise PhotographError(self._next)
+            raise SourceImageError(self._next)
         if self._next is None or self._next[0] != row:
-            raise PhotographError(f"there is no sample {row} in its shard any more")
+            raise SourceImageError(f"the shard no longer has a sample {row}")
         sample = self._next[1]
         if sample.key != key:
-            raise PhotographError(f"sample {row} is {sample.key!r} now")
+            raise SourceImageError(f"sample {row} is now {sample.key!r}")
         if sample.image is None:
-            raise PhotographError(sample.error)
+            raise SourceImageError(sample.error)
         return sample.image
 
 
 def _until_error(samples: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, Sample] | str]:
+    """Yield the samples; an error that ends them is yielded as a text."""
     try:
         yield from samples
     except (ShardError, FileNotFoundError, PermissionError) as error:

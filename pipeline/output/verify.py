@@ -1,4 +1,4 @@
-"""Does OUT hold what its records promise?"""
+"""Checks that OUT holds what its commit records promise."""
 
 from __future__ import annotations
 
@@ -16,15 +16,23 @@ from pipeline.output.manifest import Manifest
 from pipeline.storage import Storage
 
 READERS = 4
+"""Number of threads that read and hash files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was found.
+    """The result of a verification.
 
-    shards, rows, files: as committed. problems: {shard: what is wrong with its files or its records}; such a shard is
-    to be labelled again. failed: names of the shards that are recorded as failed. missing: how many shards have no
-    record at all. stray: files of no shard. records: {shard: paths of its records below OUT}.
+    Attributes:
+        shards: Number of shards with a record.
+        rows: Number of committed rows.
+        files: Number of committed files.
+        problems: What is wrong with the files or the records of a shard, by shard name. Such a shard must be labelled
+            again.
+        failed: Names of the shards that are recorded as failed.
+        missing: Number of shards without any record.
+        stray: Paths of files that belong to no shard.
+        records: Paths of a shard's records below OUT, by shard name.
     """
 
     shards: int
@@ -38,12 +46,12 @@ class Verdict:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is wrong and nothing is missing."""
+        """True if every shard is done and nothing is wrong."""
         return not (self.problems or self.failed or self.missing or self.stray)
 
 
 def verify_run(out: Storage, manifest: Manifest) -> Verdict:
-    """Read every record, and every byte that they promise, once."""
+    """Read every record of OUT, and every committed byte once."""
     paths = [path for path, _ in out.files(FOLDER)]
     commits = read_records(out, paths)
     records: defaultdict[str, list[str]] = defaultdict(list)
@@ -53,22 +61,23 @@ def verify_run(out: Storage, manifest: Manifest) -> Verdict:
         if name := parse_name(path):
             records[name.shard].append(path)
             problems[name.shard] += _record_problems(path, commits.get(path), manifest)
-    for shard, several in records.items():
-        if len(several) > 1:
-            problems[shard].append(f"{', '.join(several)}: more than one record")
-    sound = [commit for path, commit in commits.items() if path in records.get(commit.shard, ())]
+    for shard, shard_records in records.items():
+        if len(shard_records) > 1:
+            problems[shard].append(f"{', '.join(shard_records)}: more than one record")
+    readable = [commit for path, commit in commits.items() if path in records.get(commit.shard, ())]
     with ThreadPoolExecutor(READERS) as pool:
-        for commit, found in zip(sound, pool.map(lambda commit: verify_commit(out, commit), sound), strict=True):
-            problems[commit.shard] += found
-    promised = {path for commit in sound for path in commit.files}
-    stray += [path for folder in ("labels", "webdataset") for path, _ in out.files(folder) if path not in promised]
+        results = pool.map(lambda commit: verify_commit(out, commit), readable)
+        for commit, file_problems in zip(readable, results, strict=True):
+            problems[commit.shard] += file_problems
+    committed = {path for commit in readable for path in commit.files}
+    stray += [path for folder in ("labels", "webdataset") for path, _ in out.files(folder) if path not in committed]
     failures = read_records(out, [path for path, _ in out.files(FAILURES)]).values()
     failed = sorted(failure.shard for failure in failures if failure.shard not in records)
     return Verdict(
         shards=len(records),
-        rows=sum(commit.rows for commit in sound),
-        files=len(promised),
-        problems={shard: found for shard, found in sorted(problems.items()) if found},
+        rows=sum(commit.rows for commit in readable),
+        files=len(committed),
+        problems={shard: texts for shard, texts in sorted(problems.items()) if texts},
         failed=failed,
         missing=max(0, manifest.shards - len(records) - len(failed)),
         stray=stray,
@@ -76,18 +85,26 @@ def verify_run(out: Storage, manifest: Manifest) -> Verdict:
     )
 
 
+def delete_bad_records(out: Storage, verdict: Verdict) -> None:
+    """Delete the records of the shards with problems, so that the next run labels these shards again."""
+    for shard in verdict.problems:
+        for path in verdict.records[shard]:
+            out.delete(path)
+
+
 def _record_problems(path: str, commit: Commit | None, manifest: Manifest) -> list[str]:
     if commit is None:
         return [f"{path}: cannot be read as a record"]
     if commit.fingerprint != manifest.fingerprint:
-        return [f"{path}: is of another run ({commit.fingerprint}; run.json says {manifest.fingerprint})"]
-    return [] if commit.path == path else [f"{path}: is the record that belongs at {commit.path}"]
+        return [f"{path}: belongs to another run ({commit.fingerprint}; run.json says {manifest.fingerprint})"]
+    return [] if commit.path == path else [f"{path}: holds the record that belongs at {commit.path}"]
 
 
 def verify_commit(out: Storage, commit: Commit) -> list[str]:
-    """What is wrong with the files of a done shard: missing, of another size or content, or with other rows.
+    """Compare the files of a done shard with its record, reading every byte once.
 
-    Empty when all is as committed. Reads every byte once.
+    Returns:
+        A text for each file that is missing, has another size or content, or holds other rows than were committed.
     """
     problems = []
     for path, expected in commit.files.items():
@@ -113,4 +130,6 @@ def _row_problems(path: str, data: bytes, commit: Commit) -> list[str]:
     counts = Counter(table["status"].to_pylist())
     if table["index"].to_pylist() == list(range(commit.rows)) and counts == Counter(commit.counts):
         return []
-    return [f"{path}: {table.num_rows} rows {dict(counts)}; committed were {commit.rows} rows {dict(commit.counts)}"]
+    return [
+        f"{path}: holds {table.num_rows} rows {dict(counts)}; {commit.rows} rows {dict(commit.counts)} were committed"
+    ]

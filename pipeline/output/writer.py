@@ -1,4 +1,4 @@
-"""Write one label shard: Parquet always, WebDataset on request; the same rows give the same bytes."""
+"""Writes a label shard: Parquet always, WebDataset on request. The same rows give the same bytes."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ from pipeline.settings import Format
 from pipeline.storage import Storage
 from pipeline.storage.scratch import ScratchFolder
 
+LABELS_FOLDER = "labels"
+"""Folder of the Parquet label shards below OUT."""
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 4096
 COMPRESSION = "zstd"
 MAY_REPEAT = ("duplicate_key", "truncated", "damaged")
-"""Statuses of rows whose key another row of the shard may have."""
+"""Statuses of rows that may share their key with another row of the shard."""
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%\\]")
 
 
 def output_paths(shard: str, formats: tuple[Format, ...]) -> dict[Format, str]:
-    """Where the files of a label shard lie below OUT."""
-    paths: dict[Format, str] = {"parquet": f"labels/{shard}.parquet", "webdataset": f"webdataset/{shard}.tar"}
+    """Return the paths of a label shard's files below OUT by format."""
+    paths: dict[Format, str] = {"parquet": f"{LABELS_FOLDER}/{shard}.parquet", "webdataset": f"webdataset/{shard}.tar"}
     return {name: paths[name] for name in formats}
 
 
 def member_key(row: Row) -> str:
-    """The name of a row's members in a tar: safe to unpack, unique, and whole under webdataset's first-dot rule.
+    """Return the name of a row's members in a tar: safe to unpack, unique, and not split by webdataset at a dot.
 
-    Dots of the last part, empty and dot-only parts, control characters, backslashes and '%' are percent-encoded;
-    `<key>.json` holds the true key.
+    webdataset takes everything after the first dot of the last path part for the extension. Therefore dots of the last
+    part, empty and dot-only parts, control characters, backslashes and '%' are percent-encoded. ``<key>.json`` holds
+    the original key.
     """
     parts = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", row.key).split("/")
     parts = [part.replace(".", "%2E") if part.strip(".") == "" else part for part in parts]
@@ -47,7 +50,15 @@ def member_key(row: Row) -> str:
 
 
 class LabelShardWriter:
-    """Collects the rows of a shard in local files; `publish` puts them under their names."""
+    """Collects the rows of a shard in local scratch files until `publish` copies them to OUT.
+
+    Use it as a context manager, which removes the scratch files.
+
+    Args:
+        shard: Name of the shard.
+        formats: Formats to write.
+        metadata: Written as JSON into the Parquet footer, under the key "diffseg".
+    """
 
     def __init__(self, shard: str, *, formats: tuple[Format, ...], metadata: Mapping[str, Any]) -> None:
         self._shard = shard
@@ -60,9 +71,9 @@ class LabelShardWriter:
         self._parquet = pq.ParquetWriter(self._local("parquet"), schema, compression=COMPRESSION)
         self._tar: Any = None
         if "webdataset" in formats:
-            import webdataset  # loads torch, for which those who only read labels need not wait
+            import webdataset  # loads torch, which reading label shards does not need
 
-            # fixed owner and time: the bytes depend on the rows alone
+            # A fixed owner and time, so that the bytes depend on the rows alone.
             self._tar = webdataset.TarWriter(
                 str(self._local("webdataset")), encoder=False, mtime=0, user="diffseg", group="diffseg"
             )
@@ -71,7 +82,12 @@ class LabelShardWriter:
         return Path(self._folder.path) / name
 
     def add(self, row: Row, *, image: tuple[str, bytes] | None = None) -> None:
-        """Append a row. image: (extension, bytes) of the photograph, to go into the tar beside its label map."""
+        """Append a row.
+
+        Args:
+            row: The row.
+            image: Extension and bytes of the source image, to be stored in the tar beside its label map.
+        """
         fields = row.fields()
         self._rows.append(fields)
         self._bytes += len(row.mask or b"") + len(row.meta) + len(row.key) + len(row.error) + 1024
@@ -93,7 +109,7 @@ class LabelShardWriter:
         self._rows, self._bytes = [], 0
 
     def publish(self, out: Storage) -> dict[str, dict[str, Any]]:
-        """Put the files in place; {path below OUT: {bytes, sha256}}."""
+        """Copy the files to OUT. Returns ``{"bytes": …, "sha256": …}`` of each file by its path below OUT."""
         self._flush()
         self._parquet.close()
         if self._tar is not None:

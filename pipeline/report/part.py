@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.output.reader import label_rows, segment_name
-from pipeline.output.source_images import Photographs
+from pipeline.output.source_images import SourceImages
 from pipeline.readers.samples import Shard
 from pipeline.report.datafiles import DataFolder
 from pipeline.report.facts import MOST_ERROR, Facts
@@ -93,11 +93,11 @@ class _Tiles:
             self._files, self._waiting = self._files + 1, []
 
 
-def _photographs(common: Common, part: Part) -> Photographs | str:
+def _photographs(common: Common, part: Part) -> SourceImages | str:
     if common.photographs_gone or part.source is None:
         return common.photographs_gone or f"shard {part.shard} is not in SRC any more"
     rows = set(_labelled(common.out, part.shard))
-    return Photographs(part.source, rows, common.out, common.image_field)
+    return SourceImages(part.source, rows, common.out, common.image_field)
 
 
 def _labelled(out: Storage, shard: str) -> Iterator[int]:

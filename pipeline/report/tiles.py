@@ -19,7 +19,7 @@ from diffseg.images.decode import ImageError, decode_image
 from diffseg.segmentation import borders
 from pipeline.output.reader import segment_name
 from pipeline.output.rows import decode_mask
-from pipeline.output.source_images import PhotographError, Photographs
+from pipeline.output.source_images import SourceImageError, SourceImages
 
 SIDE = 256
 """Pixels of the longer side."""
@@ -29,7 +29,7 @@ MOST_META = 2000
 """Characters of a sample's own fields."""
 
 
-def make_tile(row: Mapping[str, Any], photographs: Photographs | str) -> dict[str, Any]:
+def make_tile(row: Mapping[str, Any], photographs: SourceImages | str) -> dict[str, Any]:
     """What the page is told of a labelled row beside the list of all rows, with its pictures in base64.
 
     photographs: those of its shard, or why there are none.
@@ -76,12 +76,12 @@ def small_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _photograph(row: Mapping[str, Any], photographs: Photographs | str) -> Image.Image | str:
+def _photograph(row: Mapping[str, Any], photographs: SourceImages | str) -> Image.Image | str:
     if isinstance(photographs, str):
         return photographs
     try:
         pixels = decode_image(photographs.read(row["index"], row["key"]), min_side=1)
-    except (PhotographError, ImageError) as error:
+    except (SourceImageError, ImageError) as error:
         return str(error)
     if pixels.shape[:2] != (row["height"], row["width"]):
         return f"has {pixels.shape[1]} x {pixels.shape[0]} pixels now; labelled were {row['width']} x {row['height']}"

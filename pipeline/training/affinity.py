@@ -25,7 +25,7 @@ from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
-from pipeline.output.source_images import read_images
+from pipeline.output.source_images import read_source_images
 from pipeline.readers.samples import Shard
 from pipeline.settings import LabelSettings, RunSettings
 from pipeline.storage import SourceError, Storage
@@ -148,7 +148,7 @@ class Observer:
         wanted = {row["index"]: row for row in itertools.islice(good, part.count)}
         numbers = {place: part.first + count for count, place in enumerate(wanted)}
         keys = {place: row["key"] for place, row in wanted.items()}
-        for place, image in read_images(part.source, keys, self.job.out, self.job.image_field):
+        for place, image in read_source_images(part.source, keys, self.job.out, self.job.image_field):
             if isinstance(image, str):
                 problems.append(image)
             else:

@@ -20,10 +20,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from diffseg.images.decode import decode_image
 from pipeline.output.commit import read_run_commits
-from pipeline.output.manifest import Manifest, read_manifest
+from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
-from pipeline.output.source_images import find_images, read_samples
+from pipeline.output.source_images import find_source_shards, read_samples
 from pipeline.storage import SourceError, Storage
 
 __all__ = ["LabelDataset", "RowFilter", "TrainingSample"]
@@ -130,14 +130,12 @@ class LabelDataset(IterableDataset):
         self.rank, self.world_size = _place(rank, world_size)
         self._epoch, self._skipped_batches, self._batch_size = 0, 0, 1
         self._out = Storage(url=out, options=options)
-        manifest = read_manifest(self._out)
-        if manifest is None:
-            raise SourceError(f"{self._out.redacted}: holds no run.json; name the OUT of `diffseg label`")
+        manifest = require_manifest(self._out)
         self.fingerprint, self._names = manifest.fingerprint, manifest.settings.get("naming", {}).get("names", ())
         if target == "classes" and not self._names:
             raise SourceError(f"{self._out.redacted}: its segments have no names, so there are no classes to train on")
         self._image_field = manifest.settings["image_field"]
-        self._sources = find_images(manifest, self._out, images)
+        self._sources = find_source_shards(manifest, self._out, images)
         self._index = self._read_index(manifest)
         if len(self) == 0:
             raise SourceError(f"{self._out.redacted}: no row is left for {self.world_size} ranks, by {rows}")

@@ -13,7 +13,7 @@ from diffseg.images.canvas import ModelInput, fit_image
 from diffseg.method.decide import decide_on_device
 from diffseg.model.backbone import Step, no_step
 from diffseg.model.text import Prompt
-from diffseg.pending import Launched
+from diffseg.pending import PendingBatch
 from pipeline.errors import RunRefused
 from pipeline.label import label_shard
 from pipeline.output.commit import read_run_commits
@@ -39,7 +39,7 @@ class NetworkSegmenter:
         return fit_image(image, self._size, "resize")
 
     @torch.inference_mode()
-    def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> Launched:
+    def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
         """Label prepared images; classes without a pixel leave no gap in the numbers of segments."""
         with step("network"):
             found = self._network(torch.stack([canvas.pixels for canvas in canvases]))
@@ -49,7 +49,7 @@ class NetworkSegmenter:
                 scores = region_scores(vectors) if self._target == "segments" else vectors.softmax(dim=0)
                 decisions.append(decide_on_device(scores, canvas.region_size))
         finite = found.isfinite().flatten(1).all(dim=1)
-        return Launched(canvases=canvases, decisions=decisions, finite=finite)
+        return PendingBatch(canvases=canvases, decisions=decisions, finite=finite)
 
 
 def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[int, int], None]) -> None:

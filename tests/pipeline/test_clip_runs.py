@@ -78,7 +78,7 @@ def test_a_run_names_by_clip_and_its_files_count(clip: Path, pictures: Path, tmp
     change_json(other / "preprocessor_config.json", image_mean=[0.1, 0.1, 0.1])
     with pytest.raises(RunRefused, match="model_sha256"):
         run(pictures, out, clip=str(other))
-    with pytest.raises(RunRefused, match=r"clip: .* there, None now"):
+    with pytest.raises(RunRefused, match=r"clip: .* in OUT, None now"):
         run(pictures, out, naming=NameSettings())
 
 

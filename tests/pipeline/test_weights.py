@@ -387,7 +387,7 @@ def test_a_run_is_told_by_the_files_and_not_by_where_they_lie(
     assert run(model=store.url, vae=str(vae)) == 1
     upload(vae, store.at(f"{store.url}/vae-alone"))
     assert run(model=store.url, vae=f"{store.url}/vae-alone") == 1
-    with pytest.raises(RunRefused, match=rf"vae: '{vae}' there, None now"):
+    with pytest.raises(RunRefused, match=rf"vae: '{vae}' in OUT, None now"):
         run(model=store.url)
     with pytest.raises(RunRefused, match="model_sha256"):
         run(model=store.url, vae=store.url)  # as part of a checkpoint its files have other names

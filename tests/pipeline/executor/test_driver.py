@@ -117,7 +117,7 @@ def test_nothing_to_do_loads_no_model(tars: Path, undisturbed: Path, monkeypatch
 
 def test_other_settings_are_refused_and_change_nothing(tars: Path, undisturbed: Path) -> None:
     before = files(undisturbed)
-    with pytest.raises(RunRefused, match="kmeans: False there, True now"):
+    with pytest.raises(RunRefused, match="kmeans: False in OUT, True now"):
         run(tars, undisturbed, no_ray=True, label={"method": settings_of(resolution=64, kmeans=True)})
     with pytest.raises(RunRefused, match="source"):
         run(tars / "000000.tar", undisturbed, no_ray=True)

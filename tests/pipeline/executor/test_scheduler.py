@@ -46,7 +46,7 @@ def test_a_shard_that_kills_its_worker_fails_after_three_attempts_and_costs_no_o
         "memory": 3,
         "broken": 3,
     }
-    assert {name: record.passing for name, record in records.items() if record.state == "failed"} == {
+    assert {name: record.transient for name, record in records.items() if record.state == "failed"} == {
         "kills": True,
         "memory": True,
         "broken": False,
@@ -86,7 +86,7 @@ def test_a_shard_beyond_its_deadline_fails_and_its_worker_is_replaced(tmp_path: 
     assert summary.counts == {"ok": 40_000}
     assert summary.failed == {"sleeps": "not done within 1 s; the worker was killed"}
     record = read_commits(Storage(url=str(tmp_path / "out")))["sleeps"]
-    assert (record.attempt, record.passing) == (3, True)
+    assert (record.attempt, record.transient) == (3, True)
 
 
 def test_retry_failed_redoes_what_failed_for_passing_reasons_and_nothing_else(tmp_path: Path) -> None:
@@ -163,4 +163,4 @@ def test_a_shard_that_takes_all_memory_fails_after_three_attempts_and_costs_no_o
     done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=540, check=False)
     assert "{'ok': 100000} {'hungry': 'OutOfMemoryError" in done.stdout, done.stdout + done.stderr
     record = read_commits(Storage(url=str(out)))["hungry"]
-    assert (record.state, record.attempt, record.passing) == ("failed", 3, True)
+    assert (record.state, record.attempt, record.transient) == ("failed", 3, True)

@@ -1,6 +1,9 @@
+"""Records of shards: what is written comes back, and what does not count is left out."""
+
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +60,7 @@ def test_a_damaged_record_does_not_count(tmp_path: Path) -> None:
         assert set(read_commits(out)) == {"s"}
 
 
-def test_the_name_tells_the_shard_its_rows_and_the_settings(tmp_path: Path) -> None:
+def test_a_record_name_holds_the_shard_its_rows_and_the_settings(tmp_path: Path) -> None:
     record = commit(Storage(url=str(tmp_path)), "a.b--c")
     name = parse_name(record.path)
     assert name == CommitName(shard="a.b--c", tag=tag_of("f", ""), ok=1, rows=2)
@@ -66,16 +69,17 @@ def test_the_name_tells_the_shard_its_rows_and_the_settings(tmp_path: Path) -> N
         assert parse_name(other) is None
 
 
-def test_a_failure_gives_way_to_a_record_of_the_done_shard(tmp_path: Path) -> None:
+def test_a_done_shard_replaces_its_failure(tmp_path: Path) -> None:
     out = Storage(url=str(tmp_path))
-    failure = Commit(shard="s", state="failed", fingerprint="f", attempt=3, error="lost", passing=True, finished=9.0)
+    failure = Commit(shard="s", state="failed", fingerprint="f", attempt=3, error="lost", transient=True, finished=9.0)
     write_commit(out, failure)
+    assert json.loads(out.read_bytes("failures/s.json"))["passing"] is True
     assert read_commits(out) == {"s": failure}
-    assert failure.has_passing()
+    assert failure.has_transient_failure()
     done = commit(out)
     write_commit(out, done)
     assert read_commits(out) == {"s": done}
-    assert not done.has_passing()
+    assert not done.has_transient_failure()
 
 
 def test_only_done_shards_with_the_fingerprint_of_the_run_count(tmp_path: Path) -> None:

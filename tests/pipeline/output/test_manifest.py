@@ -1,24 +1,27 @@
+"""run.json, and the guard against mixing two runs in one OUT."""
+
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
-from diffseg import SegmenterSettings
+from diffseg.settings import settings_of
 from pipeline.errors import RunRefused
 from pipeline.output.manifest import (
     Manifest,
     check_same_run,
     clear_run,
     fingerprint_of,
+    is_run,
     read_manifest,
+    require_manifest,
     versions,
     write_manifest,
 )
 from pipeline.settings import LabelSettings, WorkerSettings
-from pipeline.storage import Storage
+from pipeline.storage import SourceError, Storage
 
 RESOLVED = {"tau": [0.3, 0.3, 0.3], "timestep": 300, "resolution": 256}
 
@@ -26,7 +29,7 @@ RESOLVED = {"tau": [0.3, 0.3, 0.3], "timestep": 300, "resolution": 256}
 def manifest(settings: LabelSettings, **changes: object) -> Manifest:
     fields = {
         "source": "s3://in",
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.plain(),
         "model_sha256": "m",
         "resolved": RESOLVED,
         "environment": {"threads": 1},
@@ -39,7 +42,7 @@ def manifest(settings: LabelSettings, **changes: object) -> Manifest:
 def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
     out = Storage(url=str(tmp_path))
     assert read_manifest(out) is None
-    written = manifest(LabelSettings(method=SegmenterSettings(tau=(0.5,))))
+    written = manifest(LabelSettings(method=settings_of(tau=(0.5,))))
     write_manifest(out, written)
     read = read_manifest(out)
     assert read is not None
@@ -54,40 +57,50 @@ def test_a_foreign_run_json_is_refused(tmp_path: Path) -> None:
         read_manifest(out)
 
 
+def test_a_folder_without_run_json_is_no_run(tmp_path: Path) -> None:
+    out = Storage(url=str(tmp_path))
+    assert not is_run(out)
+    with pytest.raises(SourceError, match=r"no run\.json here; expected the OUT of `diffseg label`"):
+        require_manifest(out)
+    write_manifest(out, manifest(LabelSettings()))
+    assert is_run(out)
+    assert require_manifest(out).fingerprint == manifest(LabelSettings()).fingerprint
+
+
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
-        (LabelSettings(method=SegmenterSettings(kmeans=True)), r"kmeans: False there, True now"),
-        (LabelSettings(method=SegmenterSettings(tau=(0.5, 0.5))), r"tau: None there, \[0.5, 0.5\] now"),
-        (LabelSettings(format="parquet,webdataset"), r"format: 'parquet' there, 'parquet,webdataset' now"),
-        (LabelSettings(dtype="bfloat16"), r"dtype: 'float32' there, 'bfloat16' now"),
+        (LabelSettings(method=settings_of(kmeans=True)), r"kmeans: False in OUT, True now"),
+        (LabelSettings(method=settings_of(tau=(0.5, 0.5))), r"tau: None in OUT, \[0.5, 0.5\] now"),
+        (LabelSettings(format="parquet,webdataset"), r"format: 'parquet' in OUT, 'parquet,webdataset' now"),
+        (LabelSettings(dtype="bfloat16"), r"dtype: 'float32' in OUT, 'bfloat16' now"),
     ],
 )
-def test_other_settings_are_refused_with_both_values(changed: LabelSettings, said: str, tmp_path: Path) -> None:
-    with pytest.raises(RunRefused, match=said):
+def test_other_settings_are_refused_with_both_values(changed: LabelSettings, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RunRefused, match=message):
         check_same_run(manifest(LabelSettings()), manifest(changed), Storage(url=str(tmp_path)))
 
 
 def test_another_source_and_another_model_are_refused(tmp_path: Path) -> None:
     out, settings = Storage(url=str(tmp_path)), LabelSettings()
-    with pytest.raises(RunRefused, match=re.escape("source: 's3://in' there, 's3://other' now")):
+    with pytest.raises(RunRefused, match=re.escape("source: 's3://in' in OUT, 's3://other' now")):
         check_same_run(manifest(settings), manifest(settings, source="s3://other"), out)
     other = manifest(settings, model_sha256="n", fingerprint=fingerprint_of(settings, "n", RESOLVED))
-    with pytest.raises(RunRefused, match="model_sha256: 'm' there, 'n' now"):
+    with pytest.raises(RunRefused, match="model_sha256: 'm' in OUT, 'n' now"):
         check_same_run(manifest(settings), other, out)
 
 
-def test_the_same_model_elsewhere_is_the_same_run(tmp_path: Path) -> None:
-    here, there = LabelSettings(model="a"), LabelSettings(model="b", revision="main")
-    assert check_same_run(manifest(here), manifest(there), Storage(url=str(tmp_path))) == []
+def test_the_same_model_at_another_location_is_the_same_run(tmp_path: Path) -> None:
+    old, new = LabelSettings(model="a"), LabelSettings(model="b", revision="main")
+    assert check_same_run(manifest(old), manifest(new), Storage(url=str(tmp_path))) == []
 
 
-def test_another_environment_is_told_and_not_refused(tmp_path: Path) -> None:
+def test_another_environment_is_reported_and_not_refused(tmp_path: Path) -> None:
     settings = LabelSettings()
-    said = check_same_run(
+    differences = check_same_run(
         manifest(settings), manifest(settings, environment={"threads": 2}), Storage(url=str(tmp_path))
     )
-    assert said == ["threads: 1 before, 2 now"]
+    assert differences == ["threads: 1 before, 2 now"]
 
 
 def test_clear_run_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
@@ -117,5 +130,5 @@ def test_wrong_worker_settings_are_refused() -> None:
         WorkerSettings(batch_size=0)
 
 
-def test_versions_name_what_touches_pixels() -> None:
+def test_versions_include_the_packages_that_touch_pixels() -> None:
     assert {"python", "torch", "diffusers", "pillow", "pyarrow"} <= set(versions())

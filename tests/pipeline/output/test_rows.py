@@ -1,3 +1,5 @@
+"""Rows and their masks."""
+
 from __future__ import annotations
 
 import io
@@ -15,7 +17,7 @@ from pipeline.readers.samples import Sample
     ("labels", "depth"),
     [(1, "uint8"), (255, "uint8"), (256, "uint16"), (300, "uint16")],
 )
-def test_masks_keep_every_label_and_ignore(labels: int, depth: str) -> None:
+def test_masks_keep_every_label_and_the_ignored_pixels(labels: int, depth: str) -> None:
     original = np.arange(400, dtype=np.uint16).reshape(20, 20) % labels
     original[0] = IGNORE
     png = encode_mask(original)
@@ -25,12 +27,12 @@ def test_masks_keep_every_label_and_ignore(labels: int, depth: str) -> None:
     assert np.array_equal(decode_mask(png), original)
 
 
-def test_a_mask_of_ignore_alone_survives() -> None:
+def test_a_mask_of_ignored_pixels_alone_survives() -> None:
     original = np.full((4, 5), IGNORE, dtype=np.uint16)
     assert np.array_equal(decode_mask(encode_mask(original)), original)
 
 
-def test_labelled_row_has_the_result() -> None:
+def test_a_labelled_row_holds_the_segmentation() -> None:
     labels = np.zeros((7, 9), dtype=np.uint16)
     labels[2:, 3:] = 1
     segments = (
@@ -46,7 +48,7 @@ def test_labelled_row_has_the_result() -> None:
     assert np.array_equal(decode_mask(row.mask), labels)
 
 
-def test_fields_are_the_columns_of_the_schema() -> None:
+def test_the_fields_of_a_row_are_the_columns_of_the_schema() -> None:
     row = failed_row(Sample(index=0, key="k", image=None), "s", "undecodable", "why")
     assert list(row.fields()) == SCHEMA.names
     assert row.fields()["mask"] is None

@@ -1,4 +1,4 @@
-"""Each corruption that can be planted is found, and told of with the shard that must be labelled again."""
+"""Every kind of damage is found and reported with the shard that must be labelled again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MANIFEST = Manifest(source="in", settings={}, model_sha256="m", resolved={}, env
 
 @pytest.fixture
 def out(tmp_path: Path) -> Storage:
-    """A whole run of three shards of two rows."""
+    """An intact run of three shards of two rows."""
     storage = Storage(url=str(tmp_path))
     write_manifest(storage, MANIFEST)
     mask = encode_mask(np.zeros((8, 8), dtype=np.uint16))
@@ -71,7 +71,7 @@ def record_of(root: Path, shard: str = "b") -> Path:
 
 
 def row_missing(root: Path) -> None:
-    """As a program would do it that mends size and checksum in the record."""
+    """Remove a row, and update size and checksum in the record as a faulty program might do."""
     path = root / "labels" / "b.parquet"
     pq.write_table(pq.read_table(path).slice(0, 1), path)
     record = json.loads(record_of(root).read_text())
@@ -107,7 +107,7 @@ def record_doubled(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plant", "told"),
+    ("damage", "message"),
     [
         (flipped_bit, "labels/b.parquet: the content differs"),
         (flipped_bit_in_tar, "webdataset/b.tar: the content differs"),
@@ -115,20 +115,20 @@ def record_doubled(root: Path) -> None:
         (missing, "webdataset/b.tar: missing"),
         (row_missing, "1 rows"),
         (not_parquet, "cannot be read as Parquet"),
-        (record_of_another_run, "is of another run (other; run.json says f)"),
-        (record_of_another_shard, "is the record that belongs at commits/a."),
+        (record_of_another_run, "belongs to another run (other; run.json says f)"),
+        (record_of_another_shard, "holds the record that belongs at commits/a."),
         (record_damaged, "cannot be read as a record"),
         (record_doubled, "more than one record"),
     ],
 )
 def test_damage_is_found_and_its_shard_named(
-    plant: Callable[[Path], None], told: str, out: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: Callable[[Path], None], message: str, out: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert verify_run(out, MANIFEST).is_whole
-    plant(tmp_path)
+    damage(tmp_path)
     verdict = verify_run(out, MANIFEST)
     assert list(verdict.problems) == ["b"]
-    assert told in "; ".join(verdict.problems["b"])
+    assert message in "; ".join(verdict.problems["b"])
     assert jobs.verify.main([str(tmp_path), "--redo"]) == 1
     assert "run the same `diffseg label`: b" in capsys.readouterr().out.replace("\n", " ")
     assert set(read_commits(out)) == {"a", "c"}
@@ -136,18 +136,18 @@ def test_damage_is_found_and_its_shard_named(
     assert (again.problems, again.missing) == ({}, 1)
 
 
-def only(verdict: Verdict) -> dict[str, object]:
+def nonempty_fields(verdict: Verdict) -> dict[str, object]:
     empty: tuple[object, ...] = ({}, [], 0)
     fields = dataclasses.asdict(verdict)
     return {name: fields[name] for name in ("problems", "failed", "missing", "stray") if fields[name] not in empty}
 
 
-def test_extra_files_missing_and_failed_shards_are_told_apart(out: Storage, tmp_path: Path) -> None:
+def test_extra_files_missing_and_failed_shards_are_distinguished(out: Storage, tmp_path: Path) -> None:
     (tmp_path / "labels" / "extra.parquet").write_bytes(b"")
     (tmp_path / "commits" / "notes.txt").write_bytes(b"")
-    assert only(verify_run(out, MANIFEST)) == {"stray": ["commits/notes.txt", "labels/extra.parquet"]}
-    four = dataclasses.replace(MANIFEST, shards=5)
+    assert nonempty_fields(verify_run(out, MANIFEST)) == {"stray": ["commits/notes.txt", "labels/extra.parquet"]}
+    of_five_shards = dataclasses.replace(MANIFEST, shards=5)
     (tmp_path / "labels" / "extra.parquet").unlink()
     (tmp_path / "commits" / "notes.txt").unlink()
     write_commit(out, Commit(shard="d", state="failed", fingerprint="f", attempt=3, error="no tar"))
-    assert only(verify_run(out, four)) == {"failed": ["d"], "missing": 1}
+    assert nonempty_fields(verify_run(out, of_five_shards)) == {"failed": ["d"], "missing": 1}

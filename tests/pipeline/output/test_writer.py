@@ -1,3 +1,5 @@
+"""Label shards: both formats hold the same rows, and hostile keys do no harm."""
+
 from __future__ import annotations
 
 import hashlib
@@ -11,7 +13,7 @@ import pytest
 from unpacking import unpack
 from webdataset import tariterators
 
-from pipeline.output import writer as outputs
+from pipeline.output import writer as writer_module
 from pipeline.output.rows import SCHEMA, Row, encode_mask
 from pipeline.output.writer import LabelShardWriter, member_key
 from pipeline.storage import Storage
@@ -26,13 +28,13 @@ def row(key: str, index: int = 0, status: str = "ok") -> Row:
 
 def write(folder: Path, rows: list[Row], **image: tuple[str, bytes]) -> dict:
     with LabelShardWriter("s", formats=BOTH, metadata={"fingerprint": "f"}) as writer:
-        for each in rows:
-            writer.add(each, image=image.get(each.key))
+        for new_row in rows:
+            writer.add(new_row, image=image.get(new_row.key))
         return writer.publish(Storage(url=str(folder)))
 
 
 def read_tar(path: Path) -> list[dict]:
-    """By webdataset's own functions; its WebDataset class leaves the file open, which warnings as errors forbid."""
+    """Read with webdataset's own functions; its WebDataset class leaves the file open, which raises a warning."""
     with path.open("rb") as file:
         members = tariterators.tar_file_expander([{"url": str(path), "stream": file}])
         return list(tariterators.group_by_keys(members))
@@ -43,14 +45,14 @@ def test_both_formats_hold_the_same_rows(tmp_path: Path) -> None:
     files = write(tmp_path, rows)
     table = pq.read_table(tmp_path / "labels" / "s.parquet")
     assert table.schema.equals(SCHEMA)
-    assert table.schema.field("mask").type == pa.large_binary(), "plain binary ends at 2 GiB a column"
+    assert table.schema.field("mask").type == pa.large_binary(), "plain binary is limited to 2 GiB per column"
     assert json.loads(table.schema.metadata[b"diffseg"]) == {"fingerprint": "f"}
     samples = read_tar(tmp_path / "webdataset" / "s.tar")
-    for line, sample, each in zip(table.to_pylist(), samples, rows, strict=True):
+    for line, sample, written in zip(table.to_pylist(), samples, rows, strict=True):
         described = json.loads(sample["json"])
-        assert sample["__key__"] == line["key"] == described["key"] == each.key
+        assert sample["__key__"] == line["key"] == described["key"] == written.key
         assert described == {name: value for name, value in line.items() if name != "mask"}
-        assert sample.get("png") == line["mask"] == each.mask
+        assert sample.get("png") == line["mask"] == written.mask
     for path, facts in files.items():
         data = (tmp_path / path).read_bytes()
         assert facts == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -62,7 +64,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "ROW_GROUP_BYTES", 3 * (len(MASK) + 1024 + 1))
+    monkeypatch.setattr(writer_module, "ROW_GROUP_BYTES", 3 * (len(MASK) + 1024 + 1))
     write(tmp_path, [row(str(i), i) for i in range(10)])
     parquet = pq.ParquetFile(tmp_path / "labels" / "s.parquet")
     assert [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)] == [3, 3, 3, 1]
@@ -90,7 +92,7 @@ HOSTILE = [
 ]
 
 
-def test_hostile_keys_stay_inside_and_apart(tmp_path: Path) -> None:
+def test_hostile_keys_stay_in_the_folder_and_unique(tmp_path: Path) -> None:
     rows = [row(key, i) for i, key in enumerate(HOSTILE)]
     for status in ("duplicate_key", "duplicate_key", "truncated", "damaged"):
         rows.append(row("a%b", len(rows), status))
@@ -98,11 +100,11 @@ def test_hostile_keys_stay_inside_and_apart(tmp_path: Path) -> None:
     names = unpack(tmp_path / "webdataset" / "s.tar", tmp_path / "unpacked")
     assert len(names) == len(set(names))
     samples = read_tar(tmp_path / "webdataset" / "s.tar")
-    assert [json.loads(sample["json"])["key"] for sample in samples] == [each.key for each in rows]
-    assert len({member_key(each) for each in rows}) == len(rows)
+    assert [json.loads(sample["json"])["key"] for sample in samples] == [written.key for written in rows]
+    assert len({member_key(written) for written in rows}) == len(rows)
 
 
-def test_images_go_beside_their_masks(tmp_path: Path) -> None:
+def test_source_images_are_stored_beside_their_masks(tmp_path: Path) -> None:
     write(tmp_path, [row("a"), row("b", 1)], a=("jpg", b"\xff\xd8x"), b=("png", b"\x89PNG"))
     first, second = read_tar(tmp_path / "webdataset" / "s.tar")
     assert first["jpg"] == b"\xff\xd8x"
