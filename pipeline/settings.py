@@ -10,7 +10,7 @@ from diffseg.settings import NAMING, Dtype, SegmenterSettings
 from pipeline.readers.names import NameSettings
 from pipeline.storage.redaction import redact
 from pipeline.storage.urls import scheme
-from pipeline.worker_pools import WorkerPool, parse_pools
+from pipeline.worker_pools import WorkerSpec, parse_worker_specs
 
 Format = Literal["parquet", "webdataset"]
 
@@ -142,4 +142,4 @@ class RunSettings:
     """Delete what an earlier run left in OUT and start over."""
 
     def __post_init__(self) -> None:
-        parse_pools(self.workers, WorkerPool())  # raises what is wrong with them, before anything has begun
+        parse_worker_specs(self.workers, WorkerSpec())  # raises what is wrong with them, before anything has begun

@@ -1,26 +1,33 @@
-"""How many workers of which kind: the word behind --workers, and what each worker asks Ray for."""
+"""Parses --workers: how many workers of each kind a run has, and what each of them requests from Ray."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 OPTIONS = ("cpus", "gpus", "batch")
+"""Keys of --workers that are not names of Ray resources or of node labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerPool:
-    """Workers of one kind.
+class WorkerSpec:
+    """A pool of workers of one kind.
 
-    least: with fewer for `start_timeout` seconds the run fails. most: as many are asked for as long as shards wait;
-    None: as many as the cluster has room for at that moment. exact: a number was given, not a range. cpus, gpus: of
-    Ray's resources for each; gpus may be a fraction. batch_size: images in one pass; None: as the settings say.
-    resources: further ones of Ray's. labels: of the nodes that fit, by Ray's selectors.
+    Attributes:
+        min_workers: The run fails if fewer workers are ready for `start_timeout` seconds.
+        max_workers: Most workers that are requested while shards wait; None for as many as fit into the cluster.
+        exact: True if a number was given, False for a range.
+        cpus: Ray CPUs of each worker.
+        gpus: Ray GPUs of each worker; may be a fraction.
+        batch_size: Images in one pass of the model; None for that of `WorkerSettings`.
+        resources: Other Ray resources of each worker.
+        labels: Labels that a Ray node must have to run these workers.
     """
 
-    least: int = 1
-    most: int | None = None
+    min_workers: int = 1
+    max_workers: int | None = None
     exact: bool = False
     cpus: float = 1.0
     gpus: float = 0.0
@@ -29,65 +36,79 @@ class WorkerPool:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def on_one_machine(self) -> float:
+    def local_cpus(self) -> float:
         """CPUs that a Ray started for this run needs: for all workers of a number, for the fewest of a range."""
-        return self.cpus * (self.most or 0 if self.exact else self.least)
+        return self.cpus * (self.max_workers or 0 if self.exact else self.min_workers)
 
-    def room(self, cluster: Mapping[str, float]) -> int:
-        """How many workers fit into a cluster of these resources, but 1 at least."""
-        wants = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
-        return max(1, min(int(cluster.get(name, 0) / amount) for name, amount in wants.items() if amount))
+    @property
+    def requests(self) -> dict[str, float]:
+        """Amount of each Ray resource that one worker requests."""
+        return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+
+    def capacity(self, cluster: Mapping[str, float]) -> int:
+        """Return how many workers fit into a cluster with these resources, and at least 1."""
+        return max(1, min(int(cluster.get(name, 0) / amount) for name, amount in self.requests.items() if amount))
+
+    def ray_options(self) -> dict[str, Any]:
+        """Return what one worker requests as the options of a Ray actor."""
+        selector = {"label_selector": dict(self.labels)} if self.labels else {}
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.resources) or None, **selector}
 
     def __str__(self) -> str:
-        wants = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
-        words = [f"{amount:g} {name}" for name, amount in wants.items()]
+        words = [f"{amount:g} {name}" for name, amount in self.requests.items()]
         return ", ".join(words + [f"a node with {name}={value}" for name, value in self.labels.items()])
 
 
-def parse_pools(workers: int | str | None, plain: WorkerPool) -> tuple[WorkerPool, ...]:
-    """The pools of ``N``, ``MIN:MAX`` or ``MIN:MAX KEY=VALUE …; …``; None is one of as many as there is room for.
+def parse_worker_specs(workers: int | str | None, default: WorkerSpec) -> tuple[WorkerSpec, ...]:
+    """Parse the value of --workers.
 
-    KEY: cpus, gpus or batch, else a resource of Ray's where VALUE is a number, else a label of Ray's nodes. plain: what
-    holds where nothing else is said. Raises ValueError.
+    Args:
+        workers: ``N``, ``MIN:MAX`` or ``MIN:MAX KEY=VALUE …; …``, or None for one pool of as many workers as fit into
+            the cluster. A KEY is cpus, gpus or batch, else the name of a Ray resource if VALUE is a number, else the
+            name of a label of Ray nodes.
+        default: Holds the values that `workers` does not set.
+
+    Raises:
+        ValueError: `workers` has another form; the message says what is wrong.
     """
     if workers is None:
-        return (plain,)
-    return tuple(_parse_pool(text, plain) for text in str(workers).split(";"))
+        return (default,)
+    return tuple(_parse_spec(text, default) for text in str(workers).split(";"))
 
 
-def _parse_pool(text: str, plain: WorkerPool) -> WorkerPool:
+def _parse_spec(text: str, default: WorkerSpec) -> WorkerSpec:
     number, *options = text.split() or [""]
     first, colon, second = number.partition(":")
     try:
-        least, most = int(first) if colon else 1, int(second if colon else first)
+        min_workers, max_workers = int(first) if colon else 1, int(second if colon else first)
     except ValueError:
         raise ValueError(f"workers {text.strip()!r}: expected a number, or MIN:MAX, before any KEY=VALUE") from None
-    if most < 1 or not 0 <= least <= most:
-        raise ValueError(f"workers {number}: expected at least 1, and in MIN:MAX no less than MIN")
-    pool = dataclasses.replace(plain, least=least, most=most, exact=not colon)
+    if max_workers < 1 or not 0 <= min_workers <= max_workers:
+        raise ValueError(f"workers {number}: expected at least 1, and in MIN:MAX a MAX of at least MIN")
+    spec = dataclasses.replace(default, min_workers=min_workers, max_workers=max_workers, exact=not colon)
     for option in options:
-        pool = _with_option(pool, option)
-    return pool
+        spec = _with_option(spec, option)
+    return spec
 
 
-def _with_option(pool: WorkerPool, option: str) -> WorkerPool:
+def _with_option(spec: WorkerSpec, option: str) -> WorkerSpec:
     key, equals, value = option.partition("=")
     if not (key and equals and value):
-        raise ValueError(f"workers: {option!r} is no option; expected KEY=VALUE, such as gpus=0.5")
+        raise ValueError(f"workers: expected KEY=VALUE, such as gpus=0.5, and found {option!r}")
     try:
         amount = float(value)
     except ValueError:
         if key in OPTIONS:
             raise ValueError(f"workers: {key} is {value!r}; expected a number") from None
-        return dataclasses.replace(pool, labels={**pool.labels, key: value})
+        return dataclasses.replace(spec, labels={**spec.labels, key: value})
     if not 0 <= amount < float("inf"):
         raise ValueError(f"workers: {key} is {value}; expected 0 or more")
     if key == "batch":
         if amount < 1 or amount != int(amount):
-            raise ValueError(f"workers: batch is {value}; expected 1 or more images")
-        return dataclasses.replace(pool, batch_size=int(amount))
+            raise ValueError(f"workers: batch is {value}; expected a whole number of images, at least 1")
+        return dataclasses.replace(spec, batch_size=int(amount))
     if key == "cpus":
-        return dataclasses.replace(pool, cpus=amount)
+        return dataclasses.replace(spec, cpus=amount)
     if key == "gpus":
-        return dataclasses.replace(pool, gpus=amount)
-    return dataclasses.replace(pool, resources={**pool.resources, key: amount})
+        return dataclasses.replace(spec, gpus=amount)
+    return dataclasses.replace(spec, resources={**spec.resources, key: amount})

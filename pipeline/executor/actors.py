@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 from pipeline.executor.protocol import Job, Worker, WorkerProgress
 from pipeline.executor.shard_queue import Task
-from pipeline.worker_pools import WorkerPool
+from pipeline.worker_pools import WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Actor:
 class ActorGroup:
     """Actors alike. Pending ones are how Ray's autoscaler sees that nodes are wanted."""
 
-    def __init__(self, pool: WorkerPool, job: Job, worker_class: Callable[[], Worker]) -> None:
+    def __init__(self, pool: WorkerSpec, job: Job, worker_class: Callable[[], Worker]) -> None:
         self.pool = pool
         self.actors: list[Actor] = []
         self.wanted = 0
@@ -73,9 +73,9 @@ class ActorGroup:
         No more actors load or idle than shards wait, so that towards the end of a run nodes become free.
         """
         staying = [actor for actor in self.actors if not actor.leaving]
-        most = self.pool.room(cluster) if self.pool.most is None else self.pool.most
+        most = self.pool.capacity(cluster) if self.pool.max_workers is None else self.pool.max_workers
         busy = sum(actor.task is not None for actor in staying)
-        self.wanted = max(min(self.pool.least, unfinished), min(most, busy + waiting))
+        self.wanted = max(min(self.pool.min_workers, unfinished), min(most, busy + waiting))
         for _ in range(self.wanted - len(staying)):
             if time.monotonic() < self._pause_until:
                 return

@@ -17,7 +17,7 @@ import ray
 
 from pipeline.executor.logs import driver_loggers_kept
 from pipeline.settings import RunSettings
-from pipeline.worker_pools import WorkerPool
+from pipeline.worker_pools import WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ LOOK_SECONDS = 1.0
 
 
 @contextmanager
-def connected(run: RunSettings, pools: Sequence[WorkerPool]) -> Iterator[bool]:
+def connected(run: RunSettings, pools: Sequence[WorkerSpec]) -> Iterator[bool]:
     """The cluster that is named or found, else a Ray on this machine; yields whether that one was started here.
 
     A Ray that this process has joined before is used as it is, and kept. Raises ConnectionError where the named one
@@ -46,7 +46,7 @@ def connected(run: RunSettings, pools: Sequence[WorkerPool]) -> Iterator[bool]:
         ray.shutdown()
 
 
-def _join_or_start(run: RunSettings, pools: Sequence[WorkerPool]) -> bool:
+def _join_or_start(run: RunSettings, pools: Sequence[WorkerSpec]) -> bool:
     logs = ray.LoggingConfig(encoding=run.log_format.upper(), additional_log_standard_attrs=["name", "process"])
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "logging_config": logs}
     named = run.address or os.environ.get("RAY_ADDRESS")
@@ -57,7 +57,7 @@ def _join_or_start(run: RunSettings, pools: Sequence[WorkerPool]) -> bool:
         except ConnectionError:
             if named:
                 raise
-    cores = max(os.cpu_count() or 1, math.ceil(sum(pool.on_one_machine for pool in pools)))
+    cores = max(os.cpu_count() or 1, math.ceil(sum(pool.local_cpus for pool in pools)))
     ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
     return True
 

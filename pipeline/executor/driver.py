@@ -29,7 +29,7 @@ from pipeline.readers.find import find_shards
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 from pipeline.weights import find_affinity, find_weights
-from pipeline.worker_pools import WorkerPool, parse_pools
+from pipeline.worker_pools import WorkerSpec, parse_worker_specs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +165,12 @@ def _run_here(job: Job, queue: ShardQueue, observer: RunObserver, worker_class: 
 def _run_on_ray(
     job: Job, run: RunSettings, queue: ShardQueue, observer: RunObserver, worker_class: Callable[[], Worker]
 ) -> None:
-    plain = WorkerPool(cpus=float(job.worker.threads))
-    with connected(run, parse_pools(run.workers, plain)) as local:
+    plain = WorkerSpec(cpus=float(job.worker.threads))
+    with connected(run, parse_worker_specs(run.workers, plain)) as local:
         cluster = ray.cluster_resources()
         cuda = _on_device(job, cluster.get("GPU", 0) > 0).worker.device == "cuda"
         plain = dataclasses.replace(plain, gpus=run.gpus_per_worker if cuda else 0.0)
-        pools = parse_pools(run.workers, plain)
+        pools = parse_worker_specs(run.workers, plain)
         for pool in pools:
             if local and (pool.gpus > cluster.get("GPU", 0) or pool.cpus > cluster.get("CPU", 0)):
                 raise RunFailed(f"no worker can start on this machine: each asks for {pool}. {cluster_in_words()}")
@@ -179,6 +179,6 @@ def _run_on_ray(
         ActorPool(groups, queue, observer, **timeouts).run()
 
 
-def _for_pool(job: Job, pool: WorkerPool) -> Job:
+def _for_pool(job: Job, pool: WorkerSpec) -> Job:
     worker = dataclasses.replace(job.worker, batch_size=pool.batch_size or job.worker.batch_size)
     return _on_device(dataclasses.replace(job, worker=worker), pool.gpus > 0)

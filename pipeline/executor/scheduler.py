@@ -203,7 +203,7 @@ class ActorPool:
         now = time.monotonic()
         for group in self._groups:
             ready = sum(actor.ready for actor in group.actors)
-            if ready < min(group.pool.least, self._queue.unfinished):
+            if ready < min(group.pool.min_workers, self._queue.unfinished):
                 break
         else:
             if any(actor.ready for actor in self._actors()):

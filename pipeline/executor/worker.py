@@ -49,7 +49,7 @@ class LabelWorker:
         from diffseg.model.checkpoint import load_checkpoint
         from diffseg.model.clip import load_clip
         from diffseg.model.layout import with_digest
-        from diffseg.segmenter import reads_text
+        from diffseg.segmenter import needs_text_encoders
         from pipeline.readers.names import NameReader
 
         with weights.named():
@@ -58,7 +58,7 @@ class LabelWorker:
                 vae=weights.vae,
                 device=job.worker.device,
                 dtype=getattr(torch, settings.dtype),
-                text=reads_text(settings.method, naming=bool(settings.naming) and weights.clip is None),
+                text=needs_text_encoders(settings.method, naming=bool(settings.naming) and weights.clip is None),
             )
             clip = None if weights.clip is None else load_clip(weights.clip, device=job.worker.device)
         model_sha256 = checkpoint.sha256 if clip is None else with_digest(checkpoint.sha256, clip.sha256)
@@ -128,7 +128,7 @@ class LabelWorker:
         return commit
 
     def _label_in_memory(self, shard: Shard, attempt: int) -> Commit:
-        from diffseg.devices import give_back_memory, out_of_memory
+        from diffseg.devices import release_device_memory, out_of_memory
 
         while True:
             try:
@@ -137,7 +137,7 @@ class LabelWorker:
                 if not out_of_memory(error) or self.segmenter.batch_size == 1:
                     raise
             # after the block, when the error and all that its frames held of the batch is gone
-            give_back_memory(self.job.worker.device)
+            release_device_memory(self.job.worker.device)
             self.segmenter.batch_size //= 2
             log.warning("out of memory; from now on %d images at once", self.segmenter.batch_size)
 

@@ -21,7 +21,7 @@ from pipeline.training.dataset import LabelDataset
 from pipeline.training.loop import train
 from pipeline.training.settings import TrainRunSettings, TrainSettings
 from pipeline.training.state import Record
-from pipeline.worker_pools import WorkerPool
+from pipeline.worker_pools import WorkerSpec
 
 LOST_WORKERS = 3
 """So often all workers begin again from the last checkpoint."""
@@ -47,7 +47,7 @@ def train_on_ray(job: TrainJob, run: TrainRunSettings, on_record: Callable[[Reco
     Credentials of stores are the nodes' own: what a trainer is given is kept by the cluster's head.
     Raises RunFailed where the workers fail more than `LOST_WORKERS` times.
     """
-    pool = WorkerPool(most=run.workers, exact=True)
+    pool = WorkerSpec(max_workers=run.workers, exact=True)
     with connected(RunSettings(address=run.address), (pool,)), tempfile.TemporaryDirectory(prefix="train-") as folder:
         told = ray.remote(num_cpus=0)(_Told).remote()
         trainer = TorchTrainer(
