@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.executor import progress_file as progressfile
-from pipeline.executor.progress_file import ProgressFile, read_progress
+from pipeline.executor.progress_file import ProgressFile, ProgressReport, read_progress
 from pipeline.executor.protocol import InHand, PoolState, WorkerProgress
 from pipeline.storage import Storage
 
@@ -29,6 +30,7 @@ def state(*, samples: int = 0, rss: int = 0, since: float = 0.0) -> PoolState:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progressfile, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(progressfile, "LAST_WORD_SECONDS", DEADLINE)
 
 
 @pytest.fixture
@@ -38,40 +40,53 @@ def silent_store() -> Iterator[socket.socket]:
         yield server
 
 
+def report_of_now(out: Storage) -> ProgressReport:
+    """Return a report that was begun after this call: neither the present one nor one that was being written."""
+    end, written = time.time() + DEADLINE, set()
+    while len(written) < 3:
+        assert time.time() < end
+        time.sleep(0.01)
+        report = read_progress(out)
+        if report is not None:
+            written.add(report.written)
+    assert report is not None
+    return report
+
+
 @pytest.mark.usefixtures("often")
-def test_it_tells_what_the_driver_knows_and_in_the_end_that_it_is_over(tmp_path: Path) -> None:
+def test_it_holds_what_the_driver_knows_and_in_the_end_that_the_run_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     out = Storage(url=str(tmp_path))
     file = ProgressFile(out, todo=4)
-    assert read_progress(out) is None
-    file.begin()
     file.working(state(samples=10))
     file.committed("s", 10)
     file.working(state(samples=5, rss=700, since=30.0))
     file.gave_up("t")
-    end = time.monotonic() + DEADLINE
-    while (heard := read_progress(out)) is None or not heard.in_hand or not heard.failed:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    assert (heard.state, heard.todo, heard.done, heard.failed, heard.waiting) == ("running", 4, 1, 1, 2)
-    assert (heard.workers_ready, heard.workers_asked, heard.images, heard.worker_rss) == (1, 4, 15, 700)
-    (one,) = heard.in_hand
-    assert (one["shard"], one["attempt"], one["worker"], one["samples"]) == ("s", 2, "node:7", 5)
-    assert one["seconds"] >= 30
-    assert heard.rate == pytest.approx(15 / heard.rate_seconds, rel=0.5)
+    assert read_progress(out) is None
+    now[0] += 10
+    file.begin()
+    report = report_of_now(out)
+    assert (report.state, report.todo, report.done, report.failed, report.waiting) == ("running", 4, 1, 1, 2)
+    assert (report.workers_ready, report.workers_asked, report.images, report.worker_rss) == (1, 4, 15, 700)
+    (shard,) = report.in_hand
+    assert (shard["shard"], shard["attempt"], shard["worker"], shard["samples"]) == ("s", 2, "node:7", 5)
+    assert shard["seconds"] == 40
+    assert (report.rate, report.rate_seconds) == (1.5, 10)
     # Two shards of ten images are left, five of which have been labelled.
-    assert heard.left == pytest.approx(15 / heard.rate)
+    assert report.left == pytest.approx(10)
     file.working(state(samples=7, rss=600))
     file.committed("s", 7)
-    while (heard := read_progress(out)) is None or heard.done != 2:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    assert (heard.images, heard.in_hand) == (17, []), "what is done is no more in hand"
+    report = report_of_now(out)
+    assert (report.done, report.images, report.in_hand) == (2, 17, []), "a shard that is done is no longer in flight"
     file.working(state(samples=3, rss=600))
     file.close("stopped")
-    heard = read_progress(out)
-    assert heard is not None
-    assert (heard.state, heard.images, heard.in_hand, heard.waiting, heard.worker_rss) == ("stopped", 17, [], 1, 700)
-    assert not heard.is_stale()
+    last = read_progress(out)
+    assert last is not None
+    assert (last.state, last.images, last.in_hand, last.waiting, last.worker_rss) == ("stopped", 17, [], 1, 700)
+    assert not last.is_stale()
 
 
 def test_the_rate_is_that_of_the_last_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,16 +106,23 @@ def test_the_rate_is_that_of_the_last_minutes(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("often")
-def test_what_cannot_be_written_is_told_once_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_written_is_logged_once_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "progress.json").mkdir()
+    tries = threading.Semaphore(0)
+    write_bytes = Storage.write_bytes
+
+    def counted(storage: Storage, path: str, data: bytes) -> None:
+        tries.release()
+        write_bytes(storage, path, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", counted)
     file = ProgressFile(Storage(url=str(tmp_path)), todo=1)
     with caplog.at_level(logging.WARNING):
         file.begin()
-        end = time.monotonic() + DEADLINE
-        while not caplog.records:
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        time.sleep(0.3)
+        for _ in range(3):
+            assert tries.acquire(timeout=DEADLINE)
         file.close("ended")
     assert [record.message.partition(":")[0] for record in caplog.records] == [
         "progress.json cannot be written, so `status` tells less"
