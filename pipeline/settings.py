@@ -1,4 +1,7 @@
-"""Settings, one dataclass a component, and what refuses or ends a run. Light to import: the CLI is made of these."""
+"""Settings of a run, one dataclass per component. The command line is made from them, so this module imports quickly.
+
+The string under a field is the help text of its command-line flag.
+"""
 
 from __future__ import annotations
 
@@ -17,61 +20,63 @@ Format = Literal["parquet", "webdataset"]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings:
-    """All that determines the labels, apart from what `environment` records."""
+    """Everything that determines the labels, apart from what run.json records as the environment."""
 
     model: str = "tiny"
-    """`tiny` (embedded), or a Stable Diffusion with 4 latent channels: a diffusers folder, a hub id, or a URL such as
-    s3://bucket/sd15, which each node copies once (into DIFFSEG_CACHE, else ~/.cache/diffseg)."""
+    """`tiny`, which is embedded in this program, or a Stable Diffusion model with 4 latent channels: a diffusers
+    folder, a hub id, or a URL such as s3://bucket/sd15. Each node copies the files of a URL once, into DIFFSEG_CACHE if
+    it is set, else into ~/.cache/diffseg."""
     revision: str | None = None
-    """Branch, tag or commit of the hub id."""
+    """Branch, tag or commit, if the model is a hub id."""
     vae: str | None = None
-    """Autoencoder of the same latents in the place of the model's own, whose encoder is most of the work: a folder,
-    hub id or URL, such as madebyollin/taesd."""
+    """Autoencoder to use instead of the model's own, whose encoder takes most of the time: a folder, hub id or URL,
+    such as madebyollin/taesd. It must have the same latents."""
     clip: str | None = None
-    """A CLIP of the transformers layout to name segments by (stage clip): a folder, hub id or URL, such as
-    openai/clip-vit-large-patch14. None comes with this program."""
+    """CLIP that names segments in the stage clip: a transformers folder, hub id or URL, such as
+    openai/clip-vit-large-patch14. No CLIP is embedded in this program."""
     affinity: str | None = None
-    """File or URL that `diffseg fit` wrote: of heads for stage affinity, of features for stage walk."""
+    """File or URL of an affinity that `diffseg fit` wrote: of heads for the stage affinity, of features for the stage
+    walk."""
     dtype: Dtype = "float32"
-    """Of the model's weights; attention is float32 always."""
+    """Type of the model's weights. Attention is always float32."""
     method: SegmenterSettings = field(default_factory=SegmenterSettings)
     """How an image becomes a label map."""
     naming: NameSettings = field(default_factory=NameSettings)
-    """What segments may be called."""
+    """Which names segments may get."""
     format: str = "parquet"
-    """parquet, or parquet,webdataset to write tar shards as well."""
+    """parquet, or parquet,webdataset to write WebDataset tars as well."""
     include_image: bool = False
-    """Put the photographs into the WebDataset shards too."""
+    """Store the source images in the WebDataset tars too."""
     image_field: str | None = None
-    """Extension (tar) or column (Parquet) of the image where a sample has several."""
+    """Extension (tar) or column (Parquet) of the image, if a sample has several."""
     samples_per_shard: int = 256
-    """How many image files of a folder make a virtual shard."""
+    """Number of image files of a folder that are grouped into one shard."""
     max_pixels: int = 2**26
-    """Larger images are not decoded and get the status too_large."""
+    """Largest image that is decoded, in pixels. Larger images get the status too_large."""
 
     def __post_init__(self) -> None:
         if self.format not in ("parquet", "parquet,webdataset"):
             raise ValueError(f"format {self.format!r}: expected parquet or parquet,webdataset")
         if self.samples_per_shard < 1 or self.max_pixels < 1:
             raise ValueError(
-                f"samples_per_shard {self.samples_per_shard}, max_pixels {self.max_pixels}: expected 1 or more of each"
+                f"samples_per_shard {self.samples_per_shard}, max_pixels {self.max_pixels}: expected 1 or more for each"
             )
         self._check_naming()
-        for place in filter(None, (self.model, self.vae, self.clip)):
-            # run.json and every row name the model
-            if scheme(place) and redact(place) != place:
+        for location in filter(None, (self.model, self.vae, self.clip)):
+            # A secret in the URL would be written into run.json and every label shard, which name the model.
+            if scheme(location) and redact(location) != location:
                 raise ValueError(
-                    f"{redact(place)}: a model's URL with a user name, a password or a query is refused; give "
-                    "credentials by the store's environment variables or --storage-options"
+                    f"{redact(location)}: a model's URL with a user name, a password or a query is refused; pass "
+                    "credentials in the store's environment variables or in --storage-options"
                 )
         if self.revision is not None and scheme(self.model):
-            raise ValueError(f"revision {self.revision!r}: {self.model} has none, as it is no hub id")
+            raise ValueError(f"revision {self.revision!r}: only a hub id has revisions, and {self.model} is a URL")
 
     def _check_naming(self) -> None:
         stages = self.method.method
         if stages is not None and ("clip" in stages) != (self.clip is not None):
             raise ValueError(
-                f"method {','.join(stages)}, clip {self.clip and redact(self.clip)}: stage clip names by a CLIP; "
+                f"method {','.join(stages)}, clip {self.clip and redact(self.clip)}: the stage clip needs a CLIP; "
                 "give both, the stage and its checkpoint (a folder, hub id or URL), or neither"
             )
         if self.clip is not None and not self.naming:
@@ -90,56 +95,58 @@ class LabelSettings:
 
     @property
     def formats(self) -> tuple[Format, ...]:
-        """`format` as a tuple."""
+        """The formats to write, as a tuple."""
         return ("parquet",) if self.format == "parquet" else ("parquet", "webdataset")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """How a worker runs. These may change the last bits of a float and are recorded in run.json as its environment."""
+    """How a worker runs. These settings may change the last bits of a float; run.json records them as environment."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: cuda where the cluster or this machine has it, else cpu."""
+    """Device of the model. auto uses cuda if the cluster or this machine has it, else cpu."""
     batch_size: int = 1
-    """Images in one pass of the model; short batches are padded."""
+    """Images in one pass of the model. Short batches are padded."""
     threads: int = 1
-    """CPU threads of the model in each worker."""
+    """CPU threads that the model uses in each worker."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.threads < 1:
-            raise ValueError(f"batch size {self.batch_size}, threads {self.threads}: expected 1 or more of each")
+            raise ValueError(f"batch size {self.batch_size}, threads {self.threads}: expected 1 or more for each")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How a run is carried out; none of it changes a label."""
+    """How a run is carried out. None of these settings changes a label."""
 
     workers: int | str | None = None
-    """Actors: a number; or MIN:MAX, up to MAX while shards wait, so that an autoscaler sees what is wanted, and an
-    error where fewer than MIN come. Pools of several kinds: "1:8 gpus=1 ray.io/accelerator-type=A100; 0:32 gpus=0.5
-    batch=4", where other numbers are Ray resources and other words labels of Ray nodes. Default: one per GPU, else one
-    for every `threads` CPU cores, of all nodes that are there."""
+    """Number of workers, or MIN:MAX. With MIN:MAX the run requests up to MAX workers while shards wait, so that an
+    autoscaler adds nodes, and fails if fewer than MIN become ready. Several pools: "1:8 gpus=1
+    ray.io/accelerator-type=A100; 0:32 gpus=0.5 batch=4", where other keys with a number are Ray resources and other
+    keys with a word are labels of Ray nodes. Default: one worker per GPU of the cluster, else one per `threads` CPU
+    cores."""
     no_ray: bool = False
-    """Label in this process, without Ray, workers and deadlines."""
+    """Label in this process, without Ray, other workers or timeouts."""
     address: str | None = None
-    """Of a Ray cluster, or local; default: the one that Ray finds, else a local Ray on this machine."""
+    """Address of a Ray cluster, or `local`. Default: the cluster that Ray finds, else a local Ray on this machine."""
     gpus_per_worker: float = 1.0
-    """Of Ray's GPUs where the device is cuda; a fraction lets workers share one."""
+    """Ray GPUs of each worker, if the device is cuda. A fraction lets workers share a GPU."""
     shard_timeout: float = 7200.0
-    """Seconds for one attempt at a shard; then its worker is killed and the shard is tried again."""
+    """Seconds that one attempt at a shard may take. After that its worker is killed and the shard is retried."""
     start_timeout: float = 600.0
-    """Seconds without any worker, or with fewer than MIN, until the run fails; and for one that has a place, to load
-    its model."""
+    """Seconds that a scheduled worker may take to load its model, and seconds without any ready worker, or with fewer
+    than MIN, after which the run fails."""
     store_timeout: float = 300.0
-    """Seconds for which a store may fail to answer; it is asked again and again meanwhile."""
+    """Seconds during which requests to a store that does not answer are retried."""
     retry_failed: bool = False
-    """Do again what failed for reasons that may have passed (a store, a lost worker, a file that could not be opened),
-    and nothing else."""
+    """Retry only shards whose failure was transient: a store that did not answer, a lost worker, or a file that could
+    not be opened."""
     log_format: Literal["text", "json"] = "text"
-    """Of the lines that workers log in Ray's session logs and the driver on standard error: with json, an object a
-    line with shard, attempt, host and process, no bar, and a line for each shard."""
+    """Format of the log lines that workers write to Ray's session logs and the driver to standard error. With json,
+    each line is an object with shard, attempt, host and process, each shard gets a line, and there is no progress
+    bar."""
     overwrite: bool = False
-    """Delete what an earlier run left in OUT and start over."""
+    """Delete the earlier run in OUT and start over."""
 
     def __post_init__(self) -> None:
-        parse_worker_specs(self.workers, WorkerSpec())  # raises what is wrong with them, before anything has begun
+        parse_worker_specs(self.workers, WorkerSpec())  # raises ValueError before anything has started

@@ -359,7 +359,7 @@ def test_a_missing_model_is_told_before_torch_is_imported(tmp_path: Path) -> Non
     [
         ({"model": "s3://key:planted@bucket/sd"}, r"^s3://bucket/sd: a model's URL with a user name, a password"),
         ({"vae": "https://host/sd?sig=planted"}, r"^https://host/sd: a model's URL .* --storage-options$"),
-        ({"model": "s3://bucket/sd", "revision": "v2"}, r"revision 'v2': s3://bucket/sd has none"),
+        ({"model": "s3://bucket/sd", "revision": "v2"}, r"revision 'v2': only a hub id has revisions"),
         ({"model": "pipe://cat"}, "refused"),
         ({"vae": "simplecache::s3://bucket/x"}, "refused"),
     ],
