@@ -53,7 +53,7 @@ def test_the_file_of_a_killed_writer_is_not_listed_and_is_removed(tmp_path):
     code = (
         "import sys, time; from pipeline.storage.atomic_write import write_atomically\n"
         "class Slow:\n"
-        "    def read(self, size): print('writing', flush=True); time.sleep(60)\n"
+        "    def read(self, size): print('writing', flush=True); time.sleep(600)\n"
         "write_atomically(sys.argv[1], Slow())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "x")]

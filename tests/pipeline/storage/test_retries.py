@@ -101,12 +101,14 @@ def test_the_start_and_the_end_of_a_long_wait_are_logged_once(monkeypatch, caplo
             raise ConnectionResetError("reset")
 
     with caplog.at_level(logging.WARNING):
-        waiter = threading.Thread(target=with_retries, args=(call, "s3://b/x", 60.0))
+        waiter = threading.Thread(target=with_retries, args=(call, "s3://b/x", 540.0))
         waiter.start()
-        while not waiting():
+        while not waiting():  # until the store answers, which it does only below
+            assert waiter.is_alive()
             time.sleep(0.01)
         assert waiting() == "s3://b/x does not answer (ConnectionResetError: reset)"
-        while len(caplog.messages) < 1:
+        while not caplog.messages:
+            assert waiter.is_alive()
             time.sleep(0.01)
         answers.set()
         waiter.join()

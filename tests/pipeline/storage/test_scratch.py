@@ -15,7 +15,7 @@ def test_scratch_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
     code = (
         "import time; from pipeline.storage.scratch import ScratchFolder\n"
         "folder = ScratchFolder(); open(folder.path + '/half', 'w').close()\n"
-        "print(folder.path, flush=True); time.sleep(60)"
+        "print(folder.path, flush=True); time.sleep(600)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True) as other:
