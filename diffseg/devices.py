@@ -40,7 +40,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def give_back_memory(device: str) -> None:
+def release_device_memory(device: str) -> None:
     """Return to a GPU what torch keeps of it for later; `device` is its kind."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()

@@ -19,7 +19,7 @@ class NonFiniteError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Launched:
+class PendingBatch:
     """A batch that was sent through the model. The device may still be at work on it."""
 
     canvases: Sequence[ModelInput]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffseg.affinity.affinity import Affinity, check_state, record_affinity
 from diffseg.affinity.state import AffinityState, read_state
-from diffseg.attention.crops import look_through_windows
+from diffseg.attention.crops import attention_with_crops
 from diffseg.attention.maps import CrossAttention, SelfAttention
 from diffseg.devices import to_device
 from diffseg.images.canvas import ModelInput, fit_image
@@ -29,7 +29,7 @@ from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.clip import Clip, load_clip
 from diffseg.model.text import Prompt, prompt_of_names
-from diffseg.pending import Launched
+from diffseg.pending import PendingBatch
 from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, settings_of
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes
@@ -134,7 +134,7 @@ class Segmenter:
             vae=vae,
             device=device,
             dtype=getattr(torch, dtype),
-            text=reads_text(resolved, naming=naming and clip is None),
+            text=needs_text_encoders(resolved, naming=naming and clip is None),
         )
         images_and_text = None if clip is None else load_clip(clip, device=device)
         return cls(
@@ -174,7 +174,7 @@ class Segmenter:
         )
         return dataclasses.replace(canvas, detail=detailed[0].pixels if detailed else None, prompt=prompt)
 
-    def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> Launched:
+    def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
         """Send up to `batch_size` prepared images through the model; `results()` of what is returned are their labels.
 
         On a GPU this does not wait for the device, so that the next batch can be sent before the results of this one
@@ -197,7 +197,7 @@ class Segmenter:
         if not self.settings.attention.crops:
             return looked
         detail = torch.stack([canvas.detail for canvas in padded if canvas.detail is not None])
-        own = look_through_windows(
+        own = attention_with_crops(
             looked.own,
             detail,
             self.settings.attention.crops,
@@ -242,7 +242,7 @@ class Segmenter:
     @torch.inference_mode()
     def from_attention(
         self, looked: Looked, canvases: Sequence[ModelInput], step: Step = no_step, *, overwrite: bool = False
-    ) -> Launched:
+    ) -> PendingBatch:
         """The rest of `launch`, after `attention_of`. overwrite: whether what was looked at may be lost."""
         # On a CPU each image has as many proposals as it needs; on a device all have the same shape.
         device = looked.own.maps[looked.own.finest].device
@@ -259,7 +259,7 @@ class Segmenter:
                     scores = stage.run(signals, scores)
             assert scores is not None
             decisions += self._decide(with_name_scores(scores, self.settings.segment_names), canvases[start:stop], step)
-        return Launched(
+        return PendingBatch(
             canvases=canvases, decisions=decisions, finite=torch.cat(finite), min_area=self.settings.min_area
         )
 
@@ -294,7 +294,7 @@ class Segmenter:
         return decisions
 
 
-def reads_text(settings: SegmenterSettings, *, naming: bool) -> bool:
+def needs_text_encoders(settings: SegmenterSettings, *, naming: bool) -> bool:
     """Whether the text encoders are needed."""
     return naming if settings.method is None else "cross" in settings.method
 

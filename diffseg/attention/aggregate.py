@@ -1,6 +1,6 @@
-"""Self-attention of several resolutions into one row-stochastic map (DiffSeg section 3.2, equations 2 and 3).
+"""Aggregate self-attention of several resolutions into one row-stochastic map (DiffSeg section 3.2, equations 2 and 3).
 
-Axes: P = h·w positions of the finest resolution, the working grid.
+Axes: B images in the batch, P = h·w positions of the finest resolution, which is the working grid, T names.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from diffseg.devices import to_device
 
 
 def resolution_weights(layers: Mapping[Grid, int], weights: Weights) -> dict[Grid, float]:
-    """The share of each resolution, summing to 1.
+    """Return the share of each resolution in the aggregated attention; the shares sum to 1.
 
-    paper: every layer's map in proportion to its side, so .563/.282/.141/.014 for SD 1.x at 64²/32²/16²/8².
-    google: one mean map a resolution in proportion to its side, .533/.267/.133/.067 (the released code).
-    uniform: every resolution alike. Or a mapping of the longer side in tokens to a weight, 0 where absent.
+    Args:
+        layers: Number of layers of each resolution.
+        weights: `paper` weights every layer's map in proportion to its side, so SD 1.x has .563/.282/.141/.014 at
+            64²/32²/16²/8². `google`, the released code, has one mean map per resolution and weights it in proportion
+            to its side: .533/.267/.133/.067. `uniform` weights all resolutions equally. A mapping gives the weight of
+            each longer side in tokens, 0 where a side is absent.
+
+    Raises:
+        ValueError: The weights are unknown or negative, or are 0 for all resolutions of the model.
     """
     if weights == "paper":
         raw = {grid: float(max(grid) * count) for grid, count in layers.items()}
@@ -43,10 +49,20 @@ def resolution_weights(layers: Mapping[Grid, int], weights: Weights) -> dict[Gri
 def aggregate(
     attention: SelfAttention, weights: Weights = "paper", *, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, Grid]:
-    """Maps of a batch into float32 [B, P, P] whose rows sum to 1, and the working grid (h, w).
+    """Aggregate the maps of a batch on the finest grid.
 
-    Keys are upsampled bilinearly and made distributions again; queries are repeated (nearest). out: where to write; it
-    may be the finest map itself, which saves its memory a second time.
+    Keys are upsampled bilinearly and normalised again; queries are repeated (nearest neighbour).
+
+    Args:
+        attention: Self-attention of the batch.
+        weights: See `resolution_weights`.
+        out: Memory for the result. It may be the finest map itself, which saves the memory of a second one.
+
+    Returns:
+        float32 [B, P, P], whose rows sum to 1, and the working grid (h, w).
+
+    Raises:
+        ValueError: A grid does not divide the finest one, or the weights leave nothing.
     """
     shares = {grid: share for grid, share in resolution_weights(attention.layers, weights).items() if share}
     working = attention.finest
@@ -56,47 +72,54 @@ def aggregate(
             raise ValueError(f"attention of {rows} x {columns} tokens does not divide the {height} x {width} grid")
     finest = attention.maps[working]
     total = torch.empty_like(finest) if out is None else out
-    # A band holds whole rows of tokens of every resolution; on a CPU it stays in the cache for all of its sums.
+    # A band holds whole rows of tokens of every resolution. On a CPU it stays in the cache for all of its sums.
     bands = math.gcd(*(rows for rows, _ in shares)) if finest.device.type == "cpu" else 1
     for band in range(bands):
-        target = total[:, _rows_of(band, bands, working)]
+        target = total[:, _band_slice(band, bands, working)]
         if working in shares:
-            fine = finest[:, _rows_of(band, bands, working)]
+            fine = finest[:, _band_slice(band, bands, working)]
             torch.mul(fine, shares[working] / fine.sum(dim=-1, keepdim=True), out=target)
         else:
             target.zero_()
         for grid in shares.keys() - {working}:
             rows, columns = grid
-            keys = upsample(attention.maps[grid][:, _rows_of(band, bands, grid)], grid, working)
+            keys = upsample(attention.maps[grid][:, _band_slice(band, bands, grid)], grid, working)
             keys *= shares[grid] / keys.sum(dim=-1, keepdim=True)
             repeated = target.unflatten(1, (rows // bands, height // rows, columns, width // columns))
             repeated += keys.unflatten(1, (rows // bands, 1, columns, 1))
     return total, working
 
 
-def _rows_of(band: int, bands: int, grid: Grid) -> slice:
+def _band_slice(band: int, bands: int, grid: Grid) -> slice:
+    """Return the positions of a grid that lie in one of `bands` bands of equal height."""
     positions = grid[0] // bands * grid[1]
     return slice(band * positions, (band + 1) * positions)
 
 
 def upsample(maps: torch.Tensor, grid: Grid, working: Grid) -> torch.Tensor:
-    """[..., h·w] of one grid to [..., H·W] of the working one."""
+    """Resize maps [..., h·w] of a grid to [..., H·W] of the working grid by bilinear interpolation."""
     down, along = (
         to_device(bilinear_matrix(tokens, samples), maps.device) for tokens, samples in zip(grid, working, strict=True)
     )
     return (down @ (maps.unflatten(-1, grid) @ along.T)).flatten(-2)
 
 
-def average(cross: CrossAttention, *, coarsest: bool) -> tuple[torch.Tensor, Grid]:
-    """float32 [B, T, h, w] on the finest grid, and that grid.
+def average_cross_attention(cross: CrossAttention, *, include_coarsest: bool) -> tuple[torch.Tensor, Grid]:
+    """Average the cross-attention of all resolutions on the finest grid.
 
-    coarsest: whether the lowest of several resolutions counts, and all resolutions alike, as in the code of DiffSeg;
-    else it is left out, since what it looks at lies nowhere, and all layers of the others count alike.
+    Args:
+        cross: Cross-attention of names.
+        include_coarsest: Average all resolutions with equal weights, as DiffSeg's code does. Otherwise the coarsest of
+            several resolutions is left out, because its maps are hardly localised, and all layers of the others have
+            equal weights.
+
+    Returns:
+        float32 [B, T, h, w], and the finest grid (h, w).
     """
     finest = cross.finest
-    lowest = min(cross.maps, key=lambda grid: grid[0] * grid[1])
-    used = [grid for grid in cross.maps if coarsest or grid != lowest or len(cross.maps) == 1]
-    weights = {grid: 1 if coarsest else cross.layers[grid] for grid in used}
+    coarsest = min(cross.maps, key=lambda grid: grid[0] * grid[1])
+    used = [grid for grid in cross.maps if include_coarsest or grid != coarsest or len(cross.maps) == 1]
+    weights = {grid: 1 if include_coarsest else cross.layers[grid] for grid in used}
     total = sum(weights.values())
     maps = [
         F.interpolate(cross.maps[grid].unflatten(-1, grid), finest, mode="bilinear", align_corners=False)

@@ -7,10 +7,18 @@ import torch
 
 
 def bilinear_matrix(tokens: int, samples: int, *, start: float = 0, stop: float | None = None) -> torch.Tensor:
-    """float32 [samples, tokens]: interpolates an axis of `tokens` at the centres of `samples` equal intervals.
+    """Return the matrix that interpolates an axis of tokens at the centres of equal intervals.
 
-    start, stop: the part of the axis that the samples cover, in tokens (default: all of it). Beyond the outer tokens'
-    centres their own value holds, as with align_corners=False. Each row has at most two weights, and sums to 1.
+    Beyond the centre of an outer token, the value of that token holds, as with align_corners=False.
+
+    Args:
+        tokens: Length of the axis.
+        samples: Number of intervals.
+        start: Where the first interval begins, in tokens.
+        stop: Where the last interval ends, in tokens; by default the end of the axis.
+
+    Returns:
+        float32 [samples, tokens]. Each row has at most two weights, and sums to 1.
     """
     stop = tokens if stop is None else stop
     centres = start + (np.arange(samples) + 0.5) * ((stop - start) / samples) - 0.5

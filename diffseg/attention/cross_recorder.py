@@ -1,6 +1,6 @@
-"""Record how much each position of the image looks at chosen tokens of the prompt, in the pass that records the rest.
+"""Record how much each image position attends to chosen prompt tokens, in the pass that records self-attention.
 
-Axes: B images in the batch, H heads, P token positions of one resolution, L tokens of the prompt, C chosen ones.
+Axes: B images in the batch, H heads, P token positions of one resolution, L tokens of the prompt, C chosen tokens.
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 
 from diffseg.attention.maps import CrossAttention, Grid
-from diffseg.attention.recording import Recording
+from diffseg.attention.recording import Recording, project_output, split_heads
 from diffseg.devices import to_device
 
 
 class CrossRecorder:
-    """A diffusers attention processor for cross-attention layers; the layer's output stays what it was."""
+    """A diffusers attention processor that records cross-attention and leaves the layer's output unchanged."""
 
     def __init__(self, columns: torch.Tensor, recording: Recording) -> None:
-        """columns: int64 [B, C], the tokens to keep of each image's prompt."""
+        """Prepare one pass.
+
+        Args:
+            columns: int64 [B, C], positions in each image's prompt of the tokens to record.
+            recording: State of the pass, which counts the layers of both kinds.
+        """
         self.columns = columns
         self.recording = recording
         self.sums: dict[Grid, torch.Tensor] = {}
@@ -35,34 +40,31 @@ class CrossRecorder:
         attention_mask: torch.Tensor | None = None,
         **_: Any,
     ) -> torch.Tensor:
-        def heads_apart(projected: torch.Tensor) -> torch.Tensor:
-            return projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float()
-
-        queries = heads_apart(attn.to_q(hidden_states))
-        keys = heads_apart(attn.to_k(encoder_hidden_states))
+        """Run the layer as diffusers' own processor does, and record its probabilities."""
+        queries = split_heads(attn.to_q(hidden_states), attn.heads)
+        keys = split_heads(attn.to_k(encoder_hidden_states), attn.heads)
         probabilities_BHPL = torch.softmax(queries @ keys.transpose(2, 3) * attn.scale, dim=-1)
-        self._keep(probabilities_BHPL)
-        self.recording.layer_done()
-        outputs = probabilities_BHPL @ heads_apart(attn.to_v(encoder_hidden_states))
-        merged = outputs.transpose(1, 2).flatten(2).to(hidden_states.dtype)
-        return attn.to_out[1](attn.to_out[0](merged)) / attn.rescale_output_factor
+        self._record(probabilities_BHPL)
+        self.recording.end_layer()
+        outputs = probabilities_BHPL @ split_heads(attn.to_v(encoder_hidden_states), attn.heads)
+        return project_output(attn, outputs, hidden_states.dtype)
 
-    def _keep(self, probabilities_BHPL: torch.Tensor) -> None:
+    def _record(self, probabilities_BHPL: torch.Tensor) -> None:
         grid = self.recording.grid_of_tokens[probabilities_BHPL.shape[2]]
         mean = probabilities_BHPL.mean(dim=1)
         chosen = mean.gather(2, self.columns[:, None].expand(-1, mean.shape[1], -1)).transpose(1, 2)
         self.sums[grid] = self.sums[grid] + chosen if grid in self.sums else chosen
         self.layers[grid] = self.layers.get(grid, 0) + 1
 
-    def finished(self) -> CrossAttention:
-        """The maps of all layers that have run."""
+    def mean_maps(self) -> CrossAttention:
+        """Return the mean over all layers that have run."""
         return CrossAttention(
             maps={grid: self.sums[grid] / count for grid, count in self.layers.items()}, layers=dict(self.layers)
         )
 
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:
-    """The cross-attention modules of every transformer block, in the order of the module tree."""
+    """Return the cross-attention modules of every transformer block, in the order of the module tree."""
     return [
         block.attn2
         for block in unet.modules()
@@ -70,7 +72,11 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:
     ]
 
 
-def padded_columns(columns: list[list[int]], device: torch.device) -> torch.Tensor:
-    """int64 [B, C] of lists of tokens; token 0 where a list is shorter, which `of_words` gives no weight."""
-    longest = max(1, *(len(each) for each in columns))
-    return to_device(torch.tensor([each + [0] * (longest - len(each)) for each in columns]), device)
+def pad_columns(columns: list[list[int]], device: torch.device) -> torch.Tensor:
+    """Return token positions as int64 [B, C], with shorter lists padded by position 0.
+
+    The weights that `CrossAttention.combine_tokens` is called with must be 0 for the padding.
+    """
+    longest = max(1, *(len(positions) for positions in columns))
+    padded = [positions + [0] * (longest - len(positions)) for positions in columns]
+    return to_device(torch.tensor(padded), device)

@@ -1,22 +1,29 @@
-"""Attention maps of a batch, by resolution."""
+"""Attention maps of a batch, by resolution.
+
+Axes: B images in the batch, h and w tokens of a grid, C chosen tokens of the prompt, T names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
 Grid = tuple[int, int]
 """Height and width in tokens."""
 
+Maps = TypeVar("Maps", bound="AttentionMaps")
+
 
 @dataclass(frozen=True, kw_only=True)
-class SelfAttention:
-    """Self-attention of a batch, by resolution.
+class AttentionMaps:
+    """Attention maps of a batch, by resolution.
 
-    maps: {(h, w): float32 [B, h·w, h·w]}, rows sum to 1; the mean over the heads and layers of that resolution.
-    layers: {(h, w): how many layers that mean is of}.
+    Attributes:
+        maps: {(h, w): float32 [B, …]}, the mean over the heads and layers of each resolution.
+        layers: {(h, w): number of layers that the mean is over}.
     """
 
     maps: Mapping[Grid, torch.Tensor]
@@ -24,50 +31,51 @@ class SelfAttention:
 
     @property
     def finest(self) -> Grid:
-        """The grid with the most tokens, on which the method works."""
+        """The grid with the most tokens."""
         return max(self.maps, key=lambda grid: grid[0] * grid[1])
 
-    def of_images(self, start: int, stop: int) -> SelfAttention:
-        """The maps of some images of the batch, which stay where they are."""
-        return SelfAttention(maps={grid: maps[start:stop] for grid, maps in self.maps.items()}, layers=self.layers)
+    def of_images(self: Maps, start: int, stop: int) -> Maps:
+        """Return the maps of the images from `start` up to `stop` of the batch, as views."""
+        return replace(self, maps={grid: maps[start:stop] for grid, maps in self.maps.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfAttention(AttentionMaps):
+    """Self-attention of a batch: float32 [B, h·w, h·w] per resolution, whose rows sum to 1.
+
+    The finest grid is the working grid of the method.
+    """
 
     def average_with_mirrored(self, mirrored: SelfAttention) -> None:
-        """Make these maps, in place, the mean with those of the images mirrored left to right, turned back."""
+        """Average these maps in place with the maps of the mirrored images, after mirroring those back."""
         for (rows, columns), maps in self.maps.items():
-            turned = mirrored.maps[rows, columns].view(-1, rows, columns, rows, columns).flip(2, 4)
-            maps.add_(turned.view_as(maps)).div_(2)
+            restored = mirrored.maps[rows, columns].view(-1, rows, columns, rows, columns).flip(2, 4)
+            maps.add_(restored.view_as(maps)).div_(2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossAttention:
-    """Cross-attention of a batch, by resolution.
+class CrossAttention(AttentionMaps):
+    """Cross-attention of a batch: float32 [B, C, h·w] per resolution.
 
-    maps: {(h, w): float32 [B, C, h·w]}, the probability of each chosen token at each position, 0 to 1; the mean over
-    the heads and layers of that resolution. layers: {(h, w): how many layers that mean is of}.
+    A value is the probability, 0 to 1, with which a position attends to a chosen token of the prompt.
     """
 
-    maps: Mapping[Grid, torch.Tensor]
-    layers: Mapping[Grid, int]
+    def combine_tokens(self, weights: torch.Tensor) -> CrossAttention:
+        """Combine the maps of tokens into maps of names.
 
-    @property
-    def finest(self) -> Grid:
-        """The grid with the most positions."""
-        return max(self.maps, key=lambda grid: grid[0] * grid[1])
+        Args:
+            weights: float32 [B, T, C], the weight of each token in each name.
 
-    def of_images(self, start: int, stop: int) -> CrossAttention:
-        """The maps of some images of the batch, which stay where they are."""
-        return CrossAttention(maps={grid: maps[start:stop] for grid, maps in self.maps.items()}, layers=self.layers)
+        Returns:
+            Maps [B, T, h·w] per resolution.
+        """
+        return replace(self, maps={grid: weights @ maps for grid, maps in self.maps.items()})
 
-    def of_words(self, words: torch.Tensor) -> CrossAttention:
-        """Maps of T words in the place of tokens. words: float32 [B, T, C], what each token counts for each word."""
-        return CrossAttention(maps={grid: words @ maps for grid, maps in self.maps.items()}, layers=self.layers)
-
-    def plus(self, other: CrossAttention) -> CrossAttention:
-        """The sums of both maps: of other words of the same images, each 0 in one of the two."""
-        maps = {grid: own + other.maps[grid] for grid, own in self.maps.items()}
-        return CrossAttention(maps=maps, layers=self.layers)
+    def add(self, other: CrossAttention) -> CrossAttention:
+        """Return the sum with maps of other names of the same images; a name must be 0 in one of the two."""
+        return replace(self, maps={grid: maps + other.maps[grid] for grid, maps in self.maps.items()})
 
     def average_with_mirrored(self, mirrored: CrossAttention) -> None:
-        """Make these maps, in place, the mean with those of the images mirrored left to right, turned back."""
+        """Average these maps in place with the maps of the mirrored images, after mirroring those back."""
         for grid, maps in self.maps.items():
             maps.add_(mirrored.maps[grid].unflatten(-1, grid).flip(-1).flatten(-2)).div_(2)

@@ -1,11 +1,11 @@
-"""Record the self-attention of a diffusers UNet in one pass, while its output stays what it was.
+"""Record the self-attention of a diffusers UNet in one pass, and leave the UNet's output unchanged.
 
 Fused attention returns no probabilities, and the plain form keeps [heads, P, P] of every layer. The processor here
-walks over heads and blocks of queries: the probabilities of a block, held in one small workspace, give both the layer's
-output and their share of one accumulator a resolution, the mean over heads and layers, which is all that DiffSeg reads
-(CVPR 2024, section 3.2).
+iterates over heads and blocks of queries. The probabilities of a block are held in one small workspace. They yield both
+the layer's output and their share of one sum per resolution, the mean over heads and layers, which is all that DiffSeg
+reads (CVPR 2024, section 3.2).
 
-Axes: B images in the batch, H heads, P token positions of one resolution, D channels of a head.
+Axes: B images in the batch, H heads, P token positions of one resolution, Q queries of a block, D channels of a head.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from diffusers.models.attention_processor import Attention
 
 from diffseg.attention.cross_recorder import CrossRecorder, cross_attention_layers
 from diffseg.attention.maps import CrossAttention, SelfAttention
-from diffseg.attention.recording import PassComplete, Recording
+from diffseg.attention.recording import PassComplete, Recording, project_output, split_heads
 
 
 class _RecordingProcessor:
-    """A diffusers attention processor; probabilities are float32 whatever the weights are, safe from overflow."""
+    """A diffusers attention processor that records self-attention.
+
+    Probabilities are float32 whatever the dtype of the weights, so that they cannot overflow.
+    """
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -39,18 +42,15 @@ class _RecordingProcessor:
         attention_mask: torch.Tensor | None = None,
         **_: Any,
     ) -> torch.Tensor:
-        def heads_apart(projected: torch.Tensor) -> torch.Tensor:
-            return projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float()
-
-        queries, keys = heads_apart(attn.to_q(hidden_states)), heads_apart(attn.to_k(hidden_states))
-        total = self.recording.accumulator(queries)
-        last = self.recording.layers_left == 1 and self.recording.stop_early
-        values = None if last else heads_apart(attn.to_v(hidden_states))
+        queries = split_heads(attn.to_q(hidden_states), attn.heads)
+        keys = split_heads(attn.to_k(hidden_states), attn.heads)
+        total = self.recording.begin_layer(queries)
+        is_last = self.recording.layers_left == 1 and self.recording.stop_early
+        values = None if is_last else split_heads(attn.to_v(hidden_states), attn.heads)
         outputs = _attend(queries, keys, values, attn.scale, total, self.recording.workspace_for(queries))
-        self.recording.layer_done()
+        self.recording.end_layer()
         assert outputs is not None
-        merged = outputs.transpose(1, 2).flatten(2).to(hidden_states.dtype)
-        return attn.to_out[1](attn.to_out[0](merged)) / attn.rescale_output_factor
+        return project_output(attn, outputs, hidden_states.dtype)
 
 
 def _attend(
@@ -61,25 +61,26 @@ def _attend(
     total_BPP: torch.Tensor,
     workspace: torch.Tensor,
 ) -> torch.Tensor | None:
-    """softmax(scale · q kᵀ) v; the head mean of the softmax is added to the total. Without values only the latter."""
+    """Add the mean over heads of softmax(scale · q kᵀ) to `total_BPP`; return its product with v, if v is given."""
     outputs = None if values_BHPD is None else torch.empty_like(queries_BHPD)
     batch, heads, tokens, _ = queries_BHPD.shape
-    some, rows, _ = workspace.shape
-    for image, row, head in itertools.product(range(batch), range(0, tokens, rows), range(0, heads, some)):
-        block = (image, slice(head, head + some), slice(row, row + rows))
+    heads_per_block, rows, _ = workspace.shape
+    blocks = itertools.product(range(batch), range(0, tokens, rows), range(0, heads, heads_per_block))
+    for image, row, head in blocks:
+        block = (image, slice(head, head + heads_per_block), slice(row, row + rows))
         queries_HQD, keys_HDP = queries_BHPD[block], keys_BHPD[block[:2]].transpose(1, 2)
-        probabilities = workspace[: queries_HQD.shape[0], : queries_HQD.shape[1]]
-        torch.baddbmm(probabilities, queries_HQD, keys_HDP, beta=0, alpha=scale, out=probabilities)
-        torch.softmax(probabilities, dim=-1, out=probabilities)
-        for of_head in probabilities:
-            total_BPP[image, row : row + rows].add_(of_head, alpha=1 / heads)
+        probabilities_HQP = workspace[: queries_HQD.shape[0], : queries_HQD.shape[1]]
+        torch.baddbmm(probabilities_HQP, queries_HQD, keys_HDP, beta=0, alpha=scale, out=probabilities_HQP)
+        torch.softmax(probabilities_HQP, dim=-1, out=probabilities_HQP)
+        for probabilities_QP in probabilities_HQP:
+            total_BPP[image, row : row + rows].add_(probabilities_QP, alpha=1 / heads)
         if outputs is not None and values_BHPD is not None:
-            torch.bmm(probabilities, values_BHPD[block[:2]], out=outputs[block])
+            torch.bmm(probabilities_HQP, values_BHPD[block[:2]], out=outputs[block])
     return outputs
 
 
 def self_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:
-    """The self-attention modules of every transformer block, in the order of the module tree."""
+    """Return the self-attention modules of every transformer block, in the order of the module tree."""
     return [
         block.attn1
         for block in unet.modules()
@@ -88,7 +89,7 @@ def self_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:
 
 
 def latent_multiple(unet: UNet2DConditionModel) -> int:
-    """Latent sides must be multiples of this, so that every resolution has whole tokens."""
+    """Return the divisor that both sides of the latents need, so that every resolution has whole tokens."""
     return 2 ** (len(unet.config.block_out_channels) - 1)
 
 
@@ -96,26 +97,37 @@ def latent_multiple(unet: UNet2DConditionModel) -> int:
 def record_self_attention(
     unet: UNet2DConditionModel, latents: torch.Tensor, *unet_inputs: Any, **unet_options: Any
 ) -> SelfAttention:
-    """One pass of the UNet that ends after its last self-attention layer.
+    """Run one pass of the UNet up to its last self-attention layer, and return the maps.
 
-    latents: [B, C, h, w], h and w multiples of `latent_multiple(unet)`; the other arguments are the UNet's own.
-    Raises ValueError where the UNet has no self-attention or the latents do not divide.
+    Args:
+        unet: A UNet of Stable Diffusion.
+        latents: [B, C, h, w], with h and w multiples of `latent_multiple(unet)`.
+        unet_inputs: Further positional arguments of the UNet.
+        unet_options: Keyword arguments of the UNet.
+
+    Raises:
+        ValueError: The UNet has no self-attention, or a side of the latents is not such a multiple.
     """
-    return _run(unet, latents, unet_inputs, unet_options, stop_early=True).own
+    return _run(unet, latents, unet_inputs, unet_options, stop_early=True).self_attention
 
 
 @torch.inference_mode()
 def record_attention(
     unet: UNet2DConditionModel, latents: torch.Tensor, *unet_inputs: Any, columns: torch.Tensor, **unet_options: Any
 ) -> tuple[SelfAttention, CrossAttention]:
-    """As `record_self_attention`, and what each position looks at of the prompt.
+    """Run one pass as `record_self_attention` does, and record cross-attention to chosen prompt tokens as well.
 
-    columns: int64 [B, C], the tokens of each image's prompt whose maps are kept, on the UNet's device.
-    Raises ValueError, also where the UNet reads no text.
+    The other arguments are those of `record_self_attention`.
+
+    Args:
+        columns: int64 [B, C] on the UNet's device, positions in each image's prompt of the tokens to record.
+
+    Raises:
+        ValueError: As for `record_self_attention`, or the UNet reads no text.
     """
-    found = _run(unet, latents, unet_inputs, unet_options, stop_early=True, columns=columns)
-    assert found.cross is not None
-    return found.own, found.cross
+    recorded = _run(unet, latents, unet_inputs, unet_options, stop_early=True, columns=columns)
+    assert recorded.cross_attention is not None
+    return recorded.self_attention, recorded.cross_attention
 
 
 @torch.inference_mode()
@@ -126,18 +138,20 @@ def record_with_output(
     columns: torch.Tensor | None = None,
     **unet_options: Any,
 ) -> tuple[SelfAttention, torch.Tensor]:
-    """As `record_self_attention`, and the UNet's output [B, C, h, w], which recording leaves as it is without.
+    """Run a whole pass, and return self-attention and the UNet's output [B, C, h, w], which recording does not change.
 
-    columns: as of `record_attention`, whose recorder is at work as well where they are given.
+    The arguments are those of `record_attention`. If `columns` is given, cross-attention is recorded as well.
     """
-    found = _run(unet, latents, unet_inputs, unet_options, stop_early=False, columns=columns)
-    assert found.output is not None
-    return found.own, found.output
+    recorded = _run(unet, latents, unet_inputs, unet_options, stop_early=False, columns=columns)
+    assert recorded.output is not None
+    return recorded.self_attention, recorded.output
 
 
-class _Pass(NamedTuple):
-    own: SelfAttention
-    cross: CrossAttention | None
+class _Recorded(NamedTuple):
+    """What one pass returned."""
+
+    self_attention: SelfAttention
+    cross_attention: CrossAttention | None
     output: torch.Tensor | None
 
 
@@ -149,17 +163,17 @@ def _run(
     *,
     stop_early: bool,
     columns: torch.Tensor | None = None,
-) -> _Pass:
+) -> _Recorded:
     layers = self_attention_layers(unet)
     text_layers = [] if columns is None else cross_attention_layers(unet)
-    multiple = latent_multiple(unet)
-    height, width = latents.shape[-2:]
     if not layers:
         raise ValueError(
             "this UNet has no self-attention layers: DiffSeg needs the transformer blocks of Stable Diffusion"
         )
     if columns is not None and not text_layers:
         raise ValueError("this UNet has no cross-attention layers: it reads no text, and so cannot name anything")
+    multiple = latent_multiple(unet)
+    height, width = latents.shape[-2:]
     if height % multiple or width % multiple:
         raise ValueError(f"latents of {height} x {width}: both sides must be multiples of {multiple}")
     sides = [2**level for level in range(len(unet.config.block_out_channels))]
@@ -172,16 +186,16 @@ def _run(
     processors = dict.fromkeys(layers, _RecordingProcessor(recording)) | dict.fromkeys(text_layers, cross)
     output = None
     try:
-        with _replaced(processors), _exact_products_of_halves(unet):
+        with _replace_processors(processors), _allow_tf32_for_halves(unet):
             output = unet(latents, *unet_inputs, **unet_options).sample
     except PassComplete:
         pass
-    return _Pass(recording.finished(), None if cross is None else cross.finished(), output)
+    return _Recorded(recording.mean_maps(), None if cross is None else cross.mean_maps(), output)
 
 
 @contextmanager
-def _replaced(processors: Mapping[Attention, Any]) -> Iterator[None]:
-    """Attention layers with other processors within the block."""
+def _replace_processors(processors: Mapping[Attention, Any]) -> Iterator[None]:
+    """Give attention layers other processors within the block, and restore their own afterwards."""
     before = {layer: layer.processor for layer in processors}
     try:
         for layer, processor in processors.items():
@@ -193,11 +207,11 @@ def _replaced(processors: Mapping[Attention, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _exact_products_of_halves(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Tensor cores for the float32 products of queries and keys that came out of bfloat16 or float16 weights.
+def _allow_tf32_for_halves(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Let tensor cores compute the float32 products of queries and keys that came out of bfloat16 or float16 weights.
 
-    TF32 keeps 10 bits of a factor, and those have no more (float16 10, bfloat16 7), so that the products are as exact
-    as without; sums are float32 either way. Models in float32 are left alone.
+    TF32 keeps 10 bits of each factor, and these factors have no more (float16 has 10, bfloat16 has 7), so the products
+    are as exact as without it; sums are float32 either way. Models in float32 keep the setting as it is.
     """
     setting = torch.backends.cuda.matmul
     before = setting.allow_tf32

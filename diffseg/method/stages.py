@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import torch
 
 from diffseg.affinity.affinity import Affinity, as_attention
-from diffseg.attention.aggregate import average
+from diffseg.attention.aggregate import average_cross_attention
 from diffseg.attention.maps import CrossAttention, Grid
 from diffseg.component_settings import ClipSettings, SegmentNameSettings, WalkSettings
 from diffseg.method.clip_naming import denoise_names, smooth_scores
@@ -175,7 +175,7 @@ class CrossNames:
     def run(self, signals: Signals, scores: Scores | None) -> Scores:
         if signals.cross is None or signals.name_counts is None:
             raise ValueError("stage cross names segments: names were not given")
-        maps, _ = average(signals.cross, coarsest=self.settings.vote != "share")
+        maps, _ = average_cross_attention(signals.cross, include_coarsest=self.settings.vote != "share")
         return named(maps, signals.name_counts, scores, self.settings)
 
 

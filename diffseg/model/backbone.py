@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny
 
-from diffseg.attention.cross_recorder import padded_columns
+from diffseg.attention.cross_recorder import pad_columns
 from diffseg.attention.maps import CrossAttention, SelfAttention
 from diffseg.attention.recorder import latent_multiple, record_attention, record_self_attention
 from diffseg.devices import to_device
@@ -75,8 +75,8 @@ class Backbone:
                 looked, found = record_attention(
                     self.checkpoint.unet, latents, timesteps, encoder_hidden_states=context, columns=columns, **added
                 )
-            found = found.of_words(words)
-            own, cross = own or looked, found if cross is None else cross.plus(found)
+            found = found.combine_tokens(words)
+            own, cross = own or looked, found if cross is None else cross.add(found)
         assert own is not None
         assert cross is not None
         return own, cross
@@ -94,7 +94,7 @@ class Backbone:
         told = [each[place] if place < len(each) else NOTHING for each in prompts]
         before = [sum(len(prompt.names) for prompt in each[:place]) for each in prompts]
         tokens = [text.columns(prompt) for prompt in told]
-        columns = padded_columns([list(chain.from_iterable(names)) for names in tokens], latents.device)
+        columns = pad_columns([list(chain.from_iterable(names)) for names in tokens], latents.device)
         most = max(1, *(sum(len(prompt.names) for prompt in each) for each in prompts))
         words = torch.zeros(len(prompts), most, columns.shape[1])
         for of_image, names, first in zip(words, tokens, before, strict=True):

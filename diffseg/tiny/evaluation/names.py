@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffseg.attention.aggregate import average
+from diffseg.attention.aggregate import average_cross_attention
 from diffseg.method.naming import vote_names
 from diffseg.model.layout import fingerprint
 from diffseg.model.text import prompt_of_names
@@ -66,7 +66,7 @@ class Namer:
         looked = self.whole.attention_of([canvas])
         assert looked.cross is not None
         whole, alone = (_result(part, looked, canvas) for part in (self.whole, self.alone))
-        maps, _ = average(looked.cross, coarsest=False)
+        maps, _ = average_cross_attention(looked.cross, include_coarsest=False)
         shown = torch.from_numpy(np.stack([truth == c for c in visible(truth)])[None].astype(np.float32))
         regions, _ = vote_names(shown, maps, torch.tensor([len(names)]), self.whole.settings.segment_names.vote)
         return Named(

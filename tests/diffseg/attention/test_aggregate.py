@@ -1,4 +1,4 @@
-"""Aggregation against elements in float64, and the presets' weights against the numbers of both sources."""
+"""Aggregation against a float64 reference, and the weights of the presets against the numbers of both sources."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_uniform_and_explicit_weights() -> None:
 
 
 @pytest.mark.parametrize("weights", ["none", {5: 1.0}, {64: 0.0}, {64: 2.0, 8: -1.0}, None])
-def test_weights_that_leave_nothing_are_refused(weights) -> None:
+def test_weights_that_are_invalid_or_all_zero_are_refused(weights) -> None:
     with pytest.raises(ValueError, match="weights="):
         resolution_weights(SD1_LAYERS, weights)
 
@@ -64,7 +64,7 @@ def test_weights_that_leave_nothing_are_refused(weights) -> None:
     ],
     ids=["sd1", "wide", "tall-sdxl", "single", "coarse-first"],
 )
-def test_agrees_with_elements(layers: Mapping[Grid, int], weights) -> None:
+def test_aggregate_agrees_with_the_reference(layers: Mapping[Grid, int], weights) -> None:
     attention = random_attention(layers)
     shares = resolution_weights(layers, weights)
     total, grid = aggregate(attention, weights)
@@ -79,20 +79,20 @@ def test_agrees_with_elements(layers: Mapping[Grid, int], weights) -> None:
     assert torch.equal(overwritten, total)
 
 
-def test_one_resolution_alone_is_what_was_recorded() -> None:
+def test_a_single_weighted_resolution_is_returned_as_recorded() -> None:
     attention = random_attention(SMALL_SD1)
     total, _ = aggregate(attention, {16: 1.0})
     torch.testing.assert_close(total, attention.maps[16, 16])
 
 
-def test_recorded_maps_stay_as_they_are() -> None:
+def test_aggregate_leaves_recorded_maps_unchanged() -> None:
     attention = random_attention(SMALL_SD1)
     before = {grid: maps.clone() for grid, maps in attention.maps.items()}
     aggregate(attention)
     assert all(torch.equal(before[grid], maps) for grid, maps in attention.maps.items())
 
 
-def test_rows_that_do_not_sum_to_one_are_made_distributions() -> None:
+def test_rows_that_do_not_sum_to_one_are_normalised() -> None:
     attention = random_attention(SMALL_SD1)
     scaled = {grid: maps * 3 for grid, maps in attention.maps.items()}
     total, _ = aggregate(SelfAttention(maps=scaled, layers=SMALL_SD1))

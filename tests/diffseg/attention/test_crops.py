@@ -1,4 +1,4 @@
-"""Attention of windows in a grid twice as fine."""
+"""The attention of crops on a grid twice as fine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from planted import adjusted_rand_index, planted
 from references import bilinear_axis
 
 from diffseg import Segmenter
-from diffseg.attention.crops import look_through_windows, window_places, with_windows
+from diffseg.attention.crops import attention_with_crops, crop_origins, merge_crops
 from diffseg.attention.maps import SelfAttention
 from diffseg.method.decide import decide
 from diffseg.method.proposals import scores_of
@@ -26,10 +26,10 @@ def random_rows(seed: int, images: int = 2) -> torch.Tensor:
     return rows / rows.sum(dim=-1, keepdim=True)
 
 
-def by_elements(attention: np.ndarray, per_side: int, windows: list[np.ndarray]) -> np.ndarray:
-    """float64 [Q, Q] of one image, one query after the other."""
+def merge_by_elements(attention: np.ndarray, per_side: int, crops: list[np.ndarray]) -> np.ndarray:
+    """Merge the crops of one image query by query, and return float64 [Q, Q]."""
     height, width = GRID
-    places = window_places(GRID, per_side)
+    origins = crop_origins(GRID, per_side)
     result = np.zeros((2 * height, 2 * width, 2 * height, 2 * width))
     for y in range(2 * height):
         for x in range(2 * width):
@@ -37,78 +37,80 @@ def by_elements(attention: np.ndarray, per_side: int, windows: list[np.ndarray])
             keys = bilinear_axis(height, 2 * height) @ coarse @ bilinear_axis(width, 2 * width).T
             keys /= keys.sum()
             views = []
-            for (top, left), own in zip(places, windows, strict=True):
+            for (top, left), crop in zip(origins, crops, strict=True):
                 if top <= y < top + height and left <= x < left + width:
                     view, inside = keys.copy(), (slice(top, top + height), slice(left, left + width))
-                    view[inside] = keys[inside].sum() * own[(y - top) * width + x - left].reshape(GRID)
+                    view[inside] = keys[inside].sum() * crop[(y - top) * width + x - left].reshape(GRID)
                     views.append(view)
             result[y, x] = (keys + np.mean(views, axis=0)) / 2
     return result.reshape(4 * height * width, -1)
 
 
 @pytest.mark.parametrize("per_side", [2, 3, 4])
-def test_agrees_with_elements(per_side: int) -> None:
-    attention, windows = random_rows(0), [random_rows(seed) for seed in range(1, per_side**2 + 1)]
-    found, fine = with_windows(attention, GRID, per_side, windows)
+def test_merged_crops_agree_with_the_reference(per_side: int) -> None:
+    attention, crops = random_rows(0), [random_rows(seed) for seed in range(1, per_side**2 + 1)]
+    merged, fine = merge_crops(attention, GRID, per_side, crops)
     assert fine == (8, 12)
-    assert found.shape == (2, 96, 96)
-    torch.testing.assert_close(found.sum(dim=-1), torch.ones(2, 96))
+    assert merged.shape == (2, 96, 96)
+    torch.testing.assert_close(merged.sum(dim=-1), torch.ones(2, 96))
     for image in range(2):
-        own = [window[image].double().numpy() for window in windows]
-        expected = by_elements(attention[image].double().numpy(), per_side, own)
-        np.testing.assert_allclose(found[image].numpy(), expected, atol=1e-6)
+        of_image = [crop[image].double().numpy() for crop in crops]
+        expected = merge_by_elements(attention[image].double().numpy(), per_side, of_image)
+        np.testing.assert_allclose(merged[image].numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("per_side", range(2, 9))
-def test_windows_lie_within_the_grid_and_cover_it(per_side: int) -> None:
+def test_crops_lie_within_the_grid_and_cover_it(per_side: int) -> None:
     covered = np.zeros((64, 64), dtype=int)
-    for row, column in window_places((32, 32), per_side):
+    for row, column in crop_origins((32, 32), per_side):
         assert 0 <= min(row, column) <= max(row, column) <= 32
         covered[row : row + 32, column : column + 32] += 1
     assert covered.min() == 1
     assert covered.sum() == per_side**2 * 32**2
 
 
-def test_what_only_windows_can_tell_apart_is_told_apart() -> None:
-    """Quarters of stripes of one fine position, which a coarse one covers two of."""
+def test_crops_separate_regions_that_are_finer_than_the_coarse_grid() -> None:
+    """Each quarter has stripes one fine position wide, so that a coarse position covers two of them."""
     rows, columns = np.mgrid[:32, :32]
-    truth = rows // 16 * 2 + columns // 16 + 4 * (rows % 2)
-    fine = planted(truth, leak=0.02)
+    ground_truth = rows // 16 * 2 + columns // 16 + 4 * (rows % 2)
+    fine = planted(ground_truth, leak=0.02)
     coarse = fine.reshape(16, 2, 16, 2, 16, 2, 16, 2).sum(axis=(5, 7)).mean(axis=(1, 3)).reshape(256, 256)
     blocks = fine.reshape(32, 32, 32, 32)
-    windows = []
-    for row, column in window_places((16, 16), 2):
+    crops = []
+    for row, column in crop_origins((16, 16), 2):
         rows, columns = slice(row, row + 16), slice(column, column + 16)
-        own = blocks[rows, columns, rows, columns].reshape(256, 256)
-        windows.append(torch.from_numpy(own / own.sum(axis=1, keepdims=True)).float()[None])
+        crop = blocks[rows, columns, rows, columns].reshape(256, 256)
+        crops.append(torch.from_numpy(crop / crop.sum(axis=1, keepdims=True)).float()[None])
 
     def index(attention: torch.Tensor, grid: tuple[int, int]) -> float:
         recorded = SelfAttention(maps={grid: attention}, layers={grid: 1})
         scores, _ = scores_of(recorded, settings_of(anchors_per_side=32), (0.3, 0.3, 0.3))
-        return adjusted_rand_index(decide(scores[0], (32, 32)).labels, truth)
+        return adjusted_rand_index(decide(scores[0], (32, 32)).labels, ground_truth)
 
     whole = torch.from_numpy(coarse).float()[None]
     assert index(whole, (16, 16)) < 0.6
-    assert index(*with_windows(whole, (16, 16), 2, windows)) > 0.9
+    assert index(*merge_crops(whole, (16, 16), 2, crops)) > 0.9
 
 
-def test_each_window_shows_its_part_of_the_image() -> None:
+def test_each_crop_shows_its_part_of_the_image() -> None:
     detail = torch.arange(2 * 3 * 64 * 64, dtype=torch.float32).view(2, 3, 64, 64)
-    seen = []
+    recorded = []
 
-    def look(pixels: torch.Tensor) -> SelfAttention:
-        seen.append(pixels)
+    def record(pixels: torch.Tensor) -> SelfAttention:
+        recorded.append(pixels)
         return SelfAttention(maps={(4, 4): torch.full((2, 16, 16), 1 / 16)}, layers={(4, 4): 1})
 
-    found = look_through_windows(look(detail), detail, 3, "paper", look)
-    torch.testing.assert_close(found.maps[8, 8], torch.full((2, 64, 64), 1 / 64))
+    attention = attention_with_crops(record(detail), detail, 3, "paper", record)
+    torch.testing.assert_close(attention.maps[8, 8], torch.full((2, 64, 64), 1 / 64))
     corners = [(top, left) for top in (0, 16, 32) for left in (0, 16, 32)]
-    for (top, left), pixels in zip(corners, seen[1:], strict=True):
+    for (top, left), pixels in zip(corners, recorded[1:], strict=True):
         assert torch.equal(pixels, detail[..., top : top + 32, left : left + 32])
 
 
 @pytest.mark.parametrize("fit", ["resize", "letterbox", "crop"])
-def test_an_image_is_labelled_whole_whatever_its_batch(fit: str, checkpoints: dict[str, Path]) -> None:
+def test_a_cropped_image_is_labelled_in_full_and_independently_of_its_batch(
+    fit: str, checkpoints: dict[str, Path]
+) -> None:
     image = generate_scene(VALIDATION_SEEDS[0], 128).image[:90]
     segmenter = Segmenter.from_pretrained(checkpoints["sd1"], tau=0.005, crops=2, fit=fit, resolution=64, batch_size=2)
     canvas = segmenter.prepare(image)

@@ -1,4 +1,4 @@
-"""Cross-attention is recorded beside self-attention, of the tokens that are asked for, and changes nothing."""
+"""Cross-attention to the chosen tokens is recorded together with self-attention, and changes no output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from small_models import small_unet, unet_inputs
 
-from diffseg.attention.aggregate import average
+from diffseg.attention.aggregate import average_cross_attention
 from diffseg.attention.cross_recorder import cross_attention_layers
 from diffseg.attention.maps import CrossAttention
 from diffseg.attention.recorder import record_attention, record_self_attention, record_with_output
@@ -15,9 +15,9 @@ from diffseg.attention.recorder import record_attention, record_self_attention, 
 COLUMNS = torch.tensor([[1, 4, 6], [0, 4, 4]])
 
 
-def by_hooks(unet: UNet2DConditionModel, inputs: dict) -> dict[int, torch.Tensor]:
-    """{positions: float64 [B, P, L]}: softmax of the layers' own queries and keys, mean over heads and layers."""
-    found: dict[int, list[torch.Tensor]] = {}
+def maps_by_hooks(unet: UNet2DConditionModel, inputs: dict) -> dict[int, torch.Tensor]:
+    """Return {positions: float64 [B, P, L]}, computed from the layers' inputs, averaged over heads and layers."""
+    layer_maps: dict[int, list[torch.Tensor]] = {}
 
     def hook(layer: torch.nn.Module, arguments: tuple, options: dict) -> None:
         states, text = arguments[0], options["encoder_hidden_states"]
@@ -26,18 +26,18 @@ def by_hooks(unet: UNet2DConditionModel, inputs: dict) -> dict[int, torch.Tensor
             for project, value in ((layer.to_q, states), (layer.to_k, text))
         )
         maps = torch.softmax(queries @ keys.transpose(2, 3) * layer.scale, dim=-1).mean(dim=1)
-        found.setdefault(maps.shape[1], []).append(maps)
+        layer_maps.setdefault(maps.shape[1], []).append(maps)
 
     handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in cross_attention_layers(unet)]
     with torch.no_grad():
         unet(**inputs)
     for handle in handles:
         handle.remove()
-    return {positions: torch.stack(maps).mean(dim=0) for positions, maps in found.items()}
+    return {positions: torch.stack(maps).mean(dim=0) for positions, maps in layer_maps.items()}
 
 
 @pytest.mark.parametrize("layout", ["sd1", "sd2", "sdxl"])
-def test_maps_are_those_of_the_layers_and_the_output_is_untouched(layout: str) -> None:
+def test_maps_agree_with_the_layers_and_the_output_is_unchanged(layout: str) -> None:
     unet = small_unet(layout)
     inputs = unet_inputs(layout, 2)
     with torch.no_grad():
@@ -46,20 +46,20 @@ def test_maps_are_those_of_the_layers_and_the_output_is_untouched(layout: str) -
     _, output = record_with_output(unet, latents, columns=COLUMNS, **options)
     assert (output - expected).abs().max() <= 1e-5
 
-    own, cross = record_attention(unet, latents, columns=COLUMNS, **options)
+    self_attention, cross = record_attention(unet, latents, columns=COLUMNS, **options)
     alone = record_self_attention(unet, latents, **options)
     for grid, maps in alone.maps.items():
-        torch.testing.assert_close(own.maps[grid], maps, rtol=1e-3, atol=1e-6)
-    layers = by_hooks(unet, {"sample": latents, **options})
-    assert cross.layers == own.layers
+        torch.testing.assert_close(self_attention.maps[grid], maps, rtol=1e-3, atol=1e-6)
+    layers = maps_by_hooks(unet, {"sample": latents, **options})
+    assert cross.layers == self_attention.layers
     for (height, width), maps in cross.maps.items():
         assert maps.shape == (2, 3, height * width)
         for image, columns in enumerate(COLUMNS):
-            wanted = layers[height * width][image][:, columns].T
-            torch.testing.assert_close(maps[image].double(), wanted, rtol=1e-4, atol=1e-7)
+            expected = layers[height * width][image][:, columns].T
+            torch.testing.assert_close(maps[image].double(), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_the_pass_ends_with_the_last_map_and_puts_the_processors_back() -> None:
+def test_the_pass_ends_after_the_last_map_and_restores_the_processors() -> None:
     unet = small_unet("sd1")
     before = dict(unet.attn_processors)
     inputs = unet_inputs("sd1")
@@ -73,27 +73,28 @@ def test_the_pass_ends_with_the_last_map_and_puts_the_processors_back() -> None:
     assert unet.attn_processors == before
 
 
-def test_words_are_sums_of_their_tokens() -> None:
+def test_maps_of_names_are_weighted_sums_of_their_tokens() -> None:
     tokens = CrossAttention(maps={(1, 2): torch.tensor([[[0.1, 0.2], [0.3, 0.1], [0.2, 0.2]]])}, layers={(1, 2): 3})
-    words = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 0.5]]])
-    torch.testing.assert_close(tokens.of_words(words).maps[1, 2], torch.tensor([[[0.4, 0.3], [0.1, 0.1]]]))
+    weights = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 0.5]]])
+    torch.testing.assert_close(tokens.combine_tokens(weights).maps[1, 2], torch.tensor([[[0.4, 0.3], [0.1, 0.1]]]))
 
 
-def test_the_coarsest_maps_count_only_where_the_code_of_diffseg_counts_them() -> None:
+def test_the_coarsest_maps_count_only_if_asked_for_as_in_the_code_of_diffseg() -> None:
     maps = {(4, 4): torch.ones(1, 1, 16), (2, 2): torch.full((1, 1, 4), 2.0), (1, 1): torch.full((1, 1, 1), 8.0)}
     cross = CrossAttention(maps=maps, layers={(4, 4): 5, (2, 2): 5, (1, 1): 1})
-    ours, grid = average(cross, coarsest=False)
+    ours, grid = average_cross_attention(cross, include_coarsest=False)
     assert grid == (4, 4)
     torch.testing.assert_close(ours, torch.full((1, 1, 4, 4), 1.5))
-    torch.testing.assert_close(average(cross, coarsest=True)[0], torch.full((1, 1, 4, 4), 11 / 3))
+    google, _ = average_cross_attention(cross, include_coarsest=True)
+    torch.testing.assert_close(google, torch.full((1, 1, 4, 4), 11 / 3))
     only = CrossAttention(maps={(1, 1): maps[1, 1]}, layers={(1, 1): 1})
-    assert average(only, coarsest=False)[0].item() == 8
+    assert average_cross_attention(only, include_coarsest=False)[0].item() == 8
 
 
-def test_mirrored_maps_are_turned_back() -> None:
+def test_mirrored_maps_are_mirrored_back() -> None:
     maps = torch.arange(6.0).view(1, 1, 6)
-    own = CrossAttention(maps={(2, 3): maps.clone()}, layers={(2, 3): 1})
-    own.average_with_mirrored(
+    cross = CrossAttention(maps={(2, 3): maps.clone()}, layers={(2, 3): 1})
+    cross.average_with_mirrored(
         CrossAttention(maps={(2, 3): maps.view(1, 1, 2, 3).flip(-1).flatten(-2)}, layers={(2, 3): 1})
     )
-    torch.testing.assert_close(own.maps[2, 3], maps)
+    torch.testing.assert_close(cross.maps[2, 3], maps)

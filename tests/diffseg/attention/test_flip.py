@@ -1,4 +1,4 @@
-"""Attention averaged with that of the mirrored image."""
+"""Attention averaged with the attention of the mirrored image."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from diffseg.attention.maps import SelfAttention
 from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS, generate_scene
 
 
-def test_mirrored_maps_are_turned_back_in_queries_and_keys() -> None:
+def test_mirrored_maps_are_mirrored_back_in_queries_and_keys() -> None:
     rows, columns = 2, 3
-    own, mirrored = (torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    expected = own.clone()
+    maps, mirrored = (torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    expected = maps.clone()
     for image in range(2):
         for query in range(6):
             for key in range(6):
                 other_query, other_key = (p // columns * columns + columns - 1 - p % columns for p in (query, key))
                 expected[image, query, key] += mirrored[image, other_query, other_key]
-    attention = SelfAttention(maps={(rows, columns): own}, layers={(rows, columns): 1})
+    attention = SelfAttention(maps={(rows, columns): maps}, layers={(rows, columns): 1})
     attention.average_with_mirrored(SelfAttention(maps={(rows, columns): mirrored}, layers=attention.layers))
     torch.testing.assert_close(attention.maps[rows, columns], expected / 2)
 

@@ -1,4 +1,4 @@
-"""The recorder's contract: the UNet's output is untouched, and the maps are what its layers really attend to."""
+"""The recorder's contract: the UNet's output is unchanged, and the maps are what its layers attend to."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def recorded(record: Callable, unet: UNet2DConditionModel, inputs: dict[str, Any
 
 
 def maps_by_hooks(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> dict[int, torch.Tensor]:
-    """{tokens: float64 [B, P, P]}: softmax of queries times keys, averaged over heads and layers, from the inputs."""
-    seen: dict[int, list[torch.Tensor]] = {}
+    """Return {tokens: float64 [B, P, P]}, computed from the layers' inputs, averaged over heads and layers."""
+    layer_maps: dict[int, list[torch.Tensor]] = {}
 
     def hook(layer: Any, args: tuple, kwargs: dict) -> None:
         states = args[0]
@@ -39,7 +39,7 @@ def maps_by_hooks(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> dict[in
             for linear in (layer.to_q, layer.to_k)
         )
         logits = queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5
-        seen.setdefault(states.shape[1], []).append(logits.softmax(dim=-1).mean(dim=1))
+        layer_maps.setdefault(states.shape[1], []).append(logits.softmax(dim=-1).mean(dim=1))
 
     handles = [
         module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -50,12 +50,12 @@ def maps_by_hooks(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> dict[in
         unet(**inputs)
     for handle in handles:
         handle.remove()
-    return {tokens: torch.stack(maps).mean(dim=0) for tokens, maps in seen.items()}
+    return {tokens: torch.stack(maps).mean(dim=0) for tokens, maps in layer_maps.items()}
 
 
 @pytest.mark.parametrize("layout", LAYERS_AT_16)
 @pytest.mark.parametrize(("batch", "grid"), [(1, (16, 16)), (3, (16, 16)), (2, (16, 24)), (1, (24, 8))])
-def test_output_is_untouched_and_maps_are_those_of_the_layers(layout: str, batch: int, grid: Grid) -> None:
+def test_the_output_is_unchanged_and_maps_agree_with_the_layers(layout: str, batch: int, grid: Grid) -> None:
     unet = small_unet(layout)
     inputs = unet_inputs(layout, batch, grid)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_layers_are_counted_by_resolution(layout: str) -> None:
     assert len(self_attention_layers(unet)) == sum(LAYERS_AT_16[layout].values())
 
 
-def test_embedded_model_is_untouched() -> None:
+def test_the_output_of_the_embedded_model_is_unchanged() -> None:
     checkpoint = load_checkpoint("tiny")
     side = checkpoint.resolution // 8
     sample = torch.randn(2, 4, side, side)
@@ -97,7 +97,7 @@ def test_embedded_model_is_untouched() -> None:
     assert sum(attention.layers.values()) == 16
 
 
-def test_maps_are_not_nearly_uniform_in_these_tests() -> None:
+def test_the_maps_of_these_tests_are_far_from_uniform() -> None:
     attention = recorded(record_self_attention, small_unet("sd1"), unet_inputs("sd1"))
     assert attention.maps[16, 16].max() > 5 / 256
 
@@ -127,18 +127,18 @@ def test_a_pass_ends_after_the_last_layer_that_is_needed(layout: str) -> None:
 
 
 @pytest.mark.parametrize("elements", [1, 5_000, 2**30])
-def test_blocks_make_no_difference(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_block_size_does_not_change_the_result(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     unet, inputs = small_unet("sd2"), unet_inputs("sd2", batch=2)
-    whole, output = recorded(record_with_output, unet, inputs)
+    in_one_block, output = recorded(record_with_output, unet, inputs)
     monkeypatch.setattr(recording, "WORKSPACE_ELEMENTS", elements)
-    in_blocks, same = recorded(record_with_output, unet, inputs)
-    torch.testing.assert_close(same, output, rtol=0, atol=1e-5)
-    for grid, maps in whole.maps.items():
+    in_blocks, output_in_blocks = recorded(record_with_output, unet, inputs)
+    torch.testing.assert_close(output_in_blocks, output, rtol=0, atol=1e-5)
+    for grid, maps in in_one_block.maps.items():
         torch.testing.assert_close(in_blocks.maps[grid], maps, rtol=1e-3, atol=1e-6)
 
 
 class _LargestResult(TorchDispatchMode):
-    """Elements of the largest tensor that any operation returns, the accumulators of [B, P, P] aside."""
+    """Counts the elements of the largest tensor that any operation returns, except for the accumulators [B, P, P]."""
 
     def __init__(self, accumulators: set[tuple[int, ...]]) -> None:
         super().__init__()
@@ -153,22 +153,22 @@ class _LargestResult(TorchDispatchMode):
         return result
 
 
-def test_no_probabilities_of_all_heads_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probabilities_of_all_heads_are_never_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     unet, inputs = small_unet("sd1"), unet_inputs("sd1", grid=(32, 32))
     accumulators = {(*batch, side**2, side**2) for side in (32, 16, 8, 4) for batch in ((1,), ())}
 
     def largest(elements: int) -> int:
         monkeypatch.setattr(recording, "WORKSPACE_ELEMENTS", elements)
-        with _LargestResult(accumulators) as seen:
+        with _LargestResult(accumulators) as mode:
             recorded(record_self_attention, unet, inputs)
-        return seen.largest
+        return mode.largest
 
     all_heads = 8 * 1024 * 1024
-    assert largest(2**30) >= all_heads, "the check must see the tensor where there is one block"
+    assert largest(2**30) >= all_heads, "with a single block the check must find the tensor"
     assert largest(2**16) < all_heads / 8
 
 
-def test_processors_come_back_after_success_and_after_an_error() -> None:
+def test_processors_are_restored_after_success_and_after_an_error() -> None:
     unet, inputs = small_unet("sd1"), unet_inputs("sd1")
     before = [layer.processor for layer in self_attention_layers(unet)]
     recorded(record_self_attention, unet, inputs)
@@ -201,7 +201,7 @@ def test_a_unet_without_self_attention_is_refused() -> None:
         record_self_attention(unet, torch.randn(1, 4, 8, 8), 1, encoder_hidden_states=torch.randn(1, 2, 8))
 
 
-def test_images_of_a_batch_are_taken_apart() -> None:
+def test_a_batch_is_sliced_into_images() -> None:
     attention = recorded(record_self_attention, small_unet("sd1"), unet_inputs("sd1", batch=2))
     first, second = attention.of_images(0, 1), attention.of_images(1, 2)
     assert first.layers == attention.layers
