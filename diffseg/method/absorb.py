@@ -1,6 +1,8 @@
-"""Small pieces of a label map go to the neighbour that they share the longest border with.
+"""Absorb small pieces of a label map into the neighbouring label with which they share the longest border.
 
-Axes: H and W pixels, N pieces: connected areas of one label, each pixel with four neighbours.
+A piece is a connected area of one label, where each pixel has four neighbours.
+
+Axes: H and W pixels, K proposals.
 """
 
 from __future__ import annotations
@@ -11,60 +13,77 @@ from collections import Counter
 import numpy as np
 from scipy import ndimage
 
-from diffseg.method.decide import MARGIN_UNIT
+from diffseg.method.decide import MARGIN_UNIT, Stat
+
+Borders = list[dict[int, int]]
+"""For each piece, its neighbours and the number of pairs of adjacent pixels across the border with each."""
 
 
 def absorb(
     labels: np.ndarray, stats: np.ndarray, margins: np.ndarray, min_area: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The labels and the stats of a `diffseg.method.decide.Decision` once pieces below a share of the region are absorbed.
+    """Absorb pieces below a share of the region, and recompute the statistics of the labels that remain.
 
-    labels: int16 [H, W]. stats: int64 [6 or 8, K]. margins: uint8 [H, W] in units of 1 / 255; a pixel whose label
-    changes has none any more. min_area: share of H·W, 0 to 1.
+    Args:
+        labels: int16 [H, W], see `diffseg.method.decide.Decision`.
+        stats: int64 [6, K] or [8, K], see `diffseg.method.decide.Stat`.
+        margins: uint8 [H, W] in units of 1 / 255. A pixel whose label changes counts with a margin of 0.
+        min_area: Share of H·W, 0 to 1.
+
+    Returns:
+        The new labels and statistics, of the same types; labels that lost all their pixels are removed.
     """
-    whole = absorb_small(labels, min_area * labels.size)
-    margins = np.where(whole == labels, margins, 0)
-    areas = np.bincount(whole.ravel(), minlength=int((stats[0] > 0).sum()))
-    named = stats[6:, stats[0] > 0][:, areas > 0]
-    whole = (np.cumsum(areas > 0) - 1).astype(labels.dtype)[whole]
-    sums = np.bincount(whole.ravel(), weights=margins.ravel()) * MARGIN_UNIT // 255
-    boxes = [[y.start, y.stop - 1, x.start, x.stop - 1] for y, x in ndimage.find_objects(whole.astype(np.int32) + 1)]
-    return whole, np.stack([areas[areas > 0], *np.array(boxes).T, sums.astype(np.int64), *named])
+    merged = absorb_small(labels, min_area * labels.size)
+    margins = np.where(merged == labels, margins, 0)
+    has_label = stats[Stat.AREA] > 0
+    areas = np.bincount(merged.ravel(), minlength=int(has_label.sum()))
+    remains = areas > 0
+    names = stats[Stat.NAME :, has_label][:, remains]
+    merged = (np.cumsum(remains) - 1).astype(labels.dtype)[merged]
+    sums = np.bincount(merged.ravel(), weights=margins.ravel()) * MARGIN_UNIT // 255
+    boxes = [[y.start, y.stop - 1, x.start, x.stop - 1] for y, x in ndimage.find_objects(merged.astype(np.int32) + 1)]
+    return merged, np.stack([areas[remains], *np.array(boxes).T, sums.astype(np.int64), *names])
 
 
-def absorb_small(labels: np.ndarray, least: float) -> np.ndarray:
-    """Label map [H, W] in which every piece has `least` pixels or more, unless it is the only one.
+def absorb_small(labels: np.ndarray, min_pixels: float) -> np.ndarray:
+    """Absorb pieces until each has at least `min_pixels` pixels or only one piece is left.
 
-    labels: integers ≥ 0, [H, W]; the result is of the same type, and labels may be gone from it. The smallest piece
-    goes first, to the label with the longest border around it (of equals the lowest), and is one piece with all of
-    that label that it touches before the next is looked at.
+    The smallest piece goes first. It joins the label with the longest border around it, or the lowest of several such
+    labels, and becomes one piece with all pieces of that label that it touches before the next piece is chosen.
+
+    Args:
+        labels: Integers ≥ 0, [H, W].
+        min_pixels: Smallest area that remains, in pixels.
+
+    Returns:
+        [H, W] of the same type. Some labels may have no pixels any more.
     """
     pieces, label_of = _pieces(labels)
     sizes = np.bincount(pieces.ravel(), minlength=len(label_of)).tolist()
     borders = _borders(pieces, len(label_of))
     parent = list(range(len(label_of)))
-    waiting = [(size, piece) for piece, size in enumerate(sizes) if size < least]
-    heapq.heapify(waiting)
-    while waiting:
-        size, piece = heapq.heappop(waiting)
+    queue = [(size, piece) for piece, size in enumerate(sizes) if size < min_pixels]
+    heapq.heapify(queue)
+    while queue:
+        size, piece = heapq.heappop(queue)
         if parent[piece] != piece or sizes[piece] != size or not borders[piece]:
             continue
         lengths: Counter[int] = Counter()
-        for other, length in borders[piece].items():
-            lengths[label_of[other]] += length
+        for neighbour, length in borders[piece].items():
+            lengths[label_of[neighbour]] += length
         label = min(lengths, key=lambda candidate: (-lengths[candidate], candidate))
-        joined = [piece, *(other for other in borders[piece] if label_of[other] == label)]
-        whole = max(joined, key=lambda each: (len(borders[each]), -each))
-        _join(whole, joined, borders, parent)
-        label_of[whole], sizes[whole] = label, sum(sizes[each] for each in joined)
-        if sizes[whole] < least:
-            heapq.heappush(waiting, (sizes[whole], whole))
+        members = [piece, *(neighbour for neighbour in borders[piece] if label_of[neighbour] == label)]
+        union = max(members, key=lambda member: (len(borders[member]), -member))
+        _unite(union, members, borders, parent)
+        label_of[union], sizes[union] = label, sum(sizes[member] for member in members)
+        if sizes[union] < min_pixels:
+            heapq.heappush(queue, (sizes[union], union))
     roots = [_root(piece, parent) for piece in range(len(parent))]
     return np.array(label_of, dtype=labels.dtype)[roots][pieces]
 
 
 def _pieces(labels: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """int32 [H, W], numbers of the connected areas of one label, and the label of each number."""
+    """Return the piece of each pixel, int32 [H, W], and the label of each piece."""
     pieces = np.empty(labels.shape, dtype=np.int32)
     label_of: list[int] = []
     for label, box in enumerate(ndimage.find_objects(labels.astype(np.int32) + 1)):
@@ -76,32 +95,34 @@ def _pieces(labels: np.ndarray) -> tuple[np.ndarray, list[int]]:
     return pieces, label_of
 
 
-def _borders(pieces: np.ndarray, count: int) -> list[dict[int, int]]:
-    """For each piece its neighbours, and how many pairs of pixels lie side by side across their border."""
+def _borders(pieces: np.ndarray, count: int) -> Borders:
+    """Return the neighbours of each of `count` pieces and the lengths of the borders with them."""
     sides = [(pieces[1:], pieces[:-1]), (pieces[:, 1:], pieces[:, :-1])]
-    differ = [(one[one != other], other[one != other]) for one, other in sides]
-    pairs = np.concatenate([one.astype(np.int64) * count + other for one, other in differ])
-    borders: list[dict[int, int]] = [{} for _ in range(count)]
+    differ = [(a[a != b], b[a != b]) for a, b in sides]
+    pairs = np.concatenate([a.astype(np.int64) * count + b for a, b in differ])
+    borders: Borders = [{} for _ in range(count)]
     for pair, length in zip(*(array.tolist() for array in np.unique(pairs, return_counts=True)), strict=True):
-        one, other = divmod(pair, count)
-        borders[one][other] = borders[one].get(other, 0) + length
-        borders[other][one] = borders[other].get(one, 0) + length
+        a, b = divmod(pair, count)
+        borders[a][b] = borders[a].get(b, 0) + length
+        borders[b][a] = borders[b].get(a, 0) + length
     return borders
 
 
-def _join(whole: int, joined: list[int], borders: list[dict[int, int]], parent: list[int]) -> None:
-    """Make `joined` one piece, known as `whole`, in place."""
-    for piece in joined:
-        if piece != whole:
-            parent[piece] = whole
-            for other, length in borders[piece].items():
-                del borders[other][piece]
-                if other != whole:
-                    borders[whole][other] = borders[other][whole] = borders[whole].get(other, 0) + length
+def _unite(union: int, members: list[int], borders: Borders, parent: list[int]) -> None:
+    """Turn the pieces `members` into one piece with the number `union`, in place."""
+    for piece in members:
+        if piece != union:
+            parent[piece] = union
+            for neighbour, length in borders[piece].items():
+                del borders[neighbour][piece]
+                if neighbour != union:
+                    total = borders[union].get(neighbour, 0) + length
+                    borders[union][neighbour] = borders[neighbour][union] = total
             borders[piece] = {}
 
 
 def _root(piece: int, parent: list[int]) -> int:
+    """Return the piece that `piece` is part of now."""
     while parent[piece] != piece:
         piece = parent[piece]
     return piece

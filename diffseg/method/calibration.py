@@ -1,8 +1,9 @@
-"""Distances by their names, and thresholds that mean the same with each of them.
+"""Distances by name, and thresholds that mean the same with each of them.
 
-Thresholds are always given in nats of symmetric KL. For another distance they are what that distance makes of the same
-case: two regions side by side, each with a share ε of its attention in the other. These are (1 − 2ε)·ln((1 − ε)/ε) nats
-apart, so that a threshold stands for a leakage, from which on all distances merge them.
+Users give thresholds in nats of symmetric KL. For another distance, a threshold is converted with a reference case: two
+regions side by side, each with a share ε of its attention in the other region. Their symmetric KL is
+(1 − 2ε)·ln((1 − ε)/ε) nats, so a threshold in nats stands for a leakage ε, and its counterpart is the other distance
+between two regions with that leakage. With every distance, such regions merge from the same leakage on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from diffseg.method.distance import TINY, Metric, hellinger, jensen_shannon, pea
 from diffseg.method.wasserstein import gaussian_w2, marginal_w1, sliced_w2
 
 REFERENCE_GRID, REFERENCE_SIDE = (16, 16), 4
-"""The two regions are squares of a sixteenth of the grid. KL, JS and Hellinger do not depend on that, the others do."""
+"""Grid of the reference case and the side of its two square regions, in tokens; each covers a sixteenth of the grid.
+
+KL, Jensen-Shannon and Hellinger do not depend on these sizes; the other distances do.
+"""
 
 _OVERLAP: Mapping[str, Metric] = {
     "kl": symmetric_kl,
@@ -36,7 +40,7 @@ _TRANSPORT: Mapping[str, Callable[[torch.Tensor, torch.Tensor, Grid], torch.Tens
 
 
 def metric_of(distance: Distance, grid: Grid) -> Metric:
-    """The distance of that name between maps over a grid (h, w): [..., m, P] and [..., n, P] to [..., m, n]."""
+    """Return the distance with this name between maps over a grid: [..., m, P] and [..., n, P] to [..., m, n]."""
     if distance in _OVERLAP:
         return _OVERLAP[distance]
     transport = _TRANSPORT[distance]
@@ -45,7 +49,11 @@ def metric_of(distance: Distance, grid: Grid) -> Metric:
 
 @functools.cache
 def calibrated_threshold(tau: float, distance: Distance) -> float:
-    """The threshold of a distance at the leakage where symmetric KL is `tau` nats; inf where KL is never as large."""
+    """Return the distance between two regions with the leakage at which their symmetric KL is `tau` nats.
+
+    Returns:
+        The threshold, in the units of `distance`; infinity where symmetric KL never reaches `tau`.
+    """
     if distance == "kl":
         return tau
     if tau >= -math.log(TINY):
@@ -55,14 +63,14 @@ def calibrated_threshold(tau: float, distance: Distance) -> float:
 
 
 def critical_leakage(tau: float) -> float:
-    """The ε, 0 to ½, at which (1 − 2ε)·ln((1 − ε)/ε) = tau, for 0 ≤ tau < 27.6."""
+    """Return the leakage ε, 0 to ½, at which (1 − 2ε)·ln((1 − ε)/ε) = tau, for 0 ≤ tau < 27.6 nats."""
     if tau == 0:
         return 0.5
     return brentq(lambda leak: (1 - 2 * leak) * math.log((1 - leak) / leak) - tau, TINY / 2, 0.5, xtol=TINY / 2)
 
 
 def _reference_rows(leak: float) -> torch.Tensor:
-    """float32 [2, P]: a row of each region."""
+    """Return an attention row of each of the two reference regions, float32 [2, P]."""
     first, second = torch.zeros(2, *REFERENCE_GRID)
     top = REFERENCE_GRID[0] // 2 - REFERENCE_SIDE // 2
     middle = REFERENCE_GRID[1] // 2

@@ -1,4 +1,4 @@
-"""Anchors, iterative merging and k-means: attention rows into proposals (DiffSeg section 3.3, algorithm 1).
+"""Merge attention rows into proposals: anchors, iterative merging and k-means (DiffSeg section 3.3, algorithm 1).
 
 Axes: B images, P = h·w positions, M anchors, K proposals.
 """
@@ -18,15 +18,33 @@ from diffseg.devices import to_device
 from diffseg.method.distance import Metric, symmetric_kl
 
 BLOCK_ROWS = 256
+"""Attention rows that are averaged at a time on a CPU."""
+
 KMEANS_ITERATIONS = 300
-KMEANS_TOLERANCE = 1e-4  # of the mean variance of a column, as in scikit-learn
+"""Largest number of iterations of k-means."""
+
+KMEANS_TOLERANCE = 1e-4
+"""K-means stops when the summed squared shift of its centres is at most this share of the mean variance of a column.
+
+This is the rule of scikit-learn.
+"""
+
+Proposals = tuple[torch.Tensor, torch.Tensor]
+"""Proposals, float32 [B, K, P], and which of them are valid, bool [B, K]; the others are padding and hold zeros."""
 
 
 def anchor_axis(tokens: int, count: int, layout: AnchorLayout) -> np.ndarray:
-    """int64 positions of `count` anchors along an axis of `tokens`; fewer where the axis is shorter than that.
+    """Return the positions of anchors along one axis.
 
-    even: from the first to the last token in equal steps, rounded. google: a whole step of (tokens − 1) // (count − 1),
-    centred, which is 1, 5, …, 61 for 16 of 64 but leaves the borders out where it does not divide (33 of 64: 15 … 47).
+    Args:
+        tokens: Length of the axis.
+        count: Number of anchors; a shorter axis has one anchor per token.
+        layout: "even" places them from the first to the last token in equal steps, rounded. "google" takes whole steps
+            of (tokens − 1) // (count − 1), centred: 1, 5, …, 61 for 16 anchors of 64 tokens. Where the step does not
+            divide the axis, this leaves out the borders (15 … 47 for 33 anchors of 64 tokens).
+
+    Returns:
+        int64 [count], ascending.
     """
     count = min(count, tokens)
     if count == 1:
@@ -39,60 +57,81 @@ def anchor_axis(tokens: int, count: int, layout: AnchorLayout) -> np.ndarray:
 
 
 def anchor_positions(grid: Grid, per_side: int, layout: AnchorLayout = "even") -> np.ndarray:
-    """int64 [M] row-major positions of an anchor grid with `per_side` anchors on each side."""
+    """Return the row-major positions, int64 [M], of an anchor grid with `per_side` anchors on each side."""
     rows, columns = (anchor_axis(side, per_side, layout) for side in grid)
     return (rows[:, None] * grid[1] + columns[None, :]).ravel()
 
 
-def greedy_groups(close: torch.Tensor, alive: torch.Tensor, consume: Consume) -> tuple[torch.Tensor, torch.Tensor]:
-    """Members of each group, bool [B, K, K], and which rows are groups, bool [B, K], of a greedy pass in order.
+def greedy_groups(close: torch.Tensor, valid: torch.Tensor, consume: Consume) -> tuple[torch.Tensor, torch.Tensor]:
+    """Group proposals in one greedy pass in order: each that is still free starts a group of those close to it.
 
-    close: bool [B, K, K]. alive: bool [B, K], which proposals there are.
-    paper: what a group took is gone. google: it starts no group any more, but a later group may average it once more.
+    Args:
+        close: bool [B, K, K], which proposals may join the group of which.
+        valid: bool [B, K], which proposals are not padding.
+        consume: "paper" removes the members of a group from the pass. "google" only prevents them from starting a
+            group, so that a later group may average them once more.
+
+    Returns:
+        The members of each group, bool [B, K, K], and which rows are groups, bool [B, K].
     """
-    groups, starts = close & alive[:, None, :], torch.zeros_like(alive)
-    arrays: tuple = (groups, starts, alive.clone())
+    groups, starts = close & valid[:, None, :], torch.zeros_like(valid)
+    arrays: tuple = (groups, starts, valid.clone())
     if close.device.type == "cpu":
-        arrays = tuple(array.numpy() for array in arrays)  # the same memory, and steps that cost a fifth
-    _walk(*arrays, consume=consume)
+        arrays = tuple(array.numpy() for array in arrays)  # NumPy shares the memory, and its steps cost a fifth
+    _consume(*arrays, consume=consume)
     return groups, starts
 
 
-def _walk(groups: Any, starts: Any, free: Any, *, consume: Consume) -> None:
-    """Turn candidates into members, row by row, in place. No value is asked for, so that a device is not waited for."""
+def _consume(groups: Any, starts: Any, free: Any, *, consume: Consume) -> None:
+    """Turn candidates into members row by row, in place; no value is read back, so the host never waits for a device.
+
+    Args:
+        groups: bool [B, K, K], the candidates; becomes the members.
+        starts: bool [B, K], all False; becomes the rows that are groups.
+        free: bool [B, K], the proposals that may still start a group.
+        consume: See `greedy_groups`.
+    """
     for index in range(groups.shape[1]):
-        here = slice(index, index + 1)
-        starts[:, here] |= free[:, here]
+        itself = slice(index, index + 1)
+        starts[:, itself] |= free[:, itself]
         members = groups[:, index]
-        members &= starts[:, here]
+        members &= starts[:, itself]
         if consume == "paper":
             members &= free
-        members[:, here] |= starts[:, here]
+        members[:, itself] |= starts[:, itself]
         free &= ~members
 
 
 def group_means(members: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """float32 [B, K, P]: the mean of each group's rows, bool [B, K, n] of [B, n, P]; zeros for an empty group."""
+    """Return the mean of each group's rows, float32 [B, K, P]; an empty group gives zeros.
+
+    Args:
+        members: bool [B, K, n], which rows belong to each group.
+        rows: float32 [B, n, P].
+    """
     weights = members.to(rows.dtype)
     weights /= weights.sum(dim=-1, keepdim=True).clamp_min(1)
-    if not _may_ask(rows):
+    if not _may_read_values(rows):
         return weights @ rows
-    # Groups lie together in the image, so that most of them have no member in a block of rows.
+    # The members of a group lie close together in the image, so most groups have none in a given block of rows.
     means = torch.zeros(*weights.shape[:2], rows.shape[-1])
     for start in range(0, rows.shape[1], BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
-        there = members[0, :, block].any(dim=1).nonzero()[:, 0]
-        means[0].index_add_(0, there, weights[0, there, block] @ rows[0, block])
+        present = members[0, :, block].any(dim=1).nonzero()[:, 0]
+        means[0].index_add_(0, present, weights[0, present, block] @ rows[0, block])
     return means
 
 
-def _may_ask(rows: torch.Tensor) -> bool:
-    """Whether values may decide what is computed: a device would have to be waited for, and images differ in them."""
+def _may_read_values(rows: torch.Tensor) -> bool:
+    """Return whether values may decide what is computed.
+
+    Reading them on a device would wait for it, and several images would need several shapes.
+    """
     return len(rows) == 1 and rows.device.type == "cpu"
 
 
 def anchor_distances(attention: torch.Tensor, anchors: np.ndarray, metric: Metric) -> torch.Tensor:
-    """float32 [B, M, P]: from each anchor's row to all rows of aggregated attention [B, P, P]."""
+    """Return the distance from each anchor's row to all rows of aggregated attention [B, P, P], float32 [B, M, P]."""
     return metric(attention[:, to_device(torch.from_numpy(anchors), attention.device)], attention)
 
 
@@ -103,42 +142,58 @@ def merge(
     tau: Sequence[float],
     consume: Consume = "paper",
     metric: Metric = symmetric_kl,
-    near: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Proposals float32 [B, K, P], and which of them there are, bool [B, K], of aggregated attention [B, P, P].
+    first_distances: torch.Tensor | None = None,
+) -> Proposals:
+    """Merge the rows of aggregated attention into proposals (DiffSeg algorithm 1).
 
-    Round 1 averages, for each anchor, all rows nearer than tau[0] to its own; each following round merges proposals
-    nearer than tau[i] greedily in order. tau is in units of the metric; a row always belongs to its own anchor.
-    near: those distances of the first round, [B, M, P], where they are known (`anchor_distances`).
-    A proposal that there is not is zero. K is M where a device would have to be waited for to tell how many are left,
-    or where images differ in it; on a CPU one image has as many as are left.
+    Round 1 averages, for each anchor, all rows whose distance to the anchor's row is below tau[0]; a row always belongs
+    to its own anchor. Each following round merges proposals whose distance is below tau[i], greedily and in order.
+
+    Args:
+        attention: float32 [B, P, P], rows sum to 1.
+        anchors: int64 [M], positions.
+        tau: Threshold of each round, in units of the metric.
+        consume: Whether a merged proposal may be averaged again, see `greedy_groups`.
+        metric: Distance between rows.
+        first_distances: Distances of round 1, float32 [B, M, P], if they are known (`anchor_distances`).
+
+    Returns:
+        One image on a CPU has as many proposals as are left. Otherwise K is M, because reading how many are left would
+        wait for the device, and because images differ in it; the proposals that were merged into others are padding.
     """
     positions = to_device(torch.from_numpy(anchors), attention.device)
-    members = (anchor_distances(attention, anchors, metric) if near is None else near) < tau[0]
+    distances = anchor_distances(attention, anchors, metric) if first_distances is None else first_distances
+    members = distances < tau[0]
     members[:, torch.arange(len(positions), device=members.device), positions] = True
     proposals = group_means(members, attention)
-    alive = torch.ones_like(proposals[..., 0], dtype=torch.bool)
+    valid = torch.ones_like(proposals[..., 0], dtype=torch.bool)
     for threshold in tau[1:]:
         close = metric(proposals, proposals) < threshold
-        groups, alive = greedy_groups(close, alive, consume)
+        groups, valid = greedy_groups(close, valid, consume)
         proposals = group_means(groups, proposals)
-        if _may_ask(attention):
-            proposals, alive = proposals[:, alive[0]], alive[:, alive[0]]
-    return proposals, alive
+        if _may_read_values(attention):
+            proposals, valid = proposals[:, valid[0]], valid[:, valid[0]]
+    return proposals, valid
 
 
-def kmeans(attention: torch.Tensor, proposals: torch.Tensor, alive: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means of Lloyd's clusters of all rows from the proposals, as `merge` gives them; empty clusters are no more.
+def kmeans(attention: torch.Tensor, proposals: torch.Tensor, valid: torch.Tensor) -> Proposals:
+    """Refine proposals by k-means over all rows, as google/diffseg optionally does; empty clusters are removed.
 
-    Euclidean, one start, as google/diffseg's optional refinement. Until it has converged, a device is waited for.
+    It is Lloyd's algorithm with Euclidean distances and a single start. The host waits for a device until the
+    clusters have converged.
+
+    Args:
+        attention: float32 [B, P, P], rows sum to 1.
+        proposals: float32 [B, K, P], the first centres.
+        valid: bool [B, K], which proposals are not padding.
     """
-    found = [_lloyd(rows, centres[there]) for rows, centres, there in zip(attention, proposals, alive, strict=True)]
-    there = [centres.new_ones(len(centres), dtype=torch.bool) for centres in found]
-    return pad_sequence(found, batch_first=True), pad_sequence(there, batch_first=True)
+    clusters = [_lloyd(rows, centres[keep]) for rows, centres, keep in zip(attention, proposals, valid, strict=True)]
+    valid_clusters = [centres.new_ones(len(centres), dtype=torch.bool) for centres in clusters]
+    return pad_sequence(clusters, batch_first=True), pad_sequence(valid_clusters, batch_first=True)
 
 
 def _lloyd(attention: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """float32 [K', P], K' ≤ K, of attention [P, P] and centres [K, P]."""
+    """Return the centres of the clusters of rows [P, P], float32 [K', P] with K' ≤ K, from centres [K, P]."""
     tolerance = KMEANS_TOLERANCE * attention.var(dim=0, correction=0).mean()
     assigned = None
     for _ in range(KMEANS_ITERATIONS):

@@ -1,8 +1,9 @@
-"""Segments by recursive normalised cuts of the aggregated attention (Shi and Malik, 2000), in place of merging.
+"""Segments by recursive normalised cuts of the aggregated attention (Shi and Malik, 2000), instead of merging.
 
-A row of attention says where a random walk that is at a position goes next (Ivanova et al., "Diffusing, Walking and
-Cutting", 2024). The graph's edges are the flow between two positions in k such steps; DiffCut cuts features instead.
-Axes: P positions, n those of the part of the graph that is to be cut.
+A row of attention gives the next step of a random walk from its position (Ivanova et al., "Diffusing, Walking and
+Cutting", 2024). An edge of the graph is the flow between two positions in k such steps. DiffCut cuts features instead.
+
+Axes: P positions, n positions of the part of the graph that is to be cut.
 """
 
 from __future__ import annotations
@@ -13,20 +14,24 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-DENSE = 64
-"""Graphs of up to so many positions are solved whole; larger ones by Lanczos' method."""
+MAX_DENSE_POSITIONS = 64
+"""Graphs of up to this many positions are solved densely, and larger ones by Lanczos' method."""
 
 TOLERANCE = 1e-4
-"""Of the eigenvalue. The exact search for the best cut along the eigenvector comes after it."""
+"""Relative tolerance of the eigenvalue; the best cut along the eigenvector is then searched exactly."""
 
-LEAST_DEGREE = 1e-12
+MIN_DEGREE = 1e-12
+"""Floor of degrees and volumes, so that no division is by zero."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cut:
-    """cost: the largest normalised cut of this part of the graph and of all parts that it came from, 0 to 2.
+    """A cut of one part of the graph in two.
 
-    first, second: int64 positions on either side.
+    Attributes:
+        cost: The largest normalised cut among this one and all cuts that led to its part of the graph, 0 to 2.
+        first: int64 positions on one side.
+        second: int64 positions on the other side.
     """
 
     cost: float
@@ -35,32 +40,41 @@ class Cut:
 
 
 def walk_flow(attention: torch.Tensor, steps: int) -> np.ndarray:
-    """float32 [P, P], symmetric: ½(Aᵏ + Aᵏᵀ) of attention [P, P], how much walks of k steps join two positions."""
+    """Return ½(Aᵏ + Aᵏᵀ), the flow between positions in k steps of a random walk, float32 [P, P] and symmetric.
+
+    Args:
+        attention: float32 [P, P], rows sum to 1.
+        steps: The number of steps, k.
+    """
     walked = torch.linalg.matrix_power(attention, steps)
     return ((walked + walked.T) / 2).cpu().numpy()
 
 
-def cut_tree(affinity: np.ndarray, largest: float) -> list[Cut]:
-    """All cuts of cost below `largest`, each behind the one that its part of the graph came from.
+def cut_tree(affinity: np.ndarray, max_cost: float) -> list[Cut]:
+    """Return all cuts of cost below `max_cost`, each after the cut that its part of the graph came from.
 
-    affinity: float32 [P, P], symmetric, ≥ 0. That of any smaller threshold is found in the same list: `labels_at`.
+    The same list holds the cuts for any smaller threshold, see `labels_at`.
+
+    Args:
+        affinity: float32 [P, P], symmetric, ≥ 0.
+        max_cost: Threshold of the normalised cut, 0 to 2.
     """
     cuts: list[Cut] = []
-    waiting = [(np.arange(len(affinity)), 0.0)]
-    while waiting:
-        part, cost_so_far = waiting.pop(0)
+    queue = [(np.arange(len(affinity)), 0.0)]
+    while queue:
+        part, cost_so_far = queue.pop(0)
         if len(part) < 2:
             continue
         first, second, cost = best_cut(affinity[np.ix_(part, part)])
         cost = max(cost, cost_so_far)
-        if cost < largest:
+        if cost < max_cost:
             cuts.append(Cut(cost=cost, first=part[first], second=part[second]))
-            waiting += [(cuts[-1].first, cost), (cuts[-1].second, cost)]
+            queue += [(cuts[-1].first, cost), (cuts[-1].second, cost)]
     return cuts
 
 
 def labels_at(cuts: list[Cut], threshold: float, positions: int) -> np.ndarray:
-    """int64 [P], 0 to K − 1: the parts once every cut of a cost below the threshold has been made."""
+    """Return the part of each of `positions` positions after all cuts below the threshold, int64 [P], 0 to K − 1."""
     labels = np.zeros(positions, dtype=np.int64)
     made = (cut for cut in cuts if cut.cost < threshold)
     for number, cut in enumerate(made, start=1):
@@ -69,35 +83,42 @@ def labels_at(cuts: list[Cut], threshold: float, positions: int) -> np.ndarray:
 
 
 def best_cut(affinity: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Positions on either side, ascending, and cost of the best of the n − 1 cuts in the order of the eigenvector.
+    """Find the best of the n − 1 cuts in the order of the second eigenvector.
 
-    The normalised cut, 0 to 2, is the share of its edges that each side loses: cut / volume + cut / other volume.
+    The cost of a normalised cut, 0 to 2, is the sum over both sides of the share of edges that the side loses:
+    cut / volume + cut / other volume.
+
+    Args:
+        affinity: float32 [n, n], symmetric, ≥ 0.
+
+    Returns:
+        The positions on either side, ascending, and the cost.
     """
-    degrees = np.maximum(affinity.sum(axis=1, dtype=np.float64), LEAST_DEGREE)
+    degrees = np.maximum(affinity.sum(axis=1, dtype=np.float64), MIN_DEGREE)
     order = np.argsort(_second_eigenvector(affinity, degrees), kind="stable")
     ordered = affinity[np.ix_(order, order)]
     to_earlier = np.tril(ordered, -1).sum(axis=1, dtype=np.float64)
     within = np.cumsum(2 * to_earlier + np.diag(ordered))
     volumes = np.cumsum(degrees[order])
     cuts = np.maximum(volumes - within, 0)[:-1]
-    costs = cuts / volumes[:-1] + cuts / np.maximum(volumes[-1] - volumes[:-1], LEAST_DEGREE)
+    costs = cuts / volumes[:-1] + cuts / np.maximum(volumes[-1] - volumes[:-1], MIN_DEGREE)
     best = int(costs.argmin())
     return np.sort(order[: best + 1]), np.sort(order[best + 1 :]), float(costs[best])
 
 
 def _second_eigenvector(affinity: np.ndarray, degrees: np.ndarray) -> np.ndarray:
-    """The relaxed solution: the second eigenvector of D⁻¹W. Its sign is that of its largest element made positive."""
+    """Return the relaxed solution, the second eigenvector of D⁻¹W, with the sign that makes its largest element > 0."""
     scale = (1 / np.sqrt(degrees)).astype(np.float32)
     trivial = (np.sqrt(degrees) / np.linalg.norm(np.sqrt(degrees))).astype(np.float32)
 
     def product(vector: np.ndarray) -> np.ndarray:
-        """With D⁻½WD⁻½, whose eigenvalues are within ±1, moved up by one, and without the first, which cuts nothing."""
+        """Multiply by D⁻½WD⁻½ + I without its first eigenvector, which cuts nothing; the sum's eigenvalues are ≥ 0."""
         other = vector.ravel() - trivial * (trivial @ vector.ravel())
         moved = scale * (affinity @ (scale * other)) + other
         return moved - trivial * (trivial @ moved)
 
     count = len(degrees)
-    if count <= DENSE:
+    if count <= MAX_DENSE_POSITIONS:
         _, vectors = np.linalg.eigh(np.stack([product(unit) for unit in np.eye(count, dtype=np.float32)]))
         vector = vectors[:, -1]
     else:

@@ -1,4 +1,4 @@
-"""Scores that follow the image's own borders: pixel-adaptive refinement (PAR; Ru et al., CVPR 2022, section 3.4).
+"""Pixel-adaptive refinement (PAR): scores that follow the borders of the image (Ru et al., CVPR 2022, section 3.4).
 
 Axes: K proposals, N neighbours of a pixel, H and W pixels of the working image.
 """
@@ -12,32 +12,40 @@ from diffseg.attention.bilinear import bilinear_matrix
 from diffseg.devices import to_device
 
 WORKING_SIDE = 256
-"""Most pixels of a side that are refined. Twice as many found no better borders, in three times the time."""
+"""Largest side of the working image, in pixels. Twice as many found no better borders, in three times the time."""
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
+"""Distances to the neighbours along the axes, in pixels."""
+
 REACH = max(DILATIONS)
 OFFSETS = tuple((d * y, d * x) for d in DILATIONS for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0))
-"""Rows and columns to each of the 48 neighbours: eight at each dilation. The pixel itself is none of them."""
+"""Rows and columns to each of the 48 neighbours, eight at each dilation; the pixel is not a neighbour of itself."""
 
 BANDWIDTH = 0.3
-"""A neighbour whose colour is this many standard deviations away counts 1/e."""
+"""Standard deviations of colour at which a neighbour's weight has fallen to 1/e."""
 
-NEARNESS = 0.01
-"""How much being near counts beside being alike."""
+DISTANCE_WEIGHT = 0.01
+"""Weight of the distance term relative to the colour term."""
 
 ITERATIONS = 10
-FLAT = 1 / 255
-"""Half a grey level of an image in [−1, 1]: a smaller standard deviation counts as this one."""
+"""How often each pixel takes the mean of its neighbours."""
+
+MIN_DEVIATION = 1 / 255
+"""Floor of the standard deviation of a colour: half a grey level of an image in [−1, 1]."""
 
 BAND_ROWS = 64
-"""Rows refined at a time on a CPU: fewer are more calls, more leave its cache where there are many proposals."""
+"""Rows refined at a time on a CPU: fewer make more calls, and more leave its cache where there are many proposals."""
 
 
 def refine(scores: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """Scores on the grid of tokens to scores on the model's square, or on `WORKING_SIDE` where that is smaller.
+    """Upsample scores from the token grid to the model's square, at most `WORKING_SIDE` a side, and refine them.
 
-    scores: float32 [K, h, w], ≥ 0. pixels: float32 [3, S, S] in [−1, 1] that those tokens show. Returns float32
-    [K, s, s], s = min(S, WORKING_SIDE).
+    Args:
+        scores: float32 [K, h, w], ≥ 0.
+        pixels: float32 [3, S, S] in [−1, 1], the image that the tokens cover.
+
+    Returns:
+        float32 [K, s, s] with s = min(S, WORKING_SIDE).
     """
     side = min(pixels.shape[-1], WORKING_SIDE)
     image = F.adaptive_avg_pool2d(to_device(pixels, scores.device), side)
@@ -46,56 +54,68 @@ def refine(scores: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_adaptive(scores: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """Each pixel's scores become the mean of its neighbours', most of all of those that look alike, ten times over.
+    """Replace the scores of each pixel by the weighted mean of its neighbours' scores, `ITERATIONS` times.
 
-    scores: float32 [K, H, W]; so is the result. image: float32 [3, H, W] in [−1, 1]. Weights are those of
-    `neighbour_weights`, so that no score leaves the range of its own proposal (the maximum principle), and a proposal
-    that is zero stays so. Beyond the image its outermost pixels are repeated.
+    The weights (`neighbour_weights`) favour neighbours of similar colour. They sum to 1, so that no score leaves the
+    range of its proposal (the maximum principle), and a proposal whose scores are all zero keeps them. Beyond the
+    image, its outermost pixels are repeated.
+
+    Args:
+        scores: float32 [K, H, W].
+        image: float32 [3, H, W] in [−1, 1].
+
+    Returns:
+        float32 [K, H, W].
     """
     weights = neighbour_weights(image)
     _, height, width = image.shape
     rows = BAND_ROWS if scores.device.type == "cpu" else height
     for _ in range(ITERATIONS):
-        around, scores = _padded(scores), torch.zeros_like(scores)
+        padded, scores = _pad(scores), torch.zeros_like(scores)
         for top in range(0, height, rows):
-            band, weights_here = scores[:, top : top + rows], weights[:, top : top + rows]
-            for weight, (y, x) in zip(weights_here, OFFSETS, strict=True):
-                band.addcmul_(_window(around, top + y, x, band.shape[1], width), weight)
+            band, band_weights = scores[:, top : top + rows], weights[:, top : top + rows]
+            for weight, (y, x) in zip(band_weights, OFFSETS, strict=True):
+                band.addcmul_(_window(padded, top + y, x, band.shape[1], width), weight)
     return scores
 
 
 def neighbour_weights(image: torch.Tensor) -> torch.Tensor:
-    """float32 [N, H, W], ≥ 0, of a float32 [3, H, W] image: what each neighbour counts, 1 in all at every pixel.
+    """Return the weight of each neighbour of each pixel, float32 [N, H, W], ≥ 0, with sum 1 at every pixel.
 
-    The softmax over a pixel's neighbours of −mean over colours of (difference / (0.3 σ))², σ the standard deviation of
-    that colour over them, and a hundredth of the same form for their distances. The authors leave it at 1.01 in all.
+    The weights are a softmax over the neighbours of −mean over colours of (difference / (0.3 σ))², where σ is the
+    standard deviation of that colour over the neighbours, plus 0.01 times the same form of their distances in place of
+    the colour differences. The sum is divided by 1.01; the authors leave it at 1.01.
+
+    Args:
+        image: float32 [3, H, W] in [−1, 1].
     """
     _, height, width = image.shape
-    around = _padded(image)
+    padded = _pad(image)
 
     def difference(offset: tuple[int, int]) -> torch.Tensor:
-        return _window(around, *offset, height, width) - image
+        return _window(padded, *offset, height, width) - image
 
     total, squares = torch.zeros_like(image), torch.zeros_like(image)
     for offset in OFFSETS:
         total += difference(offset)
         squares += difference(offset).square()
     variance = (squares - total.square() / len(OFFSETS)) / (len(OFFSETS) - 1)
-    scale = variance.clamp_min(FLAT**2).sqrt() * BANDWIDTH
+    scale = variance.clamp_min(MIN_DEVIATION**2).sqrt() * BANDWIDTH
     weights = image.new_empty(len(OFFSETS), height, width)
-    for unlike, offset in zip(weights, OFFSETS, strict=True):
-        torch.mean((difference(offset) / scale).square(), dim=0, out=unlike)
+    for dissimilarity, offset in zip(weights, OFFSETS, strict=True):
+        torch.mean((difference(offset) / scale).square(), dim=0, out=dissimilarity)
     weights = torch.softmax(weights.neg_(), dim=0, out=weights)
     distances = torch.tensor(OFFSETS, dtype=torch.float32).norm(dim=1)
-    near = torch.softmax(-(distances / (distances.std() * BANDWIDTH)).square(), dim=0)
-    weights += NEARNESS * to_device(near, image.device)[:, None, None]
-    return weights.div_(1 + NEARNESS)
+    proximity = torch.softmax(-(distances / (distances.std() * BANDWIDTH)).square(), dim=0)
+    weights += DISTANCE_WEIGHT * to_device(proximity, image.device)[:, None, None]
+    return weights.div_(1 + DISTANCE_WEIGHT)
 
 
-def _padded(maps: torch.Tensor) -> torch.Tensor:
+def _pad(maps: torch.Tensor) -> torch.Tensor:
+    """Repeat the outermost pixels of [C, H, W] on all sides, as far as the farthest neighbour."""
     return F.pad(maps[None], (REACH,) * 4, mode="replicate")[0]
 
 
 def _window(padded: torch.Tensor, top: int, left: int, rows: int, columns: int) -> torch.Tensor:
-    """Rows and columns from there on, counted in the map before it was padded."""
+    """Return a rectangle of a padded map; `top` and `left` count from the corner of the map without its padding."""
     return padded[:, REACH + top : REACH + top + rows, REACH + left : REACH + left + columns]

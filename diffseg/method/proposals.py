@@ -1,4 +1,4 @@
-"""Recorded attention into scores: how much each position belongs to each proposal.
+"""Turn recorded self-attention into proposals and scores: how much each position belongs to each proposal.
 
 Axes: B images in the batch, P = h·w token positions, K proposals.
 """
@@ -13,17 +13,14 @@ from torch.nn.utils.rnn import pad_sequence
 from diffseg.attention.aggregate import aggregate
 from diffseg.attention.maps import Grid, SelfAttention
 from diffseg.method.calibration import calibrated_threshold, metric_of
-from diffseg.method.merge import anchor_distances, anchor_positions, group_means, kmeans, merge
+from diffseg.method.merge import Proposals, anchor_distances, anchor_positions, group_means, kmeans, merge
 from diffseg.method.ncut import cut_tree, labels_at, walk_flow
 from diffseg.method.stability import FACTORS, most_stable
 from diffseg.model.backbone import Step, no_step
 from diffseg.settings import SegmenterSettings
 
-Proposals = tuple[torch.Tensor, torch.Tensor]
-"""float32 [B, K, P], and which of them there are, bool [B, K]; zeros where there is none."""
-
 Finder = Callable[[torch.Tensor, Grid, SegmenterSettings, Sequence[float], Sequence[float]], Iterator[Proposals]]
-"""Proposals of aggregated attention at each multiple of the thresholds."""
+"""Yields the proposals of aggregated attention at each multiple of the thresholds."""
 
 
 def scores_of(
@@ -35,9 +32,18 @@ def scores_of(
     cut: bool = False,
     overwrite: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Self-attention of a batch into the scores of `propose`, and bool [B], which images' attention is finite.
+    """Aggregate the self-attention of a batch and compute the scores of its proposals.
 
-    overwrite: whether the finest map may be lost, which saves as much memory.
+    Args:
+        attention: The recorded maps of each resolution.
+        settings: Settings of the method.
+        tau: Merging threshold of each round, in nats of symmetric KL.
+        step: Context manager factory that receives the name of each step, to time it.
+        cut: Whether to use normalised cuts instead of merging.
+        overwrite: Whether the finest map may be overwritten, which saves as much memory.
+
+    Returns:
+        The scores of `propose`, and which images have finite attention, bool [B].
     """
     with step("aggregate"):
         aggregated, grid, finite = aggregate_attention(attention, settings, overwrite=overwrite)
@@ -48,7 +54,7 @@ def scores_of(
 def aggregate_attention(
     attention: SelfAttention, settings: SegmenterSettings, *, overwrite: bool
 ) -> tuple[torch.Tensor, Grid, torch.Tensor]:
-    """Aggregated attention float32 [B, P, P], its grid, and bool [B], which images' is finite."""
+    """Return aggregated attention, float32 [B, P, P], its grid, and which images have finite attention, bool [B]."""
     finest = attention.maps[attention.finest]
     aggregated, grid = aggregate(attention, settings.attention.weights, out=finest if overwrite else None)
     return aggregated, grid, torch.isfinite(aggregated.sum(dim=(1, 2)))
@@ -63,58 +69,74 @@ def propose(
     *,
     cut: bool = False,
 ) -> torch.Tensor:
-    """Aggregated attention [B, P, P] into float32 [B, K, h, w] scores of K proposals, ≥ 0.
+    """Find proposals in aggregated attention and score each position for each of them.
 
-    assign "peak": the proposals themselves, each a distribution, so that compact ones win by their height (the paper).
-    "nearest": exp(−D) of each position's own row to each proposal, so that height does not count; D is the distance in
-    units of what it is where symmetric KL is one nat. Proposals that there are not (see `merge`) and images that are
-    not finite score 0. cut: by normalised cuts in place of merging; these, and `stable`, wait for a device, which
-    merging at given thresholds does not.
+    With assign "peak" the scores are the proposals themselves. Each is a distribution, so compact proposals win by
+    their height, as in the paper. With "nearest" the score is exp(−D) of the distance D between the position's
+    attention row and the proposal, so that height has no effect; D is in units of the distance that stands for a
+    symmetric KL of one nat.
+
+    Cuts, and the setting `stable`, wait for the device; merging at given thresholds does not.
+
+    Args:
+        aggregated: float32 [B, P, P], rows sum to 1.
+        finite: bool [B], images whose attention is finite.
+        grid: Height and width of the positions, in tokens.
+        settings: Settings of the method.
+        tau: Merging threshold of each round, in nats of symmetric KL.
+        cut: Whether to use normalised cuts instead of merging.
+
+    Returns:
+        float32 [B, K, h, w], ≥ 0. Padding proposals (see `Proposals`) and images that are not finite score 0.
     """
     if not cut and not settings.proposals.stable:
-        scores = _scores(aggregated, next(_merged(aggregated, grid, settings, tau, (1.0,))), grid, settings)
+        scores = _scores(aggregated, next(_merge(aggregated, grid, settings, tau, (1.0,))), grid, settings)
     else:
-        found = _cut if cut else _merged
-        each = [
-            _scores_of_image(rows[None], grid, settings, tau, found) if whole else rows.new_zeros(1, len(rows))
-            for rows, whole in zip(aggregated, finite, strict=True)
+        finder = _cut if cut else _merge
+        image_scores = [
+            _scores_of_image(rows[None], grid, settings, tau, finder) if is_finite else rows.new_zeros(1, len(rows))
+            for rows, is_finite in zip(aggregated, finite, strict=True)
         ]
-        scores = pad_sequence(each, batch_first=True)
+        scores = pad_sequence(image_scores, batch_first=True)
     return torch.where(finite[:, None, None], scores, 0).unflatten(-1, grid)
 
 
 def _scores_of_image(
-    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], found: Finder
+    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], finder: Finder
 ) -> torch.Tensor:
-    """float32 [K, P] of aggregated attention [1, P, P], at the given threshold or at the most stable one."""
+    """Return the scores of one image, float32 [K, P] of [1, P, P], at the given or at the most stable threshold."""
     factors = FACTORS if settings.proposals.stable else (1.0,)
-    each = [
+    candidates = [
         _scores(aggregated, proposals, grid, settings)[0]
-        for proposals in found(aggregated, grid, settings, tau, factors)
+        for proposals in finder(aggregated, grid, settings, tau, factors)
     ]
-    if len(each) == 1:
-        return each[0]
-    return each[most_stable([scores.argmax(dim=0).cpu().numpy() for scores in each])]
+    if len(candidates) == 1:
+        return candidates[0]
+    return candidates[most_stable([scores.argmax(dim=0).cpu().numpy() for scores in candidates])]
 
 
-def _merged(
+def _merge(
     aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], factors: Sequence[float]
 ) -> Iterator[Proposals]:
-    """Proposals of iterative merging at each multiple of the thresholds; the distances of round 1 are shared."""
-    anchors = anchor_positions(grid, settings.merging.anchors_per_side, settings.merging.anchor_layout)
-    metric = metric_of(settings.proposals.distance, grid)
-    near = anchor_distances(aggregated, anchors, metric)
+    """Yield the proposals of iterative merging at each multiple of the thresholds; all share the first distances."""
+    merging, distance = settings.merging, settings.proposals.distance
+    anchors = anchor_positions(grid, merging.anchors_per_side, merging.anchor_layout)
+    metric = metric_of(distance, grid)
+    first = anchor_distances(aggregated, anchors, metric)
     for factor in factors:
-        thresholds = [calibrated_threshold(factor * threshold, settings.proposals.distance) for threshold in tau]
+        thresholds = [calibrated_threshold(factor * threshold, distance) for threshold in tau]
         yield merge(
-            aggregated, anchors=anchors, tau=thresholds, consume=settings.merging.consume, metric=metric, near=near
+            aggregated, anchors=anchors, tau=thresholds, consume=merging.consume, metric=metric, first_distances=first
         )
 
 
 def _cut(
     aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], factors: Sequence[float]
 ) -> Iterator[Proposals]:
-    """Mean rows of the parts of normalised cuts, of one image, [1, P, P]; factors are of a cost's odds, c / (1 − c)."""
+    """Yield the mean rows of the parts of normalised cuts of one image, [1, P, P].
+
+    Each factor multiplies the odds of the cost, c / (1 − c).
+    """
     positions, cost = aggregated.shape[-1], settings.cuts.ncut
     thresholds = [factor * cost / (1 - cost + factor * cost) for factor in factors]
     cuts = cut_tree(walk_flow(aggregated[0], settings.cuts.ncut_steps), max(thresholds))
@@ -125,14 +147,12 @@ def _cut(
 
 
 def _scores(aggregated: torch.Tensor, proposals: Proposals, grid: Grid, settings: SegmenterSettings) -> torch.Tensor:
-    """float32 [B, K, P] of aggregated attention [B, P, P]."""
+    """Return the scores of proposals, float32 [B, K, P]."""
     if settings.proposals.kmeans:
         proposals = kmeans(aggregated, *proposals)
-    rows, alive = proposals
+    rows, valid = proposals
     if settings.proposals.assign == "nearest":
-        rows = (
-            metric_of(settings.proposals.distance, grid)(rows, aggregated)
-            .div_(-calibrated_threshold(1.0, settings.proposals.distance))
-            .exp_()
-        )
-    return torch.where(alive[..., None], rows, 0)
+        distance = settings.proposals.distance
+        scale = -calibrated_threshold(1.0, distance)
+        rows = metric_of(distance, grid)(rows, aggregated).div_(scale).exp_()
+    return torch.where(valid[..., None], rows, 0)

@@ -1,8 +1,8 @@
-"""Scores along the self-attention: a random walk in which confident positions stay as they are.
+"""Spread scores along the self-attention by a random walk that leaves confident positions as they are.
 
-The counterpart of AffinityNet's propagation (Ahn & Kwak, CVPR 2018, section 3.3) with the model's own attention in the
-place of a learned affinity. There a sparse graph is walked 256 steps; here a position sees all others, and a few steps
-are enough: more of them end in the same mean everywhere.
+This is the counterpart of AffinityNet's propagation (Ahn & Kwak, CVPR 2018, section 3.3), with the model's own
+attention, or a learned affinity, as the weights. AffinityNet takes 256 steps on a sparse graph. Here each position
+attends to all others, and a few steps are enough: more of them end in the same mean everywhere.
 
 Axes: B images in the batch, K proposals, P = h·w token positions.
 """
@@ -16,14 +16,14 @@ import torch.nn.functional as F
 
 from diffseg.attention.bilinear import bilinear_matrix
 from diffseg.attention.maps import Grid
-from diffseg.attention.neighbours import half_disc, windows
+from diffseg.attention.neighbours import half_disc, neighbour_slices
 from diffseg.devices import to_device
 
 Flow = Callable[[torch.Tensor], torch.Tensor]
-"""float32 [B, K, h, w] to its product with symmetric weights ≥ 0 between positions; their scale does not count."""
+"""Product of float32 [B, K, h, w] with symmetric weights ≥ 0 between positions, whose overall scale has no effect."""
 
-STILL = 1e-3
-"""A walk ends where a step changes less than this share of the scores."""
+MIN_CHANGE = 1e-3
+"""The walk of an image ends after a step that changes its scores by less than this share of their sum."""
 
 
 def random_walk(
@@ -36,28 +36,33 @@ def random_walk(
     seeds: float,
     affinity: Mapping[Grid, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Scores on the grid of tokens, each the mean of those that its position and its like attend to.
+    """Replace the scores of each position by a weighted mean of the scores of the positions that it is joined with.
 
-    scores: float32 [B, K, h, w], ≥ 0; so is the result, within the range of each proposal's own. attention: float32
-    [B, P, P], rows sum to 1; it is symmetrised and raised to the `power`. radius: in tokens, only positions nearer than
-    this are joined; 0: all. seeds: see `confident`; these stay as they are. learned: affinity of neighbours, by offset,
-    in the place of the attention (see `diffseg.affinity.features`); that of a position to itself is 1.
+    Args:
+        scores: float32 [B, K, h, w], ≥ 0, on the grid of tokens.
+        attention: float32 [B, P, P], rows sum to 1. It is symmetrised and raised to `power`.
+        power: Exponent of the weights.
+        steps: Largest number of steps.
+        radius: Only positions closer than this many tokens are joined; 0: all are.
+        seeds: Relative confidence from which scores stay as they are, see `confident_seeds`.
+        affinity: Learned affinity of neighbours by offset, which replaces the attention (see
+            `diffseg.affinity.features`); the affinity of a position to itself is 1.
+
+    Returns:
+        float32 [B, K, h, w]; the scores of a proposal stay within their range.
     """
     grid = (scores.shape[2], scores.shape[3])
     if affinity is not None:
-        flow = stencil_flow(
-            {
-                (0, 0): torch.ones_like(scores[:, 0]),
-                **{offset: weight.pow(power) for offset, weight in affinity.items()},
-            }
-        )
+        to_itself = torch.ones_like(scores[:, 0])
+        to_others = {offset: weight.pow(power) for offset, weight in affinity.items()}
+        flow = stencil_flow({(0, 0): to_itself, **to_others})
     else:
         flow = local_flow(attention, grid, radius, power) if radius else dense_flow(attention, power)
-    return walk(scores, flow, confident(scores, seeds), steps)
+    return walk(scores, flow, confident_seeds(scores, seeds), steps)
 
 
 def resize_maps(maps: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """float32 [B, K, h, w] of any grid on another one: bilinear, or the mean of what a place covers."""
+    """Resize float32 [B, K, h, w] to another grid: means where both sides shrink, else bilinear interpolation."""
     height, width = maps.shape[2:]
     if grid[0] < height and grid[1] < width:
         return F.adaptive_avg_pool2d(maps, grid)
@@ -68,11 +73,17 @@ def resize_maps(maps: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def walk(scores: torch.Tensor, flow: Flow, seeds: torch.Tensor, steps: int) -> torch.Tensor:
-    """Up to `steps` times: each position's scores become the weighted mean of all others', but where there are seeds.
+    """Take up to `steps` steps, each of which replaces scores by their weighted means except at seeds.
 
-    scores: float32 [B, K, h, w]. seeds: bool [B, 1, h, w]. A position without any weight keeps its scores. Nothing is
-    divided by how much of a proposal there is: a small one would win everywhere. An image whose step changed less than
-    `STILL` of its scores takes no further one, whatever the others of its batch do.
+    Scores are not divided by the size of their proposal, because a small proposal would then win everywhere. An image
+    whose last step changed less than `MIN_CHANGE` of its scores takes no further step, so its result does not depend on
+    the other images of its batch.
+
+    Args:
+        scores: float32 [B, K, h, w].
+        flow: Multiplies by the weights between positions.
+        seeds: bool [B, 1, h, w], positions whose scores stay. So do those of a position without any weight.
+        steps: Largest number of steps.
     """
     total = flow(torch.ones_like(scores[:, :1]))
     joined = (total > 0) & torch.isfinite(total)
@@ -83,32 +94,43 @@ def walk(scores: torch.Tensor, flow: Flow, seeds: torch.Tensor, steps: int) -> t
         change = (moved - scores).abs().sum(dim=(1, 2, 3), keepdim=True)
         size = scores.abs().sum(dim=(1, 2, 3), keepdim=True)
         scores = torch.where(moving, moved, scores)
-        moving = moving & (change >= STILL * size)
-        if scores.device.type == "cpu" and not moving.any():  # elsewhere it would have to be waited for
+        moving = moving & (change >= MIN_CHANGE * size)
+        if scores.device.type == "cpu" and not moving.any():  # on other devices this would wait for the device
             break
     return scores
 
 
-def confident(scores: torch.Tensor, share: float) -> torch.Tensor:
-    """bool [B, 1, h, w] of scores [B, K, h, w]: where the best is at least `share` times as sure as where it is surest.
+def confident_seeds(scores: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the positions where the best proposal is nearly as confident as anywhere, bool [B, 1, h, w].
 
-    It is sure by (best − second) / best. Every proposal that is best anywhere, by however little, has such a place.
+    Confidence is (best − second) / best, and a seed has at least `share` times the highest confidence of its proposal.
+    A proposal that is best anywhere, by however little, therefore has a seed.
+
+    Args:
+        scores: float32 [B, K, h, w], ≥ 0.
+        share: Above 0, at most 1.
     """
-    two, places = scores.topk(min(2, scores.shape[1]), dim=1)
-    best, label = two[:, :1].flatten(2), places[:, :1].flatten(2)
+    two, proposals = scores.topk(min(2, scores.shape[1]), dim=1)
+    best, label = two[:, :1].flatten(2), proposals[:, :1].flatten(2)
     margin = best - two[:, 1:].flatten(2) if scores.shape[1] > 1 else best
-    sure = margin / best.clamp_min(torch.finfo(torch.float32).tiny)
-    surest = scores.new_zeros(len(scores), 1, scores.shape[1]).scatter_reduce_(2, label, sure, "amax")
-    seeds = (sure > 0) & (sure >= share * surest.gather(2, label))
+    confidence = margin / best.clamp_min(torch.finfo(torch.float32).tiny)
+    highest = scores.new_zeros(len(scores), 1, scores.shape[1]).scatter_reduce_(2, label, confidence, "amax")
+    seeds = (confidence > 0) & (confidence >= share * highest.gather(2, label))
     return seeds.unflatten(2, scores.shape[2:])
 
 
 def dense_flow(attention: torch.Tensor, power: float) -> Flow:
-    """Weights between all positions, (A + Aᵀ)^power, of float32 [B, P, P]; they take as much memory."""
+    """Return the flow with weights (A + Aᵀ)^power between all positions, which take as much memory as the attention.
+
+    Args:
+        attention: float32 [B, P, P].
+        power: Exponent of the weights.
+    """
     weights = torch.empty_like(attention)
-    for own, out in zip(attention, weights, strict=True):
-        out.copy_(own.T)  # torch transposes a whole matrix many times faster than a part of it, or while it adds
-        out.add_(own).pow_(power)
+    for image, out in zip(attention, weights, strict=True):
+        # torch transposes a whole matrix many times faster than part of one, or than it transposes while adding.
+        out.copy_(image.T)
+        out.add_(image).pow_(power)
 
     def flow(scores: torch.Tensor) -> torch.Tensor:
         return (scores.flatten(2) @ weights).view_as(scores)
@@ -117,31 +139,34 @@ def dense_flow(attention: torch.Tensor, power: float) -> Flow:
 
 
 def local_flow(attention: torch.Tensor, grid: Grid, radius: int, power: float) -> Flow:
-    """Weights as of `dense_flow`, but only between positions less than `radius` tokens apart, in far less memory."""
+    """Return the flow of `dense_flow` restricted to positions less than `radius` tokens apart, in far less memory."""
     offsets = [(0, 0), *half_disc(radius, grid)]
-    return stencil_flow({offset: _joined(attention, grid, offset).pow_(power) for offset in offsets})
+    return stencil_flow({offset: _symmetric_at(attention, grid, offset).pow_(power) for offset in offsets})
 
 
 def stencil_flow(weights: Mapping[Grid, torch.Tensor]) -> Flow:
-    """Weights between positions and those at an offset, which count both ways.
+    """Return the flow with weights between each position and the position at an offset, in both directions.
 
-    weights: {(rows ≥ 0, columns): float32 [B, h − rows, w − |columns|]}, for each position of `windows`' first.
+    Args:
+        weights: {(rows ≥ 0, columns): float32 [B, h − rows, w − |columns|]}, one weight for each position of the first
+            slices of `neighbour_slices`.
     """
 
     def flow(scores: torch.Tensor) -> torch.Tensor:
         moved = torch.zeros_like(scores)
         for offset, weight in weights.items():
-            own, other = windows((scores.shape[2], scores.shape[3]), offset)
-            moved[own].addcmul_(scores[other], weight[:, None])
+            first, second = neighbour_slices((scores.shape[2], scores.shape[3]), offset)
+            moved[first].addcmul_(scores[second], weight[:, None])
             if offset != (0, 0):
-                moved[other].addcmul_(scores[own], weight[:, None])
+                moved[second].addcmul_(scores[first], weight[:, None])
         return moved
 
     return flow
 
 
-def _joined(attention: torch.Tensor, grid: Grid, offset: Grid) -> torch.Tensor:
-    """A + Aᵀ, float32 [B, h − rows, w − |columns|], between positions and those at the offset, of float32 [B, P, P]."""
+def _symmetric_at(attention: torch.Tensor, grid: Grid, offset: Grid) -> torch.Tensor:
+    """Return A + Aᵀ between positions and those at the offset, float32 [B, h − rows, w − |columns|]."""
     (down, right), pairs = offset, attention.unflatten(2, grid).unflatten(1, grid)
     there = pairs.diagonal(down, 1, 3).diagonal(right, 1, 2)
-    return there + pairs.diagonal(-down, 1, 3).diagonal(-right, 1, 2)
+    back = pairs.diagonal(-down, 1, 3).diagonal(-right, 1, 2)
+    return there + back

@@ -94,7 +94,7 @@ def test_a_smaller_threshold_is_found_in_the_tree_of_a_larger_one() -> None:
 def test_lanczos_and_the_whole_solution_cut_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = walk_flow(torch.from_numpy(planted(voronoi(12, 2, 0), leak=0.2, noise=0.8)).float(), 1)
     found = best_cut(graph)
-    monkeypatch.setattr(ncut, "DENSE", 1000)
+    monkeypatch.setattr(ncut, "MAX_DENSE_POSITIONS", 1000)
     expected = best_cut(graph)
     assert all(np.array_equal(one, other) for one, other in zip(found[:2], expected[:2], strict=True))
     assert found[2] == expected[2]

@@ -10,7 +10,16 @@ import torch
 
 from diffseg import Segmenter
 from diffseg.method import par as refinement
-from diffseg.method.par import BANDWIDTH, FLAT, ITERATIONS, NEARNESS, OFFSETS, neighbour_weights, pixel_adaptive, refine
+from diffseg.method.par import (
+    BANDWIDTH,
+    DISTANCE_WEIGHT,
+    ITERATIONS,
+    MIN_DEVIATION,
+    OFFSETS,
+    neighbour_weights,
+    pixel_adaptive,
+    refine,
+)
 
 
 def random_image(seed: int, size: tuple[int, int] = (24, 24)) -> torch.Tensor:
@@ -38,9 +47,9 @@ def refined_by_pixels(scores: np.ndarray, image: np.ndarray) -> np.ndarray:
         for x in range(width):
             places = [(min(max(y + j, 0), height - 1), min(max(x + i, 0), width - 1)) for j, i in OFFSETS]
             colours = np.array([image[:, j, i] for j, i in places])
-            scale = np.maximum(np.std(colours, axis=0, ddof=1), FLAT) * BANDWIDTH
+            scale = np.maximum(np.std(colours, axis=0, ddof=1), MIN_DEVIATION) * BANDWIDTH
             alike = np.exp(-(((colours - image[:, y, x]) / scale) ** 2).mean(axis=1))
-            kappa = (alike / alike.sum() + NEARNESS * near / near.sum()) / (1 + NEARNESS)
+            kappa = (alike / alike.sum() + DISTANCE_WEIGHT * near / near.sum()) / (1 + DISTANCE_WEIGHT)
             for place, weight in zip(places, kappa, strict=True):
                 weights[y, x][place] += weight
     matrix, flat = weights.reshape(height * width, -1), scores.reshape(len(scores), -1)

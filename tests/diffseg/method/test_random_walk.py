@@ -8,7 +8,7 @@ import torch
 from planted import permuted_columns, planted, voronoi
 
 from diffseg.attention.neighbours import half_disc
-from diffseg.method.random_walk import Flow, confident, dense_flow, local_flow, random_walk, walk
+from diffseg.method.random_walk import Flow, confident_seeds, dense_flow, local_flow, random_walk, walk
 
 SIDE = 24
 
@@ -150,9 +150,9 @@ def test_a_region_with_few_seeds_is_not_washed_away() -> None:
 
 def test_seeds_are_where_a_proposal_is_as_sure_as_it_gets() -> None:
     scores = torch.tensor([[[0.9, 0.8, 0.5, 0.4, 0.0]], [[0.1, 0.6, 0.5, 0.5, 0.0]]])[None]
-    assert confident(scores, 0.5)[0, 0, 0].tolist() == [True, False, False, True, False]
-    assert confident(scores, 0.2)[0, 0, 0].tolist() == [True, True, False, True, False]
-    assert confident(scores[:, :1], 0.5)[0, 0, 0].tolist() == [True, True, True, True, False]
+    assert confident_seeds(scores, 0.5)[0, 0, 0].tolist() == [True, False, False, True, False]
+    assert confident_seeds(scores, 0.2)[0, 0, 0].tolist() == [True, True, False, True, False]
+    assert confident_seeds(scores[:, :1], 0.5)[0, 0, 0].tolist() == [True, True, True, True, False]
 
 
 @pytest.mark.parametrize("radius", [0, 5])
