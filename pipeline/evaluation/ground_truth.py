@@ -16,7 +16,7 @@ from pipeline.output.writer import LABELS_FOLDER
 from pipeline.prefetch import prefetch_map
 from pipeline.readers.find import find_shards
 from pipeline.readers.read import read_shard
-from pipeline.readers.samples import MAX_SAMPLE_BYTES, Shard
+from pipeline.readers.samples import DEFAULT_LIMITS, Shard
 from pipeline.storage import SourceError, Storage
 from pipeline.storage.urls import split_url
 
@@ -106,11 +106,13 @@ class GroundTruth:
         shown = self.storage.joined(location.name)
         try:
             with self.storage.open(location.name) as file:
-                data = file.read(MAX_SAMPLE_BYTES + 1)
+                data = file.read(DEFAULT_LIMITS.max_sample_bytes + 1)
         except (FileNotFoundError, PermissionError) as error:
             return number, GroundTruthError(f"{shown}: cannot be opened ({type(error).__name__})")
-        if len(data) > MAX_SAMPLE_BYTES:
-            return number, GroundTruthError(f"{shown}: is larger than the limit of {MAX_SAMPLE_BYTES} bytes")
+        if len(data) > DEFAULT_LIMITS.max_sample_bytes:
+            return number, GroundTruthError(
+                f"{shown}: is larger than the limit of {DEFAULT_LIMITS.max_sample_bytes} bytes"
+            )
         return number, self._decode(shown, data, location.segments)
 
     def _decode(self, shown: str, data: bytes, segments: Segments | None = None) -> LabelMaps | GroundTruthError:

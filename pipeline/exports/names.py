@@ -9,10 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.digest import short_digest
+from pipeline.readers.file_names import MAX_NAME_LENGTH, safe_file_name
 from pipeline.readers.samples import IMAGE_EXTENSIONS
 
-_MAX_NAME = 150
-_SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
@@ -21,18 +20,12 @@ def flat_name(key: str) -> str:
     stem, _, extension = key.rpartition(".")
     if not (stem and extension.lower() in IMAGE_EXTENSIONS):
         stem = key
-    parts = stem.split("/")
-    name = "--".join(parts)
-    safe = all(_SAFE_PART.fullmatch(part) and "--" not in part and not part.endswith("-") for part in parts)
-    if safe and len(name) <= _MAX_NAME:
-        return name
-    readable = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-")[: _MAX_NAME - 17]
-    return f"{readable or 'image'}-{_digest(stem)}"
+    return safe_file_name(stem, fallback="image", digest_digits=16)
 
 
 def place_name(key: str, shard: str, row: int) -> str:
     """As `flat_name`, for a key whose name another image has as well."""
-    return f"{flat_name(key)[: _MAX_NAME - 17]}-{_digest(f'{shard}/{row}')}"
+    return f"{flat_name(key)[: MAX_NAME_LENGTH - 17]}-{_digest(f'{shard}/{row}')}"
 
 
 def is_plain_path(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a caption names: those of given names that occur in it, or else its nouns, and where in it they stand."""
+"""Find the names that a caption mentions, of a vocabulary or else its nouns, and where the caption mentions them."""
 
 from __future__ import annotations
 
@@ -11,57 +11,62 @@ from itertools import pairwise
 from typing import Any
 
 Span = tuple[int, int]
-"""First character, and the one behind the last, of a caption."""
+"""A range of characters [start, end) of a caption."""
 
 LONGEST_COMPOUND = 3
-"""Words. More nouns in a row than this are each a noun of its own."""
+"""Words of the longest compound noun. Each noun of a longer sequence is a name by itself."""
 
 _WORD = re.compile(r"\w+")
-_WITHIN = re.compile(r"[\s-]+")
-"""What may stand between the words of a name: `traffic light` is found in `traffic-light`, not in `traffic, light`."""
+_SEPARATOR = re.compile(r"[\s-]+")
+"""Separators within a name: ``traffic-light`` mentions `traffic light`, but ``traffic, light`` does not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mention:
-    """A name and where in the caption it stands, plurals included; at least one span, in order, none within another."""
+    """A name that a caption mentions.
+
+    Attributes:
+        name: The name.
+        spans: Where the caption mentions it, in singular or plural: at least one span, in order, without overlaps.
+    """
 
     name: str
     spans: tuple[Span, ...]
 
 
 def clean(text: str) -> str:
-    """Composed characters (NFC), one space between words, and nothing that is no UTF-8."""
+    """Return the text in composed characters (NFC), with single spaces and without what UTF-8 cannot encode."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def fold(name: str) -> str:
-    """What two spellings of a name have in common: `Traffic  Light` and `traffic light` are the same."""
+    """Return the form that all spellings of a name share, such as `Traffic  Light` and `traffic light`."""
     return clean(name).casefold()
 
 
 class NamesInCaption:
-    """Those of the names that occur in a caption: whole words, in singular or plural, the longest where several do."""
+    """Finds the names of a vocabulary in captions: whole words, in singular or plural, and the longest name first."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        """Raises ValueError where the library that knows plurals is missing."""
-        english = _library()
+        """Set up for a vocabulary. Raises ValueError if the library that forms plurals is not installed."""
+        english = _load_textblob()
         self._names: dict[tuple[str, ...], str] = {}
         for form, name in [(name, name) for name in names] + [(_plural(english, name), name) for name in names]:
             if words := tuple(_WORD.findall(fold(form))):
-                self._names.setdefault(words, name)  # a name is rather itself than another one's plural
+                self._names.setdefault(words, name)  # a name takes precedence over the plural of another one
         self._longest = max(map(len, self._names), default=0)
 
     def __call__(self, caption: str) -> tuple[Mention, ...]:
-        """Mentions in the order of the names' first places. caption: as `clean` leaves it."""
-        return _mentions(self._found(caption))
+        """Return the mentions, sorted by their first position. ``caption`` is a result of ``clean``."""
+        return _group_by_name(self._find(caption))
 
-    def _found(self, caption: str) -> Iterator[tuple[str, Span]]:
+    def _find(self, caption: str) -> Iterator[tuple[str, Span]]:
         words = [(match[0].casefold(), match.span()) for match in _WORD.finditer(caption)]
         place = 0
         while place < len(words):
-            most = _joined(caption, [span for _, span in words[place : place + self._longest]])
-            for count in range(most, 0, -1):
+            longest = _joined_words(caption, [span for _, span in words[place : place + self._longest]])
+            for count in range(longest, 0, -1):
                 name = self._names.get(tuple(word for word, _ in words[place : place + count]))
                 if name is not None:
                     yield name, (words[place][1][0], words[place + count - 1][1][1])
@@ -71,85 +76,87 @@ class NamesInCaption:
                 place += 1
 
 
-class NounsOfCaption:
-    """The nouns of an English caption in small letters and, where that is a known word, in singular.
+class NounsInCaption:
+    """Finds the nouns of English captions, in lower case and, if the singular is a known word, in the singular.
 
-    Nouns in a row are one: `fire hydrant`. TextBlob's tagger finds them, a lexicon with rules that is in its package.
+    Consecutive nouns form a compound: `fire hydrant`. The tagger is that of TextBlob, a lexicon with rules that is part
+    of its package.
     """
 
     def __init__(self) -> None:
-        """Raises ValueError where the library is missing."""
-        self._english = _library()
+        """Set up the tagger. Raises ValueError if its library is not installed."""
+        self._english = _load_textblob()
 
     def __call__(self, caption: str) -> tuple[Mention, ...]:
-        """Mentions in the order of the nouns' first places. caption: as `clean` leaves it."""
-        return _mentions(self._found(caption))
+        """Return the mentions, sorted by their first position. ``caption`` is a result of ``clean``."""
+        return _group_by_name(self._find(caption))
 
-    def _found(self, caption: str) -> Iterator[tuple[str, Span]]:
-        row: list[tuple[str, Span]] = []  # of nouns, each with whether it is a plural
+    def _find(self, caption: str) -> Iterator[tuple[str, Span]]:
+        nouns: list[tuple[str, Span]] = []  # consecutive nouns: part of speech and span
         end = 0
         for word, part in self._english.tag(caption):
             start = caption.find(word, end)
-            if start < 0:  # the tagger has changed it
+            if start < 0:  # the tagger has changed the word
                 continue
             end = start + len(word)
-            noun = part.startswith("NN") and len(word) > 1 and any(map(str.isalpha, word))
-            if row and not (noun and caption[row[-1][1][1] : start] == " "):
-                yield from self._row(caption, row)
-                row = []
-            if noun:
-                row.append((part, (start, end)))
-        yield from self._row(caption, row)
+            is_noun = part.startswith("NN") and len(word) > 1 and any(map(str.isalpha, word))
+            if nouns and not (is_noun and caption[nouns[-1][1][1] : start] == " "):
+                yield from self._names_of(caption, nouns)
+                nouns = []
+            if is_noun:
+                nouns.append((part, (start, end)))
+        yield from self._names_of(caption, nouns)
 
-    def _row(self, caption: str, row: Sequence[tuple[str, Span]]) -> Iterator[tuple[str, Span]]:
-        """The noun, or nouns, of some that stand side by side."""
-        if len(row) > LONGEST_COMPOUND:
-            for one in row:
-                yield from self._row(caption, [one])
-        elif row:
-            start, end = row[0][1][0], row[-1][1][1]
-            last = caption[row[-1][1][0] : end].lower()
-            if row[-1][0] in ("NNS", "NNPS"):
+    def _names_of(self, caption: str, nouns: Sequence[tuple[str, Span]]) -> Iterator[tuple[str, Span]]:
+        """Yield consecutive nouns as a compound, or each by itself if they are too many."""
+        if len(nouns) > LONGEST_COMPOUND:
+            for noun in nouns:
+                yield from self._names_of(caption, [noun])
+        elif nouns:
+            start, end = nouns[0][1][0], nouns[-1][1][1]
+            last_part, (last_start, _) = nouns[-1]
+            last = caption[last_start:end].lower()
+            if last_part in ("NNS", "NNPS"):
                 last = self._singular(last)
-            yield caption[start : row[-1][1][0]].lower() + last, (start, end)
+            yield caption[start:last_start].lower() + last, (start, end)
 
     def _singular(self, word: str) -> str:
-        """Rules make `ty` of `ties`: what the lexicon does not know as a noun is no better than the plural."""
+        # The rules turn `ties` into `ty`. A singular that the lexicon does not know as a noun is no improvement.
         singular = self._english.inflect.singularize(word)
         return singular if str(self._english.lexicon.get(singular, "")).startswith("NN") else word
 
 
-def _library() -> Any:
-    """textblob.en with its lexicon in memory."""
+def _load_textblob() -> Any:
+    """Return the module ``textblob.en`` with its lexicon loaded. Raises ValueError if it is not installed."""
     try:
         from textblob import en
-        from textblob.en import inflect  # noqa: F401 - so that it is there as an attribute
+        from textblob.en import inflect  # noqa: F401 - makes `en.inflect` available
     except ImportError as error:
         raise ValueError(
             "captions are read with TextBlob, which is not installed on this machine: pip install "
             "'diffseg-pipeline[captions]'"
         ) from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves the file of its lexicon to be closed by itself
-        # Read when it is first used, and by two threads at once not whole.
+        warnings.simplefilter("ignore", ResourceWarning)  # textblob does not close the file of its lexicon
+        # The first use loads the lexicon, and a second thread would see it incomplete.
         en.tag("a word")
     return en
 
 
 def _plural(english: Any, name: str) -> str:
-    return str(english.inflect.pluralize(name, classical=False))  # classical: kine, for cow
+    return str(english.inflect.pluralize(name, classical=False))  # the classical plural of cow is kine
 
 
-def _joined(caption: str, spans: Sequence[Span]) -> int:
-    """How many of these words, from the first on, have nothing but spaces and hyphens between them."""
+def _joined_words(caption: str, spans: Sequence[Span]) -> int:
+    """Return the number of words, from the first on, that only spaces and hyphens separate."""
     for count, (before, after) in enumerate(pairwise(spans), start=1):
-        if not _WITHIN.fullmatch(caption, before[1], after[0]):
+        if not _SEPARATOR.fullmatch(caption, before[1], after[0]):
             return count
     return len(spans)
 
 
-def _mentions(found: Iterable[tuple[str, Span]]) -> tuple[Mention, ...]:
-    spans: dict[str, list[Span]] = {}
-    for name, span in found:
-        spans.setdefault(name, []).append(span)
-    return tuple(Mention(name=name, spans=tuple(places)) for name, places in spans.items())
+def _group_by_name(named_spans: Iterable[tuple[str, Span]]) -> tuple[Mention, ...]:
+    spans_by_name: dict[str, list[Span]] = {}
+    for name, span in named_spans:
+        spans_by_name.setdefault(name, []).append(span)
+    return tuple(Mention(name=name, spans=tuple(spans)) for name, spans in spans_by_name.items())

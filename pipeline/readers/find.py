@@ -1,179 +1,104 @@
-"""From what a user writes to a list of shards: folders, single files, globs and brace ranges, at any URL."""
+"""Find the shards of a source that a user names: a folder, a file, a glob or a brace range, at any URL."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable
 
-from braceexpand import braceexpand
-from fsspec.utils import glob_translate
-
-from pipeline.readers.samples import IMAGE_EXTENSIONS, Shard
+from pipeline.readers.file_names import safe_file_name
+from pipeline.readers.kinds import kind_of, only_kind, path_without_extension
+from pipeline.readers.patterns import (
+    compile_globs,
+    expand_braces,
+    glob_characters,
+    glob_depth,
+    is_pattern,
+    split_pattern,
+)
+from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage, redact, scheme
 from pipeline.storage.urls import join_url, split_url
 
-_MAX_NAME = 150
-_MAX_EXPANDED = 10**6
-_SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_EXTENSION = re.compile(r"\.(tar|tar\.gz|tgz|parquet|parq|pq)$", re.IGNORECASE)
-_QUERY = re.compile(r"\?.*=.*$")  # what signs a URL is no part of the name
-_BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
-
-_RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.-?\d+)?\}")
-
-Kind = Literal["tar", "parquet", "images"]
-
 
 def find_shards(source: str, store: Storage | None = None, *, samples_per_shard: int = 256) -> list[Shard]:
-    """The shards that ``source`` names, sorted by name.
+    """Return the shards of a source, sorted by name.
 
     Args:
-        source: a folder or URL (searched recursively) of tars, of Parquet files or of image files; one such file; a
-            glob (``**`` spans folders); brace ranges as in ``train-{0000..0999}.tar``, which are taken as they are,
-            without looking whether each file is there.
-        store: how its store is reached (options, retry timeout); its URL does not matter. None for the defaults.
-        samples_per_shard: how many image files make one shard, where the source is of image files.
+        source: A folder or URL of tars, Parquet files or image files, which is searched recursively; one such file; a
+            glob (``**`` matches folders of any depth); or a brace range such as ``train-{0000..0999}.tar``, whose
+            files are not checked for existence.
+        store: The storage options and retry timeout for the store of ``source``. Its URL is not used. None stands for
+            the defaults.
+        samples_per_shard: The number of image files in a shard, for a source of image files.
 
     Raises:
-        SourceError: nothing was found, the files are of several kinds, or two shards would have one name.
+        SourceError: No shards were found, the files are of several kinds, or two shards would have the same name.
     """
     if samples_per_shard < 1:
         raise SourceError(f"samples per shard must be at least 1, not {samples_per_shard}")
     store = store or Storage(url=".")
-    root, paths = _find(source, store)
-    kind = _one_kind(paths, root, source)
-    storage = store.at(root)
+    root, paths = _find_files(source, store)
+    kind = only_kind(paths, root, source)
+    url = store.at(root).url
     if kind == "images":
-        groups = [paths[start : start + samples_per_shard] for start in range(0, len(paths), samples_per_shard)]
-        digits = max(6, len(str(len(groups) - 1)))
-        return [
-            Shard(name=f"images-{number:0{digits}d}", url=storage.url, kind="images", files=tuple(files))
-            for number, files in enumerate(groups)
-        ]
-    shards = [Shard(name=_name(path), url=join_url(storage.url, path), kind=kind) for path in paths]
+        return _group_images(url, paths, samples_per_shard)
+    shards = [Shard(name=_shard_name(path), url=join_url(url, path), kind=kind) for path in paths]
     _refuse_same_names(shards, source)
     return sorted(shards, key=lambda shard: shard.name)
 
 
-def _find(source: str, store: Storage) -> tuple[str, list[str]]:
-    """A folder, and the paths below it of all files of a known kind, sorted."""
+def _group_images(url: str, paths: list[str], samples_per_shard: int) -> list[Shard]:
+    """Return shards of ``samples_per_shard`` consecutive image files each; the last one may hold fewer."""
+    groups = [paths[start : start + samples_per_shard] for start in range(0, len(paths), samples_per_shard)]
+    digits = max(6, len(str(len(groups) - 1)))
+    return [
+        Shard(name=f"images-{number:0{digits}d}", url=url, kind="images", files=tuple(files))
+        for number, files in enumerate(groups)
+    ]
+
+
+def _find_files(source: str, store: Storage) -> tuple[str, list[str]]:
+    """Return the root folder of a source and the sorted paths of its data files below that folder."""
     whole = store.at(source)
-    # In http URLs a question mark starts the query.
-    wild = re.compile(r"[*[]" if scheme(source) in ("http", "https") else r"[*?[]")
-    # Local names may hold such characters themselves; a store is not asked about names that are patterns.
-    if not (wild.search(source) or _BRACES.search(source)) or (not scheme(source) and whole.exists()):
+    # The name of a local file may contain the characters of patterns. A remote store is not asked for such names.
+    if not is_pattern(source) or (not scheme(source) and whole.exists()):
         folder, name = split_url(source.rstrip("/"))
-        if name and _kind(name) and store.at(folder).is_file(name):
+        if name and kind_of(name) and store.at(folder).is_file(name):
             return folder, [name]
-        return source, _listed(whole)
-    root, pattern = _fixed_part(source, wild)
-    storage = store.at(root)
+        return source, _list_data_files(whole)
+    root, pattern = split_pattern(source)
+    return root, _match_pattern(store.at(root), pattern, source)
+
+
+def _match_pattern(storage: Storage, pattern: str, source: str) -> list[str]:
+    """Return the sorted paths of the data files that a pattern names below the folder ``storage``."""
+    wild = glob_characters(source)
     paths: set[str] = set()
     globs = []
-    for path in _expanded(pattern, source):
+    for path in expand_braces(pattern, source):
         if wild.search(path):
             globs.append(path)
-        elif _kind(path):
+        elif kind_of(path):
             paths.add(path)
         else:
-            below = _listed(store.at(join_url(storage.url, path)))
-            if not below:
+            files = _list_data_files(storage.at(join_url(storage.url, path)))
+            if not files:
                 raise SourceError(
                     f"{storage.joined(path)}: no shards or images were found there, though {redact(source)} names it"
                 )
-            paths.update(f"{path.strip('/')}/{file}" for file in below)
+            paths.update(f"{path.strip('/')}/{file}" for file in files)
     if globs:
-        paths.update(_matching(storage, globs, source))
-    return root, sorted(paths)
+        expression = compile_globs(globs, source)
+        # Only as deep as the globs can match, because deeper folders may hold most of a bucket.
+        paths.update(path for path in _list_data_files(storage, glob_depth(globs)) if expression.match(path))
+    return sorted(paths)
 
 
-def _matching(storage: Storage, globs: list[str], source: str) -> Iterator[str]:
-    try:
-        matches = re.compile("|".join(f"(?:{glob_translate(glob)})" for glob in globs)).match
-    except ValueError as error:
-        raise SourceError(f"{redact(source)}: {error}") from error
-    # Without ** there is no need to list what lies deeper, which may be most of a bucket.
-    depth = None if any("**" in glob for glob in globs) else max(glob.count("/") + 1 for glob in globs)
-    return (path for path in _listed(storage, depth) if matches(path))
+def _list_data_files(storage: Storage, depth: int | None = None) -> list[str]:
+    return [path for path, _ in storage.files(depth=depth) if kind_of(path)]
 
 
-def _listed(storage: Storage, depth: int | None = None) -> list[str]:
-    return [path for path, _ in storage.files(depth=depth) if _kind(path)]
-
-
-def _fixed_part(source: str, wild: re.Pattern[str]) -> tuple[str, str]:
-    """``source`` cut before the first path part that holds a glob or braces."""
-    parts = source.split("/")
-    fixed = next(place for place, part in enumerate(parts) if "{" in part or wild.search(part))
-    root = "/".join(parts[:fixed])
-    if not root:
-        root = "/" if source.startswith("/") else "."
-    return root + "//" if root.endswith(":") else root, "/".join(parts[fixed:])
-
-
-def _expanded(pattern: str, source: str) -> list[str]:
-    too_many = f"{redact(source)}: the braces stand for more than {_MAX_EXPANDED} names; use a glob (*)"
-    # Counted first, since braceexpand makes the list of a range before it gives the first name.
-    ranges = [abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(pattern)]
-    if math.prod(ranges) > _MAX_EXPANDED:
-        raise SourceError(too_many)
-    try:
-        expanded = list(itertools.islice(braceexpand(pattern), _MAX_EXPANDED + 1))
-    except ValueError as error:
-        raise SourceError(f"{redact(source)}: the braces do not match; write ranges as {{0000..0999}}") from error
-    if len(expanded) > _MAX_EXPANDED:
-        raise SourceError(too_many)
-    return expanded
-
-
-def _kind(path: str) -> Kind | None:
-    """By the file name; None for what is no data: other files, hidden ones, and Spark's ``_temporary`` ones."""
-    parts = _QUERY.sub("", path).lower().split("/")
-    if any(part.startswith(".") for part in parts):
-        return None
-    name = parts[-1]
-    if name.endswith((".tar", ".tar.gz", ".tgz")):
-        return "tar"
-    if name.endswith((".parquet", ".parq", ".pq")):
-        return None if any(part.startswith("_") for part in parts) else "parquet"
-    stem, _, extension = name.rpartition(".")
-    return "images" if stem and extension in IMAGE_EXTENSIONS else None
-
-
-def _one_kind(paths: list[str], root: str, source: str) -> Kind:
-    where = redact(source)
-    if not paths:
-        raise SourceError(
-            f"{where}: no .tar, .tar.gz, .parquet or image files were found there. "
-            "Check the path, and the storage options if it needs credentials"
-        )
-    counts = Counter(kind for path in paths if (kind := _kind(path)))
-    if len(counts) > 1:
-        found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        example = "/**/*." + {"tar": "tar", "parquet": "parquet", "images": "jpg"}[counts.most_common(1)[0][0]]
-        raise SourceError(
-            f"{where}: holds files of several kinds ({found}), so it is not clear what to label. "
-            f"Name one kind by a glob, for example '{redact(root).rstrip('/')}{example}'"
-        )
-    return next(iter(counts))
-
-
-def _name(path: str) -> str:
-    """A name that is safe as a file name, tells the path, and differs for paths that differ."""
-    stem = _EXTENSION.sub("", _QUERY.sub("", path))
-    parts = stem.split("/")
-    is_safe = all(_SAFE_PART.fullmatch(part) and "--" not in part and not part.endswith("-") for part in parts)
-    name = "--".join(parts)
-    if is_safe and len(name) <= _MAX_NAME:
-        return name
-    digest = hashlib.sha256(stem.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    readable = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-")[: _MAX_NAME - 9]
-    return f"{readable or 'shard'}-{digest}"
+def _shard_name(path: str) -> str:
+    return safe_file_name(path_without_extension(path), fallback="shard", digest_digits=8)
 
 
 def _refuse_same_names(shards: Iterable[Shard], source: str) -> None:

@@ -1,46 +1,52 @@
-"""Plain image files as samples: one a file, the path is the key."""
+"""Read plain image files as samples. The key of a sample is the path of its file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from pipeline.prefetch import prefetch_map
-from pipeline.readers import samples
-from pipeline.readers.samples import Sample, utf8
+from pipeline.readers.samples import DEFAULT_LIMITS, ReadLimits, Sample, utf8
 from pipeline.storage import Storage
 from pipeline.timing import StepTimer
 
-FILES_AT_ONCE = 8
-"""In a store the time for a small file is nearly all waiting for its answer."""
+READ_THREADS = 8
+"""Files that are read at the same time. For a small remote file nearly all of the time is spent waiting."""
 
 _BLOCK_BYTES = 2**20
 
 
-def read_images(storage: Storage, files: tuple[str, ...], step: StepTimer) -> Iterator[Sample]:
-    """Stream ``files``, which are paths below ``storage``. A file that is gone or forbidden costs only its own row."""
+def read_images(
+    storage: Storage, files: tuple[str, ...], step: StepTimer, limits: ReadLimits = DEFAULT_LIMITS
+) -> Iterator[Sample]:
+    """Stream image files in order. A missing or forbidden file gets the status ``unreadable``.
 
-    def read(place: tuple[int, str]) -> Sample:
-        index, path = place
+    Args:
+        storage: The root folder of the files.
+        files: Their paths relative to ``storage``.
+        step: Records the seconds of reading as ``read``, summed over the threads.
+        limits: The size limits of a sample.
+    """
+
+    def read(numbered: tuple[int, str]) -> Sample:
+        index, path = numbered
         with step("read"):
-            image, status, error = _read(storage, path)
+            image, status, error = _read(storage, path, limits)
         return Sample(index=index, key=utf8(path), image=image, status=status, error=error)
 
-    return prefetch_map(read, enumerate(files), threads=FILES_AT_ONCE, ahead=FILES_AT_ONCE)
+    return prefetch_map(read, enumerate(files), threads=READ_THREADS, ahead=READ_THREADS)
 
 
-def _read(storage: Storage, path: str) -> tuple[bytes | None, str, str]:
+def _read(storage: Storage, path: str, limits: ReadLimits) -> tuple[bytes | None, str, str]:
+    """Return the content of a file, the status and the message; the content is None unless the status is ``ok``."""
     blocks: list[bytes] = []
     size = 0
     try:
         with storage.open(path) as file:
             while block := file.read(_BLOCK_BYTES):
                 size += len(block)
-                if size > samples.MAX_SAMPLE_BYTES:
-                    return (
-                        None,
-                        "too_large",
-                        f"the file has more than the {samples.MAX_SAMPLE_BYTES} bytes that are read",
-                    )
+                if size > limits.max_sample_bytes:
+                    message = f"the file has more than the {limits.max_sample_bytes} bytes that are read"
+                    return None, "too_large", message
                 blocks.append(block)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         return None, "unreadable", f"the file cannot be opened: {type(error).__name__}"

@@ -1,4 +1,4 @@
-"""Where names come from: a vocabulary for all images, labels of each image, or its caption."""
+"""The names that segments of an image may get: a vocabulary for all images, the labels of an image, or its caption."""
 
 from __future__ import annotations
 
@@ -8,80 +8,84 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.readers.captions import Mention, NamesInCaption, NounsOfCaption, clean, fold
+from pipeline.readers.captions import Mention, NamesInCaption, NounsInCaption, clean, fold
 from pipeline.readers.samples import Sample, shorten
 
 if TYPE_CHECKING:
     from diffseg.model.text import Prompt
 
-MOST_NAMES = 10_000
-MOST_CHARACTERS = 100
-"""Of a name."""
-
-MOST_CAPTION_CHARACTERS = 4000
-"""Of a caption. A text encoder reads 77 tokens."""
+MAX_NAMES = 10_000
+"""Most names in a vocabulary."""
+MAX_NAME_CHARACTERS = 100
+"""Longest name, in characters."""
+MAX_CAPTION_CHARACTERS = 4000
+"""Longest caption, in characters. A text encoder reads 77 tokens."""
 
 
 class NamesError(ValueError):
-    """What a sample's field holds cannot be used: the message names the field, what was found and what to do."""
+    """A field of a sample gives no usable names. The message says which field, what it holds and what was expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NameSettings:
-    """Which names segments may get."""
+    """The names that segments may get, and the field of a sample that says which of them are in its image."""
 
     names: tuple[str, ...] = ()
-    """The vocabulary, person,car,… : the names that any segment may have, class 1 the first of them."""
+    """Vocabulary, such as person,car: the names that any segment may get. The first name is class 1."""
     labels_field: str | None = None
-    """Which of the names are in an image: a column (Parquet) with a list or a text with commas of them, or of their
-    places from 0 on; a field of its JSON, or an extension such as cls (tar)."""
+    """Field that says which of the names are in an image: a Parquet column, or in a tar a field of the sample's JSON or
+    an extension such as cls. It holds names or their numbers from 0, as a list or as text with commas."""
     caption_field: str | None = None
-    """A column, JSON field or extension with an English caption: the names that occur in it, or its nouns where there
-    are no names. Needs diffseg-pipeline[captions]."""
+    """Field with an English caption: a Parquet column, a JSON field or an extension. A segment may get the names that
+    occur in the caption, or without names its nouns. Needs diffseg-pipeline[captions]."""
     template: str = "{}"
-    """The prompt of an image without a caption, with its names behind commas in the place of {}."""
+    """Prompt for an image without a caption. Its names, separated by commas, replace the {}."""
 
     def __post_init__(self) -> None:
         _check_names(self.names)
         if self.labels_field is not None and self.caption_field is not None:
-            raise ValueError("labels_field and caption_field: expected one of them, as both say what is in an image")
+            raise ValueError("labels_field and caption_field: expected one of them, since both say what is in an image")
         if self.labels_field is not None and not self.names:
-            raise ValueError(f"labels_field {self.labels_field!r}: expected names as well, which the labels are of")
+            raise ValueError(f"labels_field {self.labels_field!r}: expected names as well, which the labels refer to")
         if self.template.count("{}") != 1 or set(self.template.replace("{}", "")) & set("{}"):
-            raise ValueError(f"template {self.template!r}: expected one {{}}, in whose place the names are put")
+            raise ValueError(f"template {self.template!r}: expected one {{}}, which the names replace")
 
     def __bool__(self) -> bool:
-        """Whether there is anything to name segments by."""
+        """Return True if segments can get names."""
         return bool(self.names) or self.caption_field is not None
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """`person, traffic light` as a tuple."""
+    """Parse names separated by commas, such as `person, traffic light`."""
     return tuple(clean(name) for name in text.split(",")) if text.strip() else ()
 
 
 def _check_names(names: tuple[str, ...]) -> None:
-    if len(names) > MOST_NAMES:
-        raise ValueError(f"{len(names)} names: expected at most {MOST_NAMES}")
+    if len(names) > MAX_NAMES:
+        raise ValueError(f"{len(names)} names: expected at most {MAX_NAMES}")
     seen: dict[str, str] = {}
     for name in names:
-        if not name or name != clean(name) or not name.isprintable() or len(name) > MOST_CHARACTERS:
+        if not name or name != clean(name) or not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
             raise ValueError(
-                f"name {shorten(name, MOST_CHARACTERS)!r}: expected 1 to {MOST_CHARACTERS} printable characters, "
-                "without spaces around them"
+                f"name {shorten(name, MAX_NAME_CHARACTERS)!r}: expected 1 to {MAX_NAME_CHARACTERS} printable "
+                "characters, without spaces around them"
             )
         if fold(name) in seen:
-            raise ValueError(f"names {seen[fold(name)]!r} and {name!r}: expected each name once, whatever its capitals")
+            raise ValueError(
+                f"names {seen[fold(name)]!r} and {name!r}: expected each name once, regardless of capitals"
+            )
         seen[fold(name)] = name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageNames:
-    """What may be in one image.
+    """The names that the segments of an image may get.
 
-    names: none of them twice; in the order of the vocabulary, or of a caption's nouns. May be empty: then all of the
-    image is background. caption: None where no captions are read. mentions: of each name, where it stands in the
-    caption; empty without one.
+    Attributes:
+        names: Distinct names, in the order of the vocabulary or of the nouns of the caption. If there are none, the
+            whole image is background.
+        caption: The caption, or None if no captions are read.
+        mentions: For each name, where the caption mentions it; empty without a caption.
     """
 
     names: tuple[str, ...]
@@ -89,8 +93,8 @@ class ImageNames:
     mentions: tuple[Mention, ...] = ()
 
     def prompt(self, template: str = "{}") -> Prompt:
-        """What the model is told of the image: the caption, or else the names in the place of the template's {}."""
-        from diffseg.model.text import Prompt, prompt_of_names  # loads torch, which the command line need not wait for
+        """Return the prompt of the image for the model: the caption, or else the template with the names."""
+        from diffseg.model.text import Prompt, prompt_of_names  # loads torch, which the command line does not need
 
         if self.caption is None:
             return prompt_of_names(self.names, template)
@@ -99,78 +103,91 @@ class ImageNames:
 
 
 class NameReader:
-    """Samples to the names that they may show. Made once for a run; to be called from any thread."""
+    """Reads from a sample the names that its image may show. A run makes one reader, which all threads may call."""
 
     def __init__(self, settings: NameSettings) -> None:
-        """Raises ValueError where captions are to be read and the library for it is missing."""
+        """Set up for a run. Raises ValueError if captions are to be read and their library is not installed."""
         self._settings = settings
-        self._places = {fold(name): place for place, name in enumerate(settings.names)}
-        self._read: NamesInCaption | NounsOfCaption | None = None
+        self._numbers = {fold(name): number for number, name in enumerate(settings.names)}
+        self._find_mentions: NamesInCaption | NounsInCaption | None = None
         if settings.caption_field is not None:
-            self._read = NamesInCaption(settings.names) if settings.names else NounsOfCaption()
+            self._find_mentions = NamesInCaption(settings.names) if settings.names else NounsInCaption()
 
     def __call__(self, sample: Sample) -> ImageNames:
-        """Raises NamesError where the sample's field is missing or cannot be used."""
+        """Return the names of an image.
+
+        Raises:
+            NamesError: The field that the settings name is missing from the sample or cannot be used.
+        """
         settings = self._settings
         if settings.labels_field is not None:
-            places = self._labels(settings.labels_field, _value(sample.meta, settings.labels_field))
-            return ImageNames(names=tuple(settings.names[place] for place in sorted(set(places))))
-        if settings.caption_field is None or self._read is None:
+            numbers = self._labels(settings.labels_field, _field_value(sample.meta, settings.labels_field))
+            return ImageNames(names=tuple(settings.names[number] for number in sorted(set(numbers))))
+        if settings.caption_field is None or self._find_mentions is None:
             return ImageNames(names=settings.names)
-        caption = _caption(settings.caption_field, _value(sample.meta, settings.caption_field))
-        mentions = self._read(caption)
+        caption = _caption(settings.caption_field, _field_value(sample.meta, settings.caption_field))
+        mentions = self._find_mentions(caption)
         if settings.names:
-            mentions = tuple(sorted(mentions, key=lambda mention: self._places[fold(mention.name)]))
+            mentions = tuple(sorted(mentions, key=lambda mention: self._numbers[fold(mention.name)]))
         return ImageNames(names=tuple(mention.name for mention in mentions), caption=caption, mentions=mentions)
 
     def _labels(self, field: str, value: Any) -> Iterator[int]:
-        """The places of labels among the names."""
+        """Yield the numbers of the names that a labels field lists."""
         items = re.split(r"[,\n]", value) if isinstance(value, str) else value if isinstance(value, list) else [value]
         for item in items:
             if isinstance(item, str) and not item.strip():
                 continue
-            place = self._place(item)
-            if place is None:
+            number = self._number(item)
+            if number is None:
                 expected = (
-                    f"names of --names ({_some(self._settings.names)}), or places from 0 to {len(self._places) - 1}"
+                    f"names of --names ({_listing(self._settings.names)}), or places from 0 to {len(self._numbers) - 1}"
                 )
                 raise NamesError(f"{_quoted(field, item)} as a label; expected {expected}")
-            yield place
+            yield number
 
-    def _place(self, item: Any) -> int | None:
+    def _number(self, item: Any) -> int | None:
+        """Return the number of the name that a label stands for, or None if it stands for none."""
         if isinstance(item, str):
-            known = self._places.get(fold(item))
+            known = self._numbers.get(fold(item))
             if known is not None or not re.fullmatch(r"\s*[0-9]{1,9}\s*", item):
                 return known
             item = int(item)
-        is_place = isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(self._places)
-        return item if is_place else None
+        is_number = isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(self._numbers)
+        return item if is_number else None
 
 
-def _value(meta: str, field: str) -> Any:
-    """The field of that name, or else that of the one JSON object among the fields which has it."""
+def _field_value(meta: str, field: str) -> Any:
+    """Return the value of a field of a sample, or of the one JSON object among its fields that has this key.
+
+    Args:
+        meta: The JSON object of the fields of the sample, or "".
+        field: The name of the field.
+
+    Raises:
+        NamesError: The field is missing, or several JSON objects have this key.
+    """
     try:
         fields = json.loads(meta) if meta else {}
     except RecursionError as error:
         raise NamesError(f"field {field!r}: cannot be read, as the sample's JSON is nested too deeply") from error
     if field in fields:
         return fields[field]
-    found = [value[field] for value in fields.values() if isinstance(value, dict) and field in value]
-    if len(found) == 1:
-        return found[0]
+    values = [value[field] for value in fields.values() if isinstance(value, dict) and field in value]
+    if len(values) == 1:
+        return values[0]
     if "__note__" in fields:
         raise NamesError(f"field {field!r}: {fields['__note__']}")
     inner = [f"{name}.{key}" for name, value in fields.items() if isinstance(value, dict) for key in value]
-    there = _some([*fields, *inner]) if fields else "none"
-    raise NamesError(f"field {field!r}: is {'several' if found else 'not'} there; the sample's fields are {there}")
+    present = _listing([*fields, *inner]) if fields else "none"
+    raise NamesError(f"field {field!r}: is {'several' if values else 'not'} there; the sample's fields are {present}")
 
 
 def _caption(field: str, value: Any) -> str:
     if not isinstance(value, str):
         raise NamesError(f"{_quoted(field, value)}; expected a caption")
-    if len(value) > MOST_CAPTION_CHARACTERS:
+    if len(value) > MAX_CAPTION_CHARACTERS:
         raise NamesError(
-            f"field {field!r}: holds {len(value)} characters; a caption has at most {MOST_CAPTION_CHARACTERS}"
+            f"field {field!r}: holds {len(value)} characters; a caption has at most {MAX_CAPTION_CHARACTERS}"
         )
     return clean(value)
 
@@ -179,5 +196,5 @@ def _quoted(field: str, value: Any) -> str:
     return f"field {field!r}: holds {shorten(clean(json.dumps(value, ensure_ascii=False)), 100)}"
 
 
-def _some(names: Iterable[str]) -> str:
+def _listing(names: Iterable[str]) -> str:
     return shorten(clean(", ".join(names)), 300)

@@ -1,4 +1,4 @@
-"""Pack image files into WebDataset tars: the same files give the same bytes."""
+"""Pack image files into WebDataset tars. The same files always give the same bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """What was written: how many images, in how many shards, of how many bytes together."""
+    """The totals of a run.
+
+    Attributes:
+        images: The number of images.
+        shards: The number of tars.
+        bytes: The size of all tars together.
+    """
 
     images: int
     shards: int
@@ -31,41 +37,44 @@ class Packed:
 def pack_images(
     images: str, shards: str, *, samples_per_shard: int = 256, options: Mapping[str, Any] | None = None
 ) -> Packed:
-    """Pack the image files at ``images`` into ``000000.tar``, ``000001.tar`` … at ``shards``, bytes unchanged.
+    """Pack image files, with their bytes unchanged, into ``000000.tar``, ``000001.tar`` and so on.
 
-    A sample's key is the relative path without its extension, with dots in the last part replaced by ``_``, since
-    WebDataset ends a key at the first dot there; its ``json`` holds the path as it was.
+    The key of a sample is the relative path without its extension. Dots in the last part of the path are replaced by
+    ``_``, because WebDataset ends a key at the first of them. The ``json`` of the sample holds the original path.
 
     Args:
-        images: a folder or URL of image files, or a glob or brace range of them.
-        shards: a folder or URL without tars.
-        samples_per_shard: the last shard may have fewer.
-        options: storage options for both.
+        images: A folder or URL of image files, or a glob or brace range of them.
+        shards: A folder or URL without tars, for the result.
+        samples_per_shard: The number of images in a tar. The last tar may have fewer.
+        options: The storage options for both places.
 
     Raises:
-        SourceError: no images were found, an image could not be read, or ``shards`` holds tars already.
+        SourceError: No images were found, an image cannot be read, or ``shards`` already holds tars.
     """
-    found = find_shards(images, Storage(url=images, options=options), samples_per_shard=samples_per_shard)
-    if found[0].kind != "images":
-        raise SourceError(f"{redact(images)}: holds {found[0].kind} shards, which need no packing; name image files")
+    image_shards = find_shards(images, Storage(url=images, options=options), samples_per_shard=samples_per_shard)
+    if image_shards[0].kind != "images":
+        raise SourceError(
+            f"{redact(images)}: holds {image_shards[0].kind} shards, which need no packing; name image files"
+        )
     out = Storage(url=shards, options=options)
     present = [path for path, _ in out.files() if path.endswith((".tar", ".tar.gz", ".tgz"))]
     if present:
         raise SourceError(f"{out.redacted}: holds {len(present)} tars already ({present[0]} …); name an empty folder")
     keys: set[str] = set()
     count = size = 0
-    for number, shard in enumerate(found):
-        samples = _whole(read_shard(shard, out), images)
+    for number, shard in enumerate(image_shards):
+        samples = _complete(read_shard(shard, out), images)
         with tempfile.TemporaryDirectory(prefix="diffseg-shard-") as folder:
             local = os.path.join(folder, "shard.tar")
             count += _write_tar(local, samples, keys)
             size += os.path.getsize(local)
             out.write_file(f"{number:06d}.tar", local)
         logger.info("%s: written", out.joined(f"{number:06d}.tar"))
-    return Packed(images=count, shards=len(found), bytes=size)
+    return Packed(images=count, shards=len(image_shards), bytes=size)
 
 
-def _whole(samples: Iterator[Sample], source: str) -> Iterator[tuple[str, bytes]]:
+def _complete(samples: Iterator[Sample], source: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the path and the image of each sample. Raises SourceError for a sample without an image."""
     for sample in samples:
         if sample.image is None:
             raise SourceError(f"{redact(source)}: {sample.key} cannot be packed: {sample.error}")
@@ -73,7 +82,8 @@ def _whole(samples: Iterator[Sample], source: str) -> Iterator[tuple[str, bytes]
 
 
 def _write_tar(local: str, files: Iterator[tuple[str, bytes]], keys: set[str]) -> int:
-    import webdataset  # loads torch, which whoever only lists shards does without
+    """Write images to a local tar and return their number. Adds their keys to ``keys``."""
+    import webdataset  # imported late, because it loads torch
 
     count = 0
     with (
@@ -82,7 +92,7 @@ def _write_tar(local: str, files: Iterator[tuple[str, bytes]], keys: set[str]) -
     ):
         for path, data in files:
             stem, _, extension = path.rpartition(".")
-            # JSON's escapes keep the bytes ASCII whatever the path holds.
+            # The escapes of JSON keep these bytes ASCII, whatever the path contains.
             meta = json.dumps({"path": path}).encode()
             writer.write({"__key__": _key(stem, keys), extension.lower(): data, "json": meta})
             count += 1
@@ -90,13 +100,13 @@ def _write_tar(local: str, files: Iterator[tuple[str, bytes]], keys: set[str]) -
 
 
 def _key(stem: str, taken: set[str]) -> str:
-    """A key that WebDataset reads back as it is, and that no other image has."""
+    """Return a key that WebDataset reads back unchanged and that no other image has, and add it to ``taken``."""
     folder, slash, name = stem.rpartition("/")
     key = folder + slash + name.replace(".", "_")
-    # Readers skip members in __folders__ at the root as metadata.
+    # WebDataset takes members in __folders__ at the root for metadata and skips them.
     key = re.sub(r"^__([^/]*__($|/))", r"_\1", key)
-    free, number = key, 2
-    while free in taken:
-        free, number = f"{key}-{number}", number + 1
-    taken.add(free)
-    return free
+    unique, number = key, 2
+    while unique in taken:
+        unique, number = f"{key}-{number}", number + 1
+    taken.add(unique)
+    return unique

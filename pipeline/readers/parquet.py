@@ -1,4 +1,4 @@
-"""Parquet files with an image column as samples: plain bytes, or the ``{bytes, path}`` structs of Hugging Face."""
+"""Read the samples of a Parquet file whose images are plain bytes or ``{bytes, path}`` structs of Hugging Face."""
 
 from __future__ import annotations
 
@@ -9,83 +9,101 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.readers import samples
-from pipeline.readers.parquet_columns import Columns, choose_columns, image_of, json_of, value_of
+from pipeline.readers.parquet_columns import Columns, choose_columns
 from pipeline.readers.parquet_guard import DamagedPages, GuardedFile
-from pipeline.readers.samples import FirstSeen, Sample, ShardError, bounded_key, meta_text, shorten
+from pipeline.readers.parquet_values import image_of, json_of, value_of
+from pipeline.readers.samples import (
+    DEFAULT_LIMITS,
+    FirstSeen,
+    ReadLimits,
+    Sample,
+    ShardError,
+    bounded_key,
+    meta_text,
+    shorten,
+)
 
 _BATCH_ROWS = 16
 _BATCH_BYTES = 2**26
 _BUFFER_BYTES = 2**20
-_FREE_ROWS = 2**20  # a file may declare this many rows, whatever its size
+_FREE_ROWS = 2**20
+"""Rows that a file may declare in addition to one for each of its bytes."""
 
 _DAMAGE = (pa.ArrowException, DamagedPages, OSError, ValueError, MemoryError, IndexError)
-"""What Arrow raises for a damaged file. OSError among them: the guard knows which ones are the store's."""
+"""What Arrow raises for a damaged file. An OSError can also come from the store; the guard knows whether it does."""
 
 
-def read_parquet(file: IO[bytes], url: str, image_field: str | None = None) -> Iterator[Sample]:
-    """Stream the rows of a Parquet file, a few of them in memory at a time.
+def read_parquet(
+    file: IO[bytes], url: str, image_field: str | None = None, limits: ReadLimits = DEFAULT_LIMITS
+) -> Iterator[Sample]:
+    """Stream the rows of a Parquet file. A few rows at a time are in memory.
 
-    The key is the first of ``KEY_COLUMNS`` that is there, else the path in the image struct, else the row's number;
-    the other columns without binary values become the meta. Of a row group that is damaged, the rows up to the damage
-    come out, and each other one as ``damaged``; the row groups behind it are whole.
+    The key of a row is the value of the first of ``KEY_COLUMNS`` that exists, or else the path in the image struct, or
+    else the number of the row. The other columns without binary values become the meta. In a damaged row group, the
+    rows before the damage are read, and each row after it gets the status ``damaged``; later row groups are read.
 
     Args:
-        file: opened for binary reading; must allow seeking.
-        url: for messages.
-        image_field: the image column; without it ``IMAGE_COLUMNS`` are looked for, then the only binary one.
+        file: Opened for binary reading; it must support seeking.
+        url: The URL of the file, for messages.
+        image_field: The image column. Without it, the first of ``IMAGE_COLUMNS`` or the only binary column is used.
+        limits: The size limits of a sample.
 
     Raises:
-        ShardError: when it is no Parquet file, has no image column that could be meant, or no row that can be read.
+        ShardError: The file is not Parquet, has no recognisable image column, or has no readable row.
     """
     guard = GuardedFile(file)
     try:
-        # Buffered, since a row group of photographs can be larger than the memory.
+        # With a small buffer, since a row group of images can be larger than the memory.
         parquet = pq.ParquetFile(guard, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
         columns = choose_columns(parquet.schema_arrow, url, image_field)
-        _check_rows(parquet.metadata, file, url)
+        _check_row_count(parquet.metadata, file, url)
     except ShardError:
         raise
     except _DAMAGE as error:
         raise _failure(guard, url, error) from error
-    reader = _Reader(parquet, guard, columns)
+    reader = _RowReader(parquet, guard, columns, limits)
     for group in range(parquet.num_row_groups):
         try:
-            yield from reader.group(group)
-        except _Unreadable as error:
+            yield from reader.read_group(group)
+        except _UnreadableGroup as error:
             if parquet.num_row_groups == 1:
                 raise ShardError(url, f"cannot be read as Parquet: {error}") from error
-            yield from reader.lost(group, 0, str(error))
+            yield from reader.damaged_rows(group, 0, str(error))
 
 
 def _failure(guard: GuardedFile, url: str, error: Exception) -> Exception:
-    """What to raise for ``error``: that of the store where there was one, else that this is no Parquet file."""
+    """Return the error to raise: that of the store if it failed, or else that the file is not Parquet."""
     return guard.failure or ShardError(url, f"cannot be read as Parquet: {error or type(error).__name__}")
 
 
-def _check_rows(metadata: pq.FileMetaData, file: IO[bytes], url: str) -> None:
+def _check_row_count(metadata: pq.FileMetaData, file: IO[bytes], url: str) -> None:
     declared = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     size = file.seek(0, os.SEEK_END)
     if min(declared, default=0) < 0 or sum(declared) > _FREE_ROWS + size:
         raise ShardError(url, f"a file of {size} bytes declares {sum(declared)} rows")
 
 
-class _Unreadable(Exception):
-    """Not one row of a row group came out."""
+class _UnreadableGroup(Exception):
+    """Not a single row of a row group can be read."""
 
 
-class _Reader:
-    """The rows of one file, a row group after another; counts them and knows the keys it has seen."""
+class _RowReader:
+    """Reads a file by row groups, in order; numbers the rows and remembers their keys."""
 
-    def __init__(self, parquet: pq.ParquetFile, guard: GuardedFile, columns: Columns) -> None:
+    def __init__(self, parquet: pq.ParquetFile, guard: GuardedFile, columns: Columns, limits: ReadLimits) -> None:
         self._parquet = parquet
         self._guard = guard
         self._columns = columns
+        self._limits = limits
         self._first_seen = FirstSeen()
         self._index = 0
 
-    def group(self, group: int) -> Iterator[Sample]:
-        """The samples of a row group; those behind damage are ``damaged``. Raises ``_Unreadable`` for all."""
+    def read_group(self, group: int) -> Iterator[Sample]:
+        """Yield the samples of a row group, with the status ``damaged`` for the rows after damage.
+
+        Raises:
+            _UnreadableGroup: The damage is before the end of the first row.
+        """
         done = 0
         try:
             for batch in self._batches(group, self._columns.all):
@@ -97,28 +115,29 @@ class _Reader:
                 raise self._guard.failure from None
             damage = shorten(str(error) or type(error).__name__, 500)
             if not done:
-                raise _Unreadable(damage) from error
-            yield from self.lost(group, done, damage)
+                raise _UnreadableGroup(damage) from error
+            yield from self.damaged_rows(group, done, damage)
             return
         row_group = self._parquet.metadata.row_group(group)
         if done < row_group.num_rows:
             damage = f"it declares {row_group.num_rows} rows"
             if row_group.num_rows in {row_group.column(place).num_values for place in range(row_group.num_columns)}:
-                yield from self.lost(group, done, damage)
-            else:  # only one number says so, and may itself be the damage
-                yield self._failed("", "truncated", f"row group {group} ends after {done} rows: {damage}")
+                yield from self.damaged_rows(group, done, damage)
+            else:  # only the row group declares this number, so the number may itself be the damage
+                yield self._failed_row("", "truncated", f"row group {group} ends after {done} rows: {damage}")
 
-    def lost(self, group: int, done: int, damage: str) -> Iterator[Sample]:
-        """The rows of a damaged row group behind the first ``done``, with their keys where these can be read."""
+    def damaged_rows(self, group: int, done: int, damage: str) -> Iterator[Sample]:
+        """Yield the rows of a damaged row group after the first ``done``, with their keys where these are readable."""
         declared = self._parquet.metadata.row_group(group).num_rows
         error = f"row group {group} cannot be read beyond its first {done} rows: {damage}"
         keys = self._keys(group)
         for row in range(declared):
             key = next(keys, None)
             if row >= done:
-                yield self._failed(bounded_key(key or f"{self._index:08d}")[0], "damaged", error)
+                bounded, _ = bounded_key(key or f"{self._index:08d}", self._limits)
+                yield self._failed_row(bounded, "damaged", error)
 
-    def _failed(self, key: str, status: str, error: str) -> Sample:
+    def _failed_row(self, key: str, status: str, error: str) -> Sample:
         index = self._index
         self._index += 1
         if key and (first := self._first_seen(key, index)) != index:
@@ -126,6 +145,7 @@ class _Reader:
         return Sample(index=index, key=key, image=None, status=status, error=shorten(error))
 
     def _keys(self, group: int) -> Iterator[str | None]:
+        """Yield the keys of a row group up to the first damage."""
         if self._columns.key is None:
             return
         try:
@@ -138,32 +158,34 @@ class _Reader:
 
     def _batches(self, group: int, names: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
         declared = self._guard.watch(self._parquet.metadata, group, names)
-        # One dictionary entry can be the value of every row, so that a batch is larger than all that it comes from.
+        # A dictionary entry can be the value of every row, so a batch can be larger than all of its input.
         rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(declared, 1)))
         return self._parquet.iter_batches(rows, row_groups=[group], columns=list(names), use_threads=False)
 
     def _sample(self, batch: pa.RecordBatch, row: int) -> Sample:
         index, columns = self._index, self._columns
         self._index += 1
-        image, path = image_of(batch.column(columns.image)[row])
-        key, too_long = bounded_key((_key(batch, row, columns) if columns.key else path) or f"{index:08d}")
+        image, path = image_of(batch.column(columns.image)[row], self._limits)
+        stored_key = _key(batch, row, columns) if columns.key else path
+        key, key_error = bounded_key(stored_key or f"{index:08d}", self._limits)
         first = self._first_seen(key, index)
         status, error = "ok", ""
         if first != index:
             status, error = "duplicate_key", f"row {first} of this shard has the key {key!r} already"
-        elif too_long:
-            status, error = "too_large", too_long
+        elif key_error:
+            status, error = "too_large", key_error
         elif image is None:
             status, error = "no_image", f"the column {columns.image!r} is null in row {index}"
             if path is not None:
                 error = f"row {index} holds only the path {path!r} and no bytes; embed the images in the Parquet file"
         elif isinstance(image, int):
-            status, error = "too_large", f"the image has {image} bytes; at most {samples.MAX_SAMPLE_BYTES} are read"
+            limit = self._limits.max_sample_bytes
+            status, error = "too_large", f"the image has {image} bytes; at most {limit} are read"
         return Sample(
             index=index,
             key=key,
             image=image if status == "ok" and isinstance(image, bytes) else None,
-            meta=_meta(batch, row, columns),
+            meta=_meta(batch, row, columns, self._limits),
             status=status,
             error=shorten(error),
         )
@@ -176,12 +198,12 @@ def _key(batch: pa.RecordBatch, row: int, columns: Columns) -> str | None:
     return None if key is None or key == "" else str(key)
 
 
-def _meta(batch: pa.RecordBatch, row: int, columns: Columns) -> str:
-    # In Arrow a value of JSON has at most eight times the bytes of its text. Weighed before Python makes objects of
-    # it, which are larger still; usually the whole batch is light.
-    limit = 8 * samples.MAX_META_BYTES
-    if batch.nbytes > limit:
+def _meta(batch: pa.RecordBatch, row: int, columns: Columns, limits: ReadLimits) -> str:
+    # In Arrow a JSON value takes at most eight times the bytes of its text. The size is checked before the values are
+    # converted to Python objects, which are larger still, and for single rows only where the whole batch is too large.
+    max_bytes = 8 * limits.max_meta_bytes
+    if batch.nbytes > max_bytes:
         size = sum(batch.column(name).slice(row, 1).nbytes for name in columns.meta)
-        if size > limit:
-            return meta_text({}, size)
-    return meta_text({name: json_of(value_of(batch.column(name)[row])) for name in columns.meta})
+        if size > max_bytes:
+            return meta_text({}, size, limits)
+    return meta_text({name: json_of(value_of(batch.column(name)[row])) for name in columns.meta}, limits=limits)

@@ -1,4 +1,4 @@
-"""What a shard is, and what comes out of one: the two records that all readers share."""
+"""The records that all readers share: a shard, a sample of it, and the limits within which a sample is read."""
 
 from __future__ import annotations
 
@@ -25,28 +25,40 @@ STATUSES: tuple[str, ...] = (
     "unreadable",
     "bad_names",
 )
-"""Every status that a row can have. The first is success, each other one says why there is no mask."""
-
-MAX_SAMPLE_BYTES = 2**28
-"""Encoded images above this size get the status ``too_large`` instead of memory."""
-
-MAX_META_BYTES = 2**20
-"""JSON and text of one sample above this size is left out, with a note in its place."""
-
-MAX_KEY_BYTES = 2**13
-"""Of a longer key the row has the beginning and a digest, and the status ``too_large``."""
+"""Every status of a row. The first means success; each of the others is a reason for a missing mask."""
 
 MAX_MESSAGE_CHARACTERS = 2000
-"""What is quoted from a shard can have any length; an error is read by people."""
+"""Length at which a quotation from a shard is cut in a message. A quotation can be of any length."""
 
 IMAGE_EXTENSIONS = frozenset(
     ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
 )
-"""File name extensions, in small letters, that make a file an image."""
+"""File name extensions of images, in lower case."""
+
+ShardKind = Literal["tar", "parquet", "images"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadLimits:
+    """Sizes up to which the parts of a sample are read, so that a hostile shard cannot exhaust the memory.
+
+    Attributes:
+        max_sample_bytes: Size of an encoded image. A larger one is not read, and gets the status ``too_large``.
+        max_meta_bytes: Size of the JSON and text fields of a sample. Larger ones are replaced by a note.
+        max_key_bytes: Size of a key in UTF-8. Of a longer one the row holds the beginning and a digest, and its status
+            is ``too_large``.
+    """
+
+    max_sample_bytes: int = 2**28
+    max_meta_bytes: int = 2**20
+    max_key_bytes: int = 2**13
+
+
+DEFAULT_LIMITS = ReadLimits()
 
 
 class ShardError(ValueError):
-    """A whole shard cannot be read: it is missing, or is not what its name says. Another attempt may help."""
+    """A shard cannot be read at all: it is missing, or is not what its name says. Another attempt may succeed."""
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(redact(url), redact(shorten(reason)))
@@ -57,22 +69,23 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """One unit of work, cheap to send to another process.
+    """A unit of work, which is cheap to send to another process.
 
     Attributes:
-        name: safe as a file name, unique in its source, and recognisable.
-        url: of the tar or Parquet file; of the folder for ``images``. May hold a signature: show ``redact(url)``.
-        kind: how to read it.
-        files: for ``images``, the paths of the files below ``url``, in order.
+        name: A recognisable name that is unique in its source and safe as a file name.
+        url: The URL of the tar or Parquet file, or of the folder of an ``images`` shard. It may contain a signature, so
+            messages show ``redact(url)``.
+        kind: The kind of reader for it.
+        files: The paths of the files of an ``images`` shard, relative to ``url`` and in order.
     """
 
     name: str
     url: str
-    kind: Literal["tar", "parquet", "images"]
+    kind: ShardKind
     files: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """16 hexadecimal digits of what the shard is made of: its files where it is a group of them, else its name."""
+        """Return 16 hexadecimal digits that identify the input: the files of an ``images`` shard, or else its name."""
         return short_digest("\n".join(self.files or (self.name,)).encode("utf-8", "surrogateescape"))
 
     def __repr__(self) -> str:
@@ -81,15 +94,16 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One sample as it was stored.
+    """A sample as the shard stores it.
 
     Attributes:
-        index: its place in the shard, from 0.
-        key: its own key, unchanged (bytes that are not UTF-8 are written as ``\\xNN``). Never to be used as a path.
-        image: the encoded image, None unless ``status`` is ``ok``.
-        meta: a JSON object of its JSON and text fields, "" when it has none.
-        status: one of ``STATUSES``.
-        error: for people, "" when ``status`` is ``ok``.
+        index: The position in the shard, from 0.
+        key: The key of the sample, unchanged, except that bytes which are not UTF-8 are written as ``\\xNN``. It must
+            not be used as a path.
+        image: The encoded image, or None unless ``status`` is ``ok``.
+        meta: A JSON object of the JSON and text fields of the sample, or "" if it has none.
+        status: One of ``STATUSES``.
+        error: A message for people, or "" if ``status`` is ``ok``.
     """
 
     index: int
@@ -101,7 +115,7 @@ class Sample:
 
 
 def utf8(name: str) -> str:
-    """``name`` as valid UTF-8: bytes that were not (Python's surrogate escapes) become ``\\xNN``."""
+    """Return ``name`` as valid UTF-8, with ``\\xNN`` for each byte that is not (Python's surrogate escapes)."""
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
@@ -109,56 +123,63 @@ def utf8(name: str) -> str:
 
 
 def shorten(text: str, limit: int = MAX_MESSAGE_CHARACTERS) -> str:
-    """``text`` for a message: what is beyond ``limit`` characters is left out, and counted."""
+    """Return the first ``limit`` characters of ``text`` and the number of characters that were cut."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more characters)"
 
 
-def bounded_key(key: str) -> tuple[str, str]:
-    """(``key``, "") or, above ``MAX_KEY_BYTES``, (its beginning and a digest of all of it, what is wrong with it)."""
-    if len(key) <= MAX_KEY_BYTES // 4:  # a character has at most four bytes
+def bounded_key(key: str, limits: ReadLimits = DEFAULT_LIMITS) -> tuple[str, str]:
+    """Bound the length of a key.
+
+    Returns:
+        The key and "". For a key above ``max_key_bytes``: its beginning with a digest of the whole key, and a message.
+    """
+    if len(key) <= limits.max_key_bytes // 4:  # a character has at most four bytes
         return key, ""
     encoded = key.encode()
-    if len(encoded) <= MAX_KEY_BYTES:
+    if len(encoded) <= limits.max_key_bytes:
         return key, ""
-    start = encoded[: MAX_KEY_BYTES - 80].decode("utf-8", "ignore")
+    start = encoded[: limits.max_key_bytes - 80].decode("utf-8", "ignore")
     digest = hashlib.sha256(encoded).hexdigest()
-    return f"{start}…sha256:{digest}", f"the key has {len(encoded)} bytes; at most {MAX_KEY_BYTES} are carried"
+    return f"{start}…sha256:{digest}", f"the key has {len(encoded)} bytes; at most {limits.max_key_bytes} are carried"
 
 
 class FirstSeen:
-    """The first place of each key in a shard, in bounded memory a key."""
+    """The first position of each key in a shard. The memory per key is bounded."""
 
     def __init__(self) -> None:
-        self._places: dict[str | bytes, int] = {}
+        self._positions: dict[str | bytes, int] = {}
 
     def __call__(self, key: str, index: int) -> int:
-        """The place of the first sample with this key: ``index``, or an earlier one."""
+        """Return the position of the first sample with this key, which is ``index`` if the key is new."""
         short = key if len(key) <= 64 else hashlib.blake2b(key.encode(), digest_size=16).digest()
-        return self._places.setdefault(short, index)
+        return self._positions.setdefault(short, index)
 
     def __bool__(self) -> bool:
-        return bool(self._places)
+        """Return True if a key has been seen."""
+        return bool(self._positions)
 
 
-def meta_text(fields: Mapping[str, Any], size: int = 0) -> str:
-    """``fields`` as the text of a JSON object with sorted keys, "" when there are none.
+def meta_text(fields: Mapping[str, Any], size: int = 0, limits: ReadLimits = DEFAULT_LIMITS) -> str:
+    """Return the JSON and text fields of a sample as a JSON object with sorted keys, or "" if there are none.
 
     Args:
-        fields: values that JSON knows.
-        size: bytes of what was found, for the note that stands in the place of fields above ``MAX_META_BYTES``.
+        fields: Values that JSON can represent.
+        size: The size of the fields in the shard, in bytes. Above ``max_meta_bytes`` a note replaces the fields.
+        limits: The size limits.
     """
     if not fields and not size:
         return ""
-    if size > MAX_META_BYTES:
-        return _note(size)
+    if size > limits.max_meta_bytes:
+        return _size_note(size, limits)
     try:
         text = json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False)
     except RecursionError:
         return json.dumps({"__note__": "left out: the JSON is nested too deeply"})
-    # A lone surrogate from "\ud800" in somebody's JSON is no UTF-8; as an escape it is JSON again.
+    # A lone surrogate, from "\ud800" in the JSON of a shard, cannot be encoded as UTF-8; its escape is valid JSON.
     encoded = text.encode("utf-8", "backslashreplace")
-    return _note(len(encoded)) if len(encoded) > MAX_META_BYTES else encoded.decode("utf-8")
+    return _size_note(len(encoded), limits) if len(encoded) > limits.max_meta_bytes else encoded.decode("utf-8")
 
 
-def _note(size: int) -> str:
-    return json.dumps({"__note__": f"left out: {size} bytes of JSON and text; at most {MAX_META_BYTES} are carried"})
+def _size_note(size: int, limits: ReadLimits) -> str:
+    note = f"left out: {size} bytes of JSON and text; at most {limits.max_meta_bytes} are carried"
+    return json.dumps({"__note__": note})

@@ -1,4 +1,4 @@
-"""Read a struct of Thrift's compact protocol, which Parquet's headers are written in, and believe nothing."""
+"""Parse structs of Thrift's compact protocol, the format of Parquet's headers, from bytes that cannot be trusted."""
 
 from __future__ import annotations
 
@@ -9,54 +9,36 @@ _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _ST
 
 
 class Malformed(ValueError):
-    """The bytes are no such struct, or end within it."""
+    """The bytes are not a struct, or end within it."""
 
 
 def read_struct(data: bytes, start: int) -> tuple[dict[int, Any], int]:
-    """The fields of the struct at ``start`` by their ids, and its length in bytes.
+    """Parse the struct at the offset ``start``.
 
-    Integers and booleans come as they are and structs as such a mapping; of anything else there is None.
+    Returns:
+        The values of the fields by their ids, and the length of the struct in bytes. Integers and booleans have their
+        value, structs are mappings of the same form, and all other values are None.
 
     Raises:
-        Malformed: when it is broken, or goes on beyond the end of ``data``.
+        Malformed: The struct is malformed or extends beyond the end of ``data``.
     """
-    reader = _Reader(data, start)
+    parser = _Parser(data, start)
     try:
-        fields = reader.struct(_MAX_DEPTH)
+        fields = parser.struct(_MAX_DEPTH)
     except IndexError as error:
         raise Malformed("the bytes end within it") from error
-    return fields, reader.place - start
+    return fields, parser.offset - start
 
 
-class _Reader:
-    def __init__(self, data: bytes, place: int) -> None:
+class _Parser:
+    """Parses values at an offset, which it moves. Raises IndexError where the bytes end too early."""
+
+    def __init__(self, data: bytes, offset: int) -> None:
         self._data = data
-        self.place = place
-
-    def _byte(self) -> int:
-        value = self._data[self.place]
-        self.place += 1
-        return value
-
-    def _varint(self) -> int:
-        value = 0
-        for shift in range(0, 70, 7):
-            byte = self._byte()
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-        raise Malformed("an integer of more than 64 bits")
-
-    def _integer(self) -> int:
-        value = self._varint()
-        return (value >> 1) ^ -(value & 1)
-
-    def _skip(self, count: int) -> None:
-        self.place += count
-        if self.place > len(self._data):
-            raise IndexError
+        self.offset = offset
 
     def struct(self, depth: int) -> dict[int, Any]:
+        """Parse a struct in which values are nested at most ``depth`` levels deep."""
         if depth == 0:
             raise Malformed("structs are nested too deeply")
         fields: dict[int, Any] = {}
@@ -64,7 +46,7 @@ class _Reader:
         while head := self._byte():
             field = field + (head >> 4) if head >> 4 else self._integer()
             kind = head & 0x0F
-            # The value of a boolean field stands in its type.
+            # The type of a boolean field includes its value.
             fields[field] = kind == _TRUE if kind in (_TRUE, _FALSE) else self._value(kind, depth - 1)
         return fields
 
@@ -94,3 +76,26 @@ class _Reader:
         else:
             raise Malformed(f"an unknown type {kind}")
         return None
+
+    def _byte(self) -> int:
+        value = self._data[self.offset]
+        self.offset += 1
+        return value
+
+    def _varint(self) -> int:
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self._byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise Malformed("an integer of more than 64 bits")
+
+    def _integer(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
+
+    def _skip(self, count: int) -> None:
+        self.offset += count
+        if self.offset > len(self._data):
+            raise IndexError

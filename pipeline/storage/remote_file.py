@@ -6,8 +6,6 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from fsspec.caching import BlockCache
-
 BLOCK_BYTES = 2**24
 """Size of a request. Object stores throttle clients that send many small ones."""
 CACHED_BLOCKS = 4
@@ -25,6 +23,8 @@ class RemoteFile(io.RawIOBase):
             size: The size of the file in bytes.
             block_bytes: The size of a block in bytes.
         """
+        from fsspec.caching import BlockCache  # imported late, because `diffseg COMMAND --help` needs no fsspec
+
         self._size = size
         self._position = 0
         self._blocks: Any = BlockCache(block_bytes, fetch, size, maxblocks=CACHED_BLOCKS)

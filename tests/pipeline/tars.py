@@ -1,14 +1,14 @@
-"""Tars made in memory, and what the reader makes of them."""
+"""Tars built in memory, and their samples as the reader returns them."""
 
 import io
 import tarfile
 
-from pipeline.readers import samples
+from pipeline.readers.samples import STATUSES
 from pipeline.readers.tar import read_tar
 
 
 def tar_of(*members, end=True, **options) -> bytes:
-    """A tar of (name, data) pairs and of ready TarInfo, without padding after the end marker."""
+    """Return a tar of (name, data) pairs and TarInfo objects, without padding after the end marker."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", **options) as tar:
         for member in members:
@@ -24,20 +24,23 @@ def tar_of(*members, end=True, **options) -> bytes:
 
 
 def link(name, kind=tarfile.SYMTYPE) -> tarfile.TarInfo:
+    """Return a link, or another member without data."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, "target"
     return info
 
 
 def read(data, **settings):
-    found = list(read_tar(io.BytesIO(data), "the.tar", **settings))
-    assert [sample.index for sample in found] == list(range(len(found)))
-    for sample in found:
-        assert sample.status in samples.STATUSES
+    """Return the samples of a tar, after checking what holds for every sample."""
+    samples = list(read_tar(io.BytesIO(data), "the.tar", **settings))
+    assert [sample.index for sample in samples] == list(range(len(samples)))
+    for sample in samples:
+        assert sample.status in STATUSES
         assert (sample.image is not None) == (sample.status == "ok") == (sample.error == "")
         sample.key.encode()
-    return found
+    return samples
 
 
 def outcome(data, **settings):
+    """Return the key and the status of each sample of a tar."""
     return [(sample.key, sample.status) for sample in read(data, **settings)]

@@ -1,4 +1,4 @@
-"""From what a user writes to a list of shards."""
+"""The shards of the sources that a user can name: folders, files, globs and brace ranges."""
 
 import pickle
 import re
@@ -12,7 +12,7 @@ from pipeline.storage.remote import RemoteFolder
 
 @pytest.fixture(params=["local", "memory"])
 def make(request, tmp_path):
-    """Make empty files of the given names; returns the URL of their folder."""
+    """Return a function that creates empty files of the given names and returns the URL of their folder."""
 
     def make_files(*names):
         url = str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
@@ -37,12 +37,12 @@ def test_a_folder_of_tars_sorted_by_name(make):
     assert pickle.loads(pickle.dumps(shards)) == shards
 
 
-def test_a_folder_of_parquet_without_what_spark_leaves(make):
+def test_a_folder_of_parquet_without_the_other_files_of_spark(make):
     url = make("train/p-0.parquet", "train/_temporary/0/p-1.parquet", "_delta_log/1.parquet", "train/_SUCCESS")
     assert names(url) == ["train--p-0"]
 
 
-def test_image_files_in_virtual_shards(make):
+def test_image_files_are_grouped_into_shards(make):
     files = [f"{folder}/{number}.jpg" for folder in "ab" for number in range(5)] + ["_MG_1.JPG"]
     url = make(*files, "a/.thumb.jpg", "notes.txt")
     shards = find_shards(url, samples_per_shard=4)
@@ -52,7 +52,7 @@ def test_image_files_in_virtual_shards(make):
     assert {(shard.url, shard.kind) for shard in shards} == {(url, "images")}
 
 
-def test_one_file(make):
+def test_a_single_file(make):
     url = make("a.b.tar", "b.tar", "c.png")
     assert names(f"{url}/a.b.tar") == ["a.b"]
     assert find_shards(f"{url}/c.png")[0].files == ("c.png",)
@@ -73,7 +73,7 @@ def test_globs(make):
 
 def test_braces(make):
     url = make("a-000.tar", "a-001.tar", "x/0.tar", "y/0.tar", "x/1.tar")
-    # Taken as they are: a-002 is not there.
+    # The names of a range are not checked for existence: a-002 is missing.
     shards = find_shards(f"{url}/a-{{000..002}}.tar")
     assert [shard.url for shard in shards] == [f"{url}/a-00{number}.tar" for number in range(3)]
     assert names(f"{url}/{{x,y}}/0.tar") == ["x--0", "y--0"]
@@ -95,7 +95,7 @@ def test_the_names_of_a_brace_range_need_no_request(monkeypatch):
     assert (shards[7].name, shards[7].url) == ("00007", "s3://bucket/train/00007.tar")
 
 
-def test_signed_urls_keep_their_signature_but_do_not_show_it():
+def test_signed_urls_keep_their_signature_and_hide_it_in_messages():
     shard = find_shards("https://user:pw@host/d/a-{0..1}.tar?sig=abc/def&e=1")[1]
     assert (shard.name, shard.kind) == ("a-1", "tar")
     assert shard.url == "https://user:pw@host/d/a-1.tar?sig=abc/def&e=1"
@@ -117,7 +117,7 @@ def test_several_kinds_are_refused(make):
     assert names(f"{url}/**/*.tar") == ["a", "b"]
 
 
-def test_nothing_found_names_the_place(make):
+def test_a_source_without_data_files_is_named(make):
     url = make("README.md")
     for source in (url, f"{url}/no"):
         with pytest.raises(SourceError, match=re.escape(source) + ".*no .tar"):
@@ -126,13 +126,13 @@ def test_nothing_found_names_the_place(make):
         find_shards(url, samples_per_shard=0)
 
 
-def test_two_files_of_one_name_are_refused(make):
+def test_two_files_with_the_same_shard_name_are_refused(make):
     url = make("x.tar", "x.tar.gz")
     with pytest.raises(SourceError, match=r"x\.tar and .*x\.tar\.gz would both be shard 'x'"):
         find_shards(url)
 
 
-def test_names_are_safe_and_differ(tmp_path):
+def test_names_are_safe_and_distinct(tmp_path):
     paths = [
         "a--b.tar",
         "a/b.tar",
@@ -160,7 +160,7 @@ def test_names_are_safe_and_differ(tmp_path):
         assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,149}", name), name
 
 
-def test_a_name_depends_on_its_path_alone(make):
+def test_a_name_depends_only_on_its_path(make):
     url = make("é.tar", "b.tar")
     before = {shard.url: shard.name for shard in find_shards(url)}
     make("a.tar", "z/é.tar")

@@ -1,4 +1,4 @@
-"""What samples say of their names: labels and captions, in every place and shape, and what cannot be used."""
+"""Names from labels and captions in every field and form, and fields that give no usable names."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.readers.captions import Mention, NamesInCaption, NounsOfCaption, clean
+from pipeline.readers.captions import Mention, NamesInCaption, NounsInCaption, clean
 from pipeline.readers.names import ImageNames, NameReader, NamesError, NameSettings, parse_names
-from pipeline.readers.samples import MAX_META_BYTES, Sample, meta_text
+from pipeline.readers.samples import DEFAULT_LIMITS, Sample, meta_text
 
 THINGS = ("person", "traffic light", "cow")
 
@@ -28,7 +28,7 @@ CAPTIONS = {
     "Two men with ties": "man tie",
     "a brick wall, lava, sand and a purple star": "brick_wall lava sand star",
 }
-"""Captions and their nouns as a person marks them."""
+"""Captions and their nouns as a person marked them."""
 
 
 def sample(fields: dict[str, Any] | None = None, **columns: Any) -> Sample:
@@ -40,7 +40,7 @@ def labels_of(value: Any, names: tuple[str, ...] = THINGS) -> tuple[str, ...]:
 
 
 def nouns(caption: str) -> set[str]:
-    return {mention.name for mention in NounsOfCaption()(caption)}
+    return {mention.name for mention in NounsInCaption()(caption)}
 
 
 def test_without_fields_every_image_may_have_every_name() -> None:
@@ -66,7 +66,7 @@ def test_without_fields_every_image_may_have_every_name() -> None:
         (",,", ()),
     ],
 )
-def test_labels_are_names_or_places_in_any_order(value: Any, expected: tuple[str, ...]) -> None:
+def test_labels_are_names_or_numbers_in_any_order(value: Any, expected: tuple[str, ...]) -> None:
     assert labels_of(value) == expected
 
 
@@ -76,7 +76,7 @@ def test_a_name_that_is_a_number_is_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "message"),
     [
         (
             ["dog"],
@@ -94,8 +94,8 @@ def test_a_name_that_is_a_number_is_a_name() -> None:
         (["x" * 10**5], r"more characters\) as a label"),
     ],
 )
-def test_labels_that_are_none_are_named(value: Any, found: str) -> None:
-    with pytest.raises(NamesError, match=f"^field 'labels': .*{found}") as raised:
+def test_unknown_labels_are_named(value: Any, message: str) -> None:
+    with pytest.raises(NamesError, match=f"^field 'labels': .*{message}") as raised:
         labels_of(value)
     assert len(str(raised.value).encode()) < 1000
 
@@ -106,44 +106,44 @@ def test_labels_that_are_none_are_named(value: Any, found: str) -> None:
         ({"labels": ["cow"]}, "labels"),  # a column of Parquet
         ({"cls": "2\n", "txt": "person"}, "cls"),  # members of a tar
         ({"json": {"labels": ["cow"], "cls": "person"}, "txt": "person"}, "labels"),
-        ({"json": {"cls": "person"}, "cls": "cow"}, "cls"),  # the sample's own field comes first
+        ({"json": {"cls": "person"}, "cls": "cow"}, "cls"),  # the field of the sample has precedence
         ({"annotations": {"labels": "cow"}, "labels2": "person"}, "labels"),  # a struct column
     ],
 )
-def test_a_field_is_the_samples_own_or_of_its_json(fields: dict[str, Any], field: str) -> None:
+def test_a_field_may_be_a_field_of_the_sample_or_of_its_json(fields: dict[str, Any], field: str) -> None:
     reader = NameReader(NameSettings(names=THINGS, labels_field=field))
     assert reader(sample(fields)).names == ("cow",)
 
 
 @pytest.mark.parametrize(
-    ("fields", "found"),
+    ("fields", "message"),
     [
         ({}, "field 'labels': is not there; the sample's fields are none"),
         ({"json": {"a": 1}, "txt": ""}, "field 'labels': is not there; the sample's fields are json, txt, json.a"),
         ({"a.json": {"labels": 1}, "b.json": {"labels": 2}}, "field 'labels': is several there"),
         ({"json": "not JSON"}, "is not there; the sample's fields are json"),
         ({"json": {"\ud800": 0}}, r"fields are json, json\.\?"),
-        ({"text": "x" * MAX_META_BYTES}, "field 'labels': left out: .* bytes of JSON and text"),
+        ({"text": "x" * DEFAULT_LIMITS.max_meta_bytes}, "field 'labels': left out: .* bytes of JSON and text"),
     ],
 )
-def test_a_field_that_is_missing_is_told_beside_those_that_are_there(fields: dict[str, Any], found: str) -> None:
-    with pytest.raises(NamesError, match=found):
+def test_the_error_for_a_missing_field_lists_the_fields_of_the_sample(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(NamesError, match=message):
         NameReader(NameSettings(names=THINGS, labels_field="labels"))(sample(fields))
 
 
-def test_json_that_is_nested_deeply_costs_its_own_row() -> None:
+def test_deeply_nested_json_is_an_error_of_its_row() -> None:
     hostile = Sample(index=0, key="a", image=b"", meta='{"labels":' + "[" * 10**5 + "]" * 10**5 + "}")
     with pytest.raises(NamesError, match="nested too deeply"):
         NameReader(NameSettings(names=THINGS, labels_field="labels"))(hostile)
 
 
-def test_names_are_found_in_captions_whole_and_in_plural() -> None:
+def test_names_are_found_in_captions_as_whole_words_and_in_plural() -> None:
     reader = NameReader(NameSettings(names=(*THINGS, "light", "man"), caption_field="txt"))
     caption = "Cows and a COW, two\ttraffic-lights; people, men, a manhole and the sun's light. traffic, light"
-    found = reader(sample(txt=caption))
-    assert found.names == ("person", "traffic light", "cow", "light", "man")
-    assert found.caption == clean(caption)
-    spans = {m.name: [found.caption[start:end] for start, end in m.spans] for m in found.mentions}
+    image_names = reader(sample(txt=caption))
+    assert image_names.names == ("person", "traffic light", "cow", "light", "man")
+    assert image_names.caption == clean(caption)
+    spans = {m.name: [image_names.caption[start:end] for start, end in m.spans] for m in image_names.mentions}
     assert spans == {
         "person": ["people"],
         "traffic light": ["traffic-lights"],
@@ -153,28 +153,28 @@ def test_names_are_found_in_captions_whole_and_in_plural() -> None:
     }
 
 
-def test_spans_are_those_of_the_caption_that_is_returned() -> None:
-    """Composed anew, with single spaces, and without what no tokenizer takes."""
-    found = NameReader(NameSettings(names=("café", "straße"), caption_field="txt"))(
+def test_spans_refer_to_the_returned_caption() -> None:
+    """The returned caption has composed characters, single spaces, and nothing that a tokenizer rejects."""
+    image_names = NameReader(NameSettings(names=("café", "straße"), caption_field="txt"))(
         sample(txt="  \ud800 Ein  Cafe\u0301 an der\n STRASSE ")
     )
-    assert found.caption == "? Ein Café an der STRASSE"
-    assert [(m.name, *(found.caption[a:b] for a, b in m.spans)) for m in found.mentions] == [
+    assert image_names.caption == "? Ein Café an der STRASSE"
+    assert [(m.name, *(image_names.caption[a:b] for a, b in m.spans)) for m in image_names.mentions] == [
         ("café", "Café"),
         ("straße", "STRASSE"),
     ]
 
 
-def test_without_names_a_caption_gives_its_nouns() -> None:
+def test_without_names_the_nouns_of_a_caption_are_used() -> None:
     caption = "Dogs beside a dog, and the dog's bowl on red grass."
-    found = NameReader(NameSettings(caption_field="txt"))(sample(txt=caption))
-    assert found.names == ("dog", "bowl", "grass")
-    assert found.mentions[0] == Mention(name="dog", spans=((0, 4), (14, 17), (27, 30)))
-    assert all(caption[a:b].lower().startswith(m.name) for m in found.mentions for a, b in m.spans)
+    image_names = NameReader(NameSettings(caption_field="txt"))(sample(txt=caption))
+    assert image_names.names == ("dog", "bowl", "grass")
+    assert image_names.mentions[0] == Mention(name="dog", spans=((0, 4), (14, 17), (27, 30)))
+    assert all(caption[a:b].lower().startswith(m.name) for m in image_names.mentions for a, b in m.spans)
 
 
-def test_nouns_of_captions_are_those_that_a_person_marks() -> None:
-    """One miss or addition in twelve is what the tagger is taken for; it reads no other language than English."""
+def test_nouns_of_captions_are_those_that_a_person_marked() -> None:
+    """The tagger may miss or add one noun in twelve. It reads English only."""
     wrong = total = 0
     for caption, words in CAPTIONS.items():
         expected = {word.replace("_", " ") for word in words.split()}
@@ -184,41 +184,41 @@ def test_nouns_of_captions_are_those_that_a_person_marks() -> None:
 
 
 @pytest.mark.parametrize("caption", ["", "...", "42 & 7", "人が走る", "😀", "x" * 4000, "dog " * 1000, "('" * 2000])
-def test_no_caption_is_too_strange(caption: str) -> None:
+def test_unusual_captions(caption: str) -> None:
     for settings in (NameSettings(caption_field="txt"), NameSettings(names=THINGS, caption_field="txt")):
-        found = NameReader(settings)(sample(txt=caption))
-        assert found.caption is not None
-        assert len(set(found.names)) == len(found.names)
-        spans = [span for mention in found.mentions for span in mention.spans]
-        assert all(0 <= start < end <= len(found.caption) for start, end in spans)
+        image_names = NameReader(settings)(sample(txt=caption))
+        assert image_names.caption is not None
+        assert len(set(image_names.names)) == len(image_names.names)
+        spans = [span for mention in image_names.mentions for span in mention.spans]
+        assert all(0 <= start < end <= len(image_names.caption) for start, end in spans)
         assert len(set(spans)) == len(spans)
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "message"),
     [(None, "holds null; expected a caption"), (["a"], r"\[\"a\"\]"), ("a" * 4001, "4001 characters")],
 )
-def test_captions_that_are_none_are_named(value: Any, found: str) -> None:
-    with pytest.raises(NamesError, match=f"field 'txt': .*{found}"):
+def test_fields_without_a_caption_are_named(value: Any, message: str) -> None:
+    with pytest.raises(NamesError, match=f"field 'txt': .*{message}"):
         NameReader(NameSettings(caption_field="txt"))(sample(txt=value))
 
 
-def test_very_many_names_are_found_as_fast_as_few() -> None:
+def test_a_large_vocabulary() -> None:
     names = tuple(f"thing {number}" for number in range(2_000))
     find = NamesInCaption(names)
     assert [mention.name for mention in find("a thing 77 beside thing 1999 " * 100)] == ["thing 77", "thing 1999"]
 
 
-def test_threads_share_a_reader() -> None:
-    """The tagger's lexicon is read when it is first used, by one thread."""
+def test_threads_can_share_a_reader() -> None:
+    """The lexicon of the tagger is loaded before threads use it."""
     reader = NameReader(NameSettings(caption_field="txt"))
-    found: list[ImageNames] = []
-    threads = [threading.Thread(target=lambda: found.append(reader(sample(txt="a cat and dogs")))) for _ in range(8)]
+    results: list[ImageNames] = []
+    threads = [threading.Thread(target=lambda: results.append(reader(sample(txt="a cat and dogs")))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [names.names for names in found] == [("cat", "dog")] * 8
+    assert [image_names.names for image_names in results] == [("cat", "dog")] * 8
 
 
 def test_captions_without_the_library_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_captions_without_the_library_are_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("settings", "found"),
+    ("settings", "message"),
     [
         ({"names": ("a", "a")}, "'a' and 'a': expected each name once"),
         ({"names": ("Straße", "STRASSE")}, "'Straße' and 'STRASSE': expected each name once"),
@@ -246,12 +246,12 @@ def test_captions_without_the_library_are_refused(monkeypatch: pytest.MonkeyPatc
         ({"template": "{0} {}"}, r"expected one \{\}"),
     ],
 )
-def test_settings_are_checked_when_they_are_made(settings: dict[str, Any], found: str) -> None:
-    with pytest.raises(ValueError, match=found):
+def test_settings_are_checked_when_they_are_made(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         NameSettings(**settings)
 
 
-def test_names_on_a_command_line_have_commas_between_them() -> None:
+def test_names_on_a_command_line_are_separated_by_commas() -> None:
     assert parse_names(" person, traffic  light ,cow") == THINGS
     assert parse_names(" ") == ()
     with pytest.raises(ValueError, match="expected 1 to 100"):
@@ -264,6 +264,6 @@ def test_a_prompt_is_the_caption_or_the_names() -> None:
     assert NameReader(NameSettings(names=THINGS))(sample()).prompt("a {}.").text == "a person, traffic light, cow."
 
 
-def test_meta_is_what_the_readers_make() -> None:
-    """The fixture of these tests writes it as they do."""
+def test_samples_of_these_tests_have_the_meta_of_the_readers() -> None:
+    """`sample` writes the meta with the same function as the readers."""
     assert json.loads(sample(labels=["cow"]).meta) == {"labels": ["cow"]}

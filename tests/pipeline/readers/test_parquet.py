@@ -1,4 +1,4 @@
-"""Parquet files as samples: plain bytes, Hugging Face structs, and columns of every type beside them."""
+"""Samples of a Parquet file: images as plain bytes and as Hugging Face structs, with columns of every type."""
 
 import datetime
 import decimal
@@ -12,9 +12,8 @@ import pytest
 from datasets.table import embed_table_storage
 from PIL import Image
 
-from pipeline.readers import samples
 from pipeline.readers.parquet import read_parquet
-from pipeline.readers.samples import ShardError
+from pipeline.readers.samples import ReadLimits, ShardError
 
 
 def read(table, **settings):
@@ -31,12 +30,12 @@ def images(count):
 
 
 def test_plain_bytes_over_several_row_groups():
-    found = read({"jpg": images(40), "n": list(range(40)), "key": [f"k/{number}.x" for number in range(40)]})
-    assert [sample.index for sample in found] == list(range(40))
-    assert [sample.key for sample in found] == [f"k/{number}.x" for number in range(40)]
-    assert [sample.image for sample in found] == [b"image %d" % number for number in range(40)]
-    assert found[17].meta == '{"n": 17}'
-    assert {sample.status for sample in found} == {"ok"}
+    samples = read({"jpg": images(40), "n": list(range(40)), "key": [f"k/{number}.x" for number in range(40)]})
+    assert [sample.index for sample in samples] == list(range(40))
+    assert [sample.key for sample in samples] == [f"k/{number}.x" for number in range(40)]
+    assert [sample.image for sample in samples] == [b"image %d" % number for number in range(40)]
+    assert samples[17].meta == '{"n": 17}'
+    assert {sample.status for sample in samples} == {"ok"}
 
 
 @pytest.mark.parametrize(
@@ -45,12 +44,12 @@ def test_plain_bytes_over_several_row_groups():
 def test_every_binary_type(kind):
     array = pa.array([b"image 0", b"image 1"], pa.binary())
     table = pa.table({"picture": array.dictionary_encode() if pa.types.is_dictionary(kind) else array.cast(kind)})
-    found = read(table)
-    assert [(sample.key, sample.image) for sample in found] == [("00000000", b"image 0"), ("00000001", b"image 1")]
+    samples = read(table)
+    assert [(sample.key, sample.image) for sample in samples] == [("00000000", b"image 0"), ("00000001", b"image 1")]
 
 
 @pytest.fixture
-def photographs(tmp_path):
+def image_paths(tmp_path):
     paths = [tmp_path / f"photo{number}.png" for number in range(3)]
     for number, path in enumerate(paths):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
@@ -63,47 +62,47 @@ def hugging_face(paths) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def test_hugging_face_datasets(photographs, tmp_path):
-    # What push_to_hub does before it writes Parquet files.
-    embedded = hugging_face(photographs).with_format("arrow").map(embed_table_storage, batched=True)
+def test_hugging_face_datasets(image_paths, tmp_path):
+    # push_to_hub does the same before it writes Parquet files.
+    embedded = hugging_face(image_paths).with_format("arrow").map(embed_table_storage, batched=True)
     embedded.to_parquet(str(tmp_path / "a.parquet"))
     with open(tmp_path / "a.parquet", "rb") as file:
-        found = list(read_parquet(file, "a.parquet"))
-    assert [sample.key for sample in found] == ["photo0.png", "photo1.png", "photo2.png"]
-    assert [sample.image for sample in found] == [path.read_bytes() for path in photographs]
-    assert found[1].meta == '{"label": 1}'
+        samples = list(read_parquet(file, "a.parquet"))
+    assert [sample.key for sample in samples] == ["photo0.png", "photo1.png", "photo2.png"]
+    assert [sample.image for sample in samples] == [path.read_bytes() for path in image_paths]
+    assert samples[1].meta == '{"label": 1}'
 
 
-def test_hugging_face_datasets_that_only_name_their_files(photographs, tmp_path):
-    hugging_face(photographs).to_parquet(str(tmp_path / "a.parquet"))
+def test_hugging_face_datasets_that_hold_only_paths(image_paths, tmp_path):
+    hugging_face(image_paths).to_parquet(str(tmp_path / "a.parquet"))
     with open(tmp_path / "a.parquet", "rb") as file:
-        found = list(read_parquet(file, "a.parquet"))
-    assert [(sample.key, sample.status) for sample in found] == [(str(path), "no_image") for path in photographs]
-    assert "embed the images" in found[0].error
+        samples = list(read_parquet(file, "a.parquet"))
+    assert [(sample.key, sample.status) for sample in samples] == [(str(path), "no_image") for path in image_paths]
+    assert "embed the images" in samples[0].error
 
 
 def test_nulls_and_structs_without_bytes():
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     rows = [{"bytes": b"1", "path": None}, {"bytes": None, "path": "b.jpg"}, None, {"bytes": b"2", "path": "d.jpg"}]
-    found = read({"image": pa.array(rows, kind)})
-    assert [(sample.key, sample.status) for sample in found] == [
+    samples = read({"image": pa.array(rows, kind)})
+    assert [(sample.key, sample.status) for sample in samples] == [
         ("00000000", "ok"), ("b.jpg", "no_image"), ("00000002", "no_image"), ("d.jpg", "ok"),
     ]  # fmt: skip
-    assert "only the path 'b.jpg'" in found[1].error
-    assert "is null in row 2" in found[2].error
+    assert "only the path 'b.jpg'" in samples[1].error
+    assert "is null in row 2" in samples[2].error
 
 
-def test_keys_of_any_type_and_repeated_ones():
+def test_keys_of_any_type_and_repeated_keys():
     assert [sample.key for sample in read({"image": images(3), "id": [7, None, 9]})] == ["7", "00000001", "9"]
     binary = pa.array([b"a", b"\xff", b""], pa.binary())
     assert [sample.key for sample in read({"image": images(3), "id": binary})] == ["a", "\\xff", "00000002"]
-    found = read({"image": images(4), "file_name": ["../a", "b", "../a", "../a"], "url": ["u"] * 4})
-    assert [(sample.key, sample.status) for sample in found] == [
+    samples = read({"image": images(4), "file_name": ["../a", "b", "../a", "../a"], "url": ["u"] * 4})
+    assert [(sample.key, sample.status) for sample in samples] == [
         ("../a", "ok"), ("b", "ok"), ("../a", "duplicate_key"), ("../a", "duplicate_key"),
     ]  # fmt: skip
-    assert "row 0 " in found[3].error
-    assert found[3].image is None
-    assert found[3].meta == '{"url": "u"}'
+    assert "row 0 " in samples[3].error
+    assert samples[3].image is None
+    assert samples[3].meta == '{"url": "u"}'
 
 
 def test_meta_of_every_type_is_json():
@@ -120,7 +119,7 @@ def test_meta_of_every_type_is_json():
         "invalid": pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers()),
     }
     (sample,) = read({"image": images(1), **row})
-    meta = json.loads(sample.meta, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    meta = json.loads(sample.meta, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert meta.pop("nanoseconds").startswith("1970-01-01")
     assert meta == {
         "time": "2024-01-02 03:04:05",
@@ -133,7 +132,7 @@ def test_meta_of_every_type_is_json():
     }
 
 
-def test_which_column_is_the_image():
+def test_the_choice_of_the_image_column():
     other = pa.array([b"other"], pa.binary())
     assert read({"mask": other, "image": images(1)})[0].image == b"image 0"
     assert read({"image": ["a/path.jpg"], "bytes": images(1)})[0].image == b"image 0"
@@ -148,22 +147,21 @@ def test_which_column_is_the_image():
             read(table, **settings)
 
 
-def test_columns_that_share_a_name():
+def test_columns_with_the_same_name_are_ignored():
     table = pa.table([images(1), pa.array([1]), pa.array([2]), pa.array(["k"])], names=["image", "n", "n", "key"])
     (sample,) = read(table)
     assert (sample.key, sample.image, sample.meta) == ("k", b"image 0", "")
 
 
-def test_sizes_are_bounded(monkeypatch):
-    monkeypatch.setattr(samples, "MAX_SAMPLE_BYTES", 6)
-    monkeypatch.setattr(samples, "MAX_META_BYTES", 20)
-    first, second = read({"image": pa.array([b"123456", b"1234567"]), "text": ["é" * 50, "x"]})
+def test_images_and_meta_above_the_limits_are_not_read():
+    limits = ReadLimits(max_sample_bytes=6, max_meta_bytes=20)
+    first, second = read({"image": pa.array([b"123456", b"1234567"]), "text": ["é" * 50, "x"]}, limits=limits)
     assert (first.status, second.status) == ("ok", "too_large")
     assert "left out" in first.meta
     assert second.meta == '{"text": "x"}'
 
 
-def test_what_is_no_parquet_is_a_shard_error():
+def test_a_file_that_is_not_parquet_is_a_shard_error():
     whole = io.BytesIO()
     pq.write_table(pa.table({"image": images(50)}), whole)
     for data in (b"", b"hello", whole.getvalue()[:-20], b"PAR1" + b"\xff" * 100 + b"PAR1"):

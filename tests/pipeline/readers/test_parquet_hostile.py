@@ -1,4 +1,4 @@
-"""Parquet files that claim more than they hold, or are damaged between good rows."""
+"""Parquet files that claim more data than they hold, or are damaged between intact rows."""
 
 import io
 
@@ -29,13 +29,13 @@ def rows(count):
 PLAIN = {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
 
 
-def test_damage_costs_the_rows_behind_it_in_its_row_group():
+def test_damage_affects_the_later_rows_of_its_row_group_only():
     data = bytearray(file_of(rows(9), row_group_size=3, **PLAIN))
     data[data.index(b"image 004") + 2] ^= 1
-    found = read(bytes(data))
-    assert [(sample.index, sample.key) for sample in found] == [(number, f"k{number}") for number in range(9)]
-    assert [sample.status for sample in found] == ["ok"] * 3 + ["damaged"] * 3 + ["ok"] * 3
-    assert "CRC" in found[4].error
+    samples = read(bytes(data))
+    assert [(sample.index, sample.key) for sample in samples] == [(number, f"k{number}") for number in range(9)]
+    assert [sample.status for sample in samples] == ["ok"] * 3 + ["damaged"] * 3 + ["ok"] * 3
+    assert "CRC" in samples[4].error
 
 
 def test_a_file_of_one_damaged_row_group_is_a_shard_error():
@@ -45,16 +45,16 @@ def test_a_file_of_one_damaged_row_group_is_a_shard_error():
         read(bytes(data))
 
 
-def test_a_page_that_is_skipped_costs_its_rows_and_no_more():
+def test_a_skipped_page_affects_its_rows_only():
     data = bytearray(file_of(rows(9), row_group_size=3, **PLAIN))
     column = pq.ParquetFile(io.BytesIO(bytes(data))).metadata.row_group(1).column(0)
     assert data[column.data_page_offset : column.data_page_offset + 2] == b"\x15\x00"  # type: a data page
-    data[column.data_page_offset + 1] = 20  # of an unknown type, which Arrow passes over
-    found = read(bytes(data))
-    assert [sample.status for sample in found] == ["ok"] * 3 + ["damaged"] * 3 + ["ok"] * 3
+    data[column.data_page_offset + 1] = 20  # an unknown type, which Arrow skips
+    samples = read(bytes(data))
+    assert [sample.status for sample in samples] == ["ok"] * 3 + ["damaged"] * 3 + ["ok"] * 3
 
 
-def test_a_page_cannot_bring_the_bytes_that_its_claim_is_measured_by():
+def test_a_page_cannot_raise_its_limit_by_claiming_more_stored_bytes():
     data = bytearray(file_of(rows(2), **PLAIN))
     start = pq.ParquetFile(io.BytesIO(bytes(data))).metadata.row_group(0).column(1).data_page_offset
     fields, _ = read_struct(bytes(data), start)
@@ -66,7 +66,7 @@ def test_a_page_cannot_bring_the_bytes_that_its_claim_is_measured_by():
         read(bytes(data))
 
 
-def test_errors_of_the_store_pass_through():
+def test_errors_of_the_store_are_raised_unchanged():
     class Failing(io.BytesIO):
         def read(self, size=-1):
             if self.tell() < 100:
@@ -78,18 +78,18 @@ def test_errors_of_the_store_pass_through():
 
 
 @pytest.mark.parametrize("dictionary", [False, True])
-def test_pages_that_unpack_to_too_much(dictionary):
+def test_pages_that_decompress_to_too_many_bytes(dictionary):
     with pytest.raises(ShardError, match="believed"):
         read(file_of({"image": [b"\0" * (FREE_BYTES * 5 // 4)]}, compression="zstd", use_dictionary=dictionary))
 
 
-def test_columns_that_together_unpack_to_too_much():
+def test_columns_that_together_decompress_to_too_many_bytes():
     texts = {f"text{number}": ["x" * (FREE_BYTES // 8)] for number in range(10)}
     with pytest.raises(ShardError, match="believed"):
         read(file_of({"image": [b"x"], **texts}, compression="zstd"))
 
 
-def test_a_list_without_end_and_more_rows_than_bytes():
+def test_an_endless_list_and_more_rows_than_bytes():
     endless = pa.ListArray.from_arrays([0, 2**24], pa.nulls(2**24, pa.int32()))
     with pytest.raises(ShardError, match="values"):
         read(file_of({"image": [b"x"], "list": endless}, compression="zstd"))
@@ -97,18 +97,18 @@ def test_a_list_without_end_and_more_rows_than_bytes():
         read(file_of({"image": pa.nulls(2_000_000, pa.binary())}))
 
 
-def test_large_pages_that_do_not_compress_are_read():
+def test_large_incompressible_pages_are_read():
     data = bytes(range(256)) * (FREE_BYTES // 256 + 1000)
     (sample,) = read(file_of({"image": [data]}, compression="none", use_dictionary=False))
     assert (sample.status, sample.image == data) == ("ok", True)
 
 
-def test_long_keys_are_cut_and_repeated_ones_stay_duplicates():
+def test_long_keys_are_cut_and_repeated_long_keys_are_duplicates():
     keys = ["a" * 100_000, "a" * 100_000, "a" * 99_999 + "b", "c"]
-    found = read(file_of({"key": keys, "image": [b"x"] * 4}))
-    assert [sample.status for sample in found] == ["too_large", "duplicate_key", "too_large", "ok"]
-    assert found[0].key == found[1].key != found[2].key
-    assert max(len(sample.error) for sample in found) < 3000
+    samples = read(file_of({"key": keys, "image": [b"x"] * 4}))
+    assert [sample.status for sample in samples] == ["too_large", "duplicate_key", "too_large", "ok"]
+    assert samples[0].key == samples[1].key != samples[2].key
+    assert max(len(sample.error) for sample in samples) < 3000
 
 
 def test_thousands_of_columns_take_seconds():
@@ -116,19 +116,19 @@ def test_thousands_of_columns_take_seconds():
     assert sample.status == "ok"
 
 
-def test_metas_that_are_too_large_are_not_turned_into_objects():
+def test_meta_above_the_limit_is_not_converted_to_python():
     floats = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 2**21), 2**21)
     (sample,) = read(file_of({"image": [b"x"], "floats": floats}))
     assert "left out: 17039360 bytes" in sample.meta
 
 
-def test_time_zones_that_do_not_exist():
+def test_unknown_time_zones():
     stamps = pa.array([1], pa.timestamp("us", "No/Such"))
     (sample,) = read(file_of({"image": [b"x"], "when": stamps}))
     assert sample.status == "ok"
 
 
-def test_structs_of_thrift():
+def test_thrift_structs():
     # 1: i32 -3, 2: true, 4: binary "ab", 5: struct {1: i64 1}, 6: list of two bytes, 7: map {i32 1: i32 2}, 8: double
     data = b"\x15\x05\x11\x28\x02ab\x1c\x16\x02\x00\x19\x23\x07\x08\x1b\x01\x55\x02\x04\x17" + bytes(8) + b"\x00rest"
     fields, length = read_struct(b"__" + data, 2)

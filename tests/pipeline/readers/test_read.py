@@ -1,4 +1,4 @@
-"""`read_shard`: the same photographs from a tar, a Parquet file and a folder, at any URL."""
+"""`read_shard` reads the same images from a tar, a Parquet file and a folder, at any URL."""
 
 import io
 import logging
@@ -9,17 +9,17 @@ import tarfile
 import threading
 import time
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.readers import samples
 from pipeline.readers.find import find_shards
-from pipeline.readers.image_files import FILES_AT_ONCE
+from pipeline.readers.image_files import READ_THREADS
 from pipeline.readers.read import read_shard
-from pipeline.readers.samples import STATUSES, Shard, ShardError
+from pipeline.readers.samples import STATUSES, ReadLimits, Shard, ShardError
 from pipeline.storage import Storage, retries
 from pipeline.storage.retries import StoreUnavailable, waiting
 from pipeline.timing import StepTimer
@@ -48,7 +48,7 @@ def as_parquet() -> bytes:
     return file.getvalue()
 
 
-def test_three_kinds_give_the_same_samples(root):
+def test_all_kinds_of_shards_give_the_same_samples(root):
     storage = Storage(url=root)
     storage.write_bytes("tars/a.tar", as_tar())
     storage.write_bytes("parquet/a.parquet", as_parquet())
@@ -56,14 +56,14 @@ def test_three_kinds_give_the_same_samples(root):
         storage.write_bytes(f"images/{key}.jpg", data)
     for folder, suffix in (("tars", ""), ("parquet", ""), ("images", ".jpg")):
         shards = find_shards(f"{root}/{folder}", samples_per_shard=8)
-        found = [sample for shard in shards for sample in read_shard(shard)]
-        assert [(sample.key, sample.image) for sample in found] == [(key + suffix, IMAGES[key]) for key in IMAGES]
-        assert {sample.status for sample in found} == {"ok"}
+        samples = [sample for shard in shards for sample in read_shard(shard)]
+        assert [(sample.key, sample.image) for sample in samples] == [(key + suffix, IMAGES[key]) for key in IMAGES]
+        assert {sample.status for sample in samples} == {"ok"}
     assert [sample.index for sample in read_shard(shards[1])] == list(range(8))
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_missing_and_mistaken_files_are_shard_errors(root, kind):
+def test_missing_files_and_files_of_another_kind_are_shard_errors(root, kind):
     shard = Shard(name="x", url=f"{root}/x.{kind}", kind=kind)
     with pytest.raises(ShardError, match=rf"x\.{kind}: there is no such file"):
         list(read_shard(shard))
@@ -72,49 +72,48 @@ def test_missing_and_mistaken_files_are_shard_errors(root, kind):
         list(read_shard(shard))
 
 
-def test_one_bad_file_of_a_folder_costs_only_its_own_row(root, monkeypatch):
-    monkeypatch.setattr(samples, "MAX_SAMPLE_BYTES", 100)
+def test_an_unreadable_file_of_a_folder_affects_only_its_row(root):
     storage = Storage(url=root)
     for name, data in {"a.jpg": b"a", "b.jpg": b"b", "c.jpg": b"c" * 101, "d.jpg": b"d" * 100, "e.jpg": b""}.items():
         storage.write_bytes(name, data)
     (shard,) = find_shards(root)
     storage.delete("b.jpg")
-    found = list(read_shard(shard))
-    assert [sample.status for sample in found] == ["ok", "unreadable", "too_large", "ok", "ok"]
-    assert [sample.image for sample in found] == [b"a", None, None, b"d" * 100, b""]
-    assert "FileNotFoundError" in found[1].error
+    samples = list(read_shard(shard, limits=ReadLimits(max_sample_bytes=100)))
+    assert [sample.status for sample in samples] == ["ok", "unreadable", "too_large", "ok", "ok"]
+    assert [sample.image for sample in samples] == [b"a", None, None, b"d" * 100, b""]
+    assert "FileNotFoundError" in samples[1].error
 
 
-def until(holds):
+def wait_until(condition):
     deadline = time.monotonic() + 540
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_files_of_a_folder_are_read_at_the_same_time_and_come_in_order(tmp_path):
-    names = tuple(f"{number:02d}.jpg" for number in range(FILES_AT_ONCE + 2))
+def test_files_of_a_folder_are_read_concurrently_and_yielded_in_order(tmp_path):
+    names = tuple(f"{number:02d}.jpg" for number in range(READ_THREADS + 2))
     for name in names:
-        os.mkfifo(tmp_path / name)  # who opens one to read waits for one who writes, and the other way round
-    step, found = StepTimer(), []
+        os.mkfifo(tmp_path / name)  # opening a pipe to read waits until it is opened to write, and vice versa
+    step, samples = StepTimer(), []
     shard = Shard(name="x", url=str(tmp_path), kind="images", files=names)
-    reader = threading.Thread(target=lambda: found.extend(read_shard(shard, step=step)), daemon=True)
+    reader = threading.Thread(target=lambda: samples.extend(read_shard(shard, step=step)), daemon=True)
     reader.start()
-    writers = {name: (tmp_path / name).open("wb") for name in reversed(names[1:FILES_AT_ONCE])}
+    writers = {name: (tmp_path / name).open("wb") for name in reversed(names[1:READ_THREADS])}
     time.sleep(0.2)
-    with pytest.raises(OSError, match="No such device"):  # nobody reads it before the first is done
+    with pytest.raises(OSError, match="No such device"):  # it is not opened before the first file is read
         os.open(tmp_path / names[-1], os.O_WRONLY | os.O_NONBLOCK)
     for name, file in writers.items():
         file.write(name.encode())
         file.close()
-    for name in (names[0], *names[FILES_AT_ONCE:]):
+    for name in (names[0], *names[READ_THREADS:]):
         (tmp_path / name).write_bytes(name.encode())
     reader.join(540)
-    assert [sample.image for sample in found] == [name.encode() for name in names]
-    assert step.seconds["read"] >= 0.2 * len(writers), "the seconds of all threads"
+    assert [sample.image for sample in samples] == [name.encode() for name in names]
+    assert step.seconds["read"] >= 0.2 * len(writers), "the sum over all threads"
 
 
-def test_an_error_of_the_store_is_raised_behind_the_samples_before_it(tmp_path):
+def test_an_error_of_the_store_is_raised_after_the_samples_before_it(tmp_path):
     for name in ("a.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "b.jpg").symlink_to("b.jpg")
@@ -136,25 +135,51 @@ class WaitRecorder(logging.Handler):
 
 
 def test_a_wait_of_a_reading_thread_is_reported(monkeypatch):
+    """The store does not answer until the wait was logged, so the wait cannot be too short to be seen."""
     monkeypatch.setattr(retries, "QUIET_SECONDS", 0.0)
     recorder = WaitRecorder()
+
+    class Store(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404 if recorder.waits else 503)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format, *args):
+            pass
+
+    shard = Shard(name="x", url="s3://b/x", kind="images", files=("a.jpg", "b.jpg"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        retries.log.addHandler(recorder)
+        try:
+            storage = Storage(url="s3://b", options=options_of(server.server_port), retry_timeout=540.0)
+            samples = list(read_shard(shard, storage))
+        finally:
+            retries.log.removeHandler(recorder)
+            server.shutdown()
+            thread.join()
+    assert [sample.status for sample in samples] == ["unreadable", "unreadable"]
+    assert "s3://b/x/" in recorder.waits[0]
+    assert "does not answer" in recorder.waits[0]
+    assert not waiting()
+
+
+def test_a_store_that_does_not_answer_in_time_is_an_error_of_the_reader():
     shard = Shard(name="x", url="s3://b/x", kind="images", files=("a.jpg", "b.jpg"))
     with closing(socket.socket()) as refusing:
         refusing.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{refusing.getsockname()[1]}"
-        options = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": endpoint}}
-        retries.log.addHandler(recorder)
-        try:
-            with pytest.raises(StoreUnavailable, match=r"s3://b/x/a\.jpg"):
-                list(read_shard(shard, Storage(url="s3://b", options=options, retry_timeout=2.0)))
-        finally:
-            retries.log.removeHandler(recorder)
-    assert "s3://b/x/" in recorder.waits[0]
-    assert "does not answer" in recorder.waits[0]
-    until(lambda: not waiting())
+        storage = Storage(url="s3://b", options=options_of(refusing.getsockname()[1]), retry_timeout=0.1)
+        with pytest.raises(StoreUnavailable, match=r"s3://b/x/a\.jpg"):
+            list(read_shard(shard, storage))
 
 
-def test_the_time_of_a_slow_consumer_is_not_that_of_reading(tmp_path, monkeypatch):
+def options_of(port):
+    return {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": f"http://127.0.0.1:{port}"}}
+
+
+def test_the_time_of_a_slow_consumer_does_not_count_as_reading(tmp_path, monkeypatch):
     (tmp_path / "a.tar").write_bytes(as_tar())
     step, now = StepTimer(), [0.0]
     monkeypatch.setattr("pipeline.timing.time", SimpleNamespace(perf_counter=lambda: now[0]))

@@ -1,4 +1,4 @@
-"""Tars as samples: webdataset's own grouping, keys, meta, and what is no image."""
+"""Samples of a tar: grouping as in webdataset, keys, meta, and members that are not images."""
 
 import json
 import pickle
@@ -8,10 +8,10 @@ import pytest
 from tars import link, outcome, read, tar_of
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from pipeline.readers import samples
+from pipeline.readers.samples import ReadLimits
 
 
-def test_samples_with_their_meta():
+def test_samples_with_meta():
     data = tar_of(
         ("a.json", b'{"caption": "caf\xc3\xa9", "n": 1}'), ("a.JPG", b"A"), ("a.txt", b"text"), ("a.npy", b"no"),
         ("b.png", b"B"), ("c.jpg", b"C"), ("c.json", b"{broken"), ("c.cls", b"7"),
@@ -24,14 +24,14 @@ def test_samples_with_their_meta():
 
 
 @pytest.mark.parametrize("value", [b"NaN", b"1e999", b"[" * 100_000, b'"\\ud800"', b"\xff\xfe", b"9" * 5000])
-def test_strange_json_gives_meta_that_every_reader_takes(value):
+def test_unusual_json_gives_meta_that_every_json_reader_accepts(value):
     (sample,) = read(tar_of(("a.json", value), ("a.jpg", b"A")))
     assert sample.status == "ok"
-    strict = json.loads(sample.meta.encode(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    strict = json.loads(sample.meta.encode(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert set(strict) == {"json"}
 
 
-def test_sane_tars_agree_with_webdataset(tmp_path):
+def test_ordinary_tars_give_the_same_samples_as_webdataset(tmp_path):
     files = [
         (f"{folder}{number}{dots}.{extension}", f"{folder}{number}{extension}".encode())
         for folder in ("", "22.0/", "a/b c/", "./", "ü/")
@@ -44,14 +44,14 @@ def test_sane_tars_agree_with_webdataset(tmp_path):
     with open(path, "rb") as file:
         members = [{**member, "__url__": ""} for member in tar_file_iterator(file)]
         expected = [(sample["__key__"], sample.get("jpg")) for sample in group_by_keys(members)]
-    ours = read(path.read_bytes(), image_field="jpg")
-    assert [(sample.key, sample.image) for sample in ours if sample.status == "ok"] == [
+    samples = read(path.read_bytes(), image_field="jpg")
+    assert [(sample.key, sample.image) for sample in samples if sample.status == "ok"] == [
         (key, image) for key, image in expected if image is not None
     ]
-    assert {sample.key for sample in ours} == {key for key, _ in expected}
+    assert {sample.key for sample in samples} == {key for key, _ in expected}
 
 
-def test_keys_stay_as_they_are():
+def test_keys_are_not_changed():
     names = ["22.0/1.1.png", "../../etc/passwd.jpg", "/absolute/x.jpg", "日本/é.jpg", "a b.jpg", "x.y.z.jpg"]
     keys = [sample.key for sample in read(tar_of(*[(name, b"1") for name in names]))]
     assert keys == ["22.0/1", "../../etc/passwd", "/absolute/x", "日本/é", "a b", "x"]
@@ -64,7 +64,7 @@ def test_every_tar_format_and_names_that_are_not_utf8(form):
     assert outcome(data) == [(long, "ok"), ("\\xff", "ok")]
 
 
-def test_no_image_and_several():
+def test_samples_without_an_image_and_with_several():
     data = tar_of(
         ("a.txt", b"t"), ("b.jpg", b"1"), ("b.png", b"2"), ("c.1.png", b"3"), ("d.a.png", b""), ("d.b.png", b""),
         ("e.jpg", b"4"), ("e.seg.png", b""), ("f.seg.png", b""), ("f.jpg", b"5"),
@@ -78,8 +78,8 @@ def test_no_image_and_several():
     assert "'png'" in read(data, image_field="png")[0].error
 
 
-class Creates:
-    """Whoever unpickles it makes a file."""
+class CreatesFile:
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path):
         self.path = path
@@ -91,7 +91,7 @@ class Creates:
 @pytest.mark.parametrize("kind", ["pkl", "pickle", "pyd", "pth", "npy", "json", "txt", "cls"])
 def test_nothing_is_unpickled(kind, tmp_path):
     canary = tmp_path / "canary"
-    (sample,) = read(tar_of((f"a.{kind}", pickle.dumps(Creates(str(canary)))), ("a.jpg", b"A")))
+    (sample,) = read(tar_of((f"a.{kind}", pickle.dumps(CreatesFile(str(canary)))), ("a.jpg", b"A")))
     assert (sample.status, sample.image) == ("ok", b"A")
     assert not canary.exists()
 
@@ -104,35 +104,34 @@ def test_links_devices_and_folders():
         link("p.jpg", tarfile.FIFOTYPE), link("readme"), ("b.jpg", b"B"), link("b.json"),
         ("d/.hidden.jpg", b""), ("._b.jpg", b""),
     )  # fmt: skip
-    found = read(data)
-    assert [(sample.key, sample.status) for sample in found] == [
+    samples = read(data)
+    assert [(sample.key, sample.status) for sample in samples] == [
         ("folder.jpg/a", "ok"), ("l", "no_image"), ("h", "no_image"), ("p", "no_image"), ("b", "ok"),
     ]  # fmt: skip
-    assert [found[place].error.rpartition("(")[2] for place in (1, 2, 3)] == [
+    assert [samples[place].error.rpartition("(")[2] for place in (1, 2, 3)] == [
         "a symbolic link)",
         "a hard link)",
         "a device)",
     ]
 
 
-def test_duplicate_keys_are_flagged_where_they_repeat():
+def test_each_repetition_of_a_key_is_flagged():
     a, b = [("a.jpg", b"1"), ("a.txt", b"t")], [("b.jpg", b"2")]
-    found = read(tar_of(*a, *b, *a, *a, *b))
-    assert [(sample.key, sample.status) for sample in found] == [
+    samples = read(tar_of(*a, *b, *a, *a, *b))
+    assert [(sample.key, sample.status) for sample in samples] == [
         ("a", "ok"), ("b", "ok"), ("a", "duplicate_key"), ("a", "duplicate_key"), ("b", "duplicate_key"),
     ]  # fmt: skip
-    assert "sample 0 " in found[3].error
-    assert "sample 1 " in found[4].error
+    assert "sample 0 " in samples[3].error
+    assert "sample 1 " in samples[4].error
 
 
-def test_what_is_too_large_is_not_read(monkeypatch):
-    monkeypatch.setattr(samples, "MAX_SAMPLE_BYTES", 1000)
-    monkeypatch.setattr(samples, "MAX_META_BYTES", 100)
+def test_images_and_meta_above_the_limits_are_not_read():
+    limits = ReadLimits(max_sample_bytes=1000, max_meta_bytes=100)
     data = tar_of(
         ("a.jpg", b"x" * 1001), ("a.txt", b"t"), ("b.jpg", b"x" * 1000), ("b.txt", b"y" * 60), ("b.json", b"1" * 60),
         ("c.jpg", b"C"), ("c.txt", b"\xff" * 60),
     )  # fmt: skip
-    a, b, c = read(data)
+    a, b, c = read(data, limits=limits)
     assert (a.status, a.error, a.meta) == ("too_large", "jpg has 1001 bytes; at most 1000 are read", '{"txt": "t"}')
     assert (b.status, len(b.image)) == ("ok", 1000)
     assert json.loads(b.meta) == {"__note__": "left out: 120 bytes of JSON and text; at most 100 are carried"}

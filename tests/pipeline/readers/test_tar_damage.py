@@ -1,4 +1,4 @@
-"""Tars with every kind of damage: what comes before it is whole, and one row tells of it."""
+"""Tars with every kind of damage: the samples before it are complete, and one row reports it."""
 
 import bz2
 import gzip
@@ -14,7 +14,7 @@ from pipeline.readers.tar import read_tar
 
 
 def three_samples(**options) -> tuple[bytes, list[int]]:
-    """A tar of three samples of an image and a text; the offsets of the six headers and of the end."""
+    """Return a tar of three samples with an image and a text each, and the offsets of its six headers and its end."""
     members = [(f"{key}.{kind}", kind.encode() * size) for key in "abc" for kind, size in (("jpg", 250), ("txt", 10))]
     offsets = [len(tar_of(*members[:count], end=False, **options)) for count in range(7)]
     return tar_of(*members, **options), offsets
@@ -22,21 +22,21 @@ def three_samples(**options) -> tuple[bytes, list[int]]:
 
 def test_a_tar_cut_at_every_offset(caplog):
     data, offsets = three_samples()
-    whole = read(data)
-    assert [sample.status for sample in whole] == ["ok"] * 3
+    intact = read(data)
+    assert [sample.status for sample in intact] == ["ok"] * 3
     for cut in range(513, offsets[6], 37):
-        found = read(data[:cut])
+        samples = read(data[:cut])
         complete = sum(cut >= offsets[2 * number + 2] for number in range(3))
-        assert found[:complete] == whole[:complete], cut
+        assert samples[:complete] == intact[:complete], cut
         if cut not in offsets:
-            assert found[-1].status == "truncated", cut
-            assert len(found) <= complete + 2
+            assert samples[-1].status == "truncated", cut
+            assert len(samples) <= complete + 2
 
 
 @pytest.mark.parametrize(
     ("header", "extra", "expected"),
     [
-        (2, 0, [("a", "ok")]),  # between samples: nothing tells that there was more
+        (2, 0, [("a", "ok")]),  # between samples: nothing shows that more samples followed
         (2, 100, [("a", "ok"), ("", "truncated")]),  # in the header of b.jpg
         (2, 512, [("a", "ok"), ("b", "truncated")]),  # before the data of b.jpg
         (2, 900, [("a", "ok"), ("b", "truncated")]),  # in the data of b.jpg
@@ -54,26 +54,26 @@ def test_a_tar_that_ends_in_the_middle(header, extra, expected, caplog):
     assert ("no end-of-archive marker" in caplog.text) == (extra == 0)
 
 
-def test_a_sample_without_its_image_at_the_break_is_the_truncated_one():
+def test_a_sample_whose_image_is_cut_off_is_truncated():
     data = tar_of(("a.txt", b"t"), ("a.jpg", b"A"))
     assert outcome(data[: 1024 + 100]) == [("a", "truncated")]
 
 
-def test_broken_headers_in_mid_file_are_not_the_end():
+def test_broken_headers_in_the_middle_are_not_taken_for_the_end():
     data, offsets = three_samples()
     for damage in (b"\xff" * 512, b"\0" * 512, b"\0" * 1024):
         broken = data[: offsets[2]] + damage + data[offsets[2] + len(damage) :]
-        found = read(broken)
-        assert [(sample.key, sample.status) for sample in found] == [("a", "ok"), ("", "truncated")], damage
-    assert "zeros in mid-file" in found[-1].error
+        samples = read(broken)
+        assert [(sample.key, sample.status) for sample in samples] == [("a", "ok"), ("", "truncated")], damage
+    assert "zeros in mid-file" in samples[-1].error
 
 
-def test_tars_one_after_another_are_noticed():
+def test_concatenated_tars_are_noticed():
     data, _ = three_samples()
     assert [status for _, status in outcome(data + data)] == ["ok"] * 3 + ["truncated"]
 
 
-def test_a_key_of_the_truncated_row_is_no_duplicate():
+def test_the_key_of_a_truncated_row_may_repeat_another():
     data = tar_of(("d/a.jpg", b"A"), ("d/a.jpg", b"A" * 600))
     assert outcome(data[:1600]) == [("d/a", "ok"), ("d/a", "truncated")]
 
@@ -81,29 +81,29 @@ def test_a_key_of_the_truncated_row_is_no_duplicate():
 @pytest.mark.parametrize(
     "data", [b"", b"\xff" * 5000, b"<html>404</html>", bz2.compress(b"x" * 9999), gzip.compress(b"no tar", mtime=0)]
 )
-def test_what_is_no_tar_is_a_shard_error(data):
+def test_a_file_that_is_not_a_tar_is_a_shard_error(data):
     with pytest.raises(ShardError, match=r"^https://host/the\.tar: .*tar header"):
         list(read_tar(io.BytesIO(data), "https://host/the.tar?sig=abc"))
 
 
-def test_an_empty_tar_and_one_without_samples(caplog):
+def test_an_empty_tar_and_a_tar_without_samples(caplog):
     assert read(tar_of()) == []
     caplog.clear()
     assert read(tar_of(("README", b"x"), link("other"))) == []
     assert "no samples" in caplog.text
 
 
-def test_gzip_whole_in_parts_and_damaged():
+def test_gzip_intact_in_several_members_and_damaged():
     data, offsets = three_samples()
     assert outcome(gzip.compress(data)) == outcome(data)
     assert outcome(gzip.compress(data[:2000]) + gzip.compress(data[2000:])) == outcome(data)
-    # Stored without compression, the break of the gzip file is one of the tar as well.
+    # In a gzip file without compression, a cut at the same place also cuts the tar.
     stored = gzip.compress(data, compresslevel=0)
-    found = read(stored[: offsets[3] + 100])
-    assert [(sample.key, sample.status) for sample in found] == [("a", "ok"), ("b", "ok"), ("", "truncated")]
-    assert "gzip" in found[-1].error
-    wrong_sum = gzip.compress(data)[:-8] + b"\0" * 8
-    assert outcome(wrong_sum) == [*outcome(data), ("", "truncated")]
+    samples = read(stored[: offsets[3] + 100])
+    assert [(sample.key, sample.status) for sample in samples] == [("a", "ok"), ("b", "ok"), ("", "truncated")]
+    assert "gzip" in samples[-1].error
+    wrong_checksum = gzip.compress(data)[:-8] + b"\0" * 8
+    assert outcome(wrong_checksum) == [*outcome(data), ("", "truncated")]
 
 
 def test_headers_that_claim_absurd_sizes():
@@ -128,7 +128,7 @@ def test_headers_that_claim_absurd_sizes():
     assert outcome(tar_of(("a.jpg", b"A"), sparse, ("c.jpg", b"C"))) == [("a", "ok"), ("b", "no_image"), ("c", "ok")]
 
 
-def test_errors_of_the_store_pass_through():
+def test_errors_of_the_store_are_raised_unchanged():
     data, _ = three_samples()
 
     class Failing(io.BytesIO):
@@ -137,20 +137,19 @@ def test_errors_of_the_store_pass_through():
                 raise OSError("503 slow down")
             return super().readinto(memoryview(buffer)[:2048])
 
-    found = []
     with pytest.raises(OSError, match="503"):
-        found.extend(read_tar(Failing(data), "the.tar"))
+        list(read_tar(Failing(data), "the.tar"))
 
 
-def test_bytes_flipped_anywhere_never_leak_an_exception():
+def test_a_changed_byte_never_raises_another_error():
     data, _ = three_samples(format=tarfile.PAX_FORMAT)
-    for place in range(0, len(data), 11):
+    for offset in range(0, len(data), 11):
         for value in (0x00, 0xFF, ord("9")):
-            broken = data[:place] + bytes([value]) + data[place + 1 :]
+            broken = data[:offset] + bytes([value]) + data[offset + 1 :]
             try:
                 read(broken)
             except ShardError:
-                assert place < 512
+                assert offset < 512
 
 
 def test_only_one_sample_is_in_memory():
