@@ -151,7 +151,7 @@ def _refusals(words: tuple[str, ...], *, complete: bool) -> Sequence[str]:
         return ()
     if program == "make":
         return _refusals_of_make(words)
-    if not complete and words[-1].removeprefix("jobs.") == name:
+    if not complete and not name.startswith("-") and words[-1].removeprefix("jobs.") == name:
         return () if name in COMMANDS else (f"no command {shlex.join(words)}",)
     refusals = []
     for candidate in (
