@@ -18,7 +18,7 @@ LONGEST_COMPOUND = 3
 
 _WORD = re.compile(r"\w+")
 _SEPARATOR = re.compile(r"[\s-]+")
-"""Separators within a name: ``traffic-light`` mentions `traffic light`, but ``traffic, light`` does not."""
+"""Separators within a name: `traffic-light` mentions `traffic light`, but `traffic, light` does not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,7 @@ class NamesInCaption:
         self._longest = max(map(len, self._names), default=0)
 
     def __call__(self, caption: str) -> tuple[Mention, ...]:
-        """Return the mentions, sorted by their first position. ``caption`` is a result of ``clean``."""
+        """Return the mentions, sorted by their first position. `caption` is a result of `clean`."""
         return _group_by_name(self._find(caption))
 
     def _find(self, caption: str) -> Iterator[tuple[str, Span]]:
@@ -88,7 +88,7 @@ class NounsInCaption:
         self._english = _load_textblob()
 
     def __call__(self, caption: str) -> tuple[Mention, ...]:
-        """Return the mentions, sorted by their first position. ``caption`` is a result of ``clean``."""
+        """Return the mentions, sorted by their first position. `caption` is a result of `clean`."""
         return _group_by_name(self._find(caption))
 
     def _find(self, caption: str) -> Iterator[tuple[str, Span]]:
@@ -127,7 +127,7 @@ class NounsInCaption:
 
 
 def _load_textblob() -> Any:
-    """Return the module ``textblob.en`` with its lexicon loaded. Raises ValueError if it is not installed."""
+    """Return the module `textblob.en` with its lexicon loaded. Raises ValueError if it is not installed."""
     try:
         from textblob import en
         from textblob.en import inflect  # noqa: F401 - makes `en.inflect` available

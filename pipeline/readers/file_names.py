@@ -14,8 +14,8 @@ _SAFE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 def safe_file_name(path: str, *, fallback: str, digest_digits: int) -> str:
     """Return a recognisable file name for a relative path. Different paths get different names.
 
-    The parts of the path are joined by ``--``. If the result is too long, ambiguous or contains other characters than
-    the safe ones, those are replaced by ``_`` and a digest of the path is appended.
+    The parts of the path are joined by `--`. If the result is too long, ambiguous or contains other characters than
+    the safe ones, those are replaced by `_` and a digest of the path is appended.
 
     Args:
         path: The path without its extension.
@@ -23,7 +23,7 @@ def safe_file_name(path: str, *, fallback: str, digest_digits: int) -> str:
         digest_digits: The number of hexadecimal digits of the digest, at most 16.
 
     Returns:
-        1 to ``MAX_NAME_LENGTH`` letters, digits, ``.``, ``_`` and ``-``.
+        1 to `MAX_NAME_LENGTH` letters, digits, `.`, `_` and `-`.
     """
     parts = path.split("/")
     name = "--".join(parts)

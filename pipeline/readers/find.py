@@ -24,9 +24,9 @@ def find_shards(source: str, store: Storage | None = None, *, samples_per_shard:
 
     Args:
         source: A folder or URL of tars, Parquet files or image files, which is searched recursively; one such file; a
-            glob (``**`` matches folders of any depth); or a brace range such as ``train-{0000..0999}.tar``, whose
+            glob (`**` matches folders of any depth); or a brace range such as `train-{0000..0999}.tar`, whose
             files are not checked for existence.
-        store: The storage options and retry timeout for the store of ``source``. Its URL is not used. None stands for
+        store: The storage options and retry timeout for the store of `source`. Its URL is not used. None stands for
             the defaults.
         samples_per_shard: The number of image files in a shard, for a source of image files.
 
@@ -47,7 +47,7 @@ def find_shards(source: str, store: Storage | None = None, *, samples_per_shard:
 
 
 def _group_images(url: str, paths: list[str], samples_per_shard: int) -> list[Shard]:
-    """Return shards of ``samples_per_shard`` consecutive image files each; the last one may hold fewer."""
+    """Return shards of `samples_per_shard` consecutive image files each; the last one may hold fewer."""
     groups = [paths[start : start + samples_per_shard] for start in range(0, len(paths), samples_per_shard)]
     digits = max(6, len(str(len(groups) - 1)))
     return [
@@ -58,19 +58,19 @@ def _group_images(url: str, paths: list[str], samples_per_shard: int) -> list[Sh
 
 def _find_files(source: str, store: Storage) -> tuple[str, list[str]]:
     """Return the root folder of a source and the sorted paths of its data files below that folder."""
-    whole = store.at(source)
-    # The name of a local file may contain the characters of patterns. A remote store is not asked for such names.
-    if not is_pattern(source) or (not scheme(source) and whole.exists()):
+    storage = store.at(source)
+    # A local file or folder may have a name that looks like a pattern. Remote stores are not checked for such names.
+    if not is_pattern(source) or (not scheme(source) and storage.exists()):
         folder, name = split_url(source.rstrip("/"))
         if name and kind_of(name) and store.at(folder).is_file(name):
             return folder, [name]
-        return source, _list_data_files(whole)
+        return source, _list_data_files(storage)
     root, pattern = split_pattern(source)
     return root, _match_pattern(store.at(root), pattern, source)
 
 
 def _match_pattern(storage: Storage, pattern: str, source: str) -> list[str]:
-    """Return the sorted paths of the data files that a pattern names below the folder ``storage``."""
+    """Return the sorted paths of the data files that a pattern names below the folder `storage`."""
     wild = glob_characters(source)
     paths: set[str] = set()
     globs = []

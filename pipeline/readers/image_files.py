@@ -18,12 +18,12 @@ _BLOCK_BYTES = 2**20
 def read_images(
     storage: Storage, files: tuple[str, ...], step: StepTimer, limits: ReadLimits = DEFAULT_LIMITS
 ) -> Iterator[Sample]:
-    """Stream image files in order. A missing or forbidden file gets the status ``unreadable``.
+    """Stream image files in order. A missing or forbidden file gets the status `unreadable`.
 
     Args:
         storage: The root folder of the files.
-        files: Their paths relative to ``storage``.
-        step: Records the seconds of reading as ``read``, summed over the threads.
+        files: Their paths relative to `storage`.
+        step: Records the seconds of reading as `read`, summed over the threads.
         limits: The size limits of a sample.
     """
 
@@ -37,7 +37,7 @@ def read_images(
 
 
 def _read(storage: Storage, path: str, limits: ReadLimits) -> tuple[bytes | None, str, str]:
-    """Return the content of a file, the status and the message; the content is None unless the status is ``ok``."""
+    """Return the content of a file, the status and the message; the content is None unless the status is `ok`."""
     blocks: list[bytes] = []
     size = 0
     try:

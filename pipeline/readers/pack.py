@@ -37,10 +37,10 @@ class Packed:
 def pack_images(
     images: str, shards: str, *, samples_per_shard: int = 256, options: Mapping[str, Any] | None = None
 ) -> Packed:
-    """Pack image files, with their bytes unchanged, into ``000000.tar``, ``000001.tar`` and so on.
+    """Pack image files, with their bytes unchanged, into `000000.tar`, `000001.tar` and so on.
 
     The key of a sample is the relative path without its extension. Dots in the last part of the path are replaced by
-    ``_``, because WebDataset ends a key at the first of them. The ``json`` of the sample holds the original path.
+    `_`, because WebDataset ends a key at the first of them. The `json` of the sample holds the original path.
 
     Args:
         images: A folder or URL of image files, or a glob or brace range of them.
@@ -49,7 +49,7 @@ def pack_images(
         options: The storage options for both places.
 
     Raises:
-        SourceError: No images were found, an image cannot be read, or ``shards`` already holds tars.
+        SourceError: No images were found, an image cannot be read, or `shards` already holds tars.
     """
     image_shards = find_shards(images, Storage(url=images, options=options), samples_per_shard=samples_per_shard)
     if image_shards[0].kind != "images":
@@ -82,7 +82,7 @@ def _complete(samples: Iterator[Sample], source: str) -> Iterator[tuple[str, byt
 
 
 def _write_tar(local: str, files: Iterator[tuple[str, bytes]], keys: set[str]) -> int:
-    """Write images to a local tar and return their number. Adds their keys to ``keys``."""
+    """Write images to a local tar and return their number. Adds their keys to `keys`."""
     import webdataset  # imported late, because it loads torch
 
     count = 0
@@ -100,7 +100,7 @@ def _write_tar(local: str, files: Iterator[tuple[str, bytes]], keys: set[str]) -
 
 
 def _key(stem: str, taken: set[str]) -> str:
-    """Return a key that WebDataset reads back unchanged and that no other image has, and add it to ``taken``."""
+    """Return a key that WebDataset reads back unchanged and that no other image has, and add it to `taken`."""
     folder, slash, name = stem.rpartition("/")
     key = folder + slash + name.replace(".", "_")
     # WebDataset takes members in __folders__ at the root for metadata and skips them.

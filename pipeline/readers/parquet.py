@@ -1,4 +1,4 @@
-"""Read the samples of a Parquet file whose images are plain bytes or ``{bytes, path}`` structs of Hugging Face."""
+"""Read the samples of a Parquet file whose images are plain bytes or `{bytes, path}` structs of Hugging Face."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def read_parquet(
 ) -> Iterator[Sample]:
     """Stream the rows of a Parquet file. A few rows at a time are in memory.
 
-    The key of a row is the value of the first of ``KEY_COLUMNS`` that exists, or else the path in the image struct, or
+    The key of a row is the value of the first of `KEY_COLUMNS` that exists, or else the path in the image struct, or
     else the number of the row. The other columns without binary values become the meta. In a damaged row group, the
-    rows before the damage are read, and each row after it gets the status ``damaged``; later row groups are read.
+    rows before the damage are read, and each row after it gets the status `damaged`; later row groups are read.
 
     Args:
         file: Opened for binary reading; it must support seeking.
         url: The URL of the file, for messages.
-        image_field: The image column. Without it, the first of ``IMAGE_COLUMNS`` or the only binary column is used.
+        image_field: The image column. Without it, the first of `IMAGE_COLUMNS` or the only binary column is used.
         limits: The size limits of a sample.
 
     Raises:
@@ -99,7 +99,7 @@ class _RowReader:
         self._index = 0
 
     def read_group(self, group: int) -> Iterator[Sample]:
-        """Yield the samples of a row group, with the status ``damaged`` for the rows after damage.
+        """Yield the samples of a row group, with the status `damaged` for the rows after damage.
 
         Raises:
             _UnreadableGroup: The damage is before the end of the first row.
@@ -127,7 +127,7 @@ class _RowReader:
                 yield self._failed_row("", "truncated", f"row group {group} ends after {done} rows: {damage}")
 
     def damaged_rows(self, group: int, done: int, damage: str) -> Iterator[Sample]:
-        """Yield the rows of a damaged row group after the first ``done``, with their keys where these are readable."""
+        """Yield the rows of a damaged row group after the first `done`, with their keys where these are readable."""
         declared = self._parquet.metadata.row_group(group).num_rows
         error = f"row group {group} cannot be read beyond its first {done} rows: {damage}"
         keys = self._keys(group)

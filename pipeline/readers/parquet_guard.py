@@ -73,7 +73,7 @@ class _Claim:
         self.stored += stored
 
     def check(self, unit: str, free: int) -> None:
-        """Raise ``DamagedPages`` if the claim exceeds ``free`` plus ``RATIO`` for each byte in the file."""
+        """Raise `DamagedPages` if the claim exceeds `free` plus `RATIO` for each byte in the file."""
         if self.claimed > free + RATIO * self.stored:
             raise DamagedPages(
                 f"pages of {self.stored} bytes claim {self.claimed} {unit}; at most {RATIO} for each byte are believed"
@@ -81,7 +81,7 @@ class _Claim:
 
 
 class GuardedFile:
-    """A file for ``pyarrow.PythonFile``, on top of a file that supports reading and seeking.
+    """A file for `pyarrow.PythonFile`, on top of a file that supports reading and seeking.
 
     Attributes:
         failure: The error that reading the file raised, which comes from the store and not from the data, or None.
@@ -166,7 +166,7 @@ class GuardedFile:
         return declared
 
     def _inspect(self, start: int, data: bytes) -> None:
-        """Check the headers of all pages that start in the bytes at ``start``."""
+        """Check the headers of all pages that start in the bytes at `start`."""
         place = bisect_right(self._chunks, start, key=lambda chunk: chunk.start) - 1
         for chunk in self._chunks[max(place, 0) :]:
             if chunk.start >= start + len(data):

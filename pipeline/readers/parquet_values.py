@@ -15,7 +15,7 @@ def image_of(scalar: pa.Scalar, limits: ReadLimits) -> tuple[bytes | int | None,
     """Convert a value of the image column.
 
     Returns:
-        The encoded image, or its size in bytes if it is above ``max_sample_bytes``, or None if it is null; and the
+        The encoded image, or its size in bytes if it is above `max_sample_bytes`, or None if it is null; and the
         path in the image struct, or None.
     """
     if not scalar.is_valid:

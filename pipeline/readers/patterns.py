@@ -21,12 +21,12 @@ _HTTP_GLOB = re.compile(r"[*[]")  # in an http URL a question mark starts the qu
 
 
 def glob_characters(source: str) -> re.Pattern[str]:
-    """Return the pattern of a character that makes a path of ``source`` a glob."""
+    """Return the pattern of a character that makes a path of `source` a glob."""
     return _HTTP_GLOB if scheme(source) in ("http", "https") else _GLOB
 
 
 def is_pattern(source: str) -> bool:
-    """Return True if ``source`` contains a glob or braces."""
+    """Return True if `source` contains a glob or braces."""
     return bool(glob_characters(source).search(source) or _BRACES.search(source))
 
 
@@ -49,7 +49,7 @@ def expand_braces(pattern: str, source: str) -> list[str]:
         source: The source as the user gave it, for messages.
 
     Raises:
-        SourceError: The braces do not match, or stand for more than ``MAX_EXPANDED`` names.
+        SourceError: The braces do not match, or stand for more than `MAX_EXPANDED` names.
     """
     too_many = f"{redact(source)}: the braces stand for more than {MAX_EXPANDED} names; use a glob (*)"
     # Counted first, because braceexpand builds the list of a range before it yields the first name.
@@ -78,5 +78,5 @@ def compile_globs(globs: list[str], source: str) -> re.Pattern[str]:
 
 
 def glob_depth(globs: list[str]) -> int | None:
-    """Return the number of folder levels that the globs can match, or None if ``**`` matches any number."""
+    """Return the number of folder levels that the globs can match, or None if `**` matches any number."""
     return None if any("**" in glob for glob in globs) else max(glob.count("/") + 1 for glob in globs)

@@ -22,15 +22,15 @@ def read_shard(
     """Stream the samples of a shard in order, with only a few of them in memory at a time.
 
     Args:
-        shard: A shard from ``find_shards``.
+        shard: A shard from `find_shards`.
         source: The storage options and retry timeout for the store of the shard. Its URL is not used. None stands for
             the defaults.
         image_field: The member extension (tar) or the column (Parquet) of the image, where there are several.
-        step: Records the seconds of reading as ``read``.
+        step: Records the seconds of reading as `read`.
         limits: The size limits of a sample.
 
     Yields:
-        A ``Sample`` for everything that the shard holds. Its ``status`` says what is wrong with it.
+        A `Sample` for everything that the shard holds. Its `status` says what is wrong with it.
 
     Raises:
         ShardError: Nothing can be read, because the file is missing or of another kind.

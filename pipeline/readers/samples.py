@@ -43,10 +43,10 @@ class ReadLimits:
     """Sizes up to which the parts of a sample are read, so that a hostile shard cannot exhaust the memory.
 
     Attributes:
-        max_sample_bytes: Size of an encoded image. A larger one is not read, and gets the status ``too_large``.
-        max_meta_bytes: Size of the JSON and text fields of a sample. Larger ones are replaced by a note.
-        max_key_bytes: Size of a key in UTF-8. Of a longer one the row holds the beginning and a digest, and its status
-            is ``too_large``.
+        max_sample_bytes: Size of an encoded image. A sample with a larger one gets the status `too_large`.
+        max_meta_bytes: Size of all JSON and text fields of a sample. Larger fields are replaced by a note.
+        max_key_bytes: Size of a key in UTF-8. A longer key is replaced by its beginning and a digest, and its sample
+            gets the status `too_large`.
     """
 
     max_sample_bytes: int = 2**28
@@ -73,10 +73,10 @@ class Shard:
 
     Attributes:
         name: A recognisable name that is unique in its source and safe as a file name.
-        url: The URL of the tar or Parquet file, or of the folder of an ``images`` shard. It may contain a signature, so
-            messages show ``redact(url)``.
+        url: The URL of the tar or Parquet file, or of the folder of an `images` shard. It may contain a signature, so
+            messages show `redact(url)`.
         kind: The kind of reader for it.
-        files: The paths of the files of an ``images`` shard, relative to ``url`` and in order.
+        files: The paths of the files of an `images` shard, relative to `url` and in order.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Shard:
     files: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that identify the input: the files of an ``images`` shard, or else its name."""
+        """Return 16 hexadecimal digits that identify the input: the files of an `images` shard, or else its name."""
         return short_digest("\n".join(self.files or (self.name,)).encode("utf-8", "surrogateescape"))
 
     def __repr__(self) -> str:
@@ -98,12 +98,12 @@ class Sample:
 
     Attributes:
         index: The position in the shard, from 0.
-        key: The key of the sample, unchanged, except that bytes which are not UTF-8 are written as ``\\xNN``. It must
+        key: The key of the sample, unchanged, except that bytes which are not UTF-8 are written as `\\xNN`. It must
             not be used as a path.
-        image: The encoded image, or None unless ``status`` is ``ok``.
+        image: The encoded image, or None unless `status` is `ok`.
         meta: A JSON object of the JSON and text fields of the sample, or "" if it has none.
-        status: One of ``STATUSES``.
-        error: A message for people, or "" if ``status`` is ``ok``.
+        status: One of `STATUSES`.
+        error: A message for people, or "" if `status` is `ok`.
     """
 
     index: int
@@ -115,7 +115,7 @@ class Sample:
 
 
 def utf8(name: str) -> str:
-    """Return ``name`` as valid UTF-8, with ``\\xNN`` for each byte that is not (Python's surrogate escapes)."""
+    """Return `name` as valid UTF-8, with `\\xNN` for each byte that is not (Python's surrogate escapes)."""
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
@@ -123,7 +123,7 @@ def utf8(name: str) -> str:
 
 
 def shorten(text: str, limit: int = MAX_MESSAGE_CHARACTERS) -> str:
-    """Return the first ``limit`` characters of ``text`` and the number of characters that were cut."""
+    """Return the first `limit` characters of `text` and the number of characters that were cut."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more characters)"
 
 
@@ -131,7 +131,7 @@ def bounded_key(key: str, limits: ReadLimits = DEFAULT_LIMITS) -> tuple[str, str
     """Bound the length of a key.
 
     Returns:
-        The key and "". For a key above ``max_key_bytes``: its beginning with a digest of the whole key, and a message.
+        The key and "". For a key above `max_key_bytes`: its beginning with a digest of the whole key, and a message.
     """
     if len(key) <= limits.max_key_bytes // 4:  # a character has at most four bytes
         return key, ""
@@ -150,7 +150,7 @@ class FirstSeen:
         self._positions: dict[str | bytes, int] = {}
 
     def __call__(self, key: str, index: int) -> int:
-        """Return the position of the first sample with this key, which is ``index`` if the key is new."""
+        """Return the position of the first sample with this key, which is `index` if the key is new."""
         short = key if len(key) <= 64 else hashlib.blake2b(key.encode(), digest_size=16).digest()
         return self._positions.setdefault(short, index)
 
@@ -164,7 +164,7 @@ def meta_text(fields: Mapping[str, Any], size: int = 0, limits: ReadLimits = DEF
 
     Args:
         fields: Values that JSON can represent.
-        size: The size of the fields in the shard, in bytes. Above ``max_meta_bytes`` a note replaces the fields.
+        size: The size of the fields in the shard, in bytes. Above `max_meta_bytes` a note replaces the fields.
         limits: The size limits.
     """
     if not fields and not size:

@@ -36,7 +36,7 @@ def read_tar(
         limits: The size limits of a sample.
 
     Yields:
-        The samples in order. A damaged tar yields its complete samples and then one with the status ``truncated``.
+        The samples in order. A damaged tar yields its complete samples and then one with the status `truncated`.
 
     Raises:
         ShardError: The file is not a tar.
@@ -81,7 +81,7 @@ def _sample(
 
 
 def _image(group: TarGroup, image_field: str | None, limits: ReadLimits) -> tuple[bytes | None, str, str]:
-    """Return the encoded image, the status and the message of a complete group; the image is None if not ``ok``."""
+    """Return the encoded image, the status and the message of a complete group; the image is None if not `ok`."""
     candidates = group.candidates
     if len(candidates) > 1:
         listing = ", ".join(candidates)

@@ -2,7 +2,7 @@
 
 The key of a member is its path up to the first dot of the last part, and consecutive members with the same key form a
 sample, as in webdataset. Members without a dot, hidden members (whose last part starts with a dot), members named
-``__name__`` and folders belong to no sample. A link or device has no data: it counts as a member, so that a sample of
+`__name__` and folders belong to no sample. A link or device has no data: it counts as a member, so that a sample of
 links still gets a row, but never as an image.
 """
 
@@ -37,7 +37,7 @@ class TarGroup:
         key: The key of the sample, "" for a group that only reports damage.
         members: Extension → "file", or the kind of member without data.
         plain: The extensions that are those of an image, or the image field if it is given.
-        compound: The extensions that end in that of an image, such as ``seg.png``.
+        compound: The extensions that end in that of an image, such as `seg.png`.
         images: Extension → the encoded image, or its size in bytes if it is too large.
         fields: Extension → the JSON value or text.
         fields_bytes: The size of all JSON and text members, in bytes.
@@ -75,7 +75,7 @@ class TarGrouper:
         self._limits = limits
 
     def groups(self) -> Iterator[TarGroup]:
-        """Yield the groups in order. If the archive is damaged, the last group says so in ``damage``."""
+        """Yield the groups in order. If the archive is damaged, the last group says so in `damage`."""
         group: TarGroup | None = None
         try:
             for member in self._stream.members():

@@ -21,13 +21,13 @@ class DamagedTar(Exception):
 
 
 class TarSource:
-    """A file object for ``tarfile`` that decompresses and counts what it reads.
+    """A file object for `tarfile` that decompresses and counts what it reads.
 
     Damaged compression ends the bytes instead of raising an error, so that everything before it can be read.
 
     Attributes:
         bytes_read: The number of decompressed bytes so far.
-        limit: The value of ``bytes_read`` above which a read raises ``DamagedTar``, or None. It bounds the headers of
+        limit: The value of `bytes_read` above which a read raises `DamagedTar`, or None. It bounds the headers of
             a member.
         damage: A description of damaged compression, or "".
     """
@@ -48,10 +48,10 @@ class TarSource:
         self._buffered.detach()
 
     def read(self, size: int) -> bytes:
-        """Return the next ``size`` bytes, or fewer at the end of the archive.
+        """Return the next `size` bytes, or fewer at the end of the archive.
 
         Raises:
-            DamagedTar: More bytes were read than ``limit`` allows.
+            DamagedTar: More bytes were read than `limit` allows.
         """
         blocks = []
         while size > 0 and not self.damage:
@@ -73,7 +73,7 @@ class TarSource:
 
 
 def _decompressed(file: io.BufferedReader) -> Any:
-    """Return a file object of the decompressed bytes, which is ``file`` itself if it is not compressed."""
+    """Return a file object of the decompressed bytes, which is `file` itself if it is not compressed."""
     if file.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC):
         return gzip.GzipFile(fileobj=file)
     return file

@@ -1,7 +1,7 @@
 """Read the members of a tar front to back, and notice where the archive is damaged.
 
-Python's ``tarfile`` silently takes a broken or incomplete header in the middle of a file for the end of the archive.
-Here every member before the damage is read, and then ``DamagedTar`` is raised.
+Python's `tarfile` silently takes a broken or incomplete header in the middle of a file for the end of the archive.
+Here every member before the damage is read, and then `DamagedTar` is raised.
 """
 
 from __future__ import annotations
@@ -127,11 +127,11 @@ class TarStream:
         self._check_end()
 
     def read(self, member: tarfile.TarInfo) -> bytes:
-        """Return the data of a member. Raises ``DamagedTar`` if it ends too early."""
+        """Return the data of a member. Raises `DamagedTar` if it ends too early."""
         return b"".join(self._blocks(member))
 
     def skip(self, member: tarfile.TarInfo) -> None:
-        """Skip the data of a member. Raises ``DamagedTar`` if it ends too early."""
+        """Skip the data of a member. Raises `DamagedTar` if it ends too early."""
         if member.isreg() and not member.issparse():
             for _ in self._blocks(member):
                 pass
@@ -152,9 +152,9 @@ class TarStream:
             raise DamagedTar(self._source.damage or f"the data of {member.name!r} ends too early: {error}") from error
 
     def _check_end(self) -> None:
-        """Check that nothing but zeros follows the end marker. Raises ``DamagedTar`` otherwise."""
+        """Check that nothing but zeros follows the end marker. Raises `DamagedTar` otherwise."""
         if self._tar.has_end_marker:
-            stream: Any = self._tar.fileobj  # not the source, because tarfile has read ahead of itself
+            stream: Any = self._tar.fileobj  # not the source, from which tarfile has read ahead
             while block := stream.read(BUFFER_BYTES):
                 if block.count(0) != len(block):
                     raise DamagedTar(

@@ -13,14 +13,14 @@ class Malformed(ValueError):
 
 
 def read_struct(data: bytes, start: int) -> tuple[dict[int, Any], int]:
-    """Parse the struct at the offset ``start``.
+    """Parse the struct at the offset `start`.
 
     Returns:
         The values of the fields by their ids, and the length of the struct in bytes. Integers and booleans have their
         value, structs are mappings of the same form, and all other values are None.
 
     Raises:
-        Malformed: The struct is malformed or extends beyond the end of ``data``.
+        Malformed: The struct is malformed or extends beyond the end of `data`.
     """
     parser = _Parser(data, start)
     try:
@@ -38,7 +38,7 @@ class _Parser:
         self.offset = offset
 
     def struct(self, depth: int) -> dict[int, Any]:
-        """Parse a struct in which values are nested at most ``depth`` levels deep."""
+        """Parse a struct in which values are nested at most `depth` levels deep."""
         if depth == 0:
             raise Malformed("structs are nested too deeply")
         fields: dict[int, Any] = {}

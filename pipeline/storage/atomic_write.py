@@ -18,19 +18,19 @@ _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.writing$")
 
 
 def temporary_name(path: str) -> str:
-    """Return a new name in the folder of ``path``, which ``is_temporary`` recognises."""
+    """Return a new name in the folder of `path`, which `is_temporary` recognises."""
     folder, _, name = path.rpartition("/")
     # Shortened, because file systems allow 255 bytes for a name.
     return f"{folder}/.{name[:150]}.{secrets.token_hex(8)}.writing"
 
 
 def is_temporary(path: str) -> bool:
-    """Return True if ``path`` is a temporary file of a writer, whether the writer is alive or was killed."""
+    """Return True if `path` is a temporary file of a writer, whether the writer is alive or was killed."""
     return _TEMPORARY.fullmatch(path.rpartition("/")[2]) is not None
 
 
 def write_atomically(path: str, content: bytes | IO[bytes]) -> None:
-    """Write ``content`` to a temporary file, make it durable and rename it to ``path``.
+    """Write `content` to a temporary file, make it durable and rename it to `path`.
 
     Creates missing parent folders. Removes the temporary files that killed writers left in the same folder, so that a
     repeated run leaves the same tree as an undisturbed one.
@@ -39,7 +39,7 @@ def write_atomically(path: str, content: bytes | IO[bytes]) -> None:
 
 
 def create_atomically(path: str, content: bytes) -> bool:
-    """Write ``content`` to ``path`` like ``write_atomically``, unless a file exists there.
+    """Write `content` to `path` like `write_atomically`, unless a file exists there.
 
     Returns:
         True if this call created the file.
@@ -52,7 +52,7 @@ def create_atomically(path: str, content: bytes) -> bool:
 
 
 def _rename_to_new(temporary: str, path: str) -> None:
-    """Rename a file, and raise FileExistsError if ``path`` exists."""
+    """Rename a file, and raise FileExistsError if `path` exists."""
     try:
         os.link(temporary, path)  # unlike a rename, a hard link never replaces a file
         os.remove(temporary)
@@ -87,10 +87,10 @@ def _write(path: str, content: bytes | IO[bytes], rename: Callable[[str, str], N
 
 
 def _create_locked(path: str) -> tuple[str, IO[bytes]]:
-    """Create a temporary file for ``path`` and lock it; the lock shows other processes that the writer is alive.
+    """Create a temporary file for `path` and lock it; the lock shows other processes that the writer is alive.
 
-    The file is created in a subfolder next to ``path``, because every write searches for the temporary files of killed
-    writers, and ``path`` may be in a folder of a hundred thousand files.
+    The file is created in a subfolder next to `path`, because every write searches for the temporary files of killed
+    writers, and `path` may be in a folder of a hundred thousand files.
     """
     folder, name = os.path.split(path)
     subfolder = os.path.join(folder, _FOLDER)

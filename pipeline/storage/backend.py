@@ -1,4 +1,4 @@
-"""The interface between ``Storage`` and the places where files can lie: this machine, or a store behind a URL."""
+"""The interface through which `Storage` reaches files on this machine and files in a remote store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import IO, NamedTuple, Protocol
 
 SMALL_BYTES = 2**20
-"""Size up to which ``read_small`` returns a file completely."""
+"""Size in bytes up to which `read_small` returns a complete file."""
 
 
 class ListedFile(NamedTuple):
@@ -28,27 +28,27 @@ class ListedFile(NamedTuple):
 class FolderBackend(Protocol):
     """The file operations below a root folder, implemented once for local files and once for remote stores.
 
-    Every path is complete: a local path, or a URL, of the root folder or of something below it. ``Storage`` documents
-    what each operation promises. A missing file raises ``FileNotFoundError``, and every other failure is an
-    ``OSError`` too.
+    Every path is complete: a local path, or a URL, of the root folder or of something below it. `Storage` documents
+    what each operation promises. A missing file raises `FileNotFoundError`, and every other failure is an
+    `OSError` too.
     """
 
     def list_files(self, folder: str, depth: int | None, *, with_versions: bool = False) -> list[ListedFile]:
-        """List the files below ``folder``, in any order.
+        """List the files below `folder`, in any order.
 
         Args:
             folder: A folder that need not exist; then the result is empty.
             depth: The number of folder levels to list, or None for all of them.
-            with_versions: Fill in ``version`` even where this takes a request for each file.
+            with_versions: Fill in `version` even where this takes a request for each file.
         """
         ...
 
     def exists(self, path: str) -> bool:
-        """Return True if a file or a folder exists at ``path``."""
+        """Return True if a file or a folder exists at `path`."""
         ...
 
     def is_file(self, path: str) -> bool:
-        """Return True if a file exists at ``path``."""
+        """Return True if a file exists at `path`."""
         ...
 
     def open(self, path: str) -> IO[bytes]:
@@ -72,7 +72,7 @@ class FolderBackend(Protocol):
         ...
 
     def write_file(self, path: str, source: str | os.PathLike[str]) -> None:
-        """Copy a local file to ``path`` atomically, replacing an existing file."""
+        """Copy a local file to `path` atomically, replacing an existing file."""
         ...
 
     def delete(self, path: str) -> None:

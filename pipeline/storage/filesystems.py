@@ -1,4 +1,4 @@
-"""fsspec filesystems: how one is opened for a URL, and the requests that fsspec does not offer in this form."""
+"""Open the fsspec filesystem of a URL, and send it requests that fsspec does not offer in this form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.storage.retries import ShortRead, is_transient
 from pipeline.storage.urls import SourceError, scheme
 
 REQUEST_SECONDS = 60.0
-"""Time limit of a request, to which the time of its bytes at ``MIN_BYTES_PER_SECOND`` is added."""
+"""Time limit of a request, to which the time of its bytes at `MIN_BYTES_PER_SECOND` is added."""
 MIN_BYTES_PER_SECOND = 2**20
 """A transfer that is slower than this has failed."""
 CONNECTIONS = 32
@@ -66,16 +66,19 @@ def has_atomic_put(url: str) -> bool:
 
 
 def time_limit(fs: Any, size: int) -> dict[str, float]:
-    """Return the keyword arguments that limit the time of a request for ``size`` bytes, where ``fs`` accepts them."""
+    """Return the keyword arguments that limit the time of a request for `size` bytes, where `fs` accepts them."""
     if not getattr(fs, "async_impl", False):
         return {}
     return {"timeout": REQUEST_SECONDS + size / MIN_BYTES_PER_SECOND}
 
 
 def list_levels(fs: Any, folder: str, depth: int) -> dict[str, dict[str, Any]]:
-    """List the files of the upper ``depth`` levels of a folder, as what fsspec says of each by its full name.
+    """List the files of the upper `depth` levels of a folder.
 
-    fsspec's own ``find`` is not used here: with a depth it silently leaves out each folder that it fails to list.
+    fsspec's `find` is not used here: with a depth it silently leaves out each folder that it fails to list.
+
+    Returns:
+        The fsspec entry of each file by its full name.
     """
     files: dict[str, dict[str, Any]] = {}
     folders = [folder]
@@ -102,7 +105,7 @@ def read_range(fs: Any, url: str, start: int, end: int) -> bytes:
 
 
 def read_starts(fs: Any, urls: list[str], size: int) -> list[bytes | None]:
-    """Return the first ``size`` bytes of each file, with None for each file that cannot be opened.
+    """Return the first `size` bytes of each file, with None for each file that cannot be opened.
 
     Raises:
         Exception: The first transient error; repeating the call may succeed.

@@ -24,14 +24,14 @@ from pipeline.storage.urls import SourceError, join_url, local_path, scheme
 class Storage:
     """A root folder, given by a URL or a local path. It is cheap to pickle: each process opens its own connections.
 
-    All paths that the methods take and return are relative to ``url`` and use ``/``. Every failure is an ``OSError``:
-    ``FileNotFoundError`` and ``PermissionError`` as for local files, ``StoreUnavailable``, or another one. The message
+    All paths that the methods take and return are relative to `url` and use `/`. Every failure is an `OSError`:
+    `FileNotFoundError` and `PermissionError` as for local files, `StoreUnavailable`, or another one. The message
     names the URL.
 
     Attributes:
         url: The folder. A local path is made absolute, so that it means the same in every process.
         options: The storage options for fsspec, such as credentials and an endpoint. They are never shown.
-        retry_timeout: Seconds during which a failing request is retried before ``StoreUnavailable`` is raised.
+        retry_timeout: Seconds during which a failing request is retried before `StoreUnavailable` is raised.
     """
 
     url: str
@@ -75,38 +75,38 @@ class Storage:
         return redact(self.url)
 
     def joined(self, path: str) -> str:
-        """Return the full URL of ``path`` without secrets, for messages."""
+        """Return the full URL of `path` without secrets, for messages."""
         return redact(self._full(path))
 
     def files(self, prefix: str = "", *, depth: int | None = None) -> list[tuple[str, int]]:
-        """List the files below the folder ``prefix``, without those that are still being written.
+        """List the files below the folder `prefix`, without those that are still being written.
 
         Args:
             prefix: A folder below the root; "" is the root. A missing folder gives an empty list.
             depth: The number of folder levels to list, or None for all of them.
 
         Returns:
-            The path relative to ``url`` and the size in bytes of each file, sorted by path.
+            The path relative to `url` and the size in bytes of each file, sorted by path.
         """
         return sorted((file.path, file.size) for file in self._backend.list_files(self._full(prefix), depth))
 
     def versions(self, *, depth: int | None = None) -> list[ListedFile]:
-        """List the files of the root folder like ``files``, with the version of each file.
+        """List the files of the root folder like `files`, with the version of each file.
 
         Over http this takes a request for each file.
         """
         return sorted(self._backend.list_files(self.url, depth, with_versions=True))
 
     def exists(self, path: str = "") -> bool:
-        """Return True if a file or a folder exists at ``path``."""
+        """Return True if a file or a folder exists at `path`."""
         return self._backend.exists(self._full(path))
 
     def is_file(self, path: str) -> bool:
-        """Return True if a file exists at ``path``."""
+        """Return True if a file exists at `path`."""
         return self._backend.is_file(self._full(path))
 
     def open(self, path: str) -> IO[bytes]:
-        """Open a file for binary reading, at its start. A missing file raises ``FileNotFoundError``."""
+        """Open a file for binary reading, at its start. A missing file raises `FileNotFoundError`."""
         return self._backend.open(self._full(path))
 
     def read_bytes(self, path: str) -> bytes:
@@ -114,18 +114,18 @@ class Storage:
         return self._backend.read_bytes(self._full(path))
 
     def read_small(self, paths: Sequence[str]) -> list[bytes | None]:
-        """Return the contents of many files of at most ``SMALL_BYTES`` each, with None for those that cannot be opened.
+        """Return the contents of many files of at most `SMALL_BYTES` each, with None for those that cannot be opened.
 
         A remote store is sent many requests at the same time.
         """
         return self._backend.read_small([self._full(path) for path in paths])
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Write a file atomically: readers see the previous content or all of ``data``."""
+        """Write a file atomically: readers see the previous content or all of `data`."""
         self._backend.write_bytes(self._full(path), data)
 
     def create_bytes(self, path: str, data: bytes) -> bool:
-        """Write a file atomically unless one exists at ``path``.
+        """Write a file atomically unless one exists at `path`.
 
         Returns:
             True if this call created the file. Of several concurrent callers only one gets True, except in stores
@@ -134,11 +134,11 @@ class Storage:
         return self._backend.create_bytes(self._full(path), data)
 
     def write_file(self, path: str, source: str | os.PathLike[str]) -> None:
-        """Copy the local file ``source`` to ``path`` atomically, like ``write_bytes``."""
+        """Copy the local file `source` to `path` atomically, like `write_bytes`."""
         self._backend.write_file(self._full(path), source)
 
     def delete(self, path: str) -> None:
-        """Delete the file at ``path`` if it exists."""
+        """Delete the file at `path` if it exists."""
         full = self._full(path)
         with suppress(FileNotFoundError):
             self._backend.delete(full)

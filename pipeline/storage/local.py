@@ -13,7 +13,7 @@ from pipeline.storage.backend import ListedFile
 
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
-    """The ``FolderBackend`` of local files.
+    """The `FolderBackend` of local files.
 
     Attributes:
         root: The absolute path of the root folder.
@@ -22,7 +22,7 @@ class LocalFolder:
     root: str
 
     def list_files(self, folder: str, depth: int | None, *, with_versions: bool = False) -> list[ListedFile]:
-        """List the files below ``folder``; a version is the modification time in nanoseconds."""
+        """List the files below `folder`; a version is the modification time in nanoseconds."""
         prefix = folder.removeprefix(self.root).lstrip("/")
         return [
             ListedFile(f"{prefix}/{path}" if prefix else path, status.st_size, str(status.st_mtime_ns))
@@ -30,11 +30,11 @@ class LocalFolder:
         ]
 
     def exists(self, path: str) -> bool:
-        """Return True if a file or a folder exists at ``path``."""
+        """Return True if a file or a folder exists at `path`."""
         return os.path.exists(path)
 
     def is_file(self, path: str) -> bool:
-        """Return True if a file exists at ``path``."""
+        """Return True if a file exists at `path`."""
         return os.path.isfile(path)
 
     def open(self, path: str) -> IO[bytes]:
@@ -59,7 +59,7 @@ class LocalFolder:
         return create_atomically(path, data)
 
     def write_file(self, path: str, source: str | os.PathLike[str]) -> None:
-        """Copy a local file to ``path`` atomically, replacing an existing file."""
+        """Copy a local file to `path` atomically, replacing an existing file."""
         with open(source, "rb") as file:
             write_atomically(path, file)
 
@@ -69,7 +69,7 @@ class LocalFolder:
 
 
 def _walk(folder: str, depth: int | None) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the relative path and the status of each file below ``folder``, without temporary files.
+    """Yield the relative path and the status of each file below `folder`, without temporary files.
 
     Follows links to folders, except those that lead back to a parent folder. Yields nothing if the folder is missing.
     File names that are not UTF-8 contain Python's surrogate escapes.

@@ -31,7 +31,7 @@ def lock_file(file: IO[bytes], *, wait: bool) -> bool:
 
 @contextmanager
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold the lock of the file at ``path`` within a ``with`` block, after waiting for other holders.
+    """Hold the lock of the file at `path` within a `with` block, after waiting for other holders.
 
     Creates the file where it is missing.
 

@@ -20,15 +20,15 @@ _registered: set[str] = set()
 
 
 def register_secrets(options: Mapping[str, Any] | None) -> None:
-    """Make ``redact`` mask the credentials among these storage options in every later message of this process."""
+    """Make `redact` mask the credentials among these storage options in every later message of this process."""
     _registered.update(_secrets(options or {}))
 
 
 def redact(text: str) -> str:
-    """Return ``text`` without secrets.
+    """Return `text` without secrets.
 
     User names, passwords and query strings (signatures) are removed from its URLs. Credentials from registered storage
-    options and from the environment are replaced by ``MASK``.
+    options and from the environment are replaced by `MASK`.
     """
 
     def without_userinfo(match: re.Match[str]) -> str:

@@ -46,7 +46,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteFolder:
-    """The ``FolderBackend`` of a store behind a URL.
+    """The `FolderBackend` of a store behind a URL.
 
     Attributes:
         root: The URL of the root folder.
@@ -59,18 +59,18 @@ class RemoteFolder:
     retry_timeout: float
 
     def list_files(self, folder: str, depth: int | None, *, with_versions: bool = False) -> list[ListedFile]:
-        """List the files below ``folder``, without temporary files."""
+        """List the files below `folder`, without temporary files."""
         try:
             return [self._listed(path, entry, with_versions) for path, entry in self._entries(folder, depth)]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def exists(self, path: str) -> bool:
-        """Return True if a file or a folder exists at ``path``."""
+        """Return True if a file or a folder exists at `path`."""
         return self._info(path) is not None
 
     def is_file(self, path: str) -> bool:
-        """Return True if a file exists at ``path``."""
+        """Return True if a file exists at `path`."""
         return (self._info(path) or {}).get("type") == "file"
 
     def open(self, path: str) -> IO[bytes]:
@@ -93,7 +93,7 @@ class RemoteFolder:
             return file.read()
 
     def read_small(self, paths: Sequence[str]) -> list[bytes | None]:
-        """Return the first ``SMALL_BYTES`` of many files, with None for each that cannot be opened.
+        """Return the first `SMALL_BYTES` of many files, with None for each that cannot be opened.
 
         Sends one request per file. fsspec runs them concurrently: with a thread for each request, every thread would
         need its own filesystem and so its own session.
@@ -131,7 +131,7 @@ class RemoteFolder:
         return True
 
     def write_file(self, path: str, source: str | os.PathLike[str]) -> None:
-        """Copy a local file to ``path`` atomically, replacing an existing file."""
+        """Copy a local file to `path` atomically, replacing an existing file."""
         local = os.fspath(source)
         size = os.path.getsize(local)
         self._put(path, lambda fs, target: fs.put_file(local, target, **time_limit(fs, size)))
@@ -141,10 +141,10 @@ class RemoteFolder:
         self._request(path, lambda fs: fs.rm_file(path))
 
     def _entries(self, folder: str, depth: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the path relative to the root and the fsspec entry of each file below ``folder``."""
+        """Yield the path relative to the root and the fsspec entry of each file below `folder`."""
         root = open_filesystem(self.root, self.options)[1]
         start = root + folder.removeprefix(self.root)
-        # Without a time limit of its own: listing millions of files takes many requests, which the library limits.
+        # Without a time limit: listing millions of files takes many requests, and the library limits each of them.
         entries = self._request(
             folder, lambda fs: fs.find(start, detail=True) if depth is None else list_levels(fs, start, depth)
         )
@@ -160,7 +160,7 @@ class RemoteFolder:
         return ListedFile(path, int(entry.get("size") or 0), version)
 
     def _info(self, path: str) -> dict[str, Any] | None:
-        """Return the fsspec entry of a file or folder, or None if nothing exists at ``path``."""
+        """Return the fsspec entry of a file or folder, or None if nothing exists at `path`."""
         # fsspec's `exists` and `isfile` are not used: they report a refused connection as a missing file.
         try:
             return self._request(path, lambda fs: fs.info(path, **time_limit(fs, 0)))
@@ -173,7 +173,7 @@ class RemoteFolder:
         self._request(path, lambda fs: put(fs, path) if is_atomic else put_and_rename(fs, path, put))
 
     def _request(self, path: str, send: Callable[[Any], Answer]) -> Answer:
-        """Return what ``send`` returns for the filesystem, with retries; every error is an OSError with the URL."""
+        """Return what `send` returns for the filesystem, with retries; every error is an OSError with the URL."""
         fs, _ = open_filesystem(self.root, self.options)
         shown = redact(path)
         try:

@@ -16,7 +16,7 @@ from pipeline.storage.redaction import redact
 log = logging.getLogger(__name__)
 
 RETRY_TIMEOUT_SECONDS = 300.0
-"""Default time during which a failing request is retried before ``StoreUnavailable`` is raised."""
+"""Default time during which a failing request is retried before `StoreUnavailable` is raised."""
 
 LONGEST_PAUSE_SECONDS = 10.0
 """Longest pause between two attempts."""
@@ -76,7 +76,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def with_retries(call: Callable[[], Answer], url: str, retry_timeout: float) -> Answer:
-    """Return the result of ``call``, which is repeated after transient errors with growing, random pauses.
+    """Return the result of `call`, which is repeated after transient errors with growing, random pauses.
 
     Args:
         call: Sends one request, or a few, and can be repeated.
@@ -101,7 +101,7 @@ def with_retries(call: Callable[[], Answer], url: str, retry_timeout: float) -> 
 def waiting() -> str:
     """Return a phrase about the store that a thread of this process has waited for longest, or "" if none waits.
 
-    Waits shorter than ``QUIET_SECONDS`` do not count.
+    Waits shorter than `QUIET_SECONDS` do not count.
     """
     now = time.monotonic()
     long = [(since, text) for since, text in _waits.values() if now - since >= QUIET_SECONDS]

@@ -13,7 +13,7 @@ _PREFIX = "diffseg-scratch-"
 
 
 class ScratchFolder:
-    """A new temporary folder of this process, which lasts until ``remove`` is called.
+    """A new temporary folder of this process, which lasts until `remove` is called.
 
     Each instance holds the lock of a file in its folder. A new instance first removes the scratch folders whose lock
     is free, because their processes have ended.

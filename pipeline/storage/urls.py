@@ -22,8 +22,8 @@ def scheme(url: str) -> str:
     """Return the scheme of a URL in lower case, or "" for a local path.
 
     Raises:
-        SourceError: The URL runs a command or loads code (``pipe:`` and the like), or is chained
-            (``zip://…::s3://…``).
+        SourceError: The URL runs a command or loads code (`pipe:` and the like), or is chained
+            (`zip://…::s3://…`).
     """
     match = _SCHEME.match(url)
     name = match[1].lower() if match else ""
@@ -41,12 +41,12 @@ def scheme(url: str) -> str:
 
 
 def local_path(url: str) -> str:
-    """Return a local path as the user wrote it, without ``file://``."""
+    """Return a local path as the user wrote it, without `file://`."""
     return _SCHEME.sub("", url)
 
 
 def join_url(root: str, path: str) -> str:
-    """Return the URL or path of ``path`` below the folder ``root``; an empty ``path`` gives ``root``."""
+    """Return the URL or path of `path` below the folder `root`; an empty `path` gives `root`."""
     if not path:
         return root
     return f"{root if root.endswith('/') else root + '/'}{path}"
