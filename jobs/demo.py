@@ -1,8 +1,13 @@
-"""Label photographs and generated scenes on this machine and make a picture of the result.
+"""Label photographs and generated scenes on this machine, and draw a picture of the result.
 
-Packs the natural colour photographs that scikit-image carries and 24 generated scenes with known masks into WebDataset
-shards, labels them with the embedded model on a local Ray with two actors, and draws image | segments for each
-photograph. Nothing is downloaded.
+The demo packs the natural colour photographs of scikit-image and 24 generated scenes with known masks into WebDataset
+shards, labels them with the embedded model on two actors of a local Ray, and draws each photograph beside its segments.
+It downloads nothing.
+
+Exit codes:
+  0: every image is labelled.
+  1: some shards or images failed.
+  2: scikit-image is missing, or wrong usage.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from diffseg.images.decode import decode_image
 from diffseg.scoring.overlap import covering, overlap
 from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, generate_scene
 from jobs.common import OK, SOME_FAILED, guarded, parsed
-from jobs.printing import counts_table
+from jobs.printing import counts_table, print_line
 from pipeline.executor.driver import label_run
 from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import require_manifest
@@ -53,30 +58,38 @@ class DemoCommand:
     """The flags of `diffseg demo`."""
 
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")] = "demo"
-    """Where images, shards, labels and the picture go; what an earlier demo left there is replaced."""
+    """Folder for the images, shards, labels and pictures; an earlier demo in it is replaced."""
     workers: int = 2
-    """Actors."""
+    """Number of Ray actors."""
 
 
 def _make_images(folder: Path) -> dict[str, np.ndarray]:
-    """Write the images; the true label maps of the scenes, uint16 [256, 256], by key."""
+    """Write the images of the demo below a folder.
+
+    Returns:
+        The true label map of each scene by key, uint16 [256, 256].
+
+    Raises:
+        SourceError: scikit-image, which provides the photographs, is not installed.
+    """
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise SourceError("the demo's photographs come with scikit-image: pip install 'diffseg-pipeline[demo]'")
+        raise SourceError("the demo needs the photographs of scikit-image: pip install 'diffseg-pipeline[demo]'")
     data = Path(spec.origin).parent / "data"
     (folder / "photographs").mkdir(parents=True)
     (folder / "scenes").mkdir()
     for name in PHOTOGRAPHS:
         shutil.copyfile(data / name, folder / "photographs" / name)
-    truth = {}
+    ground_truth = {}
     for seed in islice(HELD_OUT_SEEDS, SCENES):
         scene = generate_scene(seed)
         Image.fromarray(scene.image).save(folder / "scenes" / f"{seed}.png")
-        truth[f"scenes/{seed}"] = scene.labels
-    return truth
+        ground_truth[f"scenes/{seed}"] = scene.labels
+    return ground_truth
 
 
 def _read_labels(out: Path) -> dict[str, np.ndarray]:
+    """Return the label map of each labelled image by key."""
     storage = Storage(url=str(out))
     shards = read_run_commits(storage, require_manifest(storage)).done
     rows = (row for shard in sorted(shards) for row in label_rows(storage, shard, ("key", "mask")))
@@ -89,12 +102,12 @@ def _demo(command: DemoCommand) -> int:
     images, shards, out = folder / "images", folder / "shards", folder / "out"
     for part in (images, shards, out):
         shutil.rmtree(part, ignore_errors=True)
-    truth = _make_images(images)
+    ground_truth = _make_images(images)
     packed = pack_images(str(images), str(shards), samples_per_shard=SAMPLES_PER_SHARD)
-    console.print(
-        f"{len(PHOTOGRAPHS)} photographs and {SCENES} generated scenes packed into {packed.shards} WebDataset shards; "
-        f"labelling them with the embedded model on {command.workers} Ray actors.",
-        highlight=False,
+    print_line(
+        console,
+        f"Packed {len(PHOTOGRAPHS)} photographs and {SCENES} generated scenes into {packed.shards} WebDataset shards. "
+        f"Labelling them with the embedded model on {command.workers} Ray actors.",
     )
     summary = label_run(
         str(shards),
@@ -106,18 +119,19 @@ def _demo(command: DemoCommand) -> int:
     )
     console.print(counts_table(summary.counts, summary.seconds, summary.images))
     labels = _read_labels(out)
-    scores = [covering(overlap(truth[key], labels[key])) for key in truth if key in labels]
+    scores = [covering(overlap(ground_truth[key], labels[key])) for key in ground_truth if key in labels]
     if scores:
         mean = float(np.mean(scores))
-        console.print(f"covering of the {len(scores)} scenes' true regions: {mean:.2f} (1 is perfect)", highlight=False)
-    _draw_scenes(images, labels, truth, folder / "scenes.png")
+        print_line(console, f"Covering of the true regions of {len(scores)} scenes: {mean:.2f} (1 is perfect)")
+    _draw_scenes(images, labels, ground_truth, folder / "scenes.png")
     picture = folder / "labels.png"
     _draw_photographs(images, labels, picture)
-    console.print(f"\nNow open [bold]{picture}[/bold]: image | overlay of segments, for every photograph.")
+    console.print(f"\nNow open [bold]{picture}[/bold]: each photograph beside its segments.")
     return SOME_FAILED if summary.failed or summary.failed_share() > 0 else OK
 
 
 def _draw_photographs(images: Path, labels: dict[str, np.ndarray], picture: Path) -> None:
+    """Draw each photograph beside its segments."""
     rows = []
     for path in sorted((images / "photographs").iterdir()):
         pixels = decode_image(path)
@@ -125,17 +139,19 @@ def _draw_photographs(images: Path, labels: dict[str, np.ndarray], picture: Path
     contact_sheet(rows, columns=2).save(picture)
 
 
-def _draw_scenes(images: Path, labels: dict[str, np.ndarray], truth: dict[str, np.ndarray], picture: Path) -> None:
-    """image | true regions | segments."""
+def _draw_scenes(
+    images: Path, labels: dict[str, np.ndarray], ground_truth: dict[str, np.ndarray], picture: Path
+) -> None:
+    """Draw each of the first scenes, its true regions and its segments side by side."""
     rows = []
-    for key in list(truth)[:SCENES_DRAWN]:
+    for key in list(ground_truth)[:SCENES_DRAWN]:
         pixels = decode_image(images / f"{key}.png")
-        rows.append([pixels, overlay(pixels, truth[key]), overlay(pixels, labels[key])])
+        rows.append([pixels, overlay(pixels, ground_truth[key]), overlay(pixels, labels[key])])
     contact_sheet(rows, columns=3, height=128).quantize().save(picture, optimize=True)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg demo`; the exit code."""
+    """Run `diffseg demo` and return its exit code."""
     command = parsed(DemoCommand, argv, "demo", __doc__)
     return guarded(lambda: _demo(command))
 

@@ -1,8 +1,14 @@
-"""Learn from the labels of a run what belongs together: the affinity of attention's heads, or of features.
+"""Learn affinity from the labels of a run, for the stage affinity or walk of another run.
 
-KIND is heads (one weight for each head of a resolution, for the stage affinity) or features (a layer on what attention
-reads). The model of the run is frozen and looks at images of the run, on a Ray cluster or in this process; stopped at
-any moment, the same command goes on. Exit code: 0 learned; 1 some images could not be used; 2 wrong usage or refused.
+KIND heads learns one weight for each attention head of a resolution (for the stage affinity).
+KIND features learns a layer on the features that attention reads (for the stage walk).
+The model of the run stays frozen and is applied to images of the run, on a Ray cluster or in this process.
+After a stop or a kill, the same command continues.
+
+Exit codes:
+  0: the affinity is learned.
+  1: the affinity is learned, but some images could not be used.
+  2: wrong usage, or refused.
 """
 
 from __future__ import annotations
@@ -10,51 +16,55 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed, storage_options
-from jobs.printing import print_json
+from jobs.printing import print_json, print_line, progress_bar
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.source_images import find_source_shards
 from pipeline.settings import LabelSettings, RunSettings
 from pipeline.storage import Storage
-from pipeline.training.affinity import FitJob, FitReport, FitSettings, Kind, fingerprint_of, fit, plan_parts
+from pipeline.training.affinity import FitReport, fit, fit_fingerprint, plan_tasks
+from pipeline.training.feature_worker import FitJob
+from pipeline.training.settings import AffinityKind, FitSettings
+
+PROBLEMS_SHOWN = 5
+"""Problems with images that are printed; --json and the report have all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitCommand:
     """The flags of `diffseg fit`."""
 
-    kind: Annotated[tyro.conf.Positional[Kind], tyro.conf.arg(metavar="KIND")]
-    """heads or features."""
+    kind: Annotated[tyro.conf.Positional[AffinityKind], tyro.conf.arg(metavar="KIND")]
+    """What to learn: heads or features."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
-    """Folder or URL of a run."""
+    """Folder or URL of a run, as given to `diffseg label`."""
     state: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STATE")]
-    """File or URL to write, such as affinity.safetensors; a report is written beside it, with .json at its end."""
+    """File or URL to write, such as affinity.safetensors; a report is written to STATE.json."""
     images: int = 300
-    """How many images to learn from at most; every fifth is held out, to tell how well it does on others."""
+    """Most images to learn from; every fifth of them is held out to measure generalisation."""
     confidence: float = 0.0
-    """Segments of less confidence are left out, 0 to 1."""
+    """Leave out segments with a lower confidence, 0 to 1."""
     source: str | None = None
-    """Where SRC of the run lies now; default: where run.json says."""
+    """Where the images of SRC are now; default: the place that run.json names."""
     model: str | None = None
-    """Where the run's model lies now; default: where run.json says."""
+    """Where the model of the run is now; default: the place that run.json names."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
-    """Of the model."""
+    """Device of the model."""
     workers: int = 1
-    """Ray actors, each with the model."""
+    """Ray actors, each with a copy of the model."""
     threads: int = 1
     """CPU threads of the model in each worker."""
     no_ray: bool = False
     """Work in this process, without Ray."""
     address: str | None = None
-    """Of a Ray cluster, or local; default: the one that Ray finds, else a local Ray on this machine."""
+    """Address of a Ray cluster, or local; default: a cluster that Ray finds, else a local Ray on this machine."""
     storage_options: str = ""
-    """JSON object for fsspec (credentials, endpoint)."""
+    """JSON object with options for fsspec, such as credentials or an endpoint."""
     json: bool = False
     """Print the report as JSON."""
 
@@ -68,10 +78,10 @@ def _fit(command: FitCommand) -> int:
     settings = FitSettings(kind=command.kind, images=command.images, confidence=command.confidence)
     job = FitJob(
         settings=settings,
-        model=_model(command, manifest),
+        model=_model_settings(command, manifest),
         timestep=manifest.resolved["timestep"],
         resolution=manifest.resolved["resolution"],
-        fingerprint=fingerprint_of(settings, manifest),
+        fingerprint=fit_fingerprint(settings, manifest),
         out=out,
         parts=store.at(f"{folder}/{name}.parts"),
         source=store,
@@ -79,18 +89,16 @@ def _fit(command: FitCommand) -> int:
         device=command.device,
         threads=command.threads,
     )
-    parts = plan_parts(job, manifest, find_source_shards(manifest, store, command.source))
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("looking at label shards", total=len(parts))
+    tasks = plan_tasks(job, manifest, find_source_shards(manifest, store, command.source))
+    with progress_bar("reading the attention of label shards", len(tasks)) as advance:
         report = fit(
             job,
-            parts,
+            tasks,
             state,
             name,
             run=RunSettings(no_ray=command.no_ray, address=command.address),
             workers=command.workers,
-            on_part=lambda: bar.advance(task),
+            on_shard=advance,
         )
     if command.json:
         print_json(dataclasses.asdict(report))
@@ -99,25 +107,26 @@ def _fit(command: FitCommand) -> int:
     return SOME_FAILED if report.problems else OK
 
 
-def _model(command: FitCommand, manifest: Manifest) -> LabelSettings:
-    """The run's model and how it is loaded."""
-    told: dict[str, Any] = {name: manifest.settings[name] for name in ("model", "revision", "vae", "dtype")}
-    return LabelSettings(**told | ({"model": command.model, "revision": None} if command.model else {}))
+def _model_settings(command: FitCommand, manifest: Manifest) -> LabelSettings:
+    """Return the settings that load the model of the run."""
+    model = {name: manifest.settings[name] for name in ("model", "revision", "vae", "dtype")}
+    if command.model:
+        model |= {"model": command.model, "revision": None}
+    return LabelSettings(**model)
 
 
 def _print(console: Console, report: FitReport, path: str) -> None:
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    for problem in report.problems[:5]:
-        say(problem)
-    say(f"{path}: {report.kind} of {report.model}, from {report.images} images ({len(report.problems)} left out)")
+    for problem in report.problems[:PROBLEMS_SHOWN]:
+        print_line(console, problem)
+    images = f"{report.images} images ({len(report.problems)} left out)"
+    print_line(console, f"{path}: affinity of {report.kind} for model {report.model}, learned from {images}")
     if report.auc is not None:
-        say(f"in {report.held_out} other images the pair that is alike has the higher affinity in {report.auc:.1%}")
+        pairs = "pairs of positions in the same segment and in different segments"
+        print_line(console, f"ROC AUC over {pairs} of {report.held_out} held-out images: {report.auc:.3f}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg fit`; the exit code."""
+    """Run `diffseg fit` and return its exit code."""
     command = parsed(FitCommand, argv, "fit", __doc__)
     return guarded(lambda: _fit(command))
 

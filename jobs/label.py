@@ -1,8 +1,12 @@
-"""Label images: DiffSeg pseudo-labels for every sample of SRC, into OUT.
+"""Label every image of SRC with DiffSeg, and write the label maps to OUT.
 
-Runs on the Ray cluster that it finds (or --address), else on a local Ray on this machine. Stopped or killed at any
-moment, the same command goes on where it stopped. Exit code: 0 all done; 1 some shards, or more samples than
---allowed-failures, failed; 2 wrong usage or refused.
+The command runs on the Ray cluster that it finds (or that --address names), else on a local Ray on this machine.
+After a stop or a kill at any moment, the same command continues where the run stopped.
+
+Exit codes:
+  0: every shard is done.
+  1: some shards failed, or more samples failed than --allowed-failures permits.
+  2: wrong usage, or refused.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ from rich.console import Console
 
 from diffseg.settings import PRESETS, Preset, StageName, thresholds
 from jobs.common import OK, SOME_FAILED, guarded, storage_options
-from jobs.printing import counts_table, print_json
-from pipeline.executor.logs import tell_json
+from jobs.printing import counts_table, print_json, print_line
+from pipeline.executor.logs import log_json
 from pipeline.readers.names import parse_names
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
@@ -35,14 +39,14 @@ class LabelCommand:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
     """Folder, glob or URL of WebDataset tars, of Parquet files with an image column, or of image files."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
-    """Folder or URL for labels/, commits/ and run.json."""
+    """Folder or URL to write to; it receives labels/, commits/ and run.json."""
     preset: Preset = "default"
-    """Settings that the flags of the method start from."""
+    """Defaults of the method's flags: ours, those of the paper, or those of google/diffseg."""
     storage_options: str = ""
-    """JSON object for fsspec (credentials, endpoint) for SRC, OUT and a model's URL; better: the store's own
-    environment variables."""
+    """JSON object with options for fsspec, such as credentials or an endpoint, for SRC, OUT and the URL of a model.
+    The environment variables of the store are safer, because everybody can read a command line."""
     allowed_failures: float = 0.1
-    """Share of samples that may fail before the exit code is 1."""
+    """Share of samples that may fail, 0 to 1; above it the exit code is 1."""
     json: bool = False
     """Print the summary as JSON."""
     label: Annotated[LabelSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelSettings)
@@ -53,43 +57,47 @@ class LabelCommand:
 _registry = tyro.constructors.ConstructorRegistry()
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    """A number for all rounds, or one a round."""
+def _parse_numbers(text: str) -> tuple[float, ...]:
+    """Parse one number for all merging rounds, or one number per round."""
     numbers = tuple(float(word) for word in text.split(","))
     return numbers if len(numbers) > 1 else thresholds(numbers[0])
 
 
 COMMA_SEPARATED: Mapping[Any, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
-    tuple[float, ...] | None: ("NUMBER[,NUMBER…]", _numbers),
+    tuple[float, ...] | None: ("NUMBER[,NUMBER…]", _parse_numbers),
     tuple[StageName, ...] | None: ("STAGE[,STAGE…]", lambda text: tuple(text.split(","))),
     tuple[str, ...]: ("NAME[,NAME…]", parse_names),
 }
-"""Kinds of settings with several values, how they are shown and read: one word each, so that none swallows SRC."""
+"""Types of settings with several values: how the help shows each, and how it is parsed.
+
+Such a value is one word with commas. Several words would end only at the next flag, and so include SRC.
+"""
 
 
 @_registry.primitive_rule
-def _comma_separated(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+def _parse_as_one_word(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Tell tyro how to parse the types of `COMMA_SEPARATED`."""
     if info.type not in COMMA_SEPARATED:
         return None
-    metavar, read = COMMA_SEPARATED[info.type]
+    metavar, parse_word = COMMA_SEPARATED[info.type]
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
-        instance_from_str=lambda words: read(words[0]),
+        instance_from_str=lambda words: parse_word(words[0]),
         is_instance=lambda value: value is None or isinstance(value, tuple),
-        str_from_instance=lambda value: ["None" if value is None else ",".join(map(_shown, value))],
+        str_from_instance=lambda value: ["None" if value is None else ",".join(map(_format, value))],
     )
 
 
-def _shown(value: float | str) -> str:
+def _format(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
 def parse(argv: list[str]) -> LabelCommand:
-    """The command line, where --preset sets the defaults of the method's flags."""
-    names = [value for flag, value in itertools.pairwise(argv) if flag == "--preset"]
-    names += [word.removeprefix("--preset=") for word in argv if word.startswith("--preset=")]
-    method = PRESETS[names[-1] if names and names[-1] in PRESETS else "default"]
+    """Parse the flags of `diffseg label`; --preset sets the defaults of the flags of the method."""
+    presets = [value for flag, value in itertools.pairwise(argv) if flag == "--preset"]
+    presets += [word.removeprefix("--preset=") for word in argv if word.startswith("--preset=")]
+    method = PRESETS[presets[-1] if presets and presets[-1] in PRESETS else "default"]
     default = LabelCommand(source=tyro.MISSING, out=tyro.MISSING, label=LabelSettings(method=method))
     return tyro.cli(
         LabelCommand,
@@ -103,13 +111,11 @@ def parse(argv: list[str]) -> LabelCommand:
 
 
 def _label(command: LabelCommand) -> int:
-    from pipeline.executor.driver import (
-        label_run,  # ray and torch take seconds to import, which --help need not wait for
-    )
+    from pipeline.executor.driver import label_run  # imported here to keep --help fast: ray and torch take seconds
 
     console = Console(stderr=command.json)
     if command.run.log_format == "json":
-        tell_json()
+        log_json()
     options = storage_options(command.storage_options)
     summary = label_run(
         command.source,
@@ -125,8 +131,8 @@ def _label(command: LabelCommand) -> int:
         print_json(dataclasses.asdict(summary))
     else:
         _print(console, summary)
-    bad = bool(summary.failed) or summary.failed_share() > command.allowed_failures
-    return SOME_FAILED if bad else OK
+    too_many_failed = bool(summary.failed) or summary.failed_share() > command.allowed_failures
+    return SOME_FAILED if too_many_failed else OK
 
 
 def _print(console: Console, summary: RunSummary) -> None:
@@ -137,13 +143,13 @@ def _print(console: Console, summary: RunSummary) -> None:
         line += f", {summary.done_before} of them before"
     if summary.images:
         line += f"; {summary.images} images in {summary.wall:.1f} s"
-    console.print(line, highlight=False)
+    print_line(console, line)
     for name, error in summary.failed.items():
-        console.print(f"failed: {name}: {error}", style="red", markup=False, highlight=False)
+        print_line(console, f"failed: {name}: {error}", "red")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg label`; the exit code."""
+    """Run `diffseg label` and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     return guarded(lambda: _label(parse(arguments)))
 

@@ -1,97 +1,83 @@
 """Write a page to look at a run with: gallery, failures, distributions, speed and settings.
 
-It lies in OUT/report and opens from a disk or a bucket, without a server and without a network: index.html. Writing it
-again replaces it. Exit code: 0 the page is written; 2 wrong usage.
+The page is OUT/report/index.html. It opens from a disk or a bucket, without a server and without a network.
+Writing it again replaces it.
+
+Exit codes:
+  0: the page is written.
+  2: wrong usage, or OUT holds no run.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import Progress
 
-from jobs.common import OK, guarded, parsed, storage_options
-from jobs.printing import print_json
-from jobs.run_flags import RunFlags
+from jobs.common import OK, guarded, parsed
+from jobs.printing import print_json, print_line, progress_bar
+from jobs.run_flags import ParallelFlags, SourceImageFlags
+from pipeline.errors import RunFailed
 from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
-from pipeline.output.source_images import find_source_shards
 from pipeline.readers.samples import Shard
 from pipeline.report.facts import Facts
 from pipeline.report.write import INDEX, Report, write_report
-from pipeline.storage import SourceError, Storage, redact
+from pipeline.storage import Storage, redact
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportCommand(RunFlags):
+class ReportCommand(ParallelFlags, SourceImageFlags):
     """The flags of `diffseg report`."""
 
-    images: str | None = None
-    """Where SRC of the run lies now, for the photographs; default: where run.json says."""
     rows: int = 100_000
-    """In the gallery at most; of a larger run those of evenly spread label shards. All numbers are of all rows."""
-    processes: int | None = None
-    """At once on this machine; default: one a core."""
-    address: str | None = None
-    """Of a Ray cluster whose CPUs do the work instead; default: RAY_ADDRESS, else this machine."""
+    """Most rows in the gallery.
+    The gallery of a larger run shows evenly spaced label shards; the numbers always cover all rows."""
 
 
 def _report(command: ReportCommand) -> int:
     if command.rows < 1:
         raise ValueError(f"--rows is {command.rows}; expected at least 1")
     out, manifest = command.open()
-    commits, failures = read_run_commits(out, manifest)
-    sources, gone = _sources(command, manifest)
+    done, failed = read_run_commits(out, manifest)
+    sources, missing_reason = _source_shards(command, manifest)
     report = Report(
         out=out,
         manifest=manifest,
-        commits=commits,
-        failed={name: failure.error for name, failure in failures.items()},
+        commits=done,
+        failed={name: commit.error for name, commit in failed.items()},
         sources=sources,
-        photographs_gone=gone,
+        photographs_gone=missing_reason,
         rows=command.rows,
     )
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading label shards", total=len(commits))
-        facts = write_report(
-            report,
-            processes=command.processes or os.cpu_count() or 1,
-            address=command.address or os.environ.get("RAY_ADDRESS"),
-            on_part=lambda: bar.advance(task),
-        )
+    with progress_bar("reading label shards", len(done)) as advance:
+        facts = write_report(report, processes=command.process_count, address=command.ray_address, on_part=advance)
     if command.json:
-        print_json({"page": out.joined(INDEX), "counts": facts.statuses, "photographs": gone or "found"})
+        print_json({"page": out.joined(INDEX), "counts": facts.statuses, "photographs": missing_reason or "found"})
     else:
-        _print(out, facts, gone)
+        _print(out, facts, missing_reason)
     return OK
 
 
-def _sources(command: ReportCommand, manifest: Manifest) -> tuple[dict[str, Shard], str]:
-    """The shards that were labelled, by name; or why they cannot be had."""
-    store = Storage(url=".", options=storage_options(command.storage_options))
+def _source_shards(command: ReportCommand, manifest: Manifest) -> tuple[dict[str, Shard], str]:
+    """Return the shards that the run labelled, by name, or the reason why they cannot be read."""
     try:
-        return find_source_shards(manifest, store, command.images), ""
-    except (SourceError, OSError) as error:
-        return {}, redact(f"{error}. --images says where the photographs of the run lie now")
+        return command.source_shards(manifest), ""
+    except RunFailed as error:
+        return {}, redact(str(error))
 
 
-def _print(out: Storage, facts: Facts, gone: str) -> None:
+def _print(out: Storage, facts: Facts, missing_reason: str) -> None:
     console = Console(stderr=True)
-
-    def line(text: str, style: str = "") -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-    if gone:
-        line(f"the page shows segments without photographs: {gone}", "yellow")
+    if missing_reason:
+        print_line(console, f"the page shows segments without source images: {missing_reason}", "yellow")
     counts = ", ".join(f"{rows:,} {status}" for status, rows in facts.statuses.most_common())
-    line(f"{out.joined(INDEX)}: {counts or 'no rows yet'}")
+    print_line(console, f"{out.joined(INDEX)}: {counts or 'no rows yet'}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg report`; the exit code."""
+    """Run `diffseg report` and return its exit code."""
     command = parsed(ReportCommand, argv, "report", __doc__)
     return guarded(lambda: _report(command))
 

@@ -1,4 +1,10 @@
-"""Pack a folder of images into WebDataset shards."""
+"""Pack a folder of images into WebDataset shards.
+
+Exit codes:
+  0: every image is packed.
+  1: the store failed.
+  2: wrong usage, or refused.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +24,20 @@ class ShardCommand:
     """The flags of `diffseg shard`."""
 
     images: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IMAGES")]
-    """Folder or URL of image files (searched recursively), or a glob of them."""
+    """Folder or URL of image files, which is searched recursively, or a glob of image files."""
     shards: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SHARDS")]
-    """Folder or URL that the tars are written to; must not hold any yet."""
+    """Folder or URL to write the tars to; it must not contain any tars yet."""
     samples_per_shard: int = 256
-    """Images in one tar. A shard is the unit of work: minutes of labelling each is a good size."""
+    """Images per tar.
+    A worker labels one shard at a time, and a shard that takes a few minutes has a good size."""
     storage_options: str = ""
-    """JSON object for fsspec (credentials, endpoint), for both URLs."""
+    """JSON object with options for fsspec, such as credentials or an endpoint, for both URLs."""
     json: bool = False
     """Print the summary as JSON."""
 
 
 def _shard(command: ShardCommand) -> int:
-    from pipeline.readers.pack import pack_images  # webdataset is slow to import, and --help should not wait for it
+    from pipeline.readers.pack import pack_images  # imported here to keep --help fast: webdataset is slow
 
     packed = pack_images(
         command.images,
@@ -46,7 +53,7 @@ def _shard(command: ShardCommand) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg shard`; exit code 0 when all is packed, 1 when the store failed, 2 if refused."""
+    """Run `diffseg shard` and return its exit code."""
     command = parsed(ShardCommand, argv, "shard", __doc__)
     return guarded(lambda: _shard(command))
 

@@ -1,119 +1,129 @@
 """Train a segmentation network on the label maps of a run, and label images with it.
 
-Kill it at any moment: the same command goes on from the last checkpoint. MODEL gets model.safetensors, config.json,
-metrics.json, curves.png and the state. With --predict IMAGES the trained network labels them into MODEL/labels, which
-`diffseg show`, `evaluate` and `export` read like any run. Exit code: 0 trained; 1 the workers failed; 2 wrong usage.
+MODEL receives model.safetensors, config.json, metrics.json, curves.png and the checkpoint of the training.
+After a stop or a kill, the same command continues from the last checkpoint.
+With --predict the trained network also labels images into MODEL/labels, which `diffseg show`, `evaluate` and `export`
+read like any run.
+
+Exit codes:
+  0: the network is trained.
+  1: the workers failed.
+  2: wrong usage, or refused.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs.common import OK, guarded, parsed, storage_options
-from jobs.printing import print_json
-from jobs.run_flags import RunFlags
+from jobs.printing import print_json, print_line
+from jobs.run_flags import SourceImageFlags
 from pipeline.storage import SourceError, Storage
 from pipeline.training.settings import TrainRunSettings, TrainSettings
 
+if TYPE_CHECKING:
+    from pipeline.training.dataset import LabelDataset
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(RunFlags):
+class TrainCommand(SourceImageFlags):
     """The flags of `diffseg train`."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """Folder or URL for the network; one that every worker reaches."""
+    """Folder or URL for the network, which every worker must reach."""
     settings: Annotated[TrainSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainSettings)
     run: Annotated[TrainRunSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainRunSettings)
-    images: str | None = None
-    """Where SRC of the run lies now; default: where run.json says."""
     predict: str | None = None
-    """Label these images (folder, glob or URL) with the trained network, into MODEL/labels."""
+    """Images to label with the trained network: a folder, glob or URL."""
 
 
 def _train(command: TrainCommand) -> int:
-    # torch takes seconds, and --help should not wait for it
-    from pipeline.training.dataset import LabelDataset, RowFilter
-    from pipeline.training.loop import train
-    from pipeline.training.predict import predict
+    # Imported here to keep --help fast: torch takes seconds.
+    from pipeline.training.dataset import LabelDataset
     from pipeline.training.state import claim, load_history
 
     settings, run = command.settings, command.run
     options = storage_options(command.storage_options)
     if options and not run.no_ray:
         raise SourceError(
-            "--storage-options with Ray: what a trainer is given is kept by the cluster's head. Give credentials by "
-            "the nodes' environment variables, or train with --no-ray"
+            "--storage-options with Ray: the head of the cluster would keep the options in plain text. Set the "
+            "credentials in the environment of the nodes, or train with --no-ray"
         )
-    data: dict[str, Any] = {
-        "out": command.out,
-        "images": command.images,
-        "size": settings.size,
-        "target": settings.target,
-        "seed": settings.seed,
-        "rows": RowFilter(confidence=settings.confidence, segment_confidence=settings.segment_confidence),
-        "options": options,
-    }
-    dataset = LabelDataset(**data, rank=0, world_size=1)
+    dataset = LabelDataset(command.out, settings.dataset, images=command.images, rank=0, world_size=1, options=options)
     model = Storage(url=command.model, options=options)
     claim(model, settings, fingerprint=dataset.fingerprint, workers=run.workers)
-    console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("steps", total=settings.steps, told="")
-
-        def show(record: Any) -> None:
-            bar.update(task, completed=int(record["step"]), told=f"loss {record['loss']:.3f}")
-
+    with _step_bar(settings.steps) as on_record:
         if run.no_ray:
-            device = "cuda" if run.use_gpu else "cpu"
-            train(
-                settings,
-                dataset,
-                model,
-                device=device,
-                threads=run.threads,
-                loaders=run.loaders,
-                save_every=run.save_every,
-                on_record=show,
-            )
+            _train_here(settings, run, dataset, model, on_record)
         else:
-            from pipeline.training.on_ray import TrainJob, train_on_ray
-
-            job = TrainJob(
-                settings=settings,
-                dataset=data,
-                model=model.url,
-                threads=run.threads,
-                loaders=run.loaders,
-                save_every=run.save_every,
-            )
-            train_on_ray(job, run, show)
+            _train_on_ray(command, model, on_record)
     document = _write_metrics(model, settings, run, load_history(model))
     if command.predict:
-        labels = model.at(f"{model.url}/labels")
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("labelling")
-            predict(
-                model, command.predict, labels, on_shard=lambda done, of: bar.update(task, completed=done, total=of)
-            )
+        _predict(model, command.predict)
     if command.json:
         print_json(document)
     else:
-        _print(console, model, document, bool(command.predict))
+        _print(Console(stderr=True), model, document, bool(command.predict))
     return OK
+
+
+@contextmanager
+def _step_bar(steps: int) -> Iterator[Callable[[Any], None]]:
+    """Show a progress bar of the steps and the loss; call the yielded function with each record of the training."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("steps", total=steps, loss="")
+
+        def show(record: Any) -> None:
+            bar.update(task, completed=int(record["step"]), loss=f"loss {record['loss']:.3f}")
+
+        yield show
+
+
+def _train_here(
+    settings: TrainSettings,
+    run: TrainRunSettings,
+    dataset: LabelDataset,
+    model: Storage,
+    on_record: Callable[[Any], None],
+) -> None:
+    """Train in this process."""
+    from pipeline.training.loop import train
+
+    train(settings, run, dataset, model, device="cuda" if run.use_gpu else "cpu", on_record=on_record)
+
+
+def _train_on_ray(command: TrainCommand, model: Storage, on_record: Callable[[Any], None]) -> None:
+    """Train in the workers of Ray Train."""
+    from pipeline.training.on_ray import TrainJob, train_on_ray
+
+    job = TrainJob(settings=command.settings, run=command.run, out=command.out, images=command.images, model=model.url)
+    train_on_ray(job, on_record)
+
+
+def _predict(model: Storage, images: str) -> None:
+    """Label images with the trained network, into MODEL/labels."""
+    from pipeline.training.predict import predict
+
+    labels = model.at(f"{model.url}/labels")
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("labelling")
+        predict(model, images, labels, on_shard=lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def _write_metrics(
     model: Storage, settings: TrainSettings, run: TrainRunSettings, records: list[Any]
 ) -> dict[str, Any]:
-    """metrics.json and curves.png in MODEL; what the former says."""
+    """Write metrics.json and curves.png into MODEL, and return the content of the former."""
     from pipeline.training.curves import draw_curves
 
     seconds = sum(record["seconds"] for record in records)
@@ -132,18 +142,14 @@ def _write_metrics(
 
 
 def _print(console: Console, model: Storage, document: dict[str, Any], predicted: bool) -> None:
-    def line(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    rate = document["images_per_second"]
-    line(
-        f"{document['steps']:,} steps, {document['images']:,} images at {rate:g} a second; loss {document['loss']:.3f}"
-    )
-    line(f"{model.redacted}: model.safetensors, config.json, metrics.json, curves.png" + (", labels" * predicted))
+    images = f"{document['images']:,} images at {document['images_per_second']:g} per second"
+    print_line(console, f"{document['steps']:,} steps, {images}; loss {document['loss']:.3f}")
+    files = "model.safetensors, config.json, metrics.json, curves.png" + ", labels" * predicted
+    print_line(console, f"{model.redacted}: {files}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg train`; the exit code."""
+    """Run `diffseg train` and return its exit code."""
     command = parsed(TrainCommand, argv, "train", __doc__)
     return guarded(lambda: _train(command))
 

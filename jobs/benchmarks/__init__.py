@@ -1,1 +1,1 @@
-"""What `diffseg bench` measures, a part a file."""
+"""The measurements of `diffseg bench`, one module for each part."""

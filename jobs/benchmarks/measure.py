@@ -1,4 +1,4 @@
-"""Alternating measurements: what is compared runs in turns, so that a machine's moods strike all alike."""
+"""Measurements of alternating variants, so that load on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ from pipeline.output.manifest import versions
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One case of a part. seconds: {variant: seconds of each repetition}, all variants in the same repetition in turns.
+    """The measured times of one case, for several variants that ran in turns.
 
-    baseline: the variant that the others are divided by. per: how many images a repetition is of. steps: {variant's
-    step: median seconds}. notes: facts found on the way (labels agree, bytes, …).
+    Attributes:
+        part: The part of `diffseg bench`, such as whole.
+        case: The model, size and other conditions, for people.
+        seconds: The seconds of each repetition by variant; entries of the same index ran in the same turn.
+        baseline: The variant by which the others are divided.
+        per: The number of images that one repetition processes.
+        steps: The median seconds per image by step of our variant, where steps are measured.
+        notes: Other facts by name, such as the number of segments.
     """
 
     part: str
@@ -33,22 +39,35 @@ class Comparison:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def median(self, variant: str) -> float:
-        """Seconds an image."""
+        """Return the median seconds per image of a variant."""
         return statistics.median(self.seconds[variant]) / self.per
 
     def ratio(self, variant: str) -> float:
-        """Median over the repetitions of variant / baseline."""
-        pairs = zip(self.seconds[variant], self.seconds[self.baseline], strict=True)
-        return statistics.median(own / base for own, base in pairs)
+        """Return the median over all turns of the time of a variant divided by that of the baseline."""
+        return statistics.median(self._ratios(variant))
 
     def spread(self, variant: str) -> tuple[float, float]:
-        """Smallest and largest of those ratios."""
-        ratios = [a / b for a, b in zip(self.seconds[variant], self.seconds[self.baseline], strict=True)]
+        """Return the smallest and the largest of these ratios."""
+        ratios = self._ratios(variant)
         return min(ratios), max(ratios)
+
+    def _ratios(self, variant: str) -> list[float]:
+        pairs = zip(self.seconds[variant], self.seconds[self.baseline], strict=True)
+        return [seconds / baseline for seconds, baseline in pairs]
 
 
 def alternate(variants: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each repetition, after one round to warm up; every other round runs backwards."""
+    """Run all variants in turns, and measure each.
+
+    A first turn, which is not measured, warms up. Every other turn runs in reverse order.
+
+    Args:
+        variants: The functions to measure, by name.
+        repetitions: The number of turns that are measured.
+
+    Returns:
+        The seconds of each turn, by variant.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
         run()
@@ -64,13 +83,14 @@ def alternate(variants: Mapping[str, Callable[[], object]], repetitions: int) ->
 
 
 def _wait_for_devices() -> None:
+    """Wait until the GPU has finished, because CUDA calls return before the work is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on: processor, cores, memory, threads, versions, and the GPU if there is one."""
-    found = {
+    """Describe what the times depend on: processor, cores, memory, threads, versions, and the GPU if one is used."""
+    facts = {
         "processor": _processor(),
         "cores": cores(),
         "memory_gib": round(_memory() / 2**30, 1),
@@ -81,26 +101,27 @@ def machine(device: str) -> dict[str, Any]:
         "versions": versions(),
     }
     if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        named = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        if named:
-            return named[0]
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if names:
+            return names[0]
     return platform.processor() or platform.machine()
 
 
 def _memory() -> int:
+    """Return the memory of this machine in bytes, or 0 if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):  # not everywhere
+    except (AttributeError, ValueError):  # for example on Windows
         return 0

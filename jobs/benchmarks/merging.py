@@ -1,4 +1,7 @@
-"""(c): aggregating, merging and deciding, beside google/diffseg's formulas and beside its code."""
+"""Part merging: our aggregation, merging and decision beside the formulas and the code of google/diffseg.
+
+Axes: P positions (tokens), H heads. Maps are float32 [H, P, P] by side of the square token grid.
+"""
 
 from __future__ import annotations
 
@@ -17,50 +20,68 @@ from diffseg.scoring.overlap import overlap
 from jobs.benchmarks.measure import Comparison, alternate
 from jobs.benchmarks.planted import planted_attention
 
-SIDES, TAU, ANCHORS = (64, 32, 16, 8), 0.9, 16
+SIDES = (64, 32, 16, 8)
+"""Sides of the attention maps of Stable Diffusion at 512 px, in tokens."""
+TAU, ANCHORS = 0.9, 16
+"""Merging threshold of all rounds, and anchors per side."""
 
 
 def measure_merging(*, regions: int, repetitions: int, reference: Path | None) -> Comparison:
-    """Label maps of planted attention at 64 x 64 tokens, float32 [2 heads, P, P] for each side, preset google.
+    """Measure label maps from planted attention of 64 x 64 tokens with the preset google.
 
-    plain: the released code's formulas, element by element in float32, of our own writing. google/diffseg: the released
-    code itself, from the checkout at `reference`. notes: the share of pixels on which each agrees with ours.
+    Variants: ours; plain, our transcription of the released formulas, element by element in float32; and google/diffseg
+    (the released code), if a checkout is given.
+
+    Args:
+        regions: The number of planted regions.
+        repetitions: The number of measured turns.
+        reference: A checkout of google/diffseg.
+
+    Returns:
+        The times. Its notes hold the share of pixels on which each other variant agrees with ours.
+
+    Raises:
+        ValueError: The checkout or its requirements are missing.
     """
     maps: dict[int | Grid, np.ndarray] = dict(planted_attention(regions, SIDES).items())
     labels: dict[str, np.ndarray] = {}
 
-    def keeping(name: str, segment: Callable[[], np.ndarray]) -> Callable[[], None]:
+    def keeping_labels(name: str, segment: Callable[[], np.ndarray]) -> Callable[[], None]:
         def run() -> None:
             labels[name] = segment()
 
         return run
 
     variants = {
-        "ours": keeping("ours", lambda: segment_attention(maps, preset="google", tau=TAU)),
-        "plain": keeping("plain", lambda: plain_segments(maps)),
+        "ours": keeping_labels("ours", lambda: segment_attention(maps, preset="google", tau=TAU)),
+        "plain": keeping_labels("plain", lambda: plain_segments(maps)),
     }
     if reference is not None:
         released = load_reference(reference)
-        variants["google/diffseg"] = keeping("google/diffseg", lambda: released(maps))
+        variants["google/diffseg"] = keeping_labels("google/diffseg", lambda: released(maps))
     seconds = alternate(variants, repetitions)
-    agree = {name: agreement(labels["ours"], found) for name, found in labels.items() if name != "ours"}
+    shares = {name: agreement(labels["ours"], others) for name, others in labels.items() if name != "ours"}
     return Comparison(
         part="merging",
         case=f"{regions} regions, {SIDES[0]} x {SIDES[0]} tokens",
         seconds=seconds,
         baseline="ours",
-        notes={"segments": len(np.unique(labels["ours"])), "agreement": agree},
+        notes={"segments": len(np.unique(labels["ours"])), "agreement": shares},
     )
 
 
 def agreement(labels: np.ndarray, others: np.ndarray) -> float:
-    """Share of pixels in the same segment under the best renumbering, 0 to 1."""
+    """Return the share of pixels in the same segment, 0 to 1, after the numbers are matched in the best way."""
     table = overlap(labels, others).shared
     return float(table.max(axis=1).sum() / table.sum())
 
 
 def plain_segments(maps: Mapping[Any, np.ndarray]) -> np.ndarray:
-    """int64 [512, 512]: every step as the released code states it, in float32, one anchor at a time."""
+    """Segment as the released code does, step by step in float32 and one anchor at a time.
+
+    Returns:
+        The label map, int64 [512, 512].
+    """
     aggregated = _plain_aggregate(maps)
     step = 63 // (ANCHORS - 1)
     axis = torch.arange(ANCHORS) * step + (63 - (ANCHORS - 1) * step) // 2
@@ -80,6 +101,7 @@ def plain_segments(maps: Mapping[Any, np.ndarray]) -> np.ndarray:
 
 
 def _plain_aggregate(maps: Mapping[Any, np.ndarray]) -> torch.Tensor:
+    """Aggregate the maps to float32 [4096, 4096]; each resolution has a weight proportional to its side."""
     total = torch.zeros(64, 64, 64, 64)
     for side, heads in maps.items():
         mean = torch.from_numpy(heads).mean(dim=0).view(side * side, 1, side, side)
@@ -89,17 +111,22 @@ def _plain_aggregate(maps: Mapping[Any, np.ndarray]) -> torch.Tensor:
     return total.view(4096, 4096)
 
 
-def _plain_kl(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    quotient = own.log() - others.log()
-    return (own * quotient).sum(dim=-1) / 2 - (others * quotient).sum(dim=-1) / 2
+def _plain_kl(distribution: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the KL divergences in both directions, in nats."""
+    log_ratio = distribution.log() - others.log()
+    return (distribution * log_ratio).sum(dim=-1) / 2 - (others * log_ratio).sum(dim=-1) / 2
 
 
 def load_reference(checkout: Path) -> Callable[[Mapping[Any, np.ndarray]], np.ndarray]:
-    """The released segmentor as a function of maps. Raises ValueError where the folder or TensorFlow is not there."""
+    """Load the segmentor of a google/diffseg checkout, as a function from maps to a label map.
+
+    Raises:
+        ValueError: The folder is no checkout, or TensorFlow or scikit-learn is not installed.
+    """
     path = checkout / "diffseg" / "segmentor.py"
     spec = importlib.util.spec_from_file_location("google_diffseg_segmentor", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ValueError(f"{checkout}: expected a checkout of google/diffseg; there is no {path}")
+        raise ValueError(f"{checkout}: expected a checkout of google/diffseg, found no {path}")
     module: Any = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Models to measure: any checkpoint, or all of Stable Diffusion 1.5 with random weights, which takes no download."""
+"""Models to measure: any checkpoint, or Stable Diffusion 1.5 with random weights, which needs no download."""
 
 from __future__ import annotations
 
@@ -31,14 +31,21 @@ SD15_VAE: dict[str, Any] = {
 }
 PROMPT_TOKENS = 77
 RANDOM_TAU = (1e-3, 1e-3, 1e-3)
-"""Random weights attend almost evenly; this finds some tens of segments all the same."""
+"""Merging thresholds for random weights. Their attention is almost uniform, and these give some tens of segments."""
 
 
 def checkpoint_of(model: str, *, dtype: Dtype, device: str, text: bool = False) -> Checkpoint:
-    """A checkpoint as `diffseg label --model` takes it, or SD15. text: with its text encoders."""
-    kind = getattr(torch, dtype)
+    """Load a model to measure.
+
+    Args:
+        model: As in `diffseg label --model`, or `SD15` for Stable Diffusion 1.5 with random weights.
+        dtype: The type of the weights.
+        device: The device of the weights.
+        text: Whether to load the text encoders too.
+    """
+    torch_dtype = getattr(torch, dtype)
     if model != SD15:
-        return load_checkpoint(model, device=device, dtype=kind, text=text)
+        return load_checkpoint(model, device=device, dtype=torch_dtype, text=text)
     torch.manual_seed(0)
     vae = AutoencoderKL(**SD15_VAE)
     vae.decoder = vae.post_quant_conv = None
@@ -46,9 +53,9 @@ def checkpoint_of(model: str, *, dtype: Dtype, device: str, text: bool = False) 
     return Checkpoint(
         name=SD15,
         sha256="",
-        vae=for_inference(_cast(vae, torch.float32 if dtype == "float16" else kind), device),
-        unet=for_inference(_cast(unet, kind), device),
-        context=torch.zeros(1, PROMPT_TOKENS, SD15_UNET["cross_attention_dim"], dtype=kind, device=device),
+        vae=for_inference(_cast(vae, torch.float32 if dtype == "float16" else torch_dtype), device),
+        unet=for_inference(_cast(unet, torch_dtype), device),
+        context=torch.zeros(1, PROMPT_TOKENS, SD15_UNET["cross_attention_dim"], dtype=torch_dtype, device=device),
         tau=RANDOM_TAU,
         timestep=PAPER_TIMESTEP,
         resolution=SD15_VAE["sample_size"],
@@ -57,7 +64,7 @@ def checkpoint_of(model: str, *, dtype: Dtype, device: str, text: bool = False) 
 
 
 def _sd15_text(device: str) -> TextEncoders:
-    """A text encoder of that size with random weights; the tokenizer is that of tiny-text."""
+    """Make a text encoder of the size of SD 1.5 with random weights, and with the tokenizer of tiny-text."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED["tiny-text"] / "tokenizer", local_files_only=True)
@@ -69,16 +76,16 @@ def _sd15_text(device: str) -> TextEncoders:
 
 
 def small_autoencoder(checkpoint: Checkpoint) -> Any:
-    """An encoder of TAESD's size with random weights, as `--vae` would put in the place of the checkpoint's own."""
+    """Make an encoder of the size of TAESD with random weights, as `--vae` would replace that of the checkpoint."""
     vae = AutoencoderTiny()
     vae.decoder = None
     return for_inference(_cast(vae, checkpoint.vae.dtype), str(checkpoint.vae.device))
 
 
 def _cast(model: Any, dtype: torch.dtype) -> Any:
-    return torch.nn.Module.to(model, dtype)  # diffusers' own method warns, of layers that these models do not have
+    return torch.nn.Module.to(model, dtype)  # diffusers' `to` warns about layers that these models lack
 
 
 def parameters(checkpoint: Checkpoint) -> int:
-    """Numbers in the VAE's encoder and the UNet."""
+    """Count the parameters of the VAE encoder and the UNet."""
     return sum(weight.numel() for part in (checkpoint.vae, checkpoint.unet) for weight in part.parameters())

@@ -1,1 +1,1 @@
-"""A labelling job on a Ray cluster."""
+"""The steps of `diffseg submit`: packing a folder, starting a job, and following its log."""

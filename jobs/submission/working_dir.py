@@ -1,4 +1,4 @@
-"""The working directory of a job: what of a folder goes to the cluster, as a zip of a size that Ray takes."""
+"""The working directory of a job: the files of a folder that go to the cluster, as a zip that Ray accepts."""
 
 from __future__ import annotations
 
@@ -13,25 +13,37 @@ from pathspec import GitIgnoreSpec
 from pipeline.storage.urls import SourceError
 
 LIMIT_BYTES = 100 * 2**20
-"""The most that Ray's job server takes in one request."""
+"""Largest request that the job server of Ray accepts."""
 
 EXCLUDED = (
-    *(".git", ".venv", "venv", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "/build", "/dist", "/tests"),
+    *(".git", ".venv", "venv", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info"),
+    *("/build", "/dist", "/docs", "/tests"),
     *("*.tar", "*.parquet"),
 )
-_SHOWN = 10
+"""Patterns, as in .gitignore, of files that no job needs. A leading slash ties a pattern to the top of the folder."""
+LARGEST_SHOWN = 10
+"""Files and folders that the message about a folder that is too large names."""
 
 Rule = tuple[Path, GitIgnoreSpec]
+"""A folder, and the patterns that apply to the paths below it."""
 
 
 def pack_folder(folder: Path, target: Path, *, exclude: Sequence[str] = ()) -> str:
-    """Write the files of a folder to the zip `target`, and say how many and how large they are.
+    """Write the files of a folder to a zip.
 
-    The same files make the same bytes, so that Ray knows a package that it already has. exclude: patterns beside
-    `EXCLUDED` and those of the folder's .gitignore and .rayignore files. Links to folders are not followed.
+    The same files give the same bytes, so Ray recognises a package that it already has. Links to folders are not
+    followed.
+
+    Args:
+        folder: The folder to pack.
+        target: The zip to write.
+        exclude: Patterns of files to leave out, beside `EXCLUDED` and those of .gitignore and .rayignore files.
+
+    Returns:
+        A text with the number and the size of the files.
 
     Raises:
-        SourceError: where there is no such folder, or more than `LIMIT_BYTES` in it, before anything is written.
+        SourceError: The folder does not exist, or its files are larger than `LIMIT_BYTES`. Nothing is written.
     """
     if not folder.is_dir():
         raise SourceError(f"--working-dir {folder}: no such folder")
@@ -39,9 +51,9 @@ def pack_folder(folder: Path, target: Path, *, exclude: Sequence[str] = ()) -> s
     total = sum(sizes.values())
     if total > LIMIT_BYTES:
         raise SourceError(
-            f"--working-dir {folder}: {_mib(total)} in {len(sizes)} files, and Ray takes {_mib(LIMIT_BYTES)} at most. "
-            "Exclude what the job does not need with --exclude PATTERN or a .rayignore file, and let large files be "
-            f"read from the store. The largest:\n{_largest(sizes, folder)}"
+            f"--working-dir {folder}: {_mib(total)} in {len(sizes)} files; Ray accepts {_mib(LIMIT_BYTES)} at most. "
+            "Exclude files that the job does not need with --exclude PATTERN or a .rayignore file, and read large "
+            f"files from the store. The largest:\n{_largest(sizes, folder)}"
         )
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for path in sizes:
@@ -50,21 +62,22 @@ def pack_folder(folder: Path, target: Path, *, exclude: Sequence[str] = ()) -> s
 
 
 def _files(folder: Path, rules: list[Rule]) -> Iterator[Path]:
+    """Yield the files below a folder that no rule excludes, in a fixed order."""
     rules = [*rules, *_ignore_files(folder)]
     for path in sorted(folder.iterdir()):
-        into = path.is_dir() and not path.is_symlink()
-        if any(spec.match_file(path.relative_to(base).as_posix() + "/" * into) for base, spec in rules):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if any(spec.match_file(path.relative_to(base).as_posix() + "/" * is_folder) for base, spec in rules):
             continue
-        if into:
+        if is_folder:
             yield from _files(path, rules)
         elif path.is_file():
             yield path
 
 
 def _ignore_files(folder: Path) -> Iterator[Rule]:
-    names = (
-        [".rayignore"] if os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1" else [".gitignore", ".rayignore"]
-    )
+    """Yield the rules of the ignore files that lie in a folder."""
+    ignores_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE") == "1"  # a switch of Ray
+    names = [".rayignore"] if ignores_gitignore else [".gitignore", ".rayignore"]
     for path in (folder / name for name in names):
         if path.is_file():
             yield folder, _spec(path.read_text().splitlines())
@@ -75,14 +88,14 @@ def _spec(lines: Sequence[str]) -> GitIgnoreSpec:
 
 
 def _largest(sizes: dict[Path, int], folder: Path) -> str:
-    """The largest files and folders, each folder with all that is below it."""
+    """List the largest files and folders, one per line; the size of a folder includes everything below it."""
     totals: Counter[str] = Counter()
     for path, size in sizes.items():
-        below = path.relative_to(folder)
-        totals[below.as_posix()] += size
-        for parent in below.parents[:-1]:
+        relative = path.relative_to(folder)
+        totals[relative.as_posix()] += size
+        for parent in relative.parents[:-1]:
             totals[f"{parent.as_posix()}/"] += size
-    largest = sorted(totals.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
+    largest = sorted(totals.items(), key=lambda item: (-item[1], item[0]))[:LARGEST_SHOWN]
     return "\n".join(f"{_mib(size):>12}  {name}" for name, size in largest)
 
 

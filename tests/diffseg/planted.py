@@ -9,6 +9,9 @@ from __future__ import annotations
 import numpy as np
 from references import symmetric_kl_by_elements
 
+from jobs.benchmarks.planted import planted_heads as planted_heads
+from jobs.benchmarks.planted import voronoi as voronoi
+
 CRITICAL_LEAK = {0.9: 0.190, 1.0: 0.176, 1.1: 0.163}
 """Threshold of merging to the leakage at which two regions are just that far apart, to three digits."""
 
@@ -21,32 +24,6 @@ def planted(mask: np.ndarray, *, leak: float, noise: float = 0.0, seed: int = 0)
     attention = np.where(same, (1 - leak) / inside, leak / np.maximum(outside, 1))
     attention *= np.exp(noise * np.random.default_rng(seed).standard_normal(attention.shape))
     return attention / attention.sum(axis=1, keepdims=True)
-
-
-def planted_heads(
-    mask: np.ndarray, sides: tuple[int, ...], *, leak: float, noise: float, seed: int, heads: int = 2
-) -> dict[int, np.ndarray]:
-    """float32 [heads, side², side²] for each side, of a square mask; coarse tokens belong to all they cover."""
-    finest = len(mask)
-    share_of = np.eye(mask.max() + 1)[mask]
-    generator = np.random.default_rng(seed)
-    maps = {}
-    for side in sides:
-        cell = finest // side
-        share = share_of.reshape(side, cell, side, cell, -1).mean(axis=(1, 3)).reshape(side * side, -1)
-        base = (1 - leak) * share @ (share / share.sum(axis=0)).T + leak / side**2
-        noisy = base * np.exp(noise * generator.standard_normal((heads, *base.shape)))
-        maps[side] = (noisy / noisy.sum(axis=-1, keepdims=True)).astype(np.float32)
-    return maps
-
-
-def voronoi(side: int, regions: int, seed: int) -> np.ndarray:
-    """int64 [side, side], each token the region of its nearest random centre; every region is present."""
-    generator = np.random.default_rng(seed)
-    chosen = generator.permutation(side * side)[:regions]
-    rows, columns = np.mgrid[:side, :side]
-    distances = (rows[..., None] - chosen // side) ** 2 + (columns[..., None] - chosen % side) ** 2
-    return distances.argmin(axis=-1)
 
 
 def two_unequal_regions(side: int = 24) -> np.ndarray:

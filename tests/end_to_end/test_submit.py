@@ -228,7 +228,7 @@ def test_neither_detaching_nor_ctrl_c_nor_a_broken_connection_is_a_job_s_end(
         signal.signal(signal.SIGINT, before)
     said = follower.said()
     assert said.count(started) == 1, "nothing is told twice"
-    assert "the job goes on" in said
+    assert "the job continues" in said
     stop = shlex.split(next(line for line in said.splitlines() if line.startswith("stop it:")).partition(":")[2])
     assert stop[:4] == ["RAY_AUTH_MODE=token", "ray", "job", "stop"]
     job = stop[-1]

@@ -17,8 +17,8 @@ def test_the_demo_labels_everything_and_draws_it(tmp_path: Path, capsys: pytest.
     assert main([str(folder)]) == 0
     rows = [row for path in (folder / "out" / "labels").iterdir() for row in pq.read_table(path).to_pylist()]
     assert [row["status"] for row in rows] == ["ok"] * (len(PHOTOGRAPHS) + SCENES)
-    said = "".join(capsys.readouterr().out.split())  # a console of 80 columns breaks long paths anywhere
-    assert f"{folder}/labels.png" in said
+    text = "".join(capsys.readouterr().out.split())  # Rich breaks long paths at the width of the console
+    assert f"{folder}/labels.png" in text
     with Image.open(folder / "labels.png") as picture:
         assert picture.height > 3 * 256
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 1000

@@ -1,4 +1,4 @@
-"""The command line of `diffseg label`, as far as it decides settings."""
+"""Tests of the command line of `diffseg label`: the settings that its flags result in."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def test_without_flags_all_settings_are_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("flag", [["--preset", "google"], ["--preset=google"]])
-def test_a_preset_sets_what_the_other_flags_start_from(flag: list[str]) -> None:
+def test_a_preset_sets_the_defaults_of_the_other_flags(flag: list[str]) -> None:
     assert parse(["in", "out", *flag]).label.method == PRESETS["google"]
     changed = parse([*flag, "in", "out", "--fit", "resize"]).label.method
-    assert (changed.fit, changed.consume) == ("resize", "google")
+    assert changed == PRESETS["google"].with_values(fit="resize")
 
 
 @pytest.mark.parametrize(
     ("text", "tau"), [("0.9", (0.9, 0.9, 0.9)), ("0.9,1.1", (0.9, 1.1)), ("1,1,1,1", (1.0, 1.0, 1.0, 1.0))]
 )
-def test_tau_takes_one_word_wherever_it_stands(text: str, tau: tuple[float, ...]) -> None:
+def test_tau_is_one_word_at_any_position(text: str, tau: tuple[float, ...]) -> None:
     assert parse(["--tau", text, "in", "out"]).label.method.merging.tau == tau
     assert parse(["in", "out", "--tau", text]).label.method.merging.tau == tau
 
 
-def test_every_flag_that_scripts_rely_on_is_there() -> None:
+def test_all_flags_that_scripts_rely_on_are_parsed() -> None:
     line = "in out --model m --workers 3 --no-ray --format parquet,webdataset --batch-size 2 --preset paper --tau 1"
     command = parse([*line.split(), "--device", "cpu", "--storage-options", '{"a": 1}', "--json"])
     assert (command.label.model, command.run.workers, command.run.no_ray) == ("m", 3, True)
@@ -39,7 +39,7 @@ def test_every_flag_that_scripts_rely_on_is_there() -> None:
 
 
 @pytest.mark.parametrize("wrong", [["--tau", "x"], ["--fit", "stretch"], ["--batch-size", "0"], ["--no-such-flag"], []])
-def test_wrong_usage_ends_with_2(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_2(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([*(["in", "out"] if wrong else []), *wrong])
     assert "Traceback" not in capsys.readouterr().err
