@@ -1,4 +1,7 @@
-"""Affinity affinity in a pass of the model: read from a file, found beside what is recorded, and given to the stages."""
+"""Use of a learned affinity in a pass of the model: check its state, record it, and hand it to the stages.
+
+Axes: B images in the batch, P = h·w token positions.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,12 @@ from diffseg.attention.maps import Grid
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Affinity:
-    """The affinity of a batch. grid: (h, w) of its positions.
+    """The affinity of a batch; either `dense` or `local` is given.
 
-    dense: of heads: float32 [B, P, P], symmetric, in (0, 1). local: of features: by offset, see
-    `neighbour_affinity`. The other one is None.
+    Attributes:
+        grid: Height and width of its positions, in tokens.
+        dense: Affinity between all positions, learned from heads: float32 [B, P, P], symmetric, in (0, 1).
+        local: Affinity of neighbours by offset, learned from features; see `neighbour_affinity`.
     """
 
     grid: Grid
@@ -29,17 +34,27 @@ class Affinity:
     local: Mapping[Grid, torch.Tensor] | None = None
 
     def of_images(self, start: int, stop: int) -> Affinity:
-        """The affinity of some images of the batch."""
-        whole, near = self.dense, self.local
+        """Return the affinity of some images of the batch."""
+        dense, local = self.dense, self.local
         return Affinity(
             grid=self.grid,
-            dense=None if whole is None else whole[start:stop],
-            local=None if near is None else {offset: maps[start:stop] for offset, maps in near.items()},
+            dense=None if dense is None else dense[start:stop],
+            local=None if local is None else {offset: maps[start:stop] for offset, maps in local.items()},
         )
 
 
 def check_state(state: AffinityState | None, model_sha256: str, method: Sequence[str]) -> None:
-    """Raises AffinityError where it was learned from another model, is of a kind that no stage uses, or is missing."""
+    """Check that a method can use a state.
+
+    Args:
+        state: The learned affinity, or None.
+        model_sha256: Hash of the checkpoint.
+        method: Names of the stages.
+
+    Raises:
+        AffinityError: The state was learned from another model, no stage uses its kind, or a stage needs a state and
+            there is none.
+    """
     if state is None:
         if "affinity" in method:
             raise AffinityError(f"method {','.join(method)}: stage affinity needs a file of `diffseg fit heads`")
@@ -48,31 +63,47 @@ def check_state(state: AffinityState | None, model_sha256: str, method: Sequence
     stage = {"heads": "affinity", "features": "walk"}[state.kind]
     if stage not in method or (state.kind == "features" and "affinity" in method):
         raise AffinityError(
-            f"method {','.join(method)}: what was learned is an affinity of {state.kind}, for stage {stage}"
+            f"method {','.join(method)}: the file holds an affinity of {state.kind}, for stage {stage} only"
         )
 
 
 @contextmanager
 def record_affinity(state: AffinityState | None, unet: UNet2DConditionModel) -> Iterator[Callable[[], Affinity | None]]:
-    """Within, a pass is run; what is yielded then gives the affinity in it."""
+    """Record what a learned affinity needs from the passes of the UNet inside the `with` block.
+
+    Args:
+        state: The learned affinity; None records nothing.
+        unet: The model.
+
+    Yields:
+        A function that returns the affinity of the pass, or None without a state.
+    """
     if state is None:
         yield lambda: None
         return
-    found = HeadAffinity(state) if state.kind == "heads" else FeatureAffinity(state)
+    recorder = HeadAffinity(state) if state.kind == "heads" else FeatureAffinity(state)
 
-    def learned() -> Affinity:
-        if isinstance(found, HeadAffinity):
-            return Affinity(grid=found.grid, dense=found.affinity())
-        return Affinity(grid=found.grid, local=found.affinity())
+    def affinity() -> Affinity:
+        if isinstance(recorder, HeadAffinity):
+            return Affinity(grid=recorder.grid, dense=recorder.affinity())
+        return Affinity(grid=recorder.grid, local=recorder.affinity())
 
-    with hook_self_attention(unet, found):
-        yield learned
+    with hook_self_attention(unet, recorder):
+        yield affinity
 
 
 def as_attention(affinity: torch.Tensor, grid: Grid, finest: Grid) -> torch.Tensor:
-    """Affinity float32 [B, P, P] on a grid as if it were self-attention on a finer one: rows sum to 1.
+    """Convert dense affinity to self-attention on a finer grid, whose rows sum to 1.
 
-    Keys are upsampled bilinearly, and queries repeated, as resolutions are when they are aggregated.
+    As when resolutions are aggregated, keys are upsampled bilinearly and queries are repeated.
+
+    Args:
+        affinity: float32 [B, h·w, h·w].
+        grid: Its grid, (h, w).
+        finest: The grid of the result, a multiple of `grid`.
+
+    Returns:
+        float32 [B, H·W, H·W], where (H, W) is `finest`.
     """
     (rows, columns), (height, width) = grid, finest
     keys = upsample(affinity, grid, finest)

@@ -1,0 +1,30 @@
+"""A factory of affinity states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+
+from diffseg.affinity.state import AffinityState, Kind
+
+MakeState = Callable[[Kind, Mapping[str, int], Mapping[str, torch.Tensor]], AffinityState]
+
+
+@pytest.fixture
+def make_state() -> MakeState:
+    """Return a function that makes a state from its kind, layout and tensors."""
+
+    def make(kind: Kind, layout: Mapping[str, int], tensors: Mapping[str, torch.Tensor]) -> AffinityState:
+        return AffinityState(
+            kind=kind,
+            model="tiny",
+            model_sha256="ab" * 32,
+            timestep=300,
+            resolution=128,
+            layout=layout,
+            tensors=tensors,
+        )
+
+    return make
