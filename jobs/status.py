@@ -8,7 +8,6 @@ Exit codes:
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 
 from rich.console import Console
@@ -45,7 +44,7 @@ def _status(command: RunFlags) -> int:
         "missing": missing,
         "counts": dict(counts),
         "seconds": dict(seconds),
-        "driver": progress and dataclasses.asdict(progress) | {"age": progress.age(), "stale": progress.is_stale()},
+        "driver": progress and progress.to_dict() | {"age": progress.age(), "stale": progress.is_stale()},
     }
     if command.json:
         print_json(facts)
@@ -76,20 +75,20 @@ def _print_progress(console: Console, progress: ProgressReport) -> None:
         return
     left = f"; about {duration(progress.left)} left" if progress.left is not None else ""
     workers = f"workers: {progress.workers_ready} of {progress.workers_asked} ready"
-    shards = f"shards: {len(progress.in_hand)} in flight, {progress.waiting} waiting"
+    shards = f"shards: {len(progress.in_flight)} in flight, {progress.waiting} waiting"
     print_line(console, f"{workers}; {shards}{left}")
-    if progress.in_hand:
+    if progress.in_flight:
         console.print(_in_flight_table(progress))
 
 
 def _in_flight_table(progress: ProgressReport) -> Table:
     table = Table("shard in flight", "attempt", "worker", "for", "samples", "")
-    for shard in progress.in_hand[:SHARDS_SHOWN]:
+    for shard in progress.in_flight[:SHARDS_SHOWN]:
         seconds = duration(shard["seconds"])
         cells = (shard["shard"], shard["attempt"], shard["worker"], seconds, shard["samples"], shard["waiting"])
         table.add_row(*(Text(str(cell)) for cell in cells))
-    if len(progress.in_hand) > SHARDS_SHOWN:
-        table.add_row(f"and {len(progress.in_hand) - SHARDS_SHOWN} more")
+    if len(progress.in_flight) > SHARDS_SHOWN:
+        table.add_row(f"and {len(progress.in_flight) - SHARDS_SHOWN} more")
     return table
 
 

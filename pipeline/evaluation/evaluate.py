@@ -14,7 +14,7 @@ from diffseg.scoring.scores import named_scores, pooled
 from pipeline.evaluation.ground_truth import GroundTruth
 from pipeline.evaluation.pairing import Pairing, RowLocation
 from pipeline.evaluation.score import THIS_RUN, EvaluationContext, Problem, ScoredImage, ScoringTask, score_shard
-from pipeline.executor.parallel import spread
+from pipeline.executor.parallel import parallel_map
 from pipeline.readers.samples import Shard
 
 
@@ -120,7 +120,7 @@ def evaluate(
     """
     scored: list[ScoredImage] = []
     problems: list[Problem] = []
-    for shard_images, shard_problems in spread(score_shard, context, tasks, processes=processes, address=address):
+    for shard_images, shard_problems in parallel_map(score_shard, context, tasks, processes=processes, address=address):
         scored += shard_images
         problems += shard_problems
         on_shard()

@@ -1,4 +1,4 @@
-"""The Ray actors of one kind: how many there should be, started and dropped to fit."""
+"""The Ray actors of one worker pool: started and stopped to match the shards that are left."""
 
 from __future__ import annotations
 
@@ -20,129 +20,157 @@ log = logging.getLogger(__name__)
 NO_PROGRESS = WorkerProgress(samples=0, waiting="")
 
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 600.0
-"""Seconds between two attempts at starting a worker; doubled from one failure to the next."""
+"""Seconds before a worker is started again after a failed start; the pause doubles with each failure in a row."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Actor:
-    """One actor. call: load, then label. since: when that call was made. placed: when its process was there."""
+    """One Ray actor with a worker in it.
+
+    Attributes:
+        group: The group that the actor belongs to.
+        handle: Ray's handle of the actor.
+        call: Reference to the result of the running call, `load` and then `label`; None between calls.
+        call_started: Start of that call, in seconds of `time.monotonic`.
+        node_answer: Reference to the id of the actor's node.
+        node: Id of the actor's node; "" until the actor's process has started.
+        scheduled_at: When the process was first seen to run, in seconds of `time.monotonic`; None before that.
+        ready: True once the model is loaded.
+        name: ``host:pid`` of a ready worker.
+        draining: True if the node is draining, so that the actor gets no more shards.
+        task: The task that the worker is labelling.
+        progress_answer: Reference to the answer to the last question for progress; None if it has arrived.
+        progress: The last answer.
+    """
 
     group: ActorGroup
     handle: Any
     call: Any
-    since: float
-    asked_for_node: Any
+    call_started: float
+    node_answer: Any
     node: str = ""
-    placed: float | None = None
+    scheduled_at: float | None = None
     ready: bool = False
-    name: str = ""  # host:pid, once it is ready
-    leaving: bool = False  # its node is to go
+    name: str = ""
+    draining: bool = False
     task: Task | None = None
-    asked_for_progress: Any = None
+    progress_answer: Any = None
     progress: WorkerProgress = NO_PROGRESS
 
 
 class ActorGroup:
-    """Actors alike. Pending ones are how Ray's autoscaler sees that nodes are wanted."""
+    """The actors of one worker pool. Ray's autoscaler adds nodes for actors that are pending.
 
-    def __init__(self, pool: WorkerSpec, job: Job, worker_class: Callable[[], Worker]) -> None:
-        self.pool = pool
+    Attributes:
+        spec: What each actor requests, and how many actors there may be.
+        actors: The actors that have been started and not stopped.
+        requested: How many actors there should be at present.
+        start_failures: Number of failed starts in a row.
+    """
+
+    def __init__(self, spec: WorkerSpec, job: Job, worker_class: Callable[[], Worker]) -> None:
+        self.spec = spec
         self.actors: list[Actor] = []
-        self.wanted = 0
+        self.requested = 0
         self.start_failures = 0
         self._job = job
-        self._pause_until = 0.0
-        selector = {"label_selector": dict(pool.labels)} if pool.labels else {}
-        # a second thread, so that progress can be asked for while a shard is labelled
-        self._class = ray.remote(worker_class).options(
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-            resources=dict(pool.resources) or None,
-            max_concurrency=2,
-            max_restarts=0,
-            **selector,
-        )
+        self._paused_until = 0.0
+        # Two threads, so that an actor answers questions for its progress while it labels a shard.
+        self._class = ray.remote(worker_class).options(max_concurrency=2, max_restarts=0, **spec.ray_options())
 
     def __str__(self) -> str:
         ready = sum(actor.ready for actor in self.actors)
-        return f"{ready} of {self.wanted}, each of which asks for {self.pool}"
+        return f"{ready} of {self.requested} ready, each requesting {self.spec}"
 
-    def fit(self, waiting: int, unfinished: int, cluster: Mapping[str, float]) -> None:
-        """Start what is missing and drop what is too much, for so many shards in nobody's hand, and in all.
+    def resize(self, waiting: int, unfinished: int, cluster: Mapping[str, float]) -> None:
+        """Start or stop actors to match the waiting and the unfinished shards.
 
-        No more actors load or idle than shards wait, so that towards the end of a run nodes become free.
+        There are never more loading or idle actors than waiting shards, so that nodes become free towards the end of a
+        run.
+
+        Args:
+            waiting: Number of shards that no worker has.
+            unfinished: Number of shards that are waiting or in flight.
+            cluster: Resources of the cluster.
         """
-        staying = [actor for actor in self.actors if not actor.leaving]
-        most = self.pool.capacity(cluster) if self.pool.max_workers is None else self.pool.max_workers
+        staying = [actor for actor in self.actors if not actor.draining]
+        max_workers = self.spec.capacity(cluster) if self.spec.max_workers is None else self.spec.max_workers
         busy = sum(actor.task is not None for actor in staying)
-        self.wanted = max(min(self.pool.min_workers, unfinished), min(most, busy + waiting))
-        for _ in range(self.wanted - len(staying)):
-            if time.monotonic() < self._pause_until:
+        self.requested = max(min(self.spec.min_workers, unfinished), min(max_workers, busy + waiting))
+        for _ in range(self.requested - len(staying)):
+            if time.monotonic() < self._paused_until:
                 return
             self._start()
         idle = [actor for actor in staying if actor.task is None]
         idle.sort(key=lambda actor: actor.ready)
-        for actor in idle[: max(0, len(staying) - self.wanted)]:
-            self.drop(actor)
+        for actor in idle[: max(0, len(staying) - self.requested)]:
+            self.stop(actor)
 
-    def started(self) -> None:
-        """A worker got ready."""
-        self.start_failures, self._pause_until = 0, 0.0
+    def start_succeeded(self) -> None:
+        """Record that a worker has loaded its model, which ends the pause after failed starts."""
+        self.start_failures, self._paused_until = 0, 0.0
 
     def start_failed(self, text: str) -> None:
-        """A worker did not; the next one has to wait."""
+        """Record that a worker could not start, and delay the next start."""
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self.start_failures)
         self.start_failures += 1
-        self._pause_until = time.monotonic() + pause
+        self._paused_until = time.monotonic() + pause
         log.warning("a worker could not start, the next attempt is in %.0f s: %s", pause, text)
 
-    def drop(self, actor: Actor) -> None:
-        """Kill it; its task, if any, is the caller's to give to another."""
+    def stop(self, actor: Actor) -> None:
+        """Kill an actor. The caller decides what happens to its task."""
         self.actors.remove(actor)
         ray.kill(actor.handle)
 
     def _start(self) -> None:
         handle: Any = self._class.remote()
-        # The job may hold credentials. With a method's call it goes straight from this process to the actor's; an
-        # object of its own may be spilled to a disk, and what a constructor gets is kept by the head.
+        # The job may hold credentials. As the argument of a method it goes straight from this process to the actor's;
+        # an object in Ray's store may be spilled to a disk, and the head keeps the arguments of constructors.
         call = handle.load.remote(self._job)
-        asked = handle.__ray_call__.remote(_node_of)
-        self.actors.append(Actor(group=self, handle=handle, call=call, since=time.monotonic(), asked_for_node=asked))
+        node_answer = handle.__ray_call__.remote(_own_node)
+        self.actors.append(
+            Actor(group=self, handle=handle, call=call, call_started=time.monotonic(), node_answer=node_answer)
+        )
 
 
-def _node_of(_: Worker) -> str:
+def _own_node(_: Worker) -> str:
+    """Return the id of the node that this runs on; called in the actor."""
     return ray.get_runtime_context().get_node_id()
 
 
-def ask_nodes(actors: Iterable[Actor]) -> None:
-    """Note for each actor whose process is there by now on which node that is."""
-    asked = {actor.asked_for_node: actor for actor in actors if actor.placed is None}
-    for actor, node in _answers(asked):
+def update_nodes(actors: Iterable[Actor]) -> None:
+    """Set the node of every actor whose process has started since the last call."""
+    waiting = {actor.node_answer: actor for actor in actors if actor.scheduled_at is None}
+    for actor, node in _arrived(waiting):
         if not isinstance(node, RayError):
-            actor.node, actor.placed = node, time.monotonic()
+            actor.node, actor.scheduled_at = node, time.monotonic()
 
 
-def ask_progress(actors: Iterable[Actor]) -> list[tuple[Actor, RayError]]:
-    """Note how far those with a model are, by what has come back, and ask again. Those that are gone, and the error."""
-    asked, gone = {}, []
+def update_progress(actors: Iterable[Actor]) -> list[tuple[Actor, RayError]]:
+    """Set the progress of the ready actors from the answers that have arrived, and ask again.
+
+    Returns:
+        The actors that are lost, each with Ray's error.
+    """
+    waiting, lost = {}, []
     for actor in actors:
         if actor.ready:
-            actor.asked_for_progress = actor.asked_for_progress or actor.handle.progress.remote()
-            asked[actor.asked_for_progress] = actor
-    for actor, progress in _answers(asked):
-        actor.asked_for_progress = None
+            actor.progress_answer = actor.progress_answer or actor.handle.progress.remote()
+            waiting[actor.progress_answer] = actor
+    for actor, progress in _arrived(waiting):
+        actor.progress_answer = None
         if isinstance(progress, RayError):
-            gone.append((actor, progress))
+            lost.append((actor, progress))
         else:
             actor.progress = progress
-    return gone
+    return lost
 
 
-def _answers(asked: Mapping[Any, Actor]) -> Iterator[tuple[Actor, Any]]:
-    """What has come back by now; a RayError instead of the answer of an actor that is gone."""
-    for ref in ray.wait(list(asked), num_returns=len(asked), timeout=0)[0] if asked else []:
+def _arrived(waiting: Mapping[Any, Actor]) -> Iterator[tuple[Actor, Any]]:
+    """Yield the answers that have arrived; the answer of a lost actor is a RayError."""
+    for ref in ray.wait(list(waiting), num_returns=len(waiting), timeout=0)[0] if waiting else []:
         try:
             answer = ray.get(ref)
         except RayError as error:
             answer = error
-        yield asked[ref], answer
+        yield waiting[ref], answer

@@ -1,4 +1,4 @@
-"""The Ray that a run uses: joined or started, and watched while it runs."""
+"""The Ray cluster of a run: joined or started, and watched while the run lasts."""
 
 from __future__ import annotations
 
@@ -21,32 +21,42 @@ from pipeline.worker_pools import WorkerSpec
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
+"""Interval between two questions to the head."""
 
 
 @contextmanager
-def connected(run: RunSettings, pools: Sequence[WorkerSpec]) -> Iterator[bool]:
-    """The cluster that is named or found, else a Ray on this machine; yields whether that one was started here.
+def connected(run: RunSettings, specs: Sequence[WorkerSpec]) -> Iterator[bool]:
+    """Join the named cluster, or one that Ray finds, else start a Ray on this machine.
 
-    A Ray that this process has joined before is used as it is, and kept. Raises ConnectionError where the named one
-    does not answer.
+    If this process is already connected to Ray, that connection is used, and stays open after the block.
+
+    Args:
+        run: Address of the cluster and format of the log lines.
+        specs: Workers that a Ray on this machine must have CPUs for.
+
+    Yields:
+        True if a Ray was started on this machine.
+
+    Raises:
+        ConnectionError: The named cluster does not answer.
     """
     if ray.is_initialized():
         yield False
         return
-    # Ray takes over SIGTERM, and prints a stack trace when it comes; whoever calls knows better what to do then.
+    # Ray installs a handler of SIGTERM that prints a stack trace; the caller's handler is put back.
     handler = signal.getsignal(signal.SIGTERM)
     with driver_loggers_kept():
-        local = _join_or_start(run, pools)
+        is_local = _join_or_start(run, specs)
     if threading.current_thread() is threading.main_thread() and handler is not None:
         signal.signal(signal.SIGTERM, handler)
     try:
-        yield local
+        yield is_local
     finally:
         ray.shutdown()
 
 
-def _join_or_start(run: RunSettings, pools: Sequence[WorkerSpec]) -> bool:
+def _join_or_start(run: RunSettings, specs: Sequence[WorkerSpec]) -> bool:
     logs = ray.LoggingConfig(encoding=run.log_format.upper(), additional_log_standard_attrs=["name", "process"])
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "logging_config": logs}
     named = run.address or os.environ.get("RAY_ADDRESS")
@@ -57,60 +67,61 @@ def _join_or_start(run: RunSettings, pools: Sequence[WorkerSpec]) -> bool:
         except ConnectionError:
             if named:
                 raise
-    cores = max(os.cpu_count() or 1, math.ceil(sum(pool.local_cpus for pool in pools)))
+    cores = max(os.cpu_count() or 1, math.ceil(sum(spec.local_cpus for spec in specs)))
     ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
     return True
 
 
-def cluster_in_words() -> str:
-    """What the cluster has, and what of it is free, in a sentence."""
+def describe_cluster() -> str:
+    """Return a sentence about the resources that the cluster has, and those that are free."""
 
-    def shown(resources: dict[str, float]) -> str:
+    def describe(resources: dict[str, float]) -> str:
         return f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
 
-    return f"The cluster has {shown(ray.cluster_resources())}, of which free are {shown(ray.available_resources())}"
+    return f"The cluster has {describe(ray.cluster_resources())}; free are {describe(ray.available_resources())}"
 
 
 class ClusterWatch:
-    """Asks the cluster's head for its nodes every second, in a thread: the question hangs where the head is gone.
+    """Asks the head of the cluster for its nodes every second, in a thread, because the call hangs if the head is gone.
 
-    draining: nodes that are to go, by id, and when: seconds since the epoch, 0 for no certain time. resources: of all
-    nodes that live.
+    Attributes:
+        draining: Deadline of each draining node by id, in seconds since the epoch; 0 if there is no deadline.
+        resources: Total resources of all living nodes.
     """
 
     def __init__(self) -> None:
         self.draining: Mapping[str, float] = {}
         self.resources: Mapping[str, float] = {}
-        self._look()
+        self._poll()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cluster-watch", daemon=True)
         self._thread.start()
 
     @property
     def silence(self) -> float:
-        """Seconds since the head answered last."""
+        """Seconds since the last answer of the head."""
         return time.monotonic() - self._answered_at
 
     def is_alive(self, node: str) -> bool:
-        """Whether a node lives, by what the head says at this moment."""
-        self._look()
+        """Ask the head whether a node is alive."""
+        self._poll()
         return node in self._alive
 
     def close(self) -> None:
-        """Ask no more; a question under way is waited for, unless the head is gone."""
+        """Stop asking, and wait briefly for a call that is in progress."""
         self._closed.set()
-        self._thread.join(LOOK_SECONDS)
+        self._thread.join(POLL_SECONDS)
 
     def _watch(self) -> None:
-        while not self._closed.wait(LOOK_SECONDS):
+        while not self._closed.wait(POLL_SECONDS):
             try:
-                self._look()
-            except Exception as error:  # silence tells
-                log.debug("the head of the cluster: %s", error)
+                self._poll()
+            except Exception as error:  # `silence` grows, and the scheduler acts on that
+                log.debug("the head of the cluster does not answer: %s", error)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        # Not of Ray's public interface, but what Ray Serve and Ray Train go by.
+        # Not a public function of Ray, but the one that Ray Serve and Ray Train use.
         draining = ray._private.state.state.get_draining_nodes()
         total: Counter[str] = Counter()
         for node in nodes:

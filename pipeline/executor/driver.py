@@ -1,6 +1,6 @@
-"""The driver of a labelling run: plan, guard OUT, run on Ray or in this process, sum up.
+"""The driver of a labelling run: it plans the run, guards OUT, labels on Ray or in this process, and sums up.
 
-Nothing of a run lives outside OUT: running the same command again continues it.
+All state of a run is in OUT, so running the same command again resumes it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from rich.console import Console
 
 from pipeline.errors import RunFailed, RunRefused
 from pipeline.executor.actors import ActorGroup
-from pipeline.executor.cluster import cluster_in_words, connected
-from pipeline.executor.progress_bar import RunProgress
-from pipeline.executor.protocol import InHand, Job, PoolState, Worker, WorkerProgress
-from pipeline.executor.recorder import RunObserver
-from pipeline.executor.scheduler import ActorPool
+from pipeline.executor.cluster import connected, describe_cluster
+from pipeline.executor.progress_bar import ProgressBar
+from pipeline.executor.protocol import Job, RunState, ShardInFlight, Worker, WorkerProgress
+from pipeline.executor.recorder import RunRecorder
+from pipeline.executor.scheduler import Scheduler
 from pipeline.executor.shard_queue import ShardQueue
 from pipeline.executor.worker import LabelWorker
 from pipeline.output.manifest import Manifest, check_same_run, clear_run, read_manifest
@@ -36,9 +36,14 @@ from pipeline.worker_pools import WorkerSpec, parse_worker_specs
 class RunSummary:
     """What OUT holds after a run.
 
-    shards: of SRC. done_before: shards that an earlier run had done. failed: {shard: error} of those that have failed.
-    counts: rows by status; those that failed in earlier runs together, as `failed before`. seconds: by step, of the
-    shards labelled now. images, wall: rows labelled now, and seconds.
+    Attributes:
+        shards: Number of shards of SRC.
+        done_before: Number of shards that earlier runs had labelled.
+        failed: Errors of the failed shards by name.
+        counts: Rows by status. Rows that failed in earlier runs are counted together, as "failed before".
+        seconds: Seconds by step of the shards labelled in this run.
+        images: Number of rows labelled in this run.
+        wall: Wall time of this run in seconds.
     """
 
     shards: int
@@ -50,7 +55,7 @@ class RunSummary:
     wall: float
 
     def failed_share(self) -> float:
-        """Share of the rows that are not ok."""
+        """Return the share of rows whose status is not ok, 0 to 1."""
         total = sum(self.counts.values())
         return 1 - self.counts.get("ok", 0) / total if total else 0.0
 
@@ -67,50 +72,66 @@ def label_run(
     console: Console | None = None,
     worker_class: Callable[[], Worker] = LabelWorker,
 ) -> RunSummary:
-    """Label all shards of SRC into OUT and return what OUT holds then.
+    """Label all shards of SRC into OUT. Shards and samples that fail are recorded, not raised.
 
-    Raises SourceError (nothing to label), RunRefused (OUT belongs to other settings), RunFailed (no worker starts, a
-    store is gone), OSError (a store fails the driver); shards and samples that fail are recorded, not raised. console:
-    where progress is shown; None shows nothing. worker_class: what labels.
+    Args:
+        source: SRC, a folder, glob or URL.
+        out: OUT, a folder or URL.
+        settings: What determines the labels.
+        worker: How a worker runs.
+        run: How the run is carried out.
+        source_options: Options for the stores of SRC and of the model.
+        out_options: Options for the store of OUT.
+        console: Where to show the progress; None shows nothing.
+        worker_class: Class of the workers.
+
+    Returns:
+        What OUT holds after the run.
+
+    Raises:
+        SourceError: There is nothing to label.
+        RunRefused: OUT belongs to a run with other settings.
+        RunFailed: No worker starts, or a store is unreachable.
+        OSError: A request of the driver to a store failed.
     """
-    reached = Storage(url=".", options=source_options, retry_timeout=run.store_timeout)
+    source_storage = Storage(url=".", options=source_options, retry_timeout=run.store_timeout)
     target = Storage(url=out, options=out_options, retry_timeout=run.store_timeout)
-    job = Job(settings=settings, worker=worker, source=reached, out=target)
-    shards = find_shards(source, reached, samples_per_shard=settings.samples_per_shard)
+    job = Job(settings=settings, worker=worker, source=source_storage, out=target)
+    shards = find_shards(source, source_storage, samples_per_shard=settings.samples_per_shard)
     if run.overwrite:
         clear_run(target)
     before = read_manifest(target)
-    shown_source = Storage(url=source).redacted
+    redacted_source = Storage(url=source).redacted
     if before is not None:
-        _refuse_early(before, shown_source, settings, target)
+        _check_settings(before, redacted_source, settings, target)
     elif run.retry_failed:
-        raise RunRefused(f"{target.redacted}: holds no run, so nothing failed there; leave --retry-failed away")
+        raise RunRefused(f"{target.redacted}: holds no run; drop --retry-failed")
     plan = make_plan(target, shards, before.fingerprint if before else None, retry_failed=run.retry_failed)
     if before is not None and not plan.todo:
-        _refuse_another_model(before, job)
+        _check_model(before, job)
     started = time.perf_counter()
     with (
-        RunProgress(len(plan.todo), console=console or Console(quiet=True), shown=console is not None) as progress,
-        RunObserver(job=job, source=shown_source, plan=plan, before=before, progress=progress) as observer,
+        ProgressBar(len(plan.todo), console=console or Console(quiet=True), shown=console is not None) as progress,
+        RunRecorder(job=job, source=redacted_source, plan=plan, before=before, progress=progress) as recorder,
     ):
         if plan.todo and run.no_ray:
-            _run_here(job, ShardQueue(plan.todo), observer, worker_class)
+            _run_in_process(job, ShardQueue(plan.todo), recorder, worker_class)
         elif plan.todo:
-            _run_on_ray(job, run, ShardQueue(plan.todo), observer, worker_class)
+            _run_on_ray(job, run, ShardQueue(plan.todo), recorder, worker_class)
     wall = time.perf_counter() - started
     return RunSummary(
         shards=len(shards),
         done_before=len(plan.done),
-        failed={name: failure.error for name, failure in sorted(plan.failures.items())} | observer.failed,
-        counts=dict(plan.counts_before() + observer.counts),
-        seconds=dict(observer.seconds),
-        images=observer.counts.total(),
+        failed={name: failure.error for name, failure in sorted(plan.failures.items())} | recorder.failed,
+        counts=dict(plan.counts_before() + recorder.counts),
+        seconds=dict(recorder.seconds),
+        images=recorder.counts.total(),
         wall=wall,
     )
 
 
-def _refuse_early(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
-    """Compare all that is known before a model is loaded: not the model itself, which may lie elsewhere now."""
+def _check_settings(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
+    """Refuse a run with other settings before a model is loaded. The model's files are compared later."""
     same_model = {name: before.settings[name] for name in ("model", "revision")}
     for part in ("vae", "clip", "affinity"):
         if getattr(settings, part) is not None and before.settings.get(part) is not None:
@@ -119,66 +140,68 @@ def _refuse_early(before: Manifest, source: str, settings: LabelSettings, out: S
     check_same_run(before, dataclasses.replace(before, source=source, settings=plain, fingerprint="unknown"), out)
 
 
-def _refuse_another_model(before: Manifest, job: Job) -> None:
-    """Compare the files of the model, and what was learned, where nothing is left to do and so no worker would."""
-    learned = job.settings.affinity
-    if learned is not None and learned != before.settings.get("affinity"):
-        resolved = {**before.resolved, "affinity": find_affinity(learned, job.source).sha256}
+def _check_model(before: Manifest, job: Job) -> None:
+    """Refuse a run with another model or affinity if nothing is left to label, since no worker compares them then."""
+    affinity = job.settings.affinity
+    if affinity is not None and affinity != before.settings.get("affinity"):
+        resolved = {**before.resolved, "affinity": find_affinity(affinity, job.source).sha256}
         check_same_run(before, dataclasses.replace(before, resolved=resolved, fingerprint="unknown"), job.out)
     if all(getattr(job.settings, name) == before.settings.get(name) for name in ("model", "revision", "vae", "clip")):
         return
-    found = find_weights(job.settings, job.source).fingerprint()
-    check_same_run(before, dataclasses.replace(before, model_sha256=found, fingerprint="unknown"), job.out)
+    model_sha256 = find_weights(job.settings, job.source).fingerprint()
+    check_same_run(before, dataclasses.replace(before, model_sha256=model_sha256, fingerprint="unknown"), job.out)
 
 
-def _on_device(job: Job, has_cuda: bool) -> Job:
+def _resolve_device(job: Job, has_cuda: bool) -> Job:
+    """Replace the device "auto"."""
     if job.worker.device != "auto":
         return job
     device: Literal["cuda", "cpu"] = "cuda" if has_cuda else "cpu"
     return dataclasses.replace(job, worker=dataclasses.replace(job.worker, device=device))
 
 
-def _run_here(job: Job, queue: ShardQueue, observer: RunObserver, worker_class: Callable[[], Worker]) -> None:
-    import torch  # only where a model runs: it takes seconds and hundreds of megabytes, and so does diffusers
+def _run_in_process(job: Job, queue: ShardQueue, recorder: RunRecorder, worker_class: Callable[[], Worker]) -> None:
+    import torch  # takes seconds and hundreds of megabytes, which a driver of Ray actors does not need
 
     worker = worker_class()
-    report = worker.load(_on_device(job, torch.cuda.is_available()))
-    observer.ready(report)
+    report = worker.load(_resolve_device(job, torch.cuda.is_available()))
+    recorder.worker_ready(report)
     while task := queue.take():
-        in_hand = InHand(
+        in_flight = ShardInFlight(
             shard=task.shard.name,
             attempt=task.attempt,
             since=time.monotonic(),
             worker=f"{report.host}:{report.pid}",
             progress=WorkerProgress(samples=0, waiting=""),
         )
-        observer.working(PoolState(ready=1, asked=1, waiting=queue.waiting, in_hand=[in_hand]))
+        recorder.update(RunState(ready=1, requested=1, waiting=queue.waiting, in_flight=[in_flight]))
         try:
             commit = worker.label(task.shard, task.attempt)
-        except Exception as error:  # law 3: whatever a shard does, the others go on
-            observer.attempt_failed(task, error, again=queue.failed(task))
+        except Exception as error:  # a shard that fails never costs another shard
+            recorder.attempt_failed(task, error, will_retry=queue.failed(task))
         else:
             queue.succeeded()
-            observer.committed(commit)
+            recorder.shard_committed(commit)
 
 
 def _run_on_ray(
-    job: Job, run: RunSettings, queue: ShardQueue, observer: RunObserver, worker_class: Callable[[], Worker]
+    job: Job, run: RunSettings, queue: ShardQueue, recorder: RunRecorder, worker_class: Callable[[], Worker]
 ) -> None:
-    plain = WorkerSpec(cpus=float(job.worker.threads))
-    with connected(run, parse_worker_specs(run.workers, plain)) as local:
+    default = WorkerSpec(cpus=float(job.worker.threads))
+    with connected(run, parse_worker_specs(run.workers, default)) as is_local:
         cluster = ray.cluster_resources()
-        cuda = _on_device(job, cluster.get("GPU", 0) > 0).worker.device == "cuda"
-        plain = dataclasses.replace(plain, gpus=run.gpus_per_worker if cuda else 0.0)
-        pools = parse_worker_specs(run.workers, plain)
-        for pool in pools:
-            if local and (pool.gpus > cluster.get("GPU", 0) or pool.cpus > cluster.get("CPU", 0)):
-                raise RunFailed(f"no worker can start on this machine: each asks for {pool}. {cluster_in_words()}")
-        groups = [ActorGroup(pool, _for_pool(job, pool), worker_class) for pool in pools]
+        uses_cuda = _resolve_device(job, cluster.get("GPU", 0) > 0).worker.device == "cuda"
+        default = dataclasses.replace(default, gpus=run.gpus_per_worker if uses_cuda else 0.0)
+        specs = parse_worker_specs(run.workers, default)
+        for spec in specs:
+            if is_local and (spec.gpus > cluster.get("GPU", 0) or spec.cpus > cluster.get("CPU", 0)):
+                raise RunFailed(f"no worker can start on this machine: each requests {spec}. {describe_cluster()}")
+        groups = [ActorGroup(spec, _job_of_pool(job, spec), worker_class) for spec in specs]
         timeouts = {"shard_timeout": run.shard_timeout, "start_timeout": run.start_timeout}
-        ActorPool(groups, queue, observer, **timeouts).run()
+        Scheduler(groups, queue, recorder, **timeouts).run()
 
 
-def _for_pool(job: Job, pool: WorkerSpec) -> Job:
-    worker = dataclasses.replace(job.worker, batch_size=pool.batch_size or job.worker.batch_size)
-    return _on_device(dataclasses.replace(job, worker=worker), pool.gpus > 0)
+def _job_of_pool(job: Job, spec: WorkerSpec) -> Job:
+    """Return the job with the batch size and the device of a worker pool."""
+    worker = dataclasses.replace(job.worker, batch_size=spec.batch_size or job.worker.batch_size)
+    return _resolve_device(dataclasses.replace(job, worker=worker), spec.gpus > 0)

@@ -1,7 +1,7 @@
-"""Log lines with fields: a worker's in Ray's session logs, the driver's where its command puts them.
+"""Log lines with fields: those of workers go to Ray's session logs, those of the driver where its command puts them.
 
-A line tells its shard, attempt, host and process as fields of their own (``extra`` of logging), so that those of one
-shard are found whatever worker had it.
+Shard, attempt, host and process are fields of a line (``extra`` of logging), so that all lines of a shard can be found
+whichever worker had it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-OURS = ("diffseg", "pipeline", "jobs")
+PROJECT_LOGGERS = ("diffseg", "pipeline", "jobs")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, under the names that Ray gives the fields of its workers' lines."""
+    """Formats each record as one line of JSON, with the field names that Ray uses for the lines of its workers."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record with its own fields after the usual ones."""
+        """Return the record as JSON: the usual fields, then those of ``extra``."""
         line = {
             "asctime": self.formatTime(record),
             "levelname": record.levelname,
@@ -32,38 +32,39 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exc_text"] = self.formatException(record.exc_info)
-        own = {name: value for name, value in vars(record).items() if name not in _STANDARD and name[0] != "_"}
-        return json.dumps(line | own)
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD and name[0] != "_"}
+        return json.dumps(line | extra)
 
 
-def tell_json() -> None:
-    """For a command: this process logs JSON lines and nothing else to standard error, our own from INFO on."""
+def log_json() -> None:
+    """Make this process write only JSON lines to standard error, those of the project's loggers from INFO on."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    only_ours()
+    limit_to_project()
 
 
-def only_ours() -> None:
-    """INFO of this program's loggers and of no other: libraries tell URLs there, signatures and all."""
+def limit_to_project() -> None:
+    """Log INFO from the project's loggers only. Libraries log URLs at this level, including their signatures."""
     logging.getLogger().setLevel(logging.WARNING)
-    for name in OURS:
+    for name in PROJECT_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-def only_ours_in_an_actor() -> None:
-    """``only_ours``, if Ray has set up the loggers of this process."""
+def limit_actor_to_project() -> None:
+    """Call `limit_to_project` if this process is a Ray actor, whose loggers Ray has set up."""
     import ray
 
     if ray.is_initialized() and ray.get_runtime_context().get_actor_id():
-        only_ours()
+        limit_to_project()
 
 
 @contextmanager
 def driver_loggers_kept() -> Iterator[None]:
-    """Ray's setting of its workers' loggers sets those of the driver as well, which are the caller's affair.
+    """Keep the loggers of this process as they are while Ray is initialised in the block.
 
-    Ray itself tells this process of errors alone, and of no connection.
+    Ray's configuration of its workers' loggers would change those of the driver too, which belong to the caller.
+    Afterwards the logger "ray" logs errors only; messages about the connection are dropped.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,8 +1,8 @@
-"""What a run counts and measures on Ray's Prometheus endpoint; nothing at all where there is no Ray.
+"""The metrics of a run on Ray's Prometheus endpoint. Without Ray nothing is recorded.
 
-The driver counts rows, shards and steps from commit records, so that nothing counts twice and nothing is lost with a
-worker, and measures the queue. Workers count images at the moment that they are labelled, and measure their memory. No
-label has more values than there are statuses, outcomes or steps; Ray adds the node, the process and the session.
+The driver counts rows, shards and steps from commit records, so that nothing is counted twice or lost with a worker,
+and measures the queue. Workers count images as they label them, and measure their memory. No label has more values than
+there are statuses, outcomes or steps; Ray adds the node, the process and the session.
 """
 
 from __future__ import annotations
@@ -13,16 +13,24 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from pipeline.executor.protocol import PoolState, WorkerProgress
+    from pipeline.executor.protocol import RunState, WorkerProgress
     from pipeline.output.commit import Commit
 
 SECONDS = tuple(digit * 10.0**power for power in range(-3, 2) for digit in (1, 2, 5))
-"""Upper bounds of the histogram's buckets, from a millisecond to 50 s an image."""
+"""Upper bounds of the histogram's buckets, from 1 ms to 50 s per image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric. counter: a sum; gauge: a value of now; histogram: of SECONDS. tags: names of its labels."""
+    """One metric.
+
+    Attributes:
+        name: Name in Ray; Prometheus adds a prefix and a suffix.
+        kind: A counter is a sum, a gauge a current value, and a histogram has the buckets `SECONDS`.
+        unit: Unit of the values.
+        description: Help text in Prometheus.
+        tags: Names of the labels.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -32,12 +40,12 @@ class Metric:
 
     @property
     def series(self) -> tuple[str, ...]:
-        """Its names in Prometheus; not a histogram's sum, which Ray makes of the middles of the buckets."""
+        """Names in Prometheus, without a histogram's sum, which Ray estimates from the middles of the buckets."""
         suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count")}
         return tuple(f"ray_{self.name}{suffix}" for suffix in suffixes[self.kind])
 
     def record(self, value: float, **tags: str) -> None:
-        """Add to a counter, set a gauge, or observe; nothing where this process is not connected to a Ray."""
+        """Add to a counter, set a gauge or observe a value. Does nothing if this process is not connected to Ray."""
         import ray
 
         if ray.is_initialized() and (value or self.kind != "counter"):
@@ -59,49 +67,49 @@ IMAGES = Metric(
     name="diffseg_images",
     kind="counter",
     unit="images",
-    description="Samples that workers gave a row, as they did it; again where an attempt failed and was made again",
+    description="Samples that workers have labelled, when they did so; a retried shard counts its samples again",
 )
 ROWS = Metric(
     name="diffseg_rows",
     kind="counter",
     unit="rows",
-    description="Rows of committed shards by status, each once",
+    description="Rows of committed shards by status, each counted once",
     tags=("status",),
 )
 SHARDS = Metric(
     name="diffseg_shards",
     kind="counter",
     unit="shards",
-    description="Shards by outcome: done, attempt_failed (it is tried again) or failed (for good)",
+    description="Shards by outcome: done, attempt_failed (will be retried) or failed (in all attempts)",
     tags=("outcome",),
 )
 STEP_SECONDS = Metric(
     name="diffseg_step_seconds",
     kind="histogram",
     unit="seconds",
-    description="Seconds an image, one mean a committed shard, by step; total is the wall time",
+    description="Seconds per image by step, one mean per committed shard; total is wall time",
     tags=("step",),
 )
 SHARDS_WAITING = Metric(
-    name="diffseg_shards_waiting", kind="gauge", unit="shards", description="Shards that no worker has yet"
+    name="diffseg_shards_waiting", kind="gauge", unit="shards", description="Shards that are waiting for a worker"
 )
-SHARDS_IN_HAND = Metric(
-    name="diffseg_shards_in_hand", kind="gauge", unit="shards", description="Shards that a worker has now"
+SHARDS_IN_FLIGHT = Metric(
+    name="diffseg_shards_in_hand", kind="gauge", unit="shards", description="Shards that a worker is labelling"
 )
 WORKERS_READY = Metric(
-    name="diffseg_workers_ready", kind="gauge", unit="workers", description="Workers with a model loaded"
+    name="diffseg_workers_ready", kind="gauge", unit="workers", description="Workers that have loaded their model"
 )
-WORKERS_ASKED = Metric(
-    name="diffseg_workers_asked", kind="gauge", unit="workers", description="Workers that the run has asked Ray for"
+WORKERS_REQUESTED = Metric(
+    name="diffseg_workers_asked", kind="gauge", unit="workers", description="Workers that the run has requested"
 )
 WORKER_RSS = Metric(
-    name="diffseg_worker_rss_bytes", kind="gauge", unit="bytes", description="Resident memory of a worker's process"
+    name="diffseg_worker_rss_bytes", kind="gauge", unit="bytes", description="Resident memory of a worker process"
 )
 WORKER_GPU_MEMORY = Metric(
     name="diffseg_worker_gpu_memory_bytes",
     kind="gauge",
     unit="bytes",
-    description="GPU memory that a worker's torch holds; 0 on a CPU",
+    description="GPU memory that torch holds in a worker; 0 on a CPU",
 )
 
 METRICS = (
@@ -110,16 +118,16 @@ METRICS = (
     SHARDS,
     STEP_SECONDS,
     SHARDS_WAITING,
-    SHARDS_IN_HAND,
+    SHARDS_IN_FLIGHT,
     WORKERS_READY,
-    WORKERS_ASKED,
+    WORKERS_REQUESTED,
     WORKER_RSS,
     WORKER_GPU_MEMORY,
 )
 
 
 def count_commit(commit: Commit) -> None:
-    """A shard is done."""
+    """Count a shard that is done, with its rows and steps."""
     SHARDS.record(1, outcome="done")
     for status, rows in commit.counts.items():
         ROWS.record(rows, status=status)
@@ -128,20 +136,20 @@ def count_commit(commit: Commit) -> None:
             STEP_SECONDS.record(seconds / commit.rows, step=step)
 
 
-def count_failed_attempt(*, again: bool) -> None:
-    """An attempt failed, and is made again or was the last."""
-    SHARDS.record(1, outcome="attempt_failed" if again else "failed")
+def count_failed_attempt(*, will_retry: bool) -> None:
+    """Count an attempt that failed and will be retried, or a shard that failed in its last attempt."""
+    SHARDS.record(1, outcome="attempt_failed" if will_retry else "failed")
 
 
-def measure_pool(state: PoolState) -> None:
-    """What the driver knows of its workers and its queue."""
+def measure_run(state: RunState) -> None:
+    """Record what the driver knows about its workers and its queue."""
     SHARDS_WAITING.record(state.waiting)
-    SHARDS_IN_HAND.record(len(state.in_hand))
+    SHARDS_IN_FLIGHT.record(len(state.in_flight))
     WORKERS_READY.record(state.ready)
-    WORKERS_ASKED.record(state.asked)
+    WORKERS_REQUESTED.record(state.requested)
 
 
 def measure_worker(progress: WorkerProgress) -> None:
-    """What a worker knows of itself."""
+    """Record the memory of a worker."""
     WORKER_RSS.record(progress.rss)
     WORKER_GPU_MEMORY.record(progress.gpu_memory)

@@ -1,4 +1,4 @@
-"""One call for each of many parts: here, in processes of this machine, or as tasks of a Ray cluster."""
+"""Calls a function for each of many parts: in this process, in processes of this machine, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
-def spread(
+def parallel_map(
     call: Callable[[Common, Part], Result],
     common: Common,
     parts: Sequence[Part],
@@ -20,10 +20,14 @@ def spread(
     processes: int,
     address: str | None = None,
 ) -> Iterator[Result]:
-    """`call(common, part)` for each part, in their order.
+    """Yield ``call(common, part)`` for each part, in order.
 
-    call: a function of a module, which the other processes import. common: what all parts are told. processes: at most
-    so many of this machine at once; 1 is this one. address: of a Ray cluster, whose CPUs are used instead.
+    Args:
+        call: A function of a module, which the other processes import.
+        common: First argument of every call.
+        parts: Second arguments of the calls.
+        processes: Largest number of processes on this machine; 1 makes the calls in this process.
+        address: Address of a Ray cluster whose CPUs are used instead.
     """
     if address is not None:
         return _on_ray(call, common, parts, address)
@@ -35,11 +39,11 @@ def spread(
 def _in_processes(
     call: Callable[[Common, Part], Result], common: Common, parts: Sequence[Part], processes: int
 ) -> Iterator[Result]:
-    spawn = multiprocessing.get_context("spawn")  # a filesystem that was used must not be forked
+    spawn = multiprocessing.get_context("spawn")  # an fsspec file system that has been used must not be forked
     with ProcessPoolExecutor(min(processes, len(parts)), mp_context=spawn) as pool:
-        waiting = [pool.submit(call, common, part) for part in parts]
+        futures = [pool.submit(call, common, part) for part in parts]
         try:
-            for future in waiting:
+            for future in futures:
                 yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -48,7 +52,7 @@ def _in_processes(
 def _on_ray(
     call: Callable[[Common, Part], Result], common: Common, parts: Sequence[Part], address: str
 ) -> Iterator[Result]:
-    import ray  # takes a second, and is not needed without a cluster
+    import ray  # takes a second and is needed only with a cluster
 
     from pipeline.executor.cluster import connected
     from pipeline.settings import RunSettings

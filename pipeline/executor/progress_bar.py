@@ -1,4 +1,4 @@
-"""The progress of a run: a bar with an estimate on a terminal, a line now and then elsewhere."""
+"""The progress of a run on the console: a bar with an estimate on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipeline.executor.protocol import PoolState
+from pipeline.executor.protocol import RunState
 
 LINE_SECONDS = 15.0
-SCALE = 1000
-"""Steps of the bar a shard, so that the bar moves within shards as well."""
+"""Interval between two lines where there is no terminal."""
+STEPS_PER_SHARD = 1000
+"""Steps of the bar for each shard, so that the bar also moves within shards."""
+LARGEST_SHARE_IN_FLIGHT = 0.95
+"""A shard in flight never counts for more than this share of a shard."""
 
 
-class RunProgress:
-    """Counts shards and images of a run. Use as a context manager; `shown=False` prints nothing."""
+class ProgressBar:
+    """Counts the shards and images of a run and shows them. Use as a context manager.
+
+    Args:
+        total_shards: Number of shards to label.
+        console: Where to show the progress.
+        shown: False prints nothing.
+    """
 
     def __init__(self, total_shards: int, *, console: Console, shown: bool = True) -> None:
         self._total = total_shards
@@ -26,73 +35,78 @@ class RunProgress:
         self._line_at = self._started
         self._done_shards = 0
         self._done_images = 0
-        self._in_hand = 0
+        self._images_in_flight = 0
         self._workers = 0
         self._waiting = False
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("labelling"),
             BarColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             disable=not (shown and console.is_terminal),
         )
-        self._task = self._bar.add_task("labelling", total=max(1, total_shards) * SCALE, said="starting workers")
+        total = max(1, total_shards) * STEPS_PER_SHARD
+        self._task = self._bar.add_task("labelling", total=total, status="starting workers")
 
-    def __enter__(self) -> RunProgress:
+    def __enter__(self) -> ProgressBar:
         self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:  # a run that ended well waits no more, also where nobody has asked since
-            self._tell_waiting((), self._workers)
-        self._update()
+        if kind is None:  # nothing waits after a successful run, even if there was no update since
+            self._print_waiting((), self._workers)
+        self._refresh()
         self._bar.stop()
 
     def shard_finished(self, images: int) -> None:
-        """A shard is done (or failed for good: 0 images)."""
+        """Count a shard that is done, or one that has failed in all its attempts as 0 images."""
         self._done_shards += 1
         self._done_images += images
-        self._in_hand = max(0, self._in_hand - images)  # until the workers are asked again
-        self._update()
+        self._images_in_flight = max(0, self._images_in_flight - images)  # until the next update
+        self._refresh()
 
-    def working(self, state: PoolState) -> None:
-        """What the workers do now."""
-        self._tell_waiting(state.stores_waited_for, state.ready)
-        if not self._workers:  # loading the model is not labelling
+    def update(self, state: RunState) -> None:
+        """Show the state of the run."""
+        self._print_waiting(state.stores_waited_for, state.ready)
+        if not self._workers:  # the rate does not count the time before the first model is loaded
             self._started = time.monotonic()
-        self._workers, self._in_hand = state.ready, state.samples
-        self._update()
+        self._workers, self._images_in_flight = state.ready, state.samples
+        self._refresh()
 
-    def _tell_waiting(self, waiting: Sequence[str], workers: int) -> None:
+    def _print_waiting(self, waiting: Sequence[str], workers: int) -> None:
+        """Print a line when workers begin to wait for a store, and one when none of them does any more."""
         if bool(waiting) == self._waiting or not self._shown:
             return
         self._waiting = bool(waiting)
-        line = f"{len(waiting)} of {workers} workers wait: {waiting[0]}" if waiting else "all workers go on"
+        line = "all workers have resumed"
+        if waiting:
+            line = f"{len(waiting)} of {workers} workers are waiting: {waiting[0]}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def said(self) -> str:
-        """The state in a phrase: shards, images, images a second, workers."""
+    def status(self) -> str:
+        """Return the state as a phrase: shards, images, images per second and workers."""
         if not self._workers:
             return f"{self._done_shards}/{self._total} shards · starting workers"
-        images = self._done_images + self._in_hand
+        images = self._done_images + self._images_in_flight
         rate = images / max(1e-9, time.monotonic() - self._started)
         workers = f"{self._workers} worker{'' if self._workers == 1 else 's'}"
         return f"{self._done_shards}/{self._total} shards · {images} images · {rate:.1f}/s · {workers}"
 
-    def _completed(self) -> float:
-        """Shards, those in hand by what a shard held so far; only whole ones until the first is done."""
+    def _completed_shards(self) -> float:
+        """Return the done shards, plus shards in flight by the mean number of images in the done ones."""
         if not self._done_images:
             return self._done_shards
-        each = self._done_images / self._done_shards
-        return min(self._total, self._done_shards + min(0.95 * self._workers, self._in_hand / each))
+        images_per_shard = self._done_images / self._done_shards
+        in_flight = min(LARGEST_SHARE_IN_FLIGHT * self._workers, self._images_in_flight / images_per_shard)
+        return min(self._total, self._done_shards + in_flight)
 
-    def _update(self) -> None:
-        self._bar.update(self._task, completed=self._completed() * SCALE, said=self.said())
+    def _refresh(self) -> None:
+        self._bar.update(self._task, completed=self._completed_shards() * STEPS_PER_SHARD, status=self.status())
         now = time.monotonic()
         if self._shown and not self._console.is_terminal and now - self._line_at >= LINE_SECONDS:
             self._line_at = now
-            self._console.print(self.said(), highlight=False)
+            self._console.print(self.status(), highlight=False)

@@ -1,6 +1,6 @@
-"""progress.json: what the driver of a run last said of it, for whoever looks at OUT from another machine.
+"""progress.json: the state of a run as its driver last wrote it, for anyone who looks at OUT from another machine.
 
-A small file, written now and then in a thread beside the run: whatever the store does, the run does not wait for it.
+The small file is written at intervals in a thread of its own, so that the run never waits for the store.
 """
 
 from __future__ import annotations
@@ -12,39 +12,57 @@ import os
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import psutil
 
-from pipeline.executor.protocol import PoolState
+from pipeline.executor.protocol import RunState
+from pipeline.executor.rate_meter import RateMeter
 from pipeline.output.manifest import PROGRESS_PATH
 from pipeline.storage import Storage, redact
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 15.0
-RATE_SECONDS = 300.0
-STALE_SECONDS = 6 * EVERY_SECONDS
-"""Without a word from a driver for that long, it is not believed to live."""
-PATIENCE_SECONDS = 4.0
-LAST_WORD_SECONDS = 5.0
-"""For which the end of a run waits for the file to say so."""
+INTERVAL_SECONDS = 15.0
+STALE_SECONDS = 6 * INTERVAL_SECONDS
+"""A driver that has not written for this long is presumed dead."""
+WRITE_TIMEOUT_SECONDS = 4.0
+"""How long one write is retried."""
+CLOSE_SECONDS = 5.0
+"""How long the end of a run waits for the last write."""
 
 State = Literal["running", "ended", "stopped"]
+
+_JSON_KEYS = {"in_flight": "in_hand"}
+"""Keys of the JSON that differ from the names of the attributes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressReport:
     """The content of progress.json.
 
-    state: stopped where the run ended before its shards did. written, started: seconds since the epoch. todo: shards
-    that this run began with, of which done, failed, waiting. images: that this run labelled, in shards in hand too.
-    rate: images a second over the last `rate_seconds`. left: seconds, an estimate. in_hand: {shard, attempt, worker,
-    seconds, samples, waiting}, longest first. driver_rss, worker_rss, gpu_memory: bytes; of workers, the largest value
-    of any so far.
+    Attributes:
+        state: "running", "ended", or "stopped" if the run ended before its shards did.
+        written: When the file was written, in seconds since the epoch.
+        started: When the run was started, in seconds since the epoch.
+        host: Host of the driver.
+        pid: Process id of the driver.
+        todo: Shards that this run had to label when it started.
+        done: Shards that it has labelled.
+        failed: Shards that failed in all their attempts.
+        waiting: Shards that no worker has.
+        images: Images that this run has labelled, including those of shards in flight.
+        rate: Images per second over the last `rate_seconds`; None before the first worker is ready.
+        rate_seconds: Time that `rate` refers to.
+        left: Estimate of the seconds that remain; None before the first shard is done.
+        workers_ready: Workers that have loaded their model.
+        workers_asked: Workers that the run has requested.
+        in_flight: ``{shard, attempt, worker, seconds, samples, waiting}`` of each shard in flight, longest first.
+        driver_rss: Resident memory of the driver in bytes.
+        worker_rss: Largest resident memory of any worker so far, in bytes.
+        gpu_memory: Largest GPU memory of any worker so far, in bytes.
     """
 
     state: State
@@ -62,112 +80,119 @@ class ProgressReport:
     left: float | None
     workers_ready: int
     workers_asked: int
-    in_hand: Sequence[Mapping[str, Any]]
+    in_flight: Sequence[Mapping[str, Any]]
     driver_rss: int
     worker_rss: int
     gpu_memory: int
 
     def age(self) -> float:
-        """Seconds since it was written, by this machine's clock."""
+        """Return the seconds since the file was written, by this machine's clock."""
         return max(0.0, time.time() - self.written)
 
     def is_stale(self) -> bool:
-        """Whether it says that a driver runs, of which nothing has been heard since."""
+        """Return True if a driver that claims to be running has not written for `STALE_SECONDS`."""
         return self.state == "running" and self.age() > STALE_SECONDS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values by their JSON keys."""
+        return {_JSON_KEYS.get(name, name): value for name, value in dataclasses.asdict(self).items()}
 
 
 def read_progress(out: Storage) -> ProgressReport | None:
-    """What OUT's driver said last; None where there is nothing that can be read."""
+    """Read progress.json of OUT; None if it is missing or was not written by this version of the program."""
     try:
-        return ProgressReport(**json.loads(out.read_bytes(PROGRESS_PATH)))
-    except (FileNotFoundError, ValueError, TypeError):  # none, or of another version of this program
+        values: dict[str, Any] = dict(json.loads(out.read_bytes(PROGRESS_PATH)))
+        for name, key in _JSON_KEYS.items():
+            if key in values:
+                values[name] = values.pop(key)
+        return ProgressReport(**values)
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
 class ProgressFile:
-    """Told of the run by its driver. Nothing is written before `begin`."""
+    """Keeps progress.json up to date from what the driver reports. Nothing is written before `start`."""
 
     def __init__(self, out: Storage, *, todo: int) -> None:
-        self._out = dataclasses.replace(out, retry_timeout=min(PATIENCE_SECONDS, out.retry_timeout))
+        self._out = dataclasses.replace(out, retry_timeout=min(WRITE_TIMEOUT_SECONDS, out.retry_timeout))
         self._todo = todo
         self._state: State = "running"
-        self._pool = PoolState(ready=0, asked=0, waiting=todo, in_hand=())
+        self._run = RunState(ready=0, requested=0, waiting=todo, in_flight=())
         self._done = self._failed = self._done_images = 0
         self._worker_rss = self._gpu_memory = 0
         self._started = time.time()
-        self._labelling_since: float | None = None  # of time.monotonic(), when the first worker was there
-        self._images: deque[tuple[float, int]] = deque()  # images at times of the last RATE_SECONDS; the writer's own
-        self._over = threading.Event()
+        self._rate = RateMeter()
+        self._closed = threading.Event()
         self._warned = False
         self._writer = threading.Thread(target=self._keep_writing, name="progress.json", daemon=True)
 
-    def begin(self) -> None:
-        """OUT belongs to this run, so that a file may be put there."""
+    def start(self) -> None:
+        """Begin writing, once OUT is known to belong to this run."""
         if self._writer.ident is None:
             self._writer.start()
 
-    def committed(self, shard: str, images: int) -> None:
-        """A shard is done."""
-        self._no_more_in_hand(shard)
+    def shard_committed(self, shard: str, images: int) -> None:
+        """Record that a shard is done."""
+        self._remove_from_flight(shard)
         self._done += 1
         self._done_images += images
 
-    def gave_up(self, shard: str) -> None:
-        """A shard has failed for good."""
-        self._no_more_in_hand(shard)
+    def shard_failed(self, shard: str) -> None:
+        """Record that a shard has failed in all its attempts."""
+        self._remove_from_flight(shard)
         self._failed += 1
 
-    def working(self, state: PoolState) -> None:
-        """What the workers do now."""
-        if state.ready and self._labelling_since is None:
-            self._labelling_since = time.monotonic()
-        self._pool = state
-        for one in state.in_hand:
-            self._worker_rss = max(self._worker_rss, one.progress.rss)
-            self._gpu_memory = max(self._gpu_memory, one.progress.gpu_memory)
+    def update(self, state: RunState) -> None:
+        """Record the state of the run."""
+        if state.ready:
+            self._rate.start()
+        self._run = state
+        for shard in state.in_flight:
+            self._worker_rss = max(self._worker_rss, shard.progress.rss)
+            self._gpu_memory = max(self._gpu_memory, shard.progress.gpu_memory)
 
     def close(self, state: State) -> None:
-        """The run is over; waits a little until the file says so."""
+        """Record that the run is over, and wait for at most `CLOSE_SECONDS` until the file says so."""
         self._state = state
-        self._pool = PoolState(ready=0, asked=0, waiting=self._todo - self._done - self._failed, in_hand=())
-        self._over.set()
+        self._run = RunState(ready=0, requested=0, waiting=self._todo - self._done - self._failed, in_flight=())
+        self._closed.set()
         if self._writer.is_alive():
-            self._writer.join(LAST_WORD_SECONDS)
+            self._writer.join(CLOSE_SECONDS)
 
-    def _no_more_in_hand(self, shard: str) -> None:
-        """Until the workers are asked again, so that no image is counted twice."""
-        in_hand = [one for one in self._pool.in_hand if one.shard != shard]
-        self._pool = dataclasses.replace(self._pool, in_hand=in_hand)
+    def _remove_from_flight(self, shard: str) -> None:
+        """Forget a finished shard before the next update, so that no image is counted twice."""
+        remaining = [other for other in self._run.in_flight if other.shard != shard]
+        self._run = dataclasses.replace(self._run, in_flight=remaining)
 
     def _keep_writing(self) -> None:
         self._write()
-        while not self._over.wait(EVERY_SECONDS):
+        while not self._closed.wait(INTERVAL_SECONDS):
             self._write()
         self._write()
 
     def _write(self) -> None:
         try:
-            text = json.dumps(dataclasses.asdict(self._report()), indent=1, sort_keys=True)
+            text = json.dumps(self._report().to_dict(), indent=1, sort_keys=True)
             self._out.write_bytes(PROGRESS_PATH, text.encode() + b"\n")
-        except Exception as error:  # a run is worth more than the news of it
+        except Exception as error:  # the run must not fail because its progress cannot be written
             if not self._warned:
-                log.warning("%s cannot be written, so `status` tells less: %s", PROGRESS_PATH, redact(str(error)))
+                log.warning("%s cannot be written, so `status` is out of date: %s", PROGRESS_PATH, redact(str(error)))
             self._warned = True
 
     def _report(self) -> ProgressReport:
-        pool, now = self._pool, time.monotonic()
-        images = self._done_images + pool.samples
-        rate, seconds = self._rate(now, images)
-        in_hand = [
+        run, now = self._run, time.monotonic()
+        images = self._done_images + run.samples
+        rate, seconds = self._rate.measure(now, images)
+        in_flight = [
             {
-                "shard": one.shard,
-                "attempt": one.attempt,
-                "worker": one.worker,
-                "seconds": round(now - one.since, 1),
-                "samples": one.progress.samples,
-                "waiting": one.progress.waiting,
+                "shard": shard.shard,
+                "attempt": shard.attempt,
+                "worker": shard.worker,
+                "seconds": round(now - shard.since, 1),
+                "samples": shard.progress.samples,
+                "waiting": shard.progress.waiting,
             }
-            for one in sorted(pool.in_hand, key=lambda one: one.since)
+            for shard in sorted(run.in_flight, key=lambda shard: shard.since)
         ]
         return ProgressReport(
             state=self._state,
@@ -178,33 +203,22 @@ class ProgressFile:
             todo=self._todo,
             done=self._done,
             failed=self._failed,
-            waiting=pool.waiting,
+            waiting=run.waiting,
             images=images,
             rate=rate,
             rate_seconds=round(seconds, 3),
-            left=self._left(rate, pool),
-            workers_ready=pool.ready,
-            workers_asked=pool.asked,
-            in_hand=in_hand,
+            left=self._seconds_left(rate, run),
+            workers_ready=run.ready,
+            workers_asked=run.requested,
+            in_flight=in_flight,
             driver_rss=psutil.Process().memory_info().rss,
             worker_rss=self._worker_rss,
             gpu_memory=self._gpu_memory,
         )
 
-    def _rate(self, now: float, images: int) -> tuple[float | None, float]:
-        """Images a second, and the seconds that this is of; without the wait for the first worker."""
-        if self._labelling_since is None:
-            return None, 0.0
-        self._images.extend([(now, images)] if self._images else [(self._labelling_since, 0), (now, images)])
-        while len(self._images) > 2 and self._images[1][0] <= now - RATE_SECONDS:
-            self._images.popleft()
-        since, before = self._images[0]
-        seconds = now - since
-        return (max(0.0, (images - before) / seconds) if seconds else None), seconds
-
-    def _left(self, rate: float | None, pool: PoolState) -> float | None:
-        """Seconds, if the shards that are left are as large as those that are done."""
+    def _seconds_left(self, rate: float | None, run: RunState) -> float | None:
+        """Estimate the remaining seconds, assuming that the remaining shards are as large as the done ones."""
         if not (rate and self._done):
             return None
-        each = self._done_images / self._done
-        return max(0.0, (self._todo - self._done - self._failed) * each - pool.samples) / rate
+        images_per_shard = self._done_images / self._done
+        return max(0.0, (self._todo - self._done - self._failed) * images_per_shard - run.samples) / rate

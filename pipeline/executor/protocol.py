@@ -15,7 +15,14 @@ from pipeline.storage import Storage
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker must be told. source: how the stores of the shards and of the model are reached."""
+    """Everything a worker needs to start.
+
+    Attributes:
+        settings: What determines the labels.
+        worker: How the worker runs.
+        source: Options for the stores of the shards and of the model.
+        out: OUT.
+    """
 
     settings: LabelSettings
     worker: WorkerSettings
@@ -25,7 +32,16 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerReport:
-    """What a worker says of itself once its model is loaded."""
+    """What a worker reports once its model is loaded.
+
+    Attributes:
+        model_sha256: Digest of the model's files.
+        resolved: Values that the checkpoint filled in.
+        fingerprint: Fingerprint of everything that determines the labels.
+        environment: What may change the last bits of a float.
+        host: Name of the worker's host.
+        pid: Process id of the worker.
+    """
 
     model_sha256: str
     resolved: Mapping[str, Any]
@@ -37,10 +53,13 @@ class WorkerReport:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerProgress:
-    """How far a worker is with the shard in hand, and what it takes.
+    """How far a worker is with its shard, and how much memory it uses.
 
-    samples: that have a row by now. waiting: the store that does not answer, "" for none. rss: bytes of resident
-    memory. gpu_memory: bytes that torch holds on the GPU.
+    Attributes:
+        samples: Samples of the shard that have a row.
+        waiting: Which store the worker is waiting for, as a phrase; "" if none.
+        rss: Resident memory in bytes.
+        gpu_memory: Bytes that torch holds on the GPU.
     """
 
     samples: int
@@ -50,21 +69,29 @@ class WorkerProgress:
 
 
 class Worker(Protocol):
-    """What the driver asks of a worker; ``label`` runs in one thread while ``progress`` is asked for in another."""
+    """What the driver requires of a worker. `progress` is called in another thread while `label` runs."""
 
     def load(self, job: Job) -> WorkerReport:
-        """Get ready for a job; called once, before any shard."""
+        """Load the model. Called once, before any shard."""
 
     def label(self, shard: Shard, attempt: int) -> Commit:
         """Label and commit one shard."""
 
     def progress(self) -> WorkerProgress:
-        """How far it is."""
+        """Return how far the current shard is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InHand:
-    """A shard that a worker has. attempt: from 1. since: of time.monotonic(). worker: host:pid."""
+class ShardInFlight:
+    """A shard that a worker is labelling.
+
+    Attributes:
+        shard: Name of the shard.
+        attempt: Number of the attempt, from 1.
+        since: Start of the attempt, in seconds of `time.monotonic`.
+        worker: Host and process id of the worker, ``host:pid``.
+        progress: The worker's last progress report.
+    """
 
     shard: str
     attempt: int
@@ -74,36 +101,46 @@ class InHand:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PoolState:
-    """ready: workers with a model. asked: workers that are wanted. waiting: shards that no worker has."""
+class RunState:
+    """The workers and shards of a run at one moment.
+
+    Attributes:
+        ready: Workers that have loaded their model.
+        requested: Workers that the run has requested.
+        waiting: Shards that no worker has.
+        in_flight: Shards that a worker has.
+    """
 
     ready: int
-    asked: int
+    requested: int
     waiting: int
-    in_hand: Sequence[InHand]
+    in_flight: Sequence[ShardInFlight]
 
     @property
     def samples(self) -> int:
-        """Samples of the shards in hand that have a row by now."""
-        return sum(one.progress.samples for one in self.in_hand)
+        """Samples of the shards in flight that have a row."""
+        return sum(shard.progress.samples for shard in self.in_flight)
 
     @property
     def stores_waited_for(self) -> list[str]:
-        """What each worker waits for that waits, in a phrase."""
-        return [one.progress.waiting for one in self.in_hand if one.progress.waiting]
+        """One phrase for each worker that is waiting for a store."""
+        return [shard.progress.waiting for shard in self.in_flight if shard.progress.waiting]
 
 
-class Observer(Protocol):
-    """What the pool tells the run."""
+class Recorder(Protocol):
+    """What the scheduler reports the events of a run to."""
 
-    def ready(self, report: WorkerReport) -> None:
-        """A worker has its model loaded. Raises where it does not belong to this run."""
+    def worker_ready(self, report: WorkerReport) -> None:
+        """Record that a worker has loaded its model. Raises RunRefused if the worker does not belong to this run."""
 
-    def committed(self, commit: Commit) -> None:
-        """A shard is done."""
+    def shard_committed(self, commit: Commit) -> None:
+        """Record that a shard is done."""
 
-    def attempt_failed(self, task: Task, error: BaseException, *, again: bool) -> None:
-        """An attempt failed; the shard is tried again, or has failed for good. Raises where the run cannot go on."""
+    def attempt_failed(self, task: Task, error: BaseException, *, will_retry: bool) -> None:
+        """Record that an attempt failed, and the shard too unless it is retried.
 
-    def working(self, state: PoolState) -> None:
-        """Twice a second."""
+        Raises RunFailed if the run cannot continue.
+        """
+
+    def update(self, state: RunState) -> None:
+        """Record the state of the run; called twice a second."""

@@ -1,4 +1,4 @@
-"""Which shards are still to do, and how often each was tried."""
+"""The shards that are still to be labelled, and how often each has been tried."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ from dataclasses import dataclass
 from pipeline.readers.samples import Shard
 
 MAX_ATTEMPTS = 3
-MAX_GIVEN_BACK = 10
-"""How often a shard may lose its worker through no fault of its own: it might be one after all."""
+MAX_REQUEUES = 10
+"""How often a shard may lose its worker without using up an attempt. Beyond that, the shard may be the cause."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One attempt, from 1, at one shard. given_back: how often workers lost their nodes with it in hand."""
+    """One attempt at one shard.
+
+    Attributes:
+        shard: The shard.
+        attempt: Number of the attempt, from 1.
+        requeues: How often the shard was requeued because its worker's node was lost.
+    """
 
     shard: Shard
     attempt: int
-    given_back: int = 0
+    requeues: int = 0
 
 
 class ShardQueue:
-    """Hands out shards one by one; one that failed goes to the end of the line until its attempts are used up."""
+    """A queue of shards. A shard that failed goes to the end, until its attempts are used up."""
 
     def __init__(self, shards: Iterable[Shard]) -> None:
         self._pending = deque(Task(shard=shard, attempt=1) for shard in shards)
@@ -32,34 +38,37 @@ class ShardQueue:
 
     @property
     def unfinished(self) -> int:
-        """Shards that wait or are in hand."""
+        """Number of shards that are waiting or in flight."""
         return self._unfinished
 
     @property
     def waiting(self) -> int:
-        """Shards that are in nobody's hand."""
+        """Number of shards that no worker has."""
         return len(self._pending)
 
     def take(self) -> Task | None:
-        """The next task, None while all that is left is in hand."""
+        """Return the next task; None if no shard is waiting."""
         return self._pending.popleft() if self._pending else None
 
     def succeeded(self) -> None:
-        """A task that was taken is done."""
+        """Record that a task is done."""
         self._unfinished -= 1
 
     def failed(self, task: Task) -> bool:
-        """A task that was taken failed; whether its shard will be tried again."""
+        """Record that a task failed. Returns True if its shard will be retried."""
         if task.attempt < MAX_ATTEMPTS:
             self._pending.append(dataclasses.replace(task, attempt=task.attempt + 1))
             return True
         self._unfinished -= 1
         return False
 
-    def give_back(self, task: Task) -> bool:
-        """A task that was taken lost its worker through no fault of its own: it is next in line, with no attempt used
-        up; False where that has happened too often."""
-        if task.given_back >= MAX_GIVEN_BACK:
+    def requeue(self, task: Task) -> bool:
+        """Put a task whose worker was lost with its node at the front of the queue, without using up an attempt.
+
+        Returns:
+            False if the shard has been requeued too often; the caller must then report that the task failed.
+        """
+        if task.requeues >= MAX_REQUEUES:
             return False
-        self._pending.appendleft(dataclasses.replace(task, given_back=task.given_back + 1))
+        self._pending.appendleft(dataclasses.replace(task, requeues=task.requeues + 1))
         return True

@@ -1,6 +1,6 @@
-"""A worker: one model on one device. The driver calls the same class in its own process or as a Ray actor.
+"""A worker: one model on one device. The driver uses the same class in its own process and as a Ray actor.
 
-A driver of actors needs this module but no model: torch and diffusers are imported where the model is loaded.
+The driver of actors imports this module too, but needs no model, so torch and diffusers are imported in `load`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import psutil
 
 from pipeline.executor import metrics
-from pipeline.executor.logs import only_ours_in_an_actor
+from pipeline.executor.logs import limit_actor_to_project
 from pipeline.executor.protocol import Job, WorkerProgress, WorkerReport
 from pipeline.output.commit import Commit
 from pipeline.output.manifest import fingerprint_of, versions
@@ -29,17 +29,19 @@ class LabelWorker:
     """Loads the model once, then labels one shard at a time."""
 
     def __init__(self) -> None:
-        self.samples = 0
-        only_ours_in_an_actor()
+        self._samples = 0
+        limit_actor_to_project()
 
     def load(self, job: Job) -> WorkerReport:
-        """Load the model. Not part of the construction, so that its errors are told from those of the process.
+        """Load the model. This is not part of the constructor, so that its errors differ from those of the process.
 
-        Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings, OSError
-        where its store fails.
+        Raises:
+            CheckpointError: The checkpoint cannot be used (a ValueError).
+            ValueError: The settings do not fit the checkpoint.
+            OSError: The store of the checkpoint fails.
         """
         self.job, settings = job, job.settings
-        weights = find_weights(settings, job.source)  # first: the imports below take seconds
+        weights = find_weights(settings, job.source)  # before the imports, which take seconds
 
         import torch
 
@@ -49,7 +51,7 @@ class LabelWorker:
         from diffseg.model.checkpoint import load_checkpoint
         from diffseg.model.clip import load_clip
         from diffseg.model.layout import with_digest
-        from diffseg.segmenter import needs_text_encoders
+        from diffseg.settings import needs_text_encoders
         from pipeline.readers.names import NameReader
 
         with weights.named():
@@ -95,12 +97,12 @@ class LabelWorker:
         return self.report
 
     def progress(self) -> WorkerProgress:
-        """How far the shard in hand is, and this process's memory, which the metrics are told as well."""
+        """Return how far the current shard is and how much memory this process uses; also update the metrics."""
         import torch
 
         on_gpu = self.job.worker.device.startswith("cuda")
         progress = WorkerProgress(
-            samples=self.samples,
+            samples=self._samples,
             waiting=waiting(),
             rss=psutil.Process().memory_info().rss,
             gpu_memory=torch.cuda.memory_reserved() if on_gpu else 0,
@@ -109,26 +111,27 @@ class LabelWorker:
         return progress
 
     def label(self, shard: Shard, attempt: int) -> Commit:
-        """Label and commit one shard, after `load`; in smaller batches, from then on, where memory does not suffice.
+        """Label and commit one shard, after `load`. If memory runs out, this worker uses smaller batches from then on.
 
-        Errors: see `label_shard`.
+        Raises the errors of `label_shard`.
         """
-        told = {"shard": shard.name, "attempt": attempt, "host": self.report.host, "pid": self.report.pid}
-        log.info("shard %s begun, attempt %d", shard.name, attempt, extra=told)
-        began = time.monotonic()
+        log_fields = {"shard": shard.name, "attempt": attempt, "host": self.report.host, "pid": self.report.pid}
+        log.info("shard %s started, attempt %d", shard.name, attempt, extra=log_fields)
+        started = time.monotonic()
         try:
-            commit = self._label_in_memory(shard, attempt)
+            commit = self._label_within_memory(shard, attempt)
         except Exception as error:
-            told |= {"rows": self.samples, "seconds": round(time.monotonic() - began, 3)}
+            log_fields |= {"rows": self._samples, "seconds": round(time.monotonic() - started, 3)}
             text = redact(f"{type(error).__name__}: {error}")
-            log.info("shard %s failed after %.1f s: %s", shard.name, told["seconds"], text, extra=told)
+            log.info("shard %s failed after %.1f s: %s", shard.name, log_fields["seconds"], text, extra=log_fields)
             raise
-        told |= {"rows": commit.rows, "seconds": round(time.monotonic() - began, 3)}
-        log.info("shard %s committed: %d rows in %.1f s", shard.name, commit.rows, told["seconds"], extra=told)
+        seconds = round(time.monotonic() - started, 3)
+        log_fields |= {"rows": commit.rows, "seconds": seconds}
+        log.info("shard %s committed: %d rows in %.1f s", shard.name, commit.rows, seconds, extra=log_fields)
         return commit
 
-    def _label_in_memory(self, shard: Shard, attempt: int) -> Commit:
-        from diffseg.devices import release_device_memory, out_of_memory
+    def _label_within_memory(self, shard: Shard, attempt: int) -> Commit:
+        from diffseg.devices import out_of_memory, release_device_memory
 
         while True:
             try:
@@ -136,7 +139,7 @@ class LabelWorker:
             except RuntimeError as error:
                 if not out_of_memory(error) or self.segmenter.batch_size == 1:
                     raise
-            # after the block, when the error and all that its frames held of the batch is gone
+            # After the except block, when the error and the batch that its frames hold have been released.
             release_device_memory(self.job.worker.device)
             self.segmenter.batch_size //= 2
             log.warning("out of memory; from now on %d images at once", self.segmenter.batch_size)
@@ -146,13 +149,13 @@ class LabelWorker:
 
         from pipeline.label import label_shard
 
-        # OpenMP's setting belongs to the calling thread, and an actor's calls come in threads of their own
+        # The number of OpenMP threads is a setting of the calling thread, and an actor's calls come in new threads.
         torch.set_num_threads(self.job.worker.threads)
-        self.samples = 0
+        self._samples = 0
         report = self.report
         metadata = {
             "method": ",".join(self.segmenter.method),
-            "context": "names of the image" if "cross" in self.segmenter.needs else "empty prompt",
+            "context": "names of the image" if "cross_attention" in self.segmenter.needs else "empty prompt",
             "noise": "none",
             "fingerprint": report.fingerprint,
             "model": self.job.settings.model,
@@ -169,9 +172,9 @@ class LabelWorker:
             source=self.job.source,
             attempt=attempt,
             names=self.names,
-            on_sample=self._count,
+            on_sample=self._count_sample,
         )
 
-    def _count(self) -> None:
-        self.samples += 1
+    def _count_sample(self) -> None:
+        self._samples += 1
         metrics.IMAGES.record(1)

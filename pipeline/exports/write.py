@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from diffseg.segmentation import BACKGROUND
-from pipeline.executor.parallel import spread
+from pipeline.executor.parallel import parallel_map
 from pipeline.exports import coco, cvat, huggingface, labelstudio, voc
 from pipeline.exports.assemble import Fragments, Lines
 from pipeline.exports.items import PROBLEMS_SHOWN, UNNAMED, Export, Item, Part, Tally, read_items
@@ -154,7 +154,7 @@ def export_parts(
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="diffseg-export-") as folder:
         fragments = Fragments(folder)
-        for lines, of_part in spread(export_part, (export, name), parts, processes=processes, address=address):
+        for lines, of_part in parallel_map(export_part, (export, name), parts, processes=processes, address=address):
             fragments.add(lines)
             tally.counts.update(of_part.counts)
             tally.problems += of_part.problems[: PROBLEMS_SHOWN - len(tally.problems)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from pipeline.digest import short_digest
-from pipeline.executor.parallel import spread
+from pipeline.executor.parallel import parallel_map
 from pipeline.output.commit import Commit
 from pipeline.output.manifest import Manifest
 from pipeline.readers.samples import Shard
@@ -54,7 +54,7 @@ def write_report(
     image_field = report.manifest.settings["image_field"]
     common = Common(out=report.out, data=data, image_field=image_field, photographs_gone=report.photographs_gone)
     facts, rows = Facts(), RowList(data)
-    for of_part, entries in spread(report_part, common, parts, processes=processes, address=address):
+    for of_part, entries in parallel_map(report_part, common, parts, processes=processes, address=address):
         facts.update(of_part)
         rows.add(entries)
         on_part()

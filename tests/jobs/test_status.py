@@ -36,7 +36,7 @@ def status(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str
 @pytest.fixture
 def unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, threading.Thread]]:
     """Yield OUT of a run of three shards, whose last one waits for `release`, and the thread of the run."""
-    monkeypatch.setattr(progress_file, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(progress_file, "INTERVAL_SECONDS", 0.05)
     out = tmp_path / "out"
     run = threading.Thread(
         target=label_run,

@@ -1,4 +1,4 @@
-"""Workers that label nothing: what the driver does with shards, attempts and actors can be seen without a model."""
+"""Workers without a model, which test how the driver handles shards, attempts and actors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.storage import StoreUnavailable
 
 
 class Sleeper:
-    """Takes `seconds` for a shard of 10,000 rows, and commits it. What its name says may happen instead."""
+    """Sleeps for `seconds` and commits a shard of 10,000 rows, or fails in the way that the shard's name says."""
 
     seconds = 0.0
 
@@ -40,12 +40,12 @@ class Sleeper:
             seconds={"unet": self.seconds, "total": self.seconds},
             started=started,
             finished=time.time(),
-            worker=self.where(),
+            worker=self.location(),
         )
         write_commit(self.job.out, commit)
         return commit
 
-    def where(self) -> str:
+    def location(self) -> str:
         return f"{os.getpid()}"
 
     def progress(self) -> WorkerProgress:
@@ -58,7 +58,7 @@ class Sleeper:
         if kind == "once" and attempt == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "broken":
-            raise ShardError(shard.url, "this is no tar")
+            raise ShardError(shard.url, "this is not a tar")
         if kind == "device":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if kind == "meet":
@@ -75,23 +75,23 @@ class Sleeper:
                 hoard.append(bytearray(os.urandom(2**20)) * 64)
 
     def meet(self, name: str) -> None:
-        """Wait until three such shards are in hand, as they are only when three workers have one each."""
-        place, end = f"{self.job.out.url}/meeting", time.monotonic() + 540
-        os.makedirs(place, exist_ok=True)
-        with open(f"{place}/{name}", "w"):
+        """Wait until three such shards are in flight, which needs three workers with one shard each."""
+        folder, end = f"{self.job.out.url}/meeting", time.monotonic() + 540
+        os.makedirs(folder, exist_ok=True)
+        with open(f"{folder}/{name}", "w"):
             pass
-        while len(os.listdir(place)) < 3:
+        while len(os.listdir(folder)) < 3:
             if time.monotonic() > end:
-                raise TimeoutError("the others did not come")
+                raise TimeoutError("three shards were never in flight at the same time")
             time.sleep(0.05)
 
 
 class LateStarter(Sleeper):
-    """The first that loads fails to."""
+    """The first worker of a run fails to load its model."""
 
     def load(self, job: Job) -> WorkerReport:
         marker = Path(job.out.url).with_name("failed once")
         if not marker.exists():
             marker.touch()
-            raise RuntimeError("the hub is away")
+            raise RuntimeError("the hub is unreachable")
         return super().load(job)

@@ -29,7 +29,7 @@ HEAD_SECONDS = 8.0
 class Sleeper(doubles.Sleeper):
     """On a node."""
 
-    def where(self) -> str:
+    def location(self) -> str:
         return f"{ray.get_runtime_context().get_node_id()} {os.getpid()}"
 
     def misbehave(self, shard: object, attempt: int) -> None:

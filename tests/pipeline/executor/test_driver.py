@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,6 @@ from diffseg.model.layout import TINY
 from diffseg.settings import settings_of
 from pipeline.errors import RunFailed, RunRefused
 from pipeline.executor.driver import RunSummary, label_run
-from pipeline.executor.progress_bar import RunProgress
-from pipeline.executor.protocol import InHand, PoolState, WorkerProgress
 from pipeline.output.commit import read_commits
 from pipeline.readers.pack import pack_images
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
@@ -55,27 +52,29 @@ def run(
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """What must be the same however a run went: data files, run.json, and the commits without their times."""
-    found = {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-    found.pop("progress.json")
-    for path in found:
+    """Return what must be the same however a run went: data files, run.json, and records without their times."""
+    contents = {
+        path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()
+    }
+    contents.pop("progress.json")
+    for path in contents:
         if path.startswith("commits/"):
-            record = json.loads(found[path])
+            record = json.loads(contents[path])
             for name in ("seconds", "started", "finished", "attempt", "worker"):
                 record.pop(name)
-            found[path] = json.dumps(record, sort_keys=True).encode()
-    return found
+            contents[path] = json.dumps(record, sort_keys=True).encode()
+    return contents
 
 
-def forget(out: Path, shard: str) -> None:
-    """Take the record of a done shard away."""
+def delete_record(out: Path, shard: str) -> None:
+    """Delete the record of a done shard."""
     (record,) = (out / "commits").glob(f"{shard}.*.json")
     record.unlink()
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted")
     summary = run(tars, out, no_ray=True)
     assert (summary.shards, summary.done_before, summary.images, dict(summary.counts)) == (5, 0, 20, {"ok": 20})
     return out
@@ -83,7 +82,7 @@ def undisturbed(tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def on_ray(local_ray: None, tars: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunSummary, str]:
-    """OUT of a run on one actor, its summary, and what it showed where there is no terminal."""
+    """OUT of a run on one actor, its summary, and what it printed without a terminal."""
     out, text = tmp_path_factory.mktemp("on-ray"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.executor.progress_bar.LINE_SECONDS", 0.0)
@@ -91,40 +90,40 @@ def on_ray(local_ray: None, tars: Path, tmp_path_factory: pytest.TempPathFactory
     return out, summary, text.getvalue()
 
 
-def test_ray_gives_the_bytes_of_one_process(on_ray: tuple[Path, RunSummary, str], undisturbed: Path) -> None:
-    """With two actors: end_to_end/test_kill.py."""
+def test_ray_gives_the_bytes_of_one_process(on_ray: tuple[Path, RunSummary, str], uninterrupted: Path) -> None:
+    """The same with two actors is in end_to_end/test_kill.py."""
     out, summary, _ = on_ray
     assert (summary.images, summary.failed) == (20, {})
-    assert files(out) == files(undisturbed)
+    assert files(out) == files(uninterrupted)
 
 
 @pytest.mark.parametrize("lost", ["commit", "data"])
-def test_a_run_goes_on_where_commits_are_missing(lost: str, tars: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_a_run_resumes_where_records_are_missing(lost: str, tars: Path, tmp_path: Path, uninterrupted: Path) -> None:
     run(tars, tmp_path, no_ray=True)
-    forget(tmp_path, "000002")
+    delete_record(tmp_path, "000002")
     if lost == "data":
         (tmp_path / "labels" / "000002.parquet").write_bytes(b"half a fi")
     summary = run(tars, tmp_path, no_ray=True)
     assert (summary.done_before, summary.images) == (4, 4)
-    assert files(tmp_path) == files(undisturbed)
+    assert files(tmp_path) == files(uninterrupted)
 
 
-def test_nothing_to_do_loads_no_model(tars: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_loads_no_model(tars: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffseg.model.checkpoint.load_checkpoint", lambda *a, **k: pytest.fail("a model was loaded"))
-    summary = run(tars, undisturbed, no_ray=True)
+    summary = run(tars, uninterrupted, no_ray=True)
     assert (summary.done_before, summary.images, dict(summary.counts)) == (5, 0, {"ok": 20})
 
 
-def test_other_settings_are_refused_and_change_nothing(tars: Path, undisturbed: Path) -> None:
-    before = files(undisturbed)
+def test_other_settings_are_refused_and_change_nothing(tars: Path, uninterrupted: Path) -> None:
+    before = files(uninterrupted)
     with pytest.raises(RunRefused, match="kmeans: False in OUT, True now"):
-        run(tars, undisturbed, no_ray=True, label={"method": settings_of(resolution=64, kmeans=True)})
+        run(tars, uninterrupted, no_ray=True, label={"method": settings_of(resolution=64, kmeans=True)})
     with pytest.raises(RunRefused, match="source"):
-        run(tars / "000000.tar", undisturbed, no_ray=True)
-    assert files(undisturbed) == before
+        run(tars / "000000.tar", uninterrupted, no_ray=True)
+    assert files(uninterrupted) == before
 
 
-def test_the_model_is_told_by_its_files_and_not_by_its_name(tars: Path, tmp_path: Path) -> None:
+def test_the_model_is_identified_by_its_files_and_not_by_its_name(tars: Path, tmp_path: Path) -> None:
     source, out = tars / "000000.tar", tmp_path / "out"
     run(source, out, no_ray=True)
     copy = tmp_path / "copy"
@@ -133,7 +132,7 @@ def test_the_model_is_told_by_its_files_and_not_by_its_name(tars: Path, tmp_path
     (copy / "unet" / "config.json").write_text((copy / "unet" / "config.json").read_text() + "\n")
     with pytest.raises(RunRefused, match="model_sha256"):
         run(source, out, no_ray=True, label={"method": FAST, "model": str(copy)})
-    forget(out, "000000")
+    delete_record(out, "000000")
     with pytest.raises(RunRefused, match="model_sha256"):
         run(source, out, no_ray=True, label={"method": FAST, "model": str(copy)})
 
@@ -146,9 +145,9 @@ def test_overwrite_starts_over(tars: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "labels").iterdir()] == ["000001.parquet"]
 
 
-def test_another_environment_is_warned_of(tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_environment_is_logged(tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tars, tmp_path, no_ray=True)
-    forget(tmp_path, "000000")
+    delete_record(tmp_path, "000000")
     with caplog.at_level(logging.WARNING):
         run(tars, tmp_path, no_ray=True, worker={"batch_size": 2})
     assert "batch_size: 1 before, 2 now" in caplog.text
@@ -167,7 +166,7 @@ def test_a_folder_that_grew_is_labelled_again_where_it_changed(scene_folder: Pat
     assert (summary.done_before, summary.images, dict(summary.counts)) == (1, 5, {"ok": 9})
 
 
-def with_a_broken_shard(tars: Path, folder: Path) -> Path:
+def copy_with_a_broken_shard(tars: Path, folder: Path) -> Path:
     for path in tars.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "broken.tar").write_bytes(b"this is no tar")
@@ -176,12 +175,12 @@ def with_a_broken_shard(tars: Path, folder: Path) -> Path:
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("no_ray", [True, False])
-def test_a_bad_shard_is_recorded_after_three_attempts_and_mended_later(
+def test_a_bad_shard_is_recorded_after_three_attempts_and_labelled_once_it_is_repaired(
     no_ray: bool, tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
-    with_a_broken_shard(tars, source)
+    copy_with_a_broken_shard(tars, source)
     with caplog.at_level(logging.WARNING):
         summary = run(source, out, no_ray=no_ray, workers=1)
     assert list(summary.failed) == ["broken"]
@@ -193,18 +192,20 @@ def test_a_bad_shard_is_recorded_after_three_attempts_and_mended_later(
     with tarfile.open(source / "broken.tar", "w") as tar:
         member = tarfile.TarInfo("k.txt")
         tar.addfile(member, io.BytesIO())
-    mended = run(source, out, no_ray=True)
-    assert (mended.failed, mended.done_before, mended.counts["no_image"]) == ({}, 5, 1)
+    repaired = run(source, out, no_ray=True)
+    assert (repaired.failed, repaired.done_before, repaired.counts["no_image"]) == ({}, 5, 1)
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_no_resources_fails_loudly(
+def test_a_run_without_resources_fails_with_a_message(
     tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.executor.scheduler.PLACE_SECONDS", 0.5)
-    with pytest.raises(RunFailed, match=r"too few workers .* asks for 1 CPU, 1 GPU. The cluster has 4 CPU, 0 GPU"):
+    monkeypatch.setattr("pipeline.executor.readiness.UNSCHEDULED_WARNING_SECONDS", 0.5)
+    with pytest.raises(
+        RunFailed, match=r"too few workers .* each requesting 1 CPU, 1 GPU\). The cluster has 4 CPU, 0 GPU"
+    ):
         run(tars, tmp_path, worker={"device": "cuda"}, start_timeout=2.0)
-    assert "no worker has a place yet: ready are 0 of" in caplog.text
+    assert "no worker has been scheduled yet (0 of" in caplog.text
     assert not (tmp_path / "run.json").exists()
 
 
@@ -223,29 +224,7 @@ def test_an_empty_source_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_progress_is_shown_in_lines_without_a_terminal(on_ray: tuple[Path, RunSummary, str]) -> None:
+def test_progress_is_printed_in_lines_without_a_terminal(on_ray: tuple[Path, RunSummary, str]) -> None:
     _, _, text = on_ray
     assert "5/5 shards · 20 images" in text
     assert "1 worker" in text
-
-
-def state(*, ready: int, samples: int = 0, waiting: str = "") -> PoolState:
-    progress = WorkerProgress(samples=samples, waiting=waiting)
-    in_hand = InHand(shard="s", attempt=1, since=time.monotonic(), worker="here:1", progress=progress)
-    return PoolState(ready=ready, asked=ready, waiting=0, in_hand=[in_hand])
-
-
-def test_waits_are_told_of_and_their_end_too_when_the_run_ends_with_them() -> None:
-    text = io.StringIO()
-    with RunProgress(2, console=Console(file=text)) as progress:
-        progress.working(state(ready=2, waiting="s3://b/x does not answer (reset)"))
-        progress.working(state(ready=2, waiting="s3://b/x does not answer (reset)"))
-        progress.shard_finished(3)
-    assert text.getvalue() == "1 of 2 workers wait: s3://b/x does not answer (reset)\nall workers go on\n"
-
-
-def test_images_are_counted_once_when_their_shard_is_done() -> None:
-    with RunProgress(2, console=Console(file=io.StringIO())) as progress:
-        progress.working(state(ready=1, samples=5))
-        progress.shard_finished(6)
-        assert "1/2 shards · 6 images" in progress.said()

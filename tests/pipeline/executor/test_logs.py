@@ -1,4 +1,4 @@
-"""Log lines as JSON, and loggers that are left alone; workers' lines on a real Ray: end_to_end/test_observed.py."""
+"""Log lines as JSON, and loggers that stay unchanged. end_to_end/test_observed.py has the lines of workers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def test_a_line_has_the_fields_of_its_record_and_the_error() -> None:
     try:
         raise ValueError("bad")
     except ValueError:
-        told = {"shard": "a", "attempt": 2}
+        log_fields = {"shard": "a", "attempt": 2}
         record = logging.getLogger("x").makeRecord(
-            "x", logging.INFO, "f.py", 3, "shard %s\n begun", ("a",), sys.exc_info(), extra=told
+            "x", logging.INFO, "f.py", 3, "shard %s\n started", ("a",), sys.exc_info(), extra=log_fields
         )
     text = JsonLines().format(record)
     line = json.loads(text)
     assert "\n" not in text
     assert line.keys() == {
-        *told,
+        *log_fields,
         "asctime",
         "levelname",
         "message",
@@ -32,12 +32,12 @@ def test_a_line_has_the_fields_of_its_record_and_the_error() -> None:
         "name",
         "exc_text",
     }
-    assert (line["message"], line["shard"], line["attempt"], line["levelname"]) == ("shard a\n begun", "a", 2, "INFO")
+    assert (line["message"], line["shard"], line["attempt"], line["levelname"]) == ("shard a\n started", "a", 2, "INFO")
     assert "ValueError: bad" in line["exc_text"]
 
 
-def test_a_command_tells_its_own_info_and_the_warnings_of_others() -> None:
-    code = "import logging\nfrom pipeline.executor.logs import tell_json\ntell_json()\n"
+def test_a_command_logs_its_own_info_and_the_warnings_of_libraries() -> None:
+    code = "import logging\nfrom pipeline.executor.logs import log_json\nlog_json()\n"
     code += (
         "for name in ('pipeline.x', 'httpx'): logging.getLogger(name).info('i'); logging.getLogger(name).warning('w')"
     )
@@ -50,7 +50,7 @@ def test_a_command_tells_its_own_info_and_the_warnings_of_others() -> None:
     ]
 
 
-def test_the_callers_loggers_stay_as_they_were() -> None:
+def test_the_loggers_of_the_caller_stay_unchanged() -> None:
     root, ray = logging.getLogger(), logging.getLogger("ray")
     before = (root.level, root.handlers[:], ray.handlers[:], ray.propagate)
     with driver_loggers_kept():

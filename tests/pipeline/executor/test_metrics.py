@@ -1,4 +1,4 @@
-"""The table of metrics beside the dashboard; on a real Ray and Prometheus: end_to_end/test_observed.py."""
+"""The metrics agree with the dashboard. end_to_end/test_observed.py tests them on a real Ray and Prometheus."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from pipeline.executor.metrics import METRICS
 
 INFRA = Path(__file__).parents[3] / "infra"
-OF_RAY = {"SessionName", "NodeAddress"}
+RAY_LABELS = {"SessionName", "NodeAddress"}
 TARGETS = [
     target
     for panel in json.loads((INFRA / "grafana" / "diffseg.json").read_text())["panels"]
@@ -28,12 +28,12 @@ def series_in(query: str) -> list[str]:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=[target["expr"] for target in TARGETS])
-def test_a_query_of_the_dashboard_names_what_the_code_exports(target: dict[str, str]) -> None:
+def test_the_queries_of_the_dashboard_name_exported_metrics(target: dict[str, str]) -> None:
     query = target["expr"]
     named = series_in(query)
     assert named
     assert set(named) <= SERIES.keys()
-    known = OF_RAY.union(*(SERIES[name].tags for name in named)) | {"le"}
+    known = RAY_LABELS.union(*(SERIES[name].tags for name in named)) | {"le"}
     grouped = {label for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(", ")}
     selected = {label for group in re.findall(r"\{([^}]*)\}", query) for label in re.findall(r"(\w+)(?:=|!)", group)}
     assert grouped | selected <= known
@@ -41,13 +41,13 @@ def test_a_query_of_the_dashboard_names_what_the_code_exports(target: dict[str, 
     assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) == grouped - {"le"}
 
 
-def test_every_metric_is_on_the_dashboard_and_has_its_unit_in_its_name_where_it_is_one_of_physics() -> None:
+def test_every_metric_is_on_the_dashboard_and_names_its_physical_unit() -> None:
     shown = {SERIES[name] for target in TARGETS for name in series_in(target["expr"])}
     assert shown == set(METRICS)
     assert all(metric.name.endswith(metric.unit) for metric in METRICS if metric.unit in ("seconds", "bytes"))
 
 
-def test_without_ray_nothing_is_exported_and_nobody_warns() -> None:
+def test_without_ray_nothing_is_exported_and_nothing_is_printed() -> None:
     code = "import sys\nfrom pipeline.executor.metrics import METRICS\n"
     code += "for metric in METRICS: metric.record(1.0, **dict.fromkeys(metric.tags, 'x'))\n"
     code += "assert 'ray.util.metrics' not in sys.modules"
@@ -55,7 +55,7 @@ def test_without_ray_nothing_is_exported_and_nobody_warns() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_prometheus_reads_the_file_that_ray_writes_and_the_pod_monitor_the_port_that_kuberay_names() -> None:
+def test_prometheus_reads_the_file_of_ray_and_the_pod_monitor_the_port_of_kuberay() -> None:
     (job,) = yaml.safe_load((INFRA / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     assert job["file_sd_configs"][0]["files"] == ["/tmp/ray/prom_metrics_service_discovery.json"]
     monitor = yaml.safe_load((INFRA / "prometheus" / "podmonitor.yaml").read_text())

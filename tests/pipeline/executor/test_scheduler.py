@@ -1,4 +1,4 @@
-"""Shards that take their worker with them, on a real Ray with a worker that only misbehaves."""
+"""Shards that kill, block or break their worker, on a real Ray with workers that need no model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pipeline.output.commit import read_commits
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 
-ray.cloudpickle.register_pickle_by_value(doubles)  # workers do not find it by its name
+ray.cloudpickle.register_pickle_by_value(doubles)  # workers cannot import it by name
 
 
 def run(
     out: Path, names: str, *, worker_class: type[doubles.Sleeper] = doubles.Sleeper, **settings: object
 ) -> RunSummary:
-    """A run over shards of these names, which need not be there: braces are taken at their word."""
+    """Run over shards with these names. The files need not exist, because braces are expanded without a listing."""
     return label_run(
         f"{out.parent}/in/{{{names}}}.tar",
         str(out),
@@ -35,7 +35,7 @@ def run(
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_shard_that_kills_its_worker_fails_after_three_attempts_and_costs_no_other(tmp_path: Path) -> None:
+def test_a_shard_that_kills_its_worker_fails_after_three_attempts_and_harms_no_other(tmp_path: Path) -> None:
     summary = run(tmp_path / "out", "good-{0..9},kills,once,memory,broken")
     assert set(summary.failed) == {"kills", "memory", "broken"}
     assert summary.counts == {"ok": 110_000}
@@ -54,7 +54,7 @@ def test_a_shard_that_kills_its_worker_fails_after_three_attempts_and_costs_no_o
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_as_many_workers_as_were_asked_for_have_a_shard_at_the_same_time(tmp_path: Path) -> None:
+def test_as_many_workers_as_requested_have_a_shard_at_the_same_time(tmp_path: Path) -> None:
     assert run(tmp_path / "out", "meet-0,meet-1,meet-2", workers=3).failed == {}
     records = read_commits(Storage(url=str(tmp_path / "out"))).values()
     assert [record.attempt for record in records] == [1, 1, 1]
@@ -62,18 +62,18 @@ def test_as_many_workers_as_were_asked_for_have_a_shard_at_the_same_time(tmp_pat
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_worker_that_could_not_start_is_tried_again_while_others_work(
+def test_a_worker_that_could_not_start_is_started_again_while_others_work(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     summary = run(tmp_path / "out", "meet-0,meet-1,meet-2", worker_class=doubles.LateStarter, workers=3)
     assert summary.failed == {}
     assert "a worker could not start, the next attempt is in 2 s: " in caplog.text
-    assert "the hub is away" in caplog.text
+    assert "the hub is unreachable" in caplog.text
 
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(("kind", "processes"), [("broken", 1), ("device", 2)])
-def test_only_an_error_of_the_device_costs_the_worker(kind: str, processes: int, tmp_path: Path) -> None:
+def test_only_a_device_error_replaces_the_worker(kind: str, processes: int, tmp_path: Path) -> None:
     summary = run(tmp_path / "out", f"a-first,{kind},later", workers=1)
     assert list(summary.failed) == [kind]
     records = read_commits(Storage(url=str(tmp_path / "out")))
@@ -81,7 +81,7 @@ def test_only_an_error_of_the_device_costs_the_worker(kind: str, processes: int,
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_shard_beyond_its_deadline_fails_and_its_worker_is_replaced(tmp_path: Path) -> None:
+def test_a_shard_beyond_its_timeout_fails_and_its_worker_is_replaced(tmp_path: Path) -> None:
     summary = run(tmp_path / "out", "good-{0..3},sleeps", workers=1, shard_timeout=1.0)
     assert summary.counts == {"ok": 40_000}
     assert summary.failed == {"sleeps": "not done within 1 s; the worker was killed"}
@@ -89,7 +89,7 @@ def test_a_shard_beyond_its_deadline_fails_and_its_worker_is_replaced(tmp_path: 
     assert (record.attempt, record.transient) == (3, True)
 
 
-def test_retry_failed_redoes_what_failed_for_passing_reasons_and_nothing_else(tmp_path: Path) -> None:
+def test_retry_failed_retries_transient_failures_and_nothing_else(tmp_path: Path) -> None:
     out, names = tmp_path / "out", "good-{0..1},memory,broken,unreadable"
     with pytest.raises(RunRefused, match="holds no run"):
         run(out, names, no_ray=True, retry_failed=True)
@@ -102,16 +102,16 @@ def test_retry_failed_redoes_what_failed_for_passing_reasons_and_nothing_else(tm
     assert (set(again.failed), again.images) == ({"memory", "broken"}, 10_000)
     touched = {path.name.partition(".")[0] for path in before if path.stat().st_mtime_ns != before[path]}
     assert touched == {"memory", "unreadable"}
-    assert not good.exists(), "a shard that was never done is no failure"
+    assert not good.exists(), "a shard that was never labelled is no failure"
 
 
-def test_a_plain_run_does_what_is_missing_and_what_failed(tmp_path: Path) -> None:
+def test_a_plain_run_labels_missing_and_failed_shards(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(out, "good-{0..1},broken", no_ray=True)
     summary = run(out, "good-{0..1},broken", no_ray=True)
     assert (summary.done_before, list(summary.failed)) == (2, ["broken"])
     (failure,) = (out / "failures").iterdir()
-    # As if the shard had been mended: its failure goes when it is done.
+    # The shard is repaired, so its failure is deleted once it is done.
     (tmp_path / "in").mkdir()
     doubles.Sleeper.misbehave, kept = lambda self, shard, attempt: None, doubles.Sleeper.misbehave
     try:
@@ -121,15 +121,17 @@ def test_a_plain_run_does_what_is_missing_and_what_failed(tmp_path: Path) -> Non
     assert not failure.exists()
 
 
-def test_a_store_trouble_that_the_driver_does_not_share_is_the_shards_own(tmp_path: Path) -> None:
+def test_a_store_error_that_the_driver_does_not_see_fails_only_the_shard(tmp_path: Path) -> None:
     summary = run(tmp_path / "out", "good-{0..3},gone", no_ray=True)
     assert list(summary.failed) == ["gone"]
     assert summary.counts == {"ok": 40_000}
 
 
-def test_a_store_that_the_driver_cannot_reach_either_ends_the_run(tmp_path: Path, free_port: int) -> None:
+def test_a_store_that_the_driver_cannot_reach_ends_the_run(tmp_path: Path, free_port: int) -> None:
     out, source = tmp_path / "out", f"http://127.0.0.1:{free_port}/{{first,gone,later}}.tar"
-    with pytest.raises(RunFailed, match=rf"127.0.0.1:{free_port}.* has not answered.*the same command goes on"):
+    with pytest.raises(
+        RunFailed, match=rf"127.0.0.1:{free_port}.* has not answered.*run the same command again to resume"
+    ):
         label_run(
             source,
             str(out),
@@ -144,7 +146,7 @@ def test_a_store_that_the_driver_cannot_reach_either_ends_the_run(tmp_path: Path
 HUNGRY = """
 import os, sys, psutil
 memory = psutil.virtual_memory()
-# Ray kills above this: three gigabytes more than now, so that the machine itself is never in need.
+# Ray kills workers above this limit, 3 GiB above the present use, so that the machine never runs out of memory.
 os.environ["RAY_memory_usage_threshold"] = str((memory.total - memory.available + 3 * 2**30) / memory.total)
 os.environ["RAY_memory_monitor_refresh_ms"] = "100"
 sys.path[:0] = sys.argv[2:]
@@ -156,7 +158,7 @@ print(summary.counts, summary.failed)
 """
 
 
-def test_a_shard_that_takes_all_memory_fails_after_three_attempts_and_costs_no_other(tmp_path: Path) -> None:
+def test_a_shard_that_takes_all_memory_fails_after_three_attempts_and_harms_no_other(tmp_path: Path) -> None:
     out, here = tmp_path / "out", Path(__file__).parent
     line = [sys.executable, "-c", HUNGRY, str(out), str(here), str(here.parent)]
     environment = {**os.environ, "PYTHONPATH": str(here.parents[2])}

@@ -1,6 +1,8 @@
+"""The order of the queue, and how often a shard is retried or requeued."""
+
 from __future__ import annotations
 
-from pipeline.executor.shard_queue import MAX_ATTEMPTS, MAX_GIVEN_BACK, ShardQueue
+from pipeline.executor.shard_queue import MAX_ATTEMPTS, MAX_REQUEUES, ShardQueue
 from pipeline.readers.samples import Shard
 
 
@@ -16,27 +18,27 @@ def test_every_shard_is_handed_out_once_in_order() -> None:
     assert queue.unfinished == 0
 
 
-def test_a_failing_shard_goes_to_the_end_and_is_given_up_after_its_attempts() -> None:
+def test_a_failing_shard_goes_to_the_end_and_fails_after_its_attempts() -> None:
     bad, good = (Shard(name=name, url="", kind="tar") for name in ("bad", "good"))
     queue = ShardQueue([bad, good])
-    seen = []
+    attempts = []
     while task := queue.take():
-        seen.append((task.shard.name, task.attempt))
+        attempts.append((task.shard.name, task.attempt))
         if task.shard is bad:
             assert queue.failed(task) == (task.attempt < MAX_ATTEMPTS)
         else:
             queue.succeeded()
-    assert seen == [("bad", 1), ("good", 1), ("bad", 2), ("bad", 3)]
+    assert attempts == [("bad", 1), ("good", 1), ("bad", 2), ("bad", 3)]
     assert queue.unfinished == 0
 
 
-def test_a_shard_that_is_given_back_is_next_and_keeps_its_attempts_within_bounds() -> None:
+def test_a_requeued_shard_is_next_and_keeps_its_attempts_up_to_a_limit() -> None:
     unlucky, other = (Shard(name=name, url="", kind="tar") for name in ("unlucky", "other"))
     queue = ShardQueue([unlucky, other])
-    for times in range(MAX_GIVEN_BACK + 1):
+    for times in range(MAX_REQUEUES + 1):
         task = queue.take()
         assert task is not None
         assert (task.shard, task.attempt) == (unlucky, 1)
-        assert queue.give_back(task) == (times < MAX_GIVEN_BACK)
-    assert queue.failed(task), "from then on it counts as an attempt"
+        assert queue.requeue(task) == (times < MAX_REQUEUES)
+    assert queue.failed(task), "beyond the limit it counts as an attempt"
     assert (queue.waiting, queue.unfinished) == (2, 2)

@@ -1,4 +1,4 @@
-"""The worker itself: what it does where memory does not suffice."""
+"""A worker that runs out of memory continues with smaller batches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def shards(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 @pytest.fixture
 def worker(tmp_path: Path) -> LabelWorker:
-    """At 8 images in a batch."""
+    """A worker with 8 images in a batch."""
     settings = LabelSettings(method=settings_of(resolution=64))
     source, out = Storage(url="."), Storage(url=str(tmp_path / "out"))
     job = Job(settings=settings, worker=WorkerSettings(device="cpu", batch_size=8), source=source, out=out)
@@ -39,42 +39,42 @@ def worker(tmp_path: Path) -> LabelWorker:
     return worker
 
 
-def needs_memory_above(batch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let larger batches ask torch for more than there is; the sizes of the batches that were tried, as they come."""
-    tried: list[int] = []
+def run_out_of_memory_above(batch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Make larger batches request more memory than there is. The list that is returned collects all batch sizes."""
+    batch_sizes: list[int] = []
     launch = Segmenter.launch
 
     def greedy(self: Segmenter, *arguments: Any) -> Any:
-        tried.append(self.batch_size)
+        batch_sizes.append(self.batch_size)
         if self.batch_size > batch:
             torch.empty(MORE_THAN_ANY_MACHINE_HAS)
         return launch(self, *arguments)
 
     monkeypatch.setattr(Segmenter, "launch", greedy)
-    return tried
+    return batch_sizes
 
 
-def test_a_batch_that_memory_cannot_hold_is_halved_and_stays_so(
+def test_the_batch_size_is_halved_for_good_when_memory_runs_out(
     worker: LabelWorker, shards: list[Shard], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tried = needs_memory_above(3, monkeypatch)
+    batch_sizes = run_out_of_memory_above(3, monkeypatch)
     first, second = (worker.label(shard, 1) for shard in shards)
-    assert tried == [8, 4, *[2] * 10]
+    assert batch_sizes == [8, 4, *[2] * 10]
     assert first.counts == second.counts == {"ok": 10}
     assert (first.batch_size, second.batch_size) == (2, 2)
     assert caplog.text.count("out of memory; from now on") == 2
 
 
-def test_an_image_that_memory_cannot_hold_by_itself_is_an_error(
+def test_a_single_image_that_does_not_fit_in_memory_is_an_error(
     worker: LabelWorker, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = needs_memory_above(0, monkeypatch)
+    batch_sizes = run_out_of_memory_above(0, monkeypatch)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         worker.label(shards[0], 1)
-    assert tried == [8, 4, 2, 1]
+    assert batch_sizes == [8, 4, 2, 1]
 
 
-def test_an_error_of_another_kind_halves_nothing(
+def test_another_error_leaves_the_batch_size_unchanged(
     worker: LabelWorker, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:
