@@ -1,1 +1,1 @@
-"""A segmentation network trained on the label maps of a run: here, or on Ray with any number of workers."""
+"""Training on the labels of a run: segmentation networks, with or without Ray, and affinity for the frozen model."""

@@ -1,7 +1,7 @@
-"""The steps of a training, on one worker: the same with Ray and without, alone and with others.
+"""The training loop of one worker. It is the same with and without Ray, for one worker and for many.
 
-Every random number of a step follows from (seed, step, rank), so a training that was killed goes on from its last
-checkpoint to the weights of an undisturbed one.
+All random numbers of a step follow from (seed, step, rank), so a training that was killed and continues from its last
+checkpoint ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,89 +20,118 @@ from pipeline.storage import SourceError, Storage
 from pipeline.training.dataset import LabelDataset
 from pipeline.training.network import SegmentationNetwork
 from pipeline.training.objective import objective
-from pipeline.training.settings import TrainSettings
+from pipeline.training.settings import TrainRunSettings, TrainSettings
 from pipeline.training.state import Record, load_checkpoint, save_checkpoint, save_network
 
 DIMENSIONS = 16
-"""Of an embedding: as many segments of an image can be told apart without any being alike."""
+"""Dimensions of the embedding: up to this many segments of an image can have orthogonal vectors."""
 
 RECORDS = 100
-"""Of a training: what its curves are drawn of."""
+"""Number of progress records of a training; its curves are drawn from them."""
 
 WARM_UP = 0.05
+"""Share of the steps during which the learning rate rises."""
 
 
 def train(
     settings: TrainSettings,
+    run: TrainRunSettings,
     dataset: LabelDataset,
     model: Storage,
     *,
     device: str | torch.device = "cpu",
-    threads: int = 1,
-    loaders: int = 0,
-    save_every: int = 100,
     wrap: Callable[[SegmentationNetwork], nn.Module] = lambda network: network,
     on_record: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
-    """Make the steps that MODEL lacks; the records of all. The worker of rank 0 writes checkpoints and the network.
+    """Train from the last checkpoint in MODEL to the last step.
 
-    wrap: makes the network one whose gradients are those of all workers. on_record: told each new record.
-    Raises SourceError where the run has too few images for a batch of each worker.
+    The worker of rank 0 writes the checkpoints and the trained network.
+
+    Args:
+        settings: What is trained.
+        run: Threads, data-loader processes and checkpoint interval of this worker.
+        dataset: The training samples of this rank.
+        model: MODEL.
+        device: Device of the network.
+        wrap: Returns a module that averages gradients over all workers.
+        on_record: Called with each new record.
+
+    Returns:
+        The records of all steps, including those before the checkpoint.
+
+    Raises:
+        SourceError: The run has too few images for one batch per worker.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(run.threads)
     dimensions = DIMENSIONS if settings.target == "segments" else dataset.classes
     torch.manual_seed(settings.seed)
     network = SegmentationNetwork(width=settings.width, dimensions=dimensions).to(device)
     optimiser = optimiser_of(network)
     step, history = load_checkpoint(model, network, optimiser)
     wrapped = wrap(network)
-    sums: defaultdict[str, Any] = defaultdict(float)
-    count, started, every = 0, time.perf_counter(), max(1, settings.steps // RECORDS)
-    for batch in _batches(dataset, settings, step, loaders):
+    recorder = _Recorder(settings, history, on_record)
+    for batch in _batches(dataset, settings, step, run.loaders):
         set_lr(optimiser, settings.learning_rate * _schedule(step / settings.steps))
-        parts = objective(wrapped, batch, settings.target, device=device, seed=(settings.seed, step, dataset.rank))
-        descend(parts["loss"], wrapped, optimiser)
-        step, count = step + 1, count + 1
-        for name, value in parts.items():
-            sums[name] += value.detach()  # a GPU is not waited for
-        if step % every == 0 or step == settings.steps:
-            now = time.perf_counter()
-            means = {name: float(total) / count for name, total in sums.items()}
-            history.append({"step": step, "seconds": round(now - started, 3), **means})
-            on_record(history[-1])
-            sums.clear()
-            count, started = 0, now
-        if dataset.rank == 0 and (step % save_every == 0 or step == settings.steps):
+        losses = objective(wrapped, batch, settings.target, device=device, seed=(settings.seed, step, dataset.rank))
+        descend(losses["loss"], wrapped, optimiser)
+        step += 1
+        recorder.add(step, losses)
+        if dataset.rank == 0 and (step % run.save_every == 0 or step == settings.steps):
             save_checkpoint(model, network, optimiser, step, history)
     if dataset.rank == 0:
-        facts = {"target": settings.target, "width": settings.width, "dimensions": dimensions, "size": settings.size}
-        save_network(model, network, facts)
+        config = {"target": settings.target, "width": settings.width, "dimensions": dimensions, "size": settings.size}
+        save_network(model, network, config)
     return history
 
 
-def _schedule(through: float) -> float:
-    return through / WARM_UP if through < WARM_UP else cosine((through - WARM_UP) / (1 - WARM_UP))
+class _Recorder:
+    """Appends the mean losses of every few steps to the history."""
+
+    def __init__(self, settings: TrainSettings, history: list[Record], on_record: Callable[[Record], None]) -> None:
+        self._steps, self._every = settings.steps, max(1, settings.steps // RECORDS)
+        self._history, self._on_record = history, on_record
+        self._reset(time.perf_counter())
+
+    def _reset(self, now: float) -> None:
+        self._sums: defaultdict[str, Any] = defaultdict(float)
+        self._count, self._started = 0, now
+
+    def add(self, step: int, losses: dict[str, torch.Tensor]) -> None:
+        self._count += 1
+        for name, value in losses.items():
+            self._sums[name] += value.detach()  # reading the value here would wait for the GPU
+        if step % self._every == 0 or step == self._steps:
+            now = time.perf_counter()
+            means = {name: float(total) / self._count for name, total in self._sums.items()}
+            self._history.append({"step": step, "seconds": round(now - self._started, 3), **means})
+            self._on_record(self._history[-1])
+            self._reset(now)
+
+
+def _schedule(progress: float) -> float:
+    """Return the learning rate as a share of its maximum, after a share `progress` of the steps."""
+    return progress / WARM_UP if progress < WARM_UP else cosine((progress - WARM_UP) / (1 - WARM_UP))
 
 
 def _batches(dataset: LabelDataset, settings: TrainSettings, step: int, loaders: int) -> Iterator[dict[str, Any]]:
-    """The batches of all steps after `step`, through as many epochs as they take; whole ones only."""
+    """Yield the batches of all steps after `step` over as many epochs as needed; incomplete batches are dropped."""
     workers = max(1, loaders)
-    shares = [len(dataset) * (part + 1) // workers - len(dataset) * part // workers for part in range(workers)]
-    in_epoch = sum(share // settings.batch_size for share in shares)
-    if in_epoch == 0:
+    samples = [len(dataset) * (n + 1) // workers - len(dataset) * n // workers for n in range(workers)]
+    batches_per_epoch = sum(count // settings.batch_size for count in samples)
+    if batches_per_epoch == 0:
         raise SourceError(
-            f"{len(dataset)} images for each of {dataset.world_size} workers, with {workers} loaders: fewer than one "
-            f"batch of {settings.batch_size}; expected more images, or a smaller --batch-size"
+            f"{len(dataset)} images for each of {dataset.world_size} workers with {workers} loaders are fewer than one "
+            f"batch of {settings.batch_size}; use more images or a smaller --batch-size"
         )
     while step < settings.steps:
-        epoch, done = divmod(step, in_epoch)
+        epoch, done = divmod(step, batches_per_epoch)
         dataset.start_at(epoch, batches=done, batch_size=settings.batch_size)
         loader = DataLoader(
             dataset,
             batch_size=settings.batch_size,
             num_workers=loaders,
             drop_last=True,
-            # A filesystem that was used must not be forked.
+            # fsspec filesystems that were used must not be forked
             multiprocessing_context="spawn" if loaders else None,
         )
         for batch in loader:

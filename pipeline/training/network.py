@@ -1,10 +1,10 @@
-"""A compact U-Net: images to a vector a pixel, an embedding or the scores of classes.
+"""A compact U-Net that maps images to a grid of vectors at half their resolution: an embedding, or class scores.
 
-Written here since no library's would do: segmentation_models.pytorch imports torchvision, and the networks of
-transformers and diffusers cost each worker about ten seconds of imports. Group norms, as batches are small; nothing is
-computed at the pixels' own resolution, where most of the time would go.
+It is defined here because segmentation_models.pytorch imports torchvision, and importing the networks of transformers
+or diffusers takes each worker about ten seconds. It uses group norms because batches are small, and works at half the
+pixels' resolution, because most of the time would be spent at the full resolution.
 
-Axes: B images, D dimensions or classes, S pixels of the square, h and w of the network's grid, S / 2.
+Axes: B images, D embedding dimensions or classes, S side of the square input in pixels.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ GROUPS = 8
 
 
 class Block(nn.Module):
-    """Two convolutions of 3 x 3 around a shortcut."""
+    """Two 3 x 3 convolutions, the second with a residual connection around it."""
 
-    def __init__(self, inside: int, outside: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(inside, outside, 3, padding=1, bias=False)
-        self.first = nn.GroupNorm(GROUPS, outside)
-        self.inner = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
-        self.second = nn.GroupNorm(GROUPS, outside)
+        self.enter = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.first = nn.GroupNorm(GROUPS, out_channels)
+        self.inner = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.second = nn.GroupNorm(GROUPS, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.silu(self.first(self.enter(x)))
@@ -36,16 +36,18 @@ class Block(nn.Module):
 
 
 class SegmentationNetwork(nn.Module):
-    """float32 [B, 3, S, S] in [−1, 1] to [B, D, S / 2, S / 2].
+    """Maps float32 [B, 3, S, S] in [−1, 1] to [B, D, S / 2, S / 2].
 
-    width: channels of the finest level, a multiple of 8. dimensions: D.
+    Args:
+        width: Channels of the finest level, a multiple of 8.
+        dimensions: D.
     """
 
     def __init__(self, *, width: int, dimensions: int) -> None:
         super().__init__()
         widths = [width * 2 ** min(level, 3) for level in range(LEVELS)]
         self.enter = nn.Conv2d(3 * STRIDE**2, width, 3, padding=1)
-        self.down = nn.ModuleList(Block(inside, outside) for inside, outside in pairwise(widths))
+        self.down = nn.ModuleList(Block(finer, coarser) for finer, coarser in pairwise(widths))
         self.up = nn.ModuleList(
             nn.Sequential(nn.Conv2d(deep + fine, fine, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, fine), nn.SiLU())
             for fine, deep in pairwise(widths)

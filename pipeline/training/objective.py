@@ -1,6 +1,7 @@
-"""One step's loss: a batch of a LabelDataset through the network, by the training's target.
+"""The loss of one training step, for either training target.
 
-Axes: B images, S pixels of the square, D dimensions or classes, N sampled pixels.
+Axes: B images, S side of the square images in pixels, D embedding dimensions or classes, N sampled pixels, h and w
+height and width of the network's output, S / 2 each.
 """
 
 from __future__ import annotations
@@ -12,42 +13,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.training.dataset import IGNORE_INDEX
 from pipeline.training.losses import affinity_loss, balanced_cross_entropy
-from pipeline.training.settings import Target
+from pipeline.training.settings import IGNORE_INDEX, Target
 
 SAMPLED = 256
-"""Pixels of each image whose pairs are compared."""
+"""Pixels sampled from each image; the affinity loss compares all their pairs."""
 
 
 def objective(
     network: nn.Module, batch: dict[str, Any], target: Target, *, device: str | torch.device, seed: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """`loss`, with its gradient, and what is told beside it, each [].
+    """Compute the loss of a batch.
 
-    batch: image uint8 [B, 3, S, S], mask int64 [B, S, S]. seed: of the sampled pixels.
+    Args:
+        network: Maps float32 [B, 3, S, S] in [−1, 1] to [B, D, h, w].
+        batch: `image`, uint8 [B, 3, S, S], and `mask`, int64 [B, S, S].
+        target: What the network learns.
+        device: Device of the network.
+        seed: Seed of the sampled pixels.
+
+    Returns:
+        `loss`, which carries the gradient, and for target `segments` its parts `same` and `other`; each [].
     """
     images, labels = batch["image"].to(device), batch["mask"].to(device)
-    found = network(images.float().div_(127.5).sub_(1))
+    output = network(images.float().div_(127.5).sub_(1))
     if target == "classes":
-        scores = F.interpolate(found, labels.shape[1:], mode="bilinear")
+        scores = F.interpolate(output, labels.shape[1:], mode="bilinear")
         return {"loss": balanced_cross_entropy(scores, labels, IGNORE_INDEX)}
     size = labels.shape[-1]
     rng = np.random.default_rng(seed)
-    places = torch.from_numpy(rng.integers(size, size=(2, len(images), SAMPLED))).to(device)
-    affinity = affinity_loss(sampled(found, places, size), _at(labels, places), IGNORE_INDEX)
+    positions = torch.from_numpy(rng.integers(size, size=(2, len(images), SAMPLED))).to(device)
+    affinity = affinity_loss(sample_vectors(output, positions, size), _labels_at(labels, positions), IGNORE_INDEX)
     return affinity._asdict()
 
 
-def _at(labels: Tensor, places: Tensor) -> Tensor:
-    """[B, N] of labels [B, S, S] at int64 places [2, B, N]: rows and columns."""
-    rows, columns = places
+def _labels_at(labels: Tensor, positions: Tensor) -> Tensor:
+    """Return [B, N] labels of [B, S, S] at int64 positions [2, B, N], rows and columns."""
+    rows, columns = positions
     return labels.flatten(1).gather(1, rows * labels.shape[2] + columns)
 
 
-def sampled(found: Tensor, places: Tensor, size: int) -> Tensor:
-    """float32 [B, N, D]: between the vectors [B, D, h, w] of a square of `size` pixels, at the pixels' middles."""
-    rows, columns = (2 * places + 1) / size - 1
+def sample_vectors(vectors: Tensor, positions: Tensor, size: int) -> Tensor:
+    """Sample a coarse grid of vectors bilinearly at the centres of pixels.
+
+    Args:
+        vectors: float32 [B, D, h, w], which cover a square of `size` x `size` pixels.
+        positions: int64 [2, B, N], rows and columns of pixels.
+        size: Side of the square in pixels.
+
+    Returns:
+        float32 [B, N, D].
+    """
+    rows, columns = (2 * positions + 1) / size - 1
     grid = torch.stack([columns, rows], dim=-1)[:, None]
-    there = F.grid_sample(found, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return there[:, :, 0].transpose(1, 2)
+    samples = F.grid_sample(vectors, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return samples[:, :, 0].transpose(1, 2)

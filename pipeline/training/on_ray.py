@@ -1,4 +1,4 @@
-"""A training on Ray: `train` in each worker of Ray Train's TorchTrainer, which starts lost ones again."""
+"""Training on Ray: Ray Train's TorchTrainer runs `train` in each worker and restarts the workers when one is lost."""
 
 from __future__ import annotations
 
@@ -23,51 +23,67 @@ from pipeline.training.settings import TrainRunSettings, TrainSettings
 from pipeline.training.state import Record
 from pipeline.worker_pools import WorkerSpec
 
-LOST_WORKERS = 3
-"""So often all workers begin again from the last checkpoint."""
+MAX_RESTARTS = 3
+"""Number of times that all workers are restarted from the last checkpoint."""
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
+"""Interval at which the driver fetches new progress records."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """What every worker is told. dataset: arguments of LabelDataset, apart from the worker's place."""
+    """Everything a worker needs to start.
+
+    Attributes:
+        settings: What is trained.
+        run: How the training is carried out.
+        out: OUT of the run whose labels are used.
+        images: Folder or URL of the source images, if they are no longer at the location in run.json.
+        model: URL of MODEL.
+    """
 
     settings: TrainSettings
-    dataset: dict[str, Any]
+    run: TrainRunSettings
+    out: str
+    images: str | None
     model: str
-    threads: int
-    loaders: int
-    save_every: int
 
 
-def train_on_ray(job: TrainJob, run: TrainRunSettings, on_record: Callable[[Record], None]) -> None:
-    """Train with `run.workers` workers on the cluster that is named or found, else on a Ray of this machine.
+def train_on_ray(job: TrainJob, on_record: Callable[[Record], None]) -> None:
+    """Train with `job.run.workers` workers on a Ray cluster, or on a local Ray if no cluster is given or found.
 
-    Credentials of stores are the nodes' own: what a trainer is given is kept by the cluster's head.
-    Raises RunFailed where the workers fail more than `LOST_WORKERS` times.
+    Nodes need their own credentials for the storage, because the head of the cluster keeps what a trainer is passed.
+
+    Args:
+        job: The training.
+        on_record: Called with each new progress record.
+
+    Raises:
+        RunFailed: The workers failed more than `MAX_RESTARTS` times.
     """
-    pool = WorkerSpec(max_workers=run.workers, exact=True)
-    with connected(RunSettings(address=run.address), (pool,)), tempfile.TemporaryDirectory(prefix="train-") as folder:
-        told = ray.remote(num_cpus=0)(_Told).remote()
+    run = job.run
+    spec = WorkerSpec(max_workers=run.workers, exact=True)
+    with connected(RunSettings(address=run.address), (spec,)), tempfile.TemporaryDirectory(prefix="train-") as folder:
+        records = ray.remote(num_cpus=0)(_RecordBuffer).remote()
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"job": job, "told": told},
+            train_loop_config={"job": job, "records": records},
             scaling_config=ScalingConfig(
                 num_workers=run.workers, use_gpu=run.use_gpu, resources_per_worker=_resources(run)
             ),
-            # Checkpoints are in MODEL, where a training without Ray has them too; Ray keeps its own notes here.
-            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=LOST_WORKERS)),
+            # Checkpoints are written to MODEL, as without Ray; this folder is for Ray Train's own files.
+            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
         )
-        over = threading.Event()
-        listener = threading.Thread(target=_listen, args=(told, on_record, over), name="training", daemon=True)
+        done = threading.Event()
+        args = (records, on_record, done)
+        listener = threading.Thread(target=_forward_records, args=args, name="training", daemon=True)
         listener.start()
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise RunFailed(f"the workers failed {LOST_WORKERS + 1} times, the last one with {error}") from error
+            raise RunFailed(f"the workers failed {MAX_RESTARTS + 1} times; the last error: {error}") from error
         finally:
-            over.set()
+            done.set()
             listener.join()
 
 
@@ -78,23 +94,22 @@ def _resources(run: TrainRunSettings) -> dict[str, float]:
 
 def _train_worker(config: dict[str, Any]) -> None:
     job: TrainJob = config["job"]
-    place = ray.train.get_context()
-    dataset = LabelDataset(**job.dataset, rank=place.get_world_rank(), world_size=place.get_world_size())
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    dataset = LabelDataset(job.out, job.settings.dataset, images=job.images, rank=rank, world_size=world_size)
     train(
         job.settings,
+        job.run,
         dataset,
         Storage(url=job.model),
         device=get_device(),
-        threads=job.threads,
-        loaders=job.loaders,
-        save_every=job.save_every,
         wrap=lambda network: prepare_model(network, move_to_device=False),
-        on_record=config["told"].add.remote if place.get_world_rank() == 0 else lambda record: None,
+        on_record=config["records"].add.remote if rank == 0 else lambda record: None,
     )
 
 
-class _Told:
-    """An actor: what the first worker has said and the driver not yet heard."""
+class _RecordBuffer:
+    """Actor that holds the records which the worker of rank 0 has sent and the driver has not fetched yet."""
 
     def __init__(self) -> None:
         self._records: list[Record] = []
@@ -107,13 +122,14 @@ class _Told:
         return taken
 
 
-def _listen(told: Any, on_record: Callable[[Record], None], over: threading.Event) -> None:
+def _forward_records(records: Any, on_record: Callable[[Record], None], done: threading.Event) -> None:
+    """Pass new records to `on_record` until the training is done."""
     while True:
-        last = over.wait(LOOK_SECONDS)
+        is_last = done.wait(POLL_SECONDS)
         try:
-            for record in ray.get(told.take.remote()):
+            for record in ray.get(records.take.remote()):
                 on_record(record)
-        except ray.exceptions.RayError:  # the cluster is gone, which the trainer says better
+        except ray.exceptions.RayError:  # the cluster is gone; the trainer raises a better error
             return
-        if last:
+        if is_last:
             return

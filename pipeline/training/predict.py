@@ -1,4 +1,4 @@
-"""A trained network's label maps, written as a label run has them, so that all commands read them."""
+"""Label images with a trained network, in the format of a label run, so that all commands can read the result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.training.state import WEIGHTS, load_network
 
 
 class NetworkSegmenter:
-    """A trained network in the place of `diffseg.Segmenter`, as far as `label_shard` knows it."""
+    """A trained network with the part of the interface of `diffseg.Segmenter` that `label_shard` uses."""
 
     batch_size = 1
 
@@ -35,28 +35,35 @@ class NetworkSegmenter:
         self._network, self._size, self._target = network, config["size"], config["target"]
 
     def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> ModelInput:
-        """The network's square of a uint8 [H, W, 3] image. prompt: read by no network of ours."""
+        """Resize a uint8 [H, W, 3] image to the network's square input; the prompt is not used."""
         return fit_image(image, self._size, "resize")
 
     @torch.inference_mode()
     def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
-        """Label prepared images; classes without a pixel leave no gap in the numbers of segments."""
+        """Label prepared images. Segments are numbered consecutively, without gaps for absent classes."""
         with step("network"):
-            found = self._network(torch.stack([canvas.pixels for canvas in canvases]))
+            output = self._network(torch.stack([canvas.pixels for canvas in canvases]))
         decisions = []
-        for canvas, vectors in zip(canvases, found, strict=True):
+        for canvas, vectors in zip(canvases, output, strict=True):
             with step("decide"):
                 scores = region_scores(vectors) if self._target == "segments" else vectors.softmax(dim=0)
                 decisions.append(decide_on_device(scores, canvas.region_size))
-        finite = found.isfinite().flatten(1).all(dim=1)
-        return PendingBatch(canvases=canvases, decisions=decisions, finite=finite)
+        finite = output.isfinite().flatten(1).all(dim=1)
+        return PendingBatch(inputs=canvases, decisions=decisions, finite=finite)
 
 
 def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[int, int], None]) -> None:
-    """Label every sample of SRC with the network of MODEL into OUT; shards that are done already stay as they are.
+    """Label all samples of SRC with a trained network; shards that are already done are kept.
 
-    on_shard: told how many are done, and of how many. Raises RunRefused where OUT holds the labels of another network
-    or SRC, SourceError where there is no network.
+    Args:
+        model: MODEL, with the trained network.
+        source: SRC, a folder, glob or URL of images.
+        out: OUT, where the labels are written.
+        on_shard: Called after each shard with the number of done shards and of all shards.
+
+    Raises:
+        RunRefused: OUT holds labels of another network or of another SRC.
+        SourceError: MODEL holds no trained network, or SRC no images.
     """
     network, config = load_network(model)
     weights = hashlib.sha256(model.read_bytes(WEIGHTS)).hexdigest()
@@ -71,10 +78,10 @@ def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[in
         fingerprint=weights[:16],
         shards=len(shards),
     )
-    before = read_manifest(out)
-    if before is not None and (before.fingerprint, before.source) != (manifest.fingerprint, manifest.source):
+    existing = read_manifest(out)
+    if existing is not None and (existing.fingerprint, existing.source) != (manifest.fingerprint, manifest.source):
         raise RunRefused(
-            f"{out.redacted}: holds labels of another network or of other images; delete it or name another"
+            f"{out.redacted}: holds labels of another network or of other images; delete it or choose another OUT"
         )
     write_manifest(out, manifest)
     done = read_run_commits(out, manifest).done

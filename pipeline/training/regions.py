@@ -1,6 +1,6 @@
-"""Embeddings into regions: what is alike belongs together.
+"""Cluster an embedding into regions of similar vectors.
 
-Axes: D dimensions, h and w of the network's grid, N cells of a coarser one, K regions.
+Axes: D embedding dimensions, h and w height and width of the network's output, N cells of a coarser grid, K regions.
 """
 
 from __future__ import annotations
@@ -11,39 +11,48 @@ import torch.nn.functional as F
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-APART = 0.5
-"""Mean 1 − |cosine| between two groups from which on they are two regions; a first guess, not tuned yet."""
+MIN_DISTANCE = 0.5
+"""Mean 1 − |cosine| between two clusters from which on they stay separate regions; a first guess, not tuned yet."""
 
-CELLS = 32
-"""Of a side of the grid on which regions are found: the distances of all pairs of cells are held."""
+GRID_SIDE = 32
+"""Largest side, in cells, of the grid that is clustered; clustering keeps the distances of all pairs of cells in
+memory."""
 
-LEAST_CELLS = 3
-"""Smaller groups are borders between regions, and no regions."""
+MIN_CELLS = 3
+"""Smallest region, in cells; smaller clusters are borders between regions and are dropped."""
 
 
-def region_scores(embedding: torch.Tensor, apart: float = APART) -> torch.Tensor:
-    """Scores float32 [K, h, w], 0 to 1, of an embedding float32 [D, h, w]: |cosine| to the axis of each region.
+def region_scores(embedding: torch.Tensor, min_distance: float = MIN_DISTANCE) -> torch.Tensor:
+    """Score how well each position of an embedding fits each of its regions.
 
-    Average linkage over the cells of a coarser grid; a region's axis is the direction that its cells share most of.
+    Regions are clusters of the cells of a coarser grid, by average linkage. The axis of a region is the direction with
+    the largest sum of squared cosines to its cells.
+
+    Args:
+        embedding: float32 [D, h, w].
+        min_distance: Mean 1 − |cosine| between two clusters from which on they stay separate regions.
+
+    Returns:
+        |cosine| of each position to the axis of each region, float32 [K, h, w], 0 to 1.
     """
     unit = F.normalize(embedding, dim=0)
-    cells = F.adaptive_avg_pool2d(unit, (min(CELLS, unit.shape[1]), min(CELLS, unit.shape[2]))).flatten(1)
-    groups = _groups(F.normalize(cells, dim=0), apart)
-    numbers, sizes = np.unique(groups, return_counts=True)
-    kept = numbers[sizes >= min(LEAST_CELLS, sizes.max())]
-    axes = torch.stack([_axis(cells[:, torch.from_numpy(groups == number)]) for number in kept])
+    cells = F.adaptive_avg_pool2d(unit, (min(GRID_SIDE, unit.shape[1]), min(GRID_SIDE, unit.shape[2]))).flatten(1)
+    clusters = _cluster(F.normalize(cells, dim=0), min_distance)
+    numbers, sizes = np.unique(clusters, return_counts=True)
+    kept = numbers[sizes >= min(MIN_CELLS, sizes.max())]
+    axes = torch.stack([_axis(cells[:, torch.from_numpy(clusters == number)]) for number in kept])
     return (axes @ unit.flatten(1)).abs().unflatten(1, unit.shape[1:])
 
 
-def _groups(cells: torch.Tensor, apart: float) -> np.ndarray:
-    """int [N]: the group of each of the unit vectors [D, N]."""
+def _cluster(cells: torch.Tensor, min_distance: float) -> np.ndarray:
+    """Return the cluster of each of the unit vectors [D, N], int [N]."""
     if cells.shape[1] == 1:
         return np.ones(1, np.int64)
     distances = 1 - (cells.T @ cells).abs().double().numpy()
     np.fill_diagonal(distances, 0)
-    return fcluster(linkage(squareform(distances.clip(0), checks=False), "average"), apart, "distance")
+    return fcluster(linkage(squareform(distances.clip(0), checks=False), "average"), min_distance, "distance")
 
 
 def _axis(vectors: torch.Tensor) -> torch.Tensor:
-    """The unit vector [D] with the largest sum of squared cosines to vectors [D, n]; its sign has no meaning."""
+    """Return the unit vector [D] with the largest sum of squared cosines to vectors [D, n]; its sign is arbitrary."""
     return torch.linalg.eigh(vectors @ vectors.T).eigenvectors[:, -1]

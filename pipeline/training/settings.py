@@ -1,47 +1,111 @@
-"""Settings of a training, one dataclass a component. Light to import: the command line is made of these."""
+"""Settings of training, one dataclass per component. The command line is made from them, so they import no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 Target = Literal["segments", "classes"]
+
+IGNORE_INDEX = -100
+"""Label of ignored pixels; the default `ignore_index` of PyTorch's losses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFilter:
+    """Which rows are used for training. Rows without a label map never are."""
+
+    confidence: float = 0.0
+    """Lowest confidence of the image, 0 to 1."""
+    segments: tuple[int, int | None] = (1, None)
+    """Smallest and largest number of segments; None for no upper bound."""
+    segment_confidence: float = 0.0
+    """Lowest confidence of a segment, 0 to 1. The pixels of other segments are ignored; the row is kept."""
+
+    def accepts(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row is used: its status, confidence and number of segments decide."""
+        min_segments, max_segments = self.segments
+        return (
+            row["status"] == "ok"
+            and row["confidence"] >= self.confidence
+            and min_segments <= row["n_segments"]
+            and (max_segments is None or row["n_segments"] <= max_segments)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings:
+    """Which samples a `LabelDataset` yields, in which order, and how they are augmented."""
+
+    size: int = 256
+    """Side of the square samples, in pixels."""
+    crop: float = 0.5
+    """Smallest side of a random square crop, as a share of the image's shorter side, in (0, 1]. 1 takes the centre
+    square."""
+    flip: bool = True
+    """Mirror each sample with probability ½."""
+    target: Target = "segments"
+    """What masks hold. segments: segment ids, which mean something within their image only. classes: class ids, for a
+    run with names: 0 is the background, and 1, 2, … are the names in run.json in their order. Segments between the two
+    name thresholds are ignored."""
+    rows: RowFilter = RowFilter()
+    """Which rows and which segments are used."""
+    shuffle_buffer: int = 1000
+    """Encoded samples that are held in memory to be shuffled; 1 keeps the order within label shards."""
+    ignore_index: int = IGNORE_INDEX
+    """Mask value of pixels that belong to no segment or to a segment that is not used."""
+    seed: int = 0
+    """Seed of orders, crops and flips."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.shuffle_buffer < 1 or not 0 < self.crop <= 1:
+            raise ValueError(
+                f"size={self.size}, shuffle_buffer={self.shuffle_buffer}, crop={self.crop}: expected size and "
+                "shuffle_buffer of at least 1, and crop in (0, 1]"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """All that determines the network, with the run, the number of workers and the library versions."""
+    """The settings that determine the network, together with the run, the number of workers and library versions."""
 
     target: Target = "segments"
-    """segments: whether pixels belong together, which needs no names; classes: the class of each pixel, of a run with
-    names."""
+    """What the network learns. segments: whether pixels belong together, which needs no names. classes: the class of
+    each pixel, which needs a run with names."""
     steps: int = 2000
-    """Of the optimiser; all workers make each one together."""
+    """Number of optimiser steps; all workers make each step together."""
     batch_size: int = 8
-    """Images a step on each worker."""
+    """Images per step on each worker."""
     size: int = 256
     """Side of the square crops in pixels, a multiple of 32."""
     learning_rate: float = 3e-3
-    """At its highest, after the first twentieth of the steps; it falls along half a cosine."""
+    """Highest learning rate, reached after the first twentieth of the steps; it then falls along half a cosine."""
     width: int = 24
-    """Channels of the network's finest level, a multiple of 8; its deepest has eight times as many."""
+    """Channels of the network's finest level, a multiple of 8; the deepest level has eight times as many."""
     confidence: float = 0.0
-    """Train on images at least so confident, 0 to 1."""
+    """Train only on images with at least this confidence, 0 to 1."""
     segment_confidence: float = 0.0
-    """Pixels of less confident segments are ignored, 0 to 1."""
+    """Ignore the pixels of segments below this confidence, 0 to 1."""
     seed: int = 0
-    """Of weights, orders, crops and sampled pixels."""
+    """Seed of weights, orders, crops and sampled pixels."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.width) < 1 or self.learning_rate <= 0:
             raise ValueError(
                 f"steps {self.steps}, batch size {self.batch_size}, width {self.width}, learning rate "
-                f"{self.learning_rate}: expected 1 or more of each, and a rate above 0"
+                f"{self.learning_rate}: expected at least 1 step, image and channel, and a rate above 0"
             )
         if self.size < 32 or self.size % 32:
             raise ValueError(f"size {self.size}: expected a multiple of 32 pixels")
         if self.width % 8:
             raise ValueError(f"width {self.width}: expected a multiple of 8")
+
+    @property
+    def dataset(self) -> DatasetSettings:
+        """Settings of the training samples."""
+        rows = RowFilter(confidence=self.confidence, segment_confidence=self.segment_confidence)
+        return DatasetSettings(size=self.size, target=self.target, seed=self.seed, rows=rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,25 +113,51 @@ class TrainRunSettings:
     """How a training is carried out."""
 
     workers: int = 1
-    """Processes that share each step, one a GPU with --use-gpu; the batch grows with them."""
+    """Processes that share each step, one per GPU with --use-gpu; the number of images per step grows with them."""
     use_gpu: bool = False
     """Train on GPUs."""
     no_ray: bool = False
     """Train in this process, without Ray."""
     address: str | None = None
-    """Of a Ray cluster, or local; default: the one that Ray finds, else a local Ray on this machine."""
+    """Address of a Ray cluster, or local; default: the cluster that Ray finds, else a local Ray on this machine."""
     threads: int = 1
-    """CPU threads of each worker, on which the last bits of the weights depend."""
+    """CPU threads of each worker; the last bits of the weights depend on it."""
     loaders: int = 0
-    """Processes beside each worker that read and decode; 0: the worker itself."""
+    """Processes per worker that read and decode images; 0: the worker does so itself."""
     save_every: int = 100
-    """Steps between checkpoints: what a kill can cost."""
+    """Steps between checkpoints; at most this many are repeated after a kill."""
 
     def __post_init__(self) -> None:
         if min(self.workers, self.threads, self.save_every) < 1 or self.loaders < 0:
             raise ValueError(
                 f"workers {self.workers}, threads {self.threads}, save every {self.save_every}, loaders "
-                f"{self.loaders}: expected 1 or more of each, of loaders 0 or more"
+                f"{self.loaders}: expected at least 1, and for loaders at least 0"
             )
         if self.no_ray and self.workers > 1:
-            raise ValueError(f"{self.workers} workers without Ray: this process is one; leave out --no-ray")
+            raise ValueError(f"{self.workers} workers without Ray: this process is a single worker; drop --no-ray")
+
+
+AffinityKind = Literal["heads", "features"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """The settings that determine a fitted affinity, together with the run."""
+
+    kind: AffinityKind
+    """heads: one weight per attention head. features: a linear layer on what self-attention reads."""
+    images: int = 300
+    """Largest number of images, including those held out."""
+    confidence: float = 0.0
+    """Lowest confidence of a segment, 0 to 1; the pixels of other segments are ignored."""
+    seed: int = 0
+    """Seed of the drawn label shards and pixel pairs."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(AffinityKind):
+            raise ValueError(f"kind {self.kind!r}: expected {' or '.join(get_args(AffinityKind))}")
+        if self.images < 2 or not 0 <= self.confidence <= 1:
+            raise ValueError(
+                f"images {self.images}, confidence {self.confidence}: expected at least 2 images and a confidence from "
+                "0 to 1"
+            )

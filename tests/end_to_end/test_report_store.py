@@ -12,7 +12,7 @@ from report_runs import labelled, write_rows
 
 import jobs.export
 import jobs.report
-from pipeline.training.dataset import LabelDataset
+from pipeline.training.dataset import DatasetSettings, LabelDataset
 
 STRIPES = np.repeat(np.arange(3, dtype=np.uint16), 20)[None].repeat(40, 0)  # 40 x 60 pixels
 
@@ -42,6 +42,7 @@ def test_a_run_in_a_store_has_a_page_is_exported_and_is_read(object_store: Objec
     assert len(document["annotations"]) == 12
     assert (tmp_path / "coco/images/3.png").read_bytes() == (tmp_path / "3.png").read_bytes()
 
-    samples = {s["key"]: s for s in LabelDataset(out, options=options, size=40, crop=1, flip=False)}
+    settings = DatasetSettings(size=40, crop=1, flip=False)
+    samples = {s["key"]: s for s in LabelDataset(out, settings, options=options)}
     assert samples.keys() == {f"{number}.png" for number in range(4)}
     assert all(int(sample["image"][0, 0, 0]) == 50 * int(key[0]) for key, sample in samples.items())

@@ -25,7 +25,7 @@ from pipeline.readers.find import find_shards
 from pipeline.readers.pack import pack_images
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
-from pipeline.training.dataset import LabelDataset
+from pipeline.training.dataset import DatasetSettings, LabelDataset
 from pipeline.training.network import SegmentationNetwork
 from pipeline.training.predict import NetworkSegmenter
 
@@ -95,7 +95,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = make_run(Path(folder), options.images)
         tars = sorted(str(path) for path in Path(folder, "out", "webdataset").glob("*.tar"))
-        readers = {"webdataset": lambda: plain(tars), "LabelDataset": lambda: LabelDataset(out.url, size=SIZE)}
+        readers = {
+            "webdataset": lambda: plain(tars),
+            "LabelDataset": lambda: LabelDataset(out.url, DatasetSettings(size=SIZE)),
+        }
         turns = [
             {name: seconds_of(read, options.images) for name, read in readers.items()} for _ in range(options.turns)
         ]

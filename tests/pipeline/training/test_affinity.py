@@ -1,4 +1,4 @@
-"""`diffseg fit` on a run whose labels are those of generated scenes."""
+"""`diffseg fit` on a run with the true labels of generated scenes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from labelled_runs import write_png, write_run
 import jobs.fit
 import jobs.label
 from diffseg import IGNORE
-from diffseg.affinity.state import UNKNOWN, read_state
+from diffseg.affinity.pairs import UNKNOWN
+from diffseg.affinity.state import read_state
 from diffseg.model.layout import TINY, fingerprint
 from diffseg.tiny.scenes.scenes import generate_scene
 from pipeline.output.manifest import read_manifest, write_manifest
 from pipeline.output.rows import encode_mask
 from pipeline.storage import Storage
-from pipeline.training.affinity import labels_of
+from pipeline.training.feature_worker import target_labels
 
 KILLED_AT_RENAME = Path(__file__).parents[2] / "killed_at_rename.py"
 IMAGES, SIDE = 10, 96
@@ -35,7 +36,7 @@ IMAGES, SIDE = 10, 96
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run over ten scenes with their true labels, but for one that failed; a label shard has two. Read only."""
+    """OUT of a run over ten scenes with their true labels, of which one failed; two rows per label shard. Read only."""
     folder = tmp_path_factory.mktemp("fit")
     labels: dict[str, np.ndarray | None] = {}
     for number in range(IMAGES):
@@ -51,13 +52,13 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fitted(kind: str, out: Path, state: Path, *flags: str, code: int = 0) -> Mapping[str, Any]:
-    """The report of a command in this process."""
+    """Run the command in this process and return its report."""
     assert jobs.fit.main([kind, str(out), str(state), "--no-ray", *flags]) == code
     return json.loads(Path(f"{state}.json").read_text())
 
 
 @pytest.mark.parametrize("kind", ["heads", "features"])
-def test_what_is_learned_tells_on_held_out_images(kind: str, out: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_affinity_predicts_held_out_images(kind: str, out: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("diffseg.affinity.features.STEPS", 30)
     path = tmp_path / "state.safetensors"
     report = fitted(kind, out, path)
@@ -72,8 +73,8 @@ def test_what_is_learned_tells_on_held_out_images(kind: str, out: Path, tmp_path
     ]
 
 
-def test_a_command_that_was_killed_goes_on_and_learns_the_same(out: Path, tmp_path: Path) -> None:
-    expected = tmp_path / "undisturbed.safetensors"
+def test_a_killed_command_continues_to_the_same_state(out: Path, tmp_path: Path) -> None:
+    expected = tmp_path / "uninterrupted.safetensors"
     fitted("heads", out, expected)
     state = tmp_path / "killed" / "state.safetensors"
     parts = Path(f"{state}.parts")
@@ -91,13 +92,13 @@ def test_a_command_that_was_killed_goes_on_and_learns_the_same(out: Path, tmp_pa
     assert report == json.loads(Path(f"{expected}.json").read_text())
     before = state.stat().st_mtime_ns
     fitted("heads", out, state)
-    assert state.stat().st_mtime_ns == before, "what is learned is not learned again"
+    assert state.stat().st_mtime_ns == before, "a finished fit is repeated"
 
 
 @pytest.mark.parametrize(
     ("kind", "method"), [("heads", "affinity,diffseg"), ("features", "diffseg,walk")], ids=["heads", "features"]
 )
-def test_a_run_uses_what_was_learned_and_says_so(
+def test_a_run_uses_and_records_the_affinity(
     kind: str, method: str, out: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("diffseg.affinity.features.STEPS", 30)
@@ -129,14 +130,14 @@ def test_a_run_uses_what_was_learned_and_says_so(
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_actors_learn_the_same(out: Path, tmp_path: Path) -> None:
-    here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
-    fitted("heads", out, here)
-    assert jobs.fit.main(["heads", str(out), str(there), "--workers", "2"]) == 0
-    assert here.read_bytes() == there.read_bytes()
+def test_ray_actors_fit_the_same_state(out: Path, tmp_path: Path) -> None:
+    local, remote = tmp_path / "local.safetensors", tmp_path / "remote.safetensors"
+    fitted("heads", out, local)
+    assert jobs.fit.main(["heads", str(out), str(remote), "--workers", "2"]) == 0
+    assert local.read_bytes() == remote.read_bytes()
 
 
-def test_images_that_are_gone_are_told_of(out: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_reported(out: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     for number in range(IMAGES):
         if number not in (4, 5):
@@ -149,22 +150,22 @@ def test_images_that_are_gone_are_told_of(out: Path, tmp_path: Path) -> None:
     assert "4.png" in report["problems"][0]
 
 
-def test_what_cannot_be_is_refused(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_refused(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = str(tmp_path / "state.safetensors")
-    for words, said in (
+    for words, message in (
         (["heads", str(tmp_path), state], "no run.json here"),
-        (["heads", str(out), state, "--images", "1"], "expected 2 or more"),
+        (["heads", str(out), state, "--images", "1"], "expected at least 2 images"),
         (["heads", str(out), state, "--source", str(tmp_path)], "tmp"),
     ):
         assert jobs.fit.main([*words, "--no-ray"]) == 2
-        assert said in capsys.readouterr().err.replace("\n", "") or said == "tmp"
+        assert message in capsys.readouterr().err.replace("\n", "") or message == "tmp"
     assert not Path(state).exists()
 
 
-def test_labels_of_a_row() -> None:
+def test_target_labels_are_segments_or_classes() -> None:
     mask = np.array([[0, 1], [2, IGNORE]], np.uint16)
-    segments = [{"id": k, "confidence": sure} for k, sure in enumerate((0.9, 0.2, 0.5))]
+    segments = [{"id": k, "confidence": confidence} for k, confidence in enumerate((0.9, 0.2, 0.5))]
     row = {"mask": encode_mask(mask), "segments": segments}
-    assert labels_of(row, 0.5).tolist() == [[1, UNKNOWN], [3, UNKNOWN]]
+    assert target_labels(row, 0.5).tolist() == [[1, UNKNOWN], [3, UNKNOWN]]
     named = [{**segment, "class_id": name} for segment, name in zip(segments, (0, 4, -1), strict=True)]
-    assert labels_of({**row, "segments": named}, 0.0).tolist() == [[0, 4], [UNKNOWN, UNKNOWN]]
+    assert target_labels({**row, "segments": named}, 0.0).tolist() == [[0, 4], [UNKNOWN, UNKNOWN]]

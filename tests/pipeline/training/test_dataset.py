@@ -1,4 +1,4 @@
-"""Training samples of a run: each row once an epoch whoever reads, image and label map moved alike, any beginning."""
+"""Training samples of a run: every row once per epoch, image and label map augmented together, start anywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.output.rows import decode_mask
 from pipeline.storage import SourceError
-from pipeline.training.dataset import LabelDataset, RowFilter, TrainingSample
+from pipeline.training.dataset import DatasetSettings, LabelDataset, RowFilter, TrainingSample
 
 SIDE = 64
 
@@ -26,19 +26,21 @@ def keys_of(dataset: LabelDataset, *, workers: int = 0, batch_size: int = 2) -> 
     return [key for batch in loader for key in batch["key"]]
 
 
-def alike(one: TrainingSample, other: TrainingSample) -> bool:
-    tensors = torch.equal(one["image"], other["image"]) and torch.equal(one["mask"], other["mask"])
-    return one["key"] == other["key"] and tensors
+def are_equal(first: TrainingSample, second: TrainingSample) -> bool:
+    tensors = torch.equal(first["image"], second["image"]) and torch.equal(first["mask"], second["mask"])
+    return first["key"] == second["key"] and tensors
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (3, 0)])
-def test_every_row_comes_once_an_epoch(ranks: int, workers: int, labelled: Path) -> None:
+def test_every_row_is_read_once_per_epoch(ranks: int, workers: int, labelled: Path) -> None:
     expected = {row["key"] for row in rows_of(labelled)}
     epochs = []
     for epoch in range(2):
         seen: Counter[str] = Counter()
         for rank in range(ranks):
-            dataset = LabelDataset(str(labelled), size=SIDE, rank=rank, world_size=ranks, buffer=5)
+            dataset = LabelDataset(
+                str(labelled), DatasetSettings(size=SIDE, shuffle_buffer=5), rank=rank, world_size=ranks
+            )
             dataset.start_at(epoch)
             keys = keys_of(dataset, workers=workers)
             assert len(keys) == len(dataset) == len(expected) // ranks
@@ -49,26 +51,28 @@ def test_every_row_comes_once_an_epoch(ranks: int, workers: int, labelled: Path)
     assert epochs[0] != epochs[1], "the order never changes"
 
 
-def test_a_reader_goes_on_in_the_middle_of_an_epoch(labelled: Path) -> None:
+def test_reading_starts_in_the_middle_of_an_epoch(labelled: Path) -> None:
     def batches(after: int) -> list[list[str]]:
-        dataset = LabelDataset(str(labelled), size=SIDE, buffer=6)
+        dataset = LabelDataset(str(labelled), DatasetSettings(size=SIDE, shuffle_buffer=6))
         dataset.start_at(1, batches=after, batch_size=3)
         return [batch["key"] for batch in DataLoader(dataset, batch_size=3, num_workers=2)]
 
-    undisturbed = batches(0)
+    uninterrupted = batches(0)
     for after in (2, 3):
-        assert batches(after) == undisturbed[after:]
+        assert batches(after) == uninterrupted[after:]
 
 
-def test_the_seed_and_the_epoch_decide_the_samples(labelled: Path) -> None:
-    first, again, other = (list(LabelDataset(str(labelled), size=SIDE, seed=seed)) for seed in (3, 3, 4))
-    assert all(alike(one, same) for one, same in zip(first, again, strict=True))
-    assert not all(alike(one, same) for one, same in zip(first, other, strict=True))
+def test_the_seed_determines_the_samples(labelled: Path) -> None:
+    first, again, other = (
+        list(LabelDataset(str(labelled), DatasetSettings(size=SIDE, seed=seed))) for seed in (3, 3, 4)
+    )
+    assert all(map(are_equal, first, again))
+    assert not all(map(are_equal, first, other))
 
 
 def test_without_augmentation_a_sample_is_the_centre_of_image_and_label_map(labelled: Path, scene_folder: Path) -> None:
     masks = {row["key"]: decode_mask(row["mask"]) for row in rows_of(labelled)}
-    for sample in LabelDataset(str(labelled), size=96, crop=1, flip=False):
+    for sample in LabelDataset(str(labelled), DatasetSettings(size=96, crop=1, flip=False)):
         assert sample["image"].shape == (3, 96, 96)
         assert sample["image"].dtype == torch.uint8
         assert torch.equal(sample["mask"], torch.from_numpy(masks[sample["key"]].astype(np.int64)))
@@ -77,8 +81,8 @@ def test_without_augmentation_a_sample_is_the_centre_of_image_and_label_map(labe
             assert np.array_equal(sample["image"].permute(1, 2, 0), np.asarray(image.convert("RGB")))
 
 
-def test_crops_and_flips_move_image_and_label_map_alike(tmp_path: Path) -> None:
-    """The left half of the image is dark and the right one light, and the labels say so, wherever a crop ends up."""
+def test_image_and_label_map_are_cropped_and_flipped_together(tmp_path: Path) -> None:
+    """The left half of the image is dark and the right half light; the labels must agree with that in every crop."""
     images = tmp_path / "in"
     images.mkdir()
     picture = np.zeros((120, 160, 3), np.uint8)
@@ -86,9 +90,8 @@ def test_crops_and_flips_move_image_and_label_map_alike(tmp_path: Path) -> None:
     for number in range(12):
         Image.fromarray(picture).save(images / f"{number:02d}.png")
     assert label(images, tmp_path / "out", "--no-ray", "--method", "diffseg,par") == 0
-    dataset = LabelDataset(str(tmp_path / "out"), size=SIDE, crop=0.4)
-    of_the_light = {int(decode_mask(row["mask"])[60, 120]) for row in rows_of(tmp_path / "out")}
-    (light,) = of_the_light
+    dataset = LabelDataset(str(tmp_path / "out"), DatasetSettings(size=SIDE, crop=0.4))
+    (light,) = {int(decode_mask(row["mask"])[60, 120]) for row in rows_of(tmp_path / "out")}
     sides = set()
     for sample in dataset:
         bright = sample["image"][0] > 127
@@ -99,54 +102,54 @@ def test_crops_and_flips_move_image_and_label_map_alike(tmp_path: Path) -> None:
     assert sides == {True, False}, "no sample was mirrored"
 
 
-def test_rows_and_segments_can_be_chosen(labelled: Path) -> None:
+def test_rows_and_segments_can_be_filtered(labelled: Path) -> None:
     rows = rows_of(labelled)
     confidences = sorted(row["confidence"] for row in rows)
     bound = (confidences[9] + confidences[10]) / 2
-    chosen = LabelDataset(str(labelled), size=SIDE, rows=RowFilter(confidence=bound))
+    chosen = LabelDataset(str(labelled), DatasetSettings(size=SIDE, rows=RowFilter(confidence=bound)))
     assert set(keys_of(chosen)) == {row["key"] for row in rows if row["confidence"] >= bound}
     most = sorted(row["n_segments"] for row in rows)[10]
-    few = LabelDataset(str(labelled), size=SIDE, rows=RowFilter(segments=(1, most)))
+    few = LabelDataset(str(labelled), DatasetSettings(size=SIDE, rows=RowFilter(segments=(1, most))))
     assert set(keys_of(few)) == {row["key"] for row in rows if row["n_segments"] <= most}
-    sure = LabelDataset(str(labelled), size=96, crop=1, flip=False, rows=RowFilter(segment_confidence=0.5))
-    unsure = {row["key"]: [s["id"] for s in row["segments"] if s["confidence"] < 0.5] for row in rows}
+    settings = DatasetSettings(size=96, crop=1, flip=False, rows=RowFilter(segment_confidence=0.5))
+    confident = LabelDataset(str(labelled), settings)
+    uncertain = {row["key"]: [s["id"] for s in row["segments"] if s["confidence"] < 0.5] for row in rows}
     masks = {row["key"]: decode_mask(row["mask"]) for row in rows}
     ignored = 0
-    for sample in sure:
-        expected = np.isin(masks[sample["key"]], unsure[sample["key"]])
+    for sample in confident:
+        expected = np.isin(masks[sample["key"]], uncertain[sample["key"]])
         assert np.array_equal(sample["mask"] == -100, expected)
         ignored += int(expected.sum())
     assert ignored
     with pytest.raises(SourceError, match="no row is left"):
-        LabelDataset(str(labelled), rows=RowFilter(confidence=1.1))
+        LabelDataset(str(labelled), DatasetSettings(rows=RowFilter(confidence=1.1)))
 
 
-def test_images_that_are_not_those_of_the_run_are_refused(labelled: Path, scene_tars: Path, tmp_path: Path) -> None:
+def test_images_other_than_those_of_the_run_are_refused(labelled: Path, scene_tars: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(scene_tars, moved)
-    assert len(keys_of(LabelDataset(str(labelled), images=str(moved), size=SIDE))) == 20
+    assert len(keys_of(LabelDataset(str(labelled), DatasetSettings(size=SIDE), images=str(moved)))) == 20
     tars = sorted(moved.glob("*.tar"))
     tars[0].write_bytes(tars[1].read_bytes())
-    with pytest.raises(SourceError, match=r"was '.*' when it was labelled, and is"):
-        keys_of(LabelDataset(str(labelled), images=str(moved), size=SIDE))
+    with pytest.raises(SourceError, match=r"was '.*' when it was labelled and is now"):
+        keys_of(LabelDataset(str(labelled), DatasetSettings(size=SIDE), images=str(moved)))
     tars[0].unlink()
     with pytest.raises(SourceError, match=r"images="):
-        LabelDataset(str(labelled), images=str(moved), size=SIDE)
+        LabelDataset(str(labelled), DatasetSettings(size=SIDE), images=str(moved))
     with pytest.raises(SourceError, match=r"run\.json"):
         LabelDataset(str(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_snippets_of_the_readme_read_the_same_labels(labelled: Path, local_ray: None) -> None:
+def test_webdataset_and_ray_data_read_the_same_labels(labelled: Path, local_ray: None) -> None:
     import ray
     import webdataset
 
-    wanted = {row["key"]: row["n_segments"] for row in rows_of(labelled)}
+    expected = {row["key"]: row["n_segments"] for row in rows_of(labelled)}
     tars = sorted(str(path) for path in (labelled / "webdataset").glob("*.tar"))
     samples = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode("pil").to_tuple("png", "json")
-    found = {row["key"]: len(np.unique(np.asarray(mask))) for mask, row in samples}
-    assert found == wanted
+    assert {row["key"]: len(np.unique(np.asarray(mask))) for mask, row in samples} == expected
     rows = ray.data.read_parquet(str(labelled / "labels")).take_all()
-    assert {row["key"]: row["n_segments"] for row in rows} == wanted
-    gc.collect()  # webdataset leaves its last file to the collector
+    assert {row["key"]: row["n_segments"] for row in rows} == expected
+    gc.collect()  # webdataset leaves closing its last file to the garbage collector
