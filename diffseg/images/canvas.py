@@ -1,6 +1,6 @@
-"""Fit an image of any size into the model's square, and remember where it lies.
+"""Fit an image of any size into the square that the model reads, and record where the image lies in it.
 
-Axes: H and W pixels of the image, S pixels of the square.
+Axes: H and W pixels of the image, S pixels of the square, h and w tokens of a grid.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ PAD = 127
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelInput:
-    """pixels: float32 [3, S, S] in [−1, 1]. content: where the image lies in it, as a share of S, 0 to 1.
+    """An image as the model reads it.
 
-    region: the pixels of the image (rows and columns) that content shows; the others were cropped away. size: (H, W) of
-    the image. detail: float32 [3, 2 S, 2 S], the same at twice the resolution, where windows of it are asked for.
-    prompt: what is said of the image, where its segments are named.
+    Attributes:
+        pixels: float32 [3, S, S] in [−1, 1].
+        content: The part of the square that the image fills, as shares of S, 0 to 1.
+        region: The part of the image that `content` shows, in pixels; the rest was cropped away.
+        size: Height and width of the image in pixels.
+        detail: float32 [3, 2 S, 2 S], the same at twice the resolution; None unless the attention is also computed on
+            crops.
+        prompt: The names of the image's segments as a prompt; None unless segments are named.
     """
 
     pixels: torch.Tensor
@@ -42,7 +47,7 @@ class ModelInput:
         return int(self.region.bottom - self.region.top), int(self.region.right - self.region.left)
 
     def content_on_grid(self, grid: tuple[int, int]) -> Box:
-        """The content in tokens of a grid (h, w)."""
+        """Return the content in tokens of a grid (h, w)."""
         (rows, columns), share = grid, self.content
         return Box(
             top=share.top * rows, left=share.left * columns, bottom=share.bottom * rows, right=share.right * columns
@@ -50,7 +55,15 @@ class ModelInput:
 
 
 def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True) -> ModelInput:
-    """uint8 [H, W, 3] into a square of `side` pixels: stretched, letterboxed with grey, or its centre square."""
+    """Fit an image into a square.
+
+    Args:
+        image: uint8 [H, W, 3].
+        side: Side of the square in pixels.
+        fit: "resize" stretches the image, "letterbox" keeps its proportions and pads it with grey, and "crop" takes its
+            centre square.
+        antialias: Whether to filter while resizing, with Pillow. Without it, values are interpolated bilinearly.
+    """
     height, width = image.shape[:2]
     region = Box(top=0, left=0, bottom=height, right=width)
     content = Box(top=0, left=0, bottom=1, right=1)
@@ -67,12 +80,13 @@ def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True)
         top, left = (side - rows) // 2, (side - columns) // 2
         content = Box(top=top / side, left=left / side, bottom=(top + rows) / side, right=(left + columns) / side)
     canvas = np.full((side, side, 3), PAD, dtype=np.uint8)
-    canvas[top : top + rows, left : left + columns] = _resized(image, rows, columns, antialias=antialias)
+    canvas[top : top + rows, left : left + columns] = _resize(image, rows, columns, antialias=antialias)
     pixels = torch.from_numpy(canvas).permute(2, 0, 1).float().div_(127.5).sub_(1)
     return ModelInput(pixels=pixels, content=content, region=region, size=(height, width))
 
 
-def _resized(image: np.ndarray, rows: int, columns: int, *, antialias: bool) -> np.ndarray:
+def _resize(image: np.ndarray, rows: int, columns: int, *, antialias: bool) -> np.ndarray:
+    """Resize uint8 [H, W, 3]; the result is uint8 as well."""
     if image.shape[:2] == (rows, columns):
         return image
     if antialias:

@@ -1,7 +1,7 @@
-"""From a stored image to RGB: one function, for every photograph that a data set may hold.
+"""Decode stored images of any supported format to RGB, safely on untrusted files.
 
-Sizes are checked before any pixel is decoded, the formats are a closed list, and whatever goes wrong inside Pillow
-comes out as an ``ImageError`` with a status that a pipeline can count.
+Sizes are checked before any pixel is decoded, only a fixed list of formats is accepted, and any failure inside Pillow
+is raised as an `ImageError` with a status that a pipeline can count.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from diffseg.images.bounded_file import check_scans, open_bounded
 
-# Made here and not by Image.open, whose own check for decompression bombs warns or raises at a limit that is global to
-# the process. EPS, PDF and their like start other programs or hold no photographs.
+# Images are opened by these classes instead of Image.open, whose check for decompression bombs warns or raises at a
+# limit that is global to the process. EPS, PDF and similar formats are left out: they start other programs or hold no
+# photographs.
 _FORMATS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
     "JPEG": JpegImageFile,
     "PNG": PngImageFile,
@@ -52,10 +53,10 @@ _TRANSPOSE = {
 
 
 class ImageError(ValueError):
-    """An image that gives no pixels.
+    """An image that cannot be decoded or has an unsuitable size.
 
     Attributes:
-        status: ``undecodable``, ``too_large`` or ``too_small``.
+        status: `undecodable`, `too_large` or `too_small`.
     """
 
     def __init__(self, status: Literal["undecodable", "too_large", "too_small"], message: str) -> None:
@@ -69,61 +70,63 @@ class ImageError(ValueError):
 def decode_image(
     source: bytes | str | os.PathLike[str] | Image.Image, *, max_pixels: int = 2**26, min_side: int = 16
 ) -> np.ndarray:
-    """Decode one image to RGB as a person would see it. Safe to call from several threads.
+    """Decode one image to RGB as a person would see it. Several threads may call this at the same time.
 
-    The EXIF orientation is applied; transparent pixels lie on white; of an animation the first frame is taken. 16 bits
-    are scaled to 8. Of 32-bit integers, values up to 65535 count as 16 bits; floats within [0, 1] are scaled by 255 and
-    within [0, 255] rounded; any other range is stretched so that it fills 0 to 255.
+    The EXIF orientation is applied, transparent pixels are composited on white, and the first frame of an animation is
+    taken. Values of 16 bits are scaled to 8 bits, and 32-bit integers within [0, 65535] count as 16-bit values. Floats
+    within [0, 1] are scaled by 255, and floats within [0, 255] are rounded. Any other range is stretched to fill 0 to
+    255.
 
     Args:
-        source: the encoded bytes, the path of a file, or an opened PIL image (which stays as it is).
-        max_pixels: of the size that the header declares; larger images are not decoded.
-        min_side: in pixels; an image with a shorter side is refused.
+        source: The encoded bytes, the path of a file, or an opened PIL image, which is not changed.
+        max_pixels: Largest size that the header may declare; larger images are not decoded.
+        min_side: Smallest length of the shorter side in pixels.
 
     Returns:
-        uint8 ``[H, W, 3]``, C-contiguous.
+        uint8 [H, W, 3], C-contiguous.
 
     Raises:
-        ImageError: with its ``status``, for whatever is wrong with the image.
-        OSError: when ``source`` is a path that cannot be opened.
+        ImageError: The image cannot be decoded or has an unsuitable size; its `status` says which.
+        OSError: `source` is a path that cannot be opened.
     """
     if isinstance(source, Image.Image):
         _check_size(source.size, max_pixels, min_side)
-        with _quiet():
+        with _silence_pillow():
             return _pixels(source.copy)
-    with open_bounded(source) as file, _quiet():
+    with open_bounded(source) as file, _silence_pillow():
         return _decode_file(file, max_pixels, min_side)
 
 
 _WARNING_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-_quiet_lock = threading.Lock()
-_quiet_users = 0
+_silence_lock = threading.Lock()
+_silence_users = 0
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what Pillow warns about one file (odd EXIF, metadata that it skips) among millions of them.
+def _silence_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings about single files, such as odd EXIF or skipped metadata, in a run over millions.
 
-    ``warnings.catch_warnings`` is not safe with threads: it may put back the filters of another one. This counts its
-    users, and touches no other filter.
+    `warnings.catch_warnings` is not thread-safe, because it may restore the filters of another thread. This context
+    manager counts its users and changes no other filter.
     """
-    global _quiet_users
+    global _silence_users
     filters: list = warnings.filters  # type: ignore[assignment]
-    with _quiet_lock:
-        _quiet_users += 1
+    with _silence_lock:
+        _silence_users += 1
         if _WARNING_FILTER not in filters:
             filters.insert(0, _WARNING_FILTER)
     try:
         yield
     finally:
-        with _quiet_lock:
-            _quiet_users -= 1
+        with _silence_lock:
+            _silence_users -= 1
             filters = warnings.filters  # type: ignore[assignment]
-            if _quiet_users == 0 and _WARNING_FILTER in filters:
+            if _silence_users == 0 and _WARNING_FILTER in filters:
                 filters.remove(_WARNING_FILTER)
 
 
 def _decode_file(file: IO[bytes], max_pixels: int, min_side: int) -> np.ndarray:
+    """Decode an open file, and check its declared size before any pixel is read."""
     image = _open(file)
     _check_size(image.size, max_pixels, min_side)
 
@@ -135,14 +138,14 @@ def _decode_file(file: IO[bytes], max_pixels: int, min_side: int) -> np.ndarray:
 
 
 def _open(file: IO[bytes]) -> ImageFile.ImageFile:
-    """Read the header: the format and the declared size, no pixels."""
+    """Read the header, with the format and the declared size but no pixels."""
     prefix = file.read(16)
     if not prefix:
         raise ImageError("undecodable", "the file is empty (0 bytes)")
     reason = f"not an image of a known format ({', '.join(_FORMATS)}): it starts with {prefix!r}"
     for name, factory in _FORMATS.items():
         accept = Image.OPEN[name][1]
-        # A text in place of True says what this build of Pillow lacks.
+        # A string instead of True says what this build of Pillow lacks.
         accepted = accept(prefix) if accept else True
         if isinstance(accepted, str):
             reason = accepted
@@ -153,7 +156,7 @@ def _open(file: IO[bytes]) -> ImageFile.ImageFile:
                     check_scans(file)
                 return factory(file)
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
-                # Pillow's own way of saying "not mine": another format may claim the same prefix.
+                # Pillow raises these for a file of another format, and another format may claim the same prefix.
                 reason = f"the {name} header is broken: {error}"
             except Exception as error:
                 raise _image_error(error, f"the {name} header cannot be read") from error
@@ -161,6 +164,7 @@ def _open(file: IO[bytes]) -> ImageFile.ImageFile:
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:
+    """Raise ImageError for a size (width, height) outside the bounds."""
     width, height = size
     if min(size) < min_side:
         raise ImageError("too_small", f"{width} x {height} pixels: the shorter side must have at least {min_side}")
@@ -170,6 +174,7 @@ def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:
 
 
 def _pixels(load: Callable[[], Image.Image]) -> np.ndarray:
+    """Load an image, apply its orientation and convert it to uint8 [H, W, 3]."""
     try:
         image = load()
         orientation = _orientation(image)
@@ -184,6 +189,7 @@ def _pixels(load: Callable[[], Image.Image]) -> np.ndarray:
 
 
 def _image_error(error: Exception, what: str) -> ImageError:
+    """Convert an error of Pillow to an ImageError with the fitting status."""
     if isinstance(error, MemoryError):
         return ImageError("too_large", f"{what}: not enough memory")
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
@@ -192,17 +198,19 @@ def _image_error(error: Exception, what: str) -> ImageError:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 means upright."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # broken EXIF blocks are common in photographs whose pixels are fine
+    except Exception:  # broken EXIF blocks are common in images whose pixels are fine
         return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB, on white where it is transparent."""
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_grey_to_8_bits(image)).convert("RGB")
     if image.mode == "La":
-        image = image.convert("LA")  # the only way that Pillow knows out of premultiplied grey
+        image = image.convert("LA")  # Pillow converts premultiplied grey to no other mode
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -210,7 +218,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W] of an image with more than 8 bits a pixel, by the rules of ``decode_image``."""
+    """Convert an image with more than 8 bits per pixel to uint8 [H, W], by the rules of `decode_image`."""
     grey: np.ndarray = np.asarray(image)
     if not np.isfinite(grey).all():
         raise ImageError("undecodable", "the image holds NaN or infinite values")
@@ -222,5 +230,5 @@ def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
     elif grey.dtype.kind == "f" and low >= 0 and high <= 255:
         low, high = 0.0, 255.0
     scale = 255.0 / max(high - low, 1e-30)
-    dtype = np.float32 if grey.dtype.itemsize <= 2 else np.float64  # half the memory where it is exact
+    dtype = np.float32 if grey.dtype.itemsize <= 2 else np.float64  # float32 is exact here and halves the memory
     return np.rint(np.subtract(grey, low, dtype=dtype) * dtype(scale)).astype(np.uint8)

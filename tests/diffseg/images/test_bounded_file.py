@@ -1,4 +1,4 @@
-"""Files that keep a decoder busy, through `decode_image`."""
+"""`decode_image` refuses files that would keep a decoder busy."""
 
 import io
 
@@ -8,7 +8,7 @@ from PIL import Image
 from diffseg.images.decode import ImageError, decode_image
 
 
-def test_a_jpeg_of_endless_scans_is_not_walked_through():
+def test_a_jpeg_with_too_many_scans_is_refused():
     buffer = io.BytesIO()
     Image.new("RGB", (512, 512)).save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
@@ -19,7 +19,7 @@ def test_a_jpeg_of_endless_scans_is_not_walked_through():
 
 
 @pytest.mark.parametrize("data", [b"\xff\xd8" + b"\xff" * 10**6, b"P3 " + b"#" * 10**6, b"P3 " + b" " * 10**6])
-def test_a_file_that_is_all_header_is_given_up(data, tmp_path):
+def test_a_file_that_is_all_header_is_refused(data, tmp_path):
     (tmp_path / "a.jpg").write_bytes(data)
     for source in (data, tmp_path / "a.jpg"):
         with pytest.raises(ImageError, match="goes on after"):
