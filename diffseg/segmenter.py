@@ -1,6 +1,6 @@
-"""DiffSeg from images, or from attention of your own, to label maps (Tian et al., CVPR 2024).
+"""DiffSeg from images to label maps (Tian et al., CVPR 2024).
 
-Axes: B images in the batch, H and W pixels of an image, P token positions, K segments.
+Axes: H and W pixels of an image, h and w tokens of a grid.
 """
 
 from __future__ import annotations
@@ -9,60 +9,38 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
-from diffseg.affinity.affinity import Affinity, check_state, record_affinity
+from diffseg.affinity.affinity import check_state
 from diffseg.affinity.state import AffinityState, read_state
-from diffseg.attention.crops import attention_with_crops
-from diffseg.attention.maps import CrossAttention, SelfAttention
-from diffseg.devices import to_device
 from diffseg.images.canvas import ModelInput, fit_image
 from diffseg.images.decode import decode_image
 from diffseg.method.decide import Decision, decide_on_device
-from diffseg.method.proposals import aggregate_attention
-from diffseg.method.stages import Scores, Signals, stages_of, with_name_scores
+from diffseg.method.signals import Scores, Signals
+from diffseg.method.stages import classes_to_segments, stages_of
 from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.clip import Clip, load_clip
 from diffseg.model.text import Prompt, prompt_of_names
 from diffseg.pending import PendingBatch
-from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, settings_of
+from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, needs_text_encoders, settings_of
+from diffseg.signal_recorder import SignalRecorder
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes
 
-STEPS = {"diffseg": "merge", "ncut": "merge", "par": "refine", "cross": "name", "clip": "name"}
-"""What the timers call a stage, where that is not its name."""
-
-
-class Looked(NamedTuple):
-    """What the model looked at in a batch: other positions of the image, and the names in the prompt, where asked.
-
-    clip: float32 [B, T, h, w], what a CLIP says each position shows, where asked.
-    """
-
-    own: SelfAttention
-    cross: CrossAttention | None = None
-    clip: torch.Tensor | None = None
-    learned: Affinity | None = None
-
-    def of_images(self, start: int, stop: int) -> Looked:
-        """A part of the batch."""
-        return Looked(
-            self.own.of_images(start, stop),
-            self.cross and self.cross.of_images(start, stop),
-            None if self.clip is None else self.clip[start:stop],
-            self.learned and self.learned.of_images(start, stop),
-        )
+TIMER_NAMES = {"diffseg": "merge", "ncut": "merge", "par": "refine", "cross": "name", "clip": "name"}
+"""Names of the stages in timings, where they differ from the names in the settings."""
 
 
 class Segmenter:
-    """The method with a model: call it with an image, or with a list, which runs as batches.
+    """The method with a model: call it with an image, or with a list of images, which run in batches.
 
-    Every batch has the same size (short ones are padded), so an image's labels do not depend on its neighbours.
+    All batches have the same size, to which short ones are padded, so the labels of an image do not depend on the other
+    images of its batch.
     """
 
     def __init__(
@@ -75,32 +53,45 @@ class Segmenter:
         clip: Clip | None = None,
         affinity: AffinityState | None = None,
     ) -> None:
-        """naming: whether images come with names, see `from_pretrained`. affinity: what `diffseg fit` learned."""
+        """Combine a loaded model with settings.
+
+        Args:
+            backbone: VAE encoder and UNet.
+            settings: Settings of the method. Where a field is None, the checkpoint's own value holds.
+            batch_size: Images per pass of the model.
+            naming: Whether images come with names, see `from_pretrained`.
+            clip: CLIP for the stage clip.
+            affinity: Learned affinity that `diffseg fit` wrote, for the stages affinity and walk.
+
+        Raises:
+            ValueError: The settings do not fit the model, the CLIP or the affinity.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected 1 or more")
-        checkpoint = backbone.checkpoint
+        checkpoint, timestep = backbone.checkpoint, settings.attention.timestep
         self.backbone = backbone
         self.settings = settings
         self.batch_size = batch_size
         self.tau = settings.merging.tau or checkpoint.tau
-        self.timestep = checkpoint.timestep if settings.attention.timestep is None else settings.attention.timestep
+        self.timestep = checkpoint.timestep if timestep is None else timestep
         self.resolution = settings.model_input.resolution or checkpoint.resolution
         naming_stage: StageName = "cross" if clip is None else "clip"
         self.method = settings.method or (*checkpoint.method, *((naming_stage,) if naming else ()))
-        self.clip = clip
         if "clip" in self.method and clip is None:
             raise ValueError(
-                f"method {','.join(self.method)}: stage clip needs a CLIP, and none comes with this program; name a "
+                f"method {','.join(self.method)}: stage clip needs a CLIP, and this program includes none; give the "
                 "folder, hub id or URL of one in the transformers layout (clip=…, --clip)"
             )
         self.stages = stages_of(self.method, settings, self.tau)
-        self.affinity = affinity
         check_state(affinity, checkpoint.sha256, self.method)
         self.needs = frozenset[str]().union(*(stage.needs for stage in self.stages))
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
                 f"resolution={self.resolution}: expected a multiple of {backbone.pixel_multiple} for this checkpoint"
             )
+        self.recorder = SignalRecorder(
+            backbone, settings, timestep=self.timestep, needs=self.needs, clip=clip, affinity=affinity
+        )
 
     @classmethod
     def from_pretrained(
@@ -118,14 +109,25 @@ class Segmenter:
         preset: Preset = "default",
         **settings: Any,
     ) -> Segmenter:
-        """From `tiny`, a local diffusers folder or a hub id; `settings` are fields of SegmenterSettings.
+        """Load a model and combine it with settings.
 
-        vae: an autoencoder in the place of the model's own, see `load_checkpoint`. naming: whether images come with
-        names; segments are then named by CLIP if one is given, else by cross-attention, where `method` does not say
-        otherwise. clip: a local folder or hub id of a CLIP in the transformers layout, see `load_clip`.
-        affinity: a file of `diffseg fit`, of heads for stage affinity or of features for stage walk.
+        Args:
+            model: An embedded model (`tiny`, `tiny-text`), a local diffusers folder or a hub id.
+            revision: Branch, tag or commit of the hub id.
+            vae: An autoencoder to use instead of the model's own, see `load_checkpoint`.
+            device: Torch device.
+            dtype: Dtype of the weights; attention is always float32.
+            batch_size: Images per pass of the model.
+            naming: Whether images come with names. Unless `method` says otherwise, segments are then named by the CLIP
+                if one is given, else by cross-attention.
+            clip: A local folder or hub id of a CLIP in the transformers layout, see `load_clip`.
+            affinity: A file that `diffseg fit` wrote: of heads for stage affinity, or of features for stage walk.
+            preset: Settings to start from.
+            settings: Fields of SegmenterSettings and of its components, by name.
 
-        Raises CheckpointError (a ValueError) where the checkpoint cannot be used, ValueError for bad settings.
+        Raises:
+            CheckpointError: The checkpoint cannot be used. This is a ValueError.
+            ValueError: A setting is invalid.
         """
         resolved = settings_of(preset, **settings)
         checkpoint = load_checkpoint(
@@ -136,167 +138,102 @@ class Segmenter:
             dtype=getattr(torch, dtype),
             text=needs_text_encoders(resolved, naming=naming and clip is None),
         )
-        images_and_text = None if clip is None else load_clip(clip, device=device)
         return cls(
             Backbone(checkpoint),
             resolved,
             batch_size=batch_size,
             naming=naming,
-            clip=images_and_text,
+            clip=None if clip is None else load_clip(clip, device=device),
             affinity=None if affinity is None else read_state(Path(affinity).read_bytes(), str(affinity)),
         )
 
     def __call__(
         self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...], names: Sequence[str] | None = None
     ) -> Any:
-        """Segmentation of an image (path, bytes, PIL image or uint8 [H, W, 3]), or a list of them for a list.
+        """Label an image or a list of images.
 
-        names: what segments may be called, where a stage of the method names them.
-        Raises ImageError for an image that cannot be decoded and NonFiniteError where the model overflows.
+        Args:
+            images: A path, bytes, a PIL image or uint8 [H, W, 3], or a list of these.
+            names: Names that segments may get, if a stage of the method names them.
+
+        Returns:
+            A Segmentation, or a list of them for a list of images.
+
+        Raises:
+            ImageError: An image cannot be decoded.
+            NonFiniteError: The model overflows on an image.
         """
-        single = not isinstance(images, (list, tuple))
-        given = cast(Sequence[ImageLike], [images] if single else images)
+        is_single = not isinstance(images, (list, tuple))
+        image_list = cast(Sequence[ImageLike], [images] if is_single else images)
         prompt = None if names is None else prompt_of_names(names)
-        results = []
-        for start in range(0, len(given), self.batch_size):
-            canvases = [self.prepare(_as_rgb(image), prompt) for image in given[start : start + self.batch_size]]
-            for result in self.launch(canvases).results():
+        segmentations = []
+        for start in range(0, len(image_list), self.batch_size):
+            inputs = [self.prepare(_as_rgb(image), prompt) for image in image_list[start : start + self.batch_size]]
+            for result in self.launch(inputs).results():
                 if isinstance(result, Exception):
                     raise result
-                results.append(result)
-        return results[0] if single else results
+                segmentations.append(result)
+        return segmentations[0] if is_single else segmentations
 
     def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> ModelInput:
-        """The model's square of a uint8 [H, W, 3] image, and what is said of it; safe to call from several threads."""
-        canvas, *detailed = (
-            fit_image(image, side, self.settings.model_input.fit, antialias=self.settings.model_input.antialias)
-            for side in ([self.resolution, 2 * self.resolution] if self.settings.attention.crops else [self.resolution])
-        )
-        return dataclasses.replace(canvas, detail=detailed[0].pixels if detailed else None, prompt=prompt)
+        """Fit a uint8 [H, W, 3] image into the model's square, and attach its prompt. Threads may call this at once."""
+        settings = self.settings.model_input
+        sides = [self.resolution, 2 * self.resolution] if self.settings.attention.crops else [self.resolution]
+        fitted = [fit_image(image, side, settings.fit, antialias=settings.antialias) for side in sides]
+        detail = fitted[1].pixels if len(fitted) > 1 else None
+        return dataclasses.replace(fitted[0], detail=detail, prompt=prompt)
 
-    def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
-        """Send up to `batch_size` prepared images through the model; `results()` of what is returned are their labels.
+    def launch(self, inputs: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
+        """Send up to `batch_size` prepared images through the model and the method.
 
         On a GPU this does not wait for the device, so that the next batch can be sent before the results of this one
-        are asked for. `results()` gives a NonFiniteError in the place of an image that overflows. step: a context
-        manager factory that is told the name of each step, to time it.
+        are read.
+
+        Args:
+            inputs: Prepared images.
+            step: Context manager factory that is called with the name of each step, to time it.
+
+        Returns:
+            The batch, whose `results()` returns the label maps, with a NonFiniteError for an image that overflows.
         """
-        return self.from_attention(self.attention_of(canvases, step), canvases, step, overwrite=True)
+        return self.from_attention(self.attention_of(inputs, step), inputs, step)
+
+    def attention_of(self, inputs: Sequence[ModelInput], step: Step = no_step) -> Signals:
+        """Return the attention of up to `batch_size` prepared images, and the other signals that the method needs."""
+        if not 0 < len(inputs) <= self.batch_size:
+            raise ValueError(f"{len(inputs)} images: expected 1 to {self.batch_size}")
+        if self.needs & {"cross_attention", "clip"} and any(model_input.prompt is None for model_input in inputs):
+            raise ValueError(f"method {','.join(self.method)} names segments: it needs names for each image")
+        return self.recorder.record(inputs, self.batch_size, step)
 
     @torch.inference_mode()
-    def attention_of(self, canvases: Sequence[ModelInput], step: Step = no_step) -> Looked:
-        """What the model looks at in up to `batch_size` prepared images, with short batches padded."""
-        if not 0 < len(canvases) <= self.batch_size:
-            raise ValueError(f"{len(canvases)} images: expected 1 to {self.batch_size}")
-        padded = [*canvases, *[canvases[-1]] * (self.batch_size - len(canvases))]
-        pixels = torch.stack([canvas.pixels for canvas in padded])
-        looked = self._look(pixels, self._prompts(padded), step)
-        if self.clip is not None and "clip" in self.needs:
-            with step("clip"):
-                looked = looked._replace(clip=self.clip.probabilities(pixels, self._names(padded)))
-        if not self.settings.attention.crops:
-            return looked
-        detail = torch.stack([canvas.detail for canvas in padded if canvas.detail is not None])
-        own = attention_with_crops(
-            looked.own,
-            detail,
-            self.settings.attention.crops,
-            self.settings.attention.weights,
-            lambda window: self._look(window, None, step).own,
-        )
-        return looked._replace(own=own)
-
-    def _names(self, canvases: Sequence[ModelInput]) -> list[tuple[str, ...]]:
-        """The names of each image. Raises ValueError where one has not even an empty list of them."""
-        prompts = [canvas.prompt for canvas in canvases if canvas.prompt is not None]
-        if len(prompts) < len(canvases):
-            raise ValueError(f"method {','.join(self.method)} names segments: it needs names for each image")
-        return [prompt.names for prompt in prompts]
-
-    def _prompts(self, canvases: Sequence[ModelInput]) -> list[list[Prompt]] | None:
-        """What the model is told of each image, in as many parts as the names of one need; None: nothing."""
-        if "cross" not in self.needs:
-            return None
-        text, prompts = self.backbone.checkpoint.text, [canvas.prompt for canvas in canvases]
-        if text is None or None in prompts:
-            raise ValueError(f"method {','.join(self.method)} names segments: it needs names for each image")
-        return [text.fitting(prompt) for prompt in prompts if prompt is not None]
-
-    def _look(self, pixels: torch.Tensor, prompts: list[list[Prompt]] | None, step: Step) -> Looked:
-        def look(pixels: torch.Tensor) -> Looked:
-            with record_affinity(self.affinity, self.backbone.checkpoint.unet) as learned:
-                if prompts is None:
-                    own, cross = self.backbone.self_attention(pixels, self.timestep, step), None
-                else:
-                    own, cross = self.backbone.attention(pixels, self.timestep, prompts, step)
-                return Looked(own, cross, learned=learned())
-
-        looked = look(pixels)
-        if self.settings.attention.flip:
-            mirrored = look(pixels.flip(-1))
-            looked.own.average_with_mirrored(mirrored.own)
-            if looked.cross is not None and mirrored.cross is not None:
-                looked.cross.average_with_mirrored(mirrored.cross)
-        return looked
-
-    @torch.inference_mode()
-    def from_attention(
-        self, looked: Looked, canvases: Sequence[ModelInput], step: Step = no_step, *, overwrite: bool = False
-    ) -> PendingBatch:
-        """The rest of `launch`, after `attention_of`. overwrite: whether what was looked at may be lost."""
-        # On a CPU each image has as many proposals as it needs; on a device all have the same shape.
-        device = looked.own.maps[looked.own.finest].device
-        at_once = 1 if device.type == "cpu" else self.batch_size
-        decisions, finite = [], []
-        for start in range(0, len(canvases), at_once):
-            stop = min(start + at_once, len(canvases))
-            part = looked.of_images(start, start + at_once)
-            signals = self._signals(part, canvases[start:stop], step, overwrite=overwrite)
-            finite.append(signals.finite)
+    def from_attention(self, signals: Signals, inputs: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
+        """Run the stages of the method on what `attention_of` returned for the same images."""
+        # On a CPU each image has as many proposals as it needs; on other devices all images have the same shape.
+        images_at_once = 1 if signals.self_attention.device.type == "cpu" else self.batch_size
+        decisions: list[Decision] = []
+        for start in range(0, len(inputs), images_at_once):
+            part = signals.of_images(start, start + images_at_once)
             scores: Scores | None = None
             for stage in self.stages:
-                with step(STEPS.get(stage.name, stage.name)):
-                    scores = stage.run(signals, scores)
+                with step(TIMER_NAMES.get(stage.name, stage.name)):
+                    scores = stage.run(part, scores)
             assert scores is not None
-            decisions += self._decide(with_name_scores(scores, self.settings.segment_names), canvases[start:stop], step)
-        return PendingBatch(
-            canvases=canvases, decisions=decisions, finite=torch.cat(finite), min_area=self.settings.min_area
-        )
+            segments = classes_to_segments(scores, self.settings.segment_names)
+            with step("decide"):
+                decisions += self._decide(segments, inputs[start : start + images_at_once])
+        return PendingBatch(inputs=inputs, decisions=decisions, finite=signals.finite, min_area=self.settings.min_area)
 
-    def _signals(self, looked: Looked, canvases: Sequence[ModelInput], step: Step, *, overwrite: bool) -> Signals:
-        with step("aggregate"):
-            attention, grid, finite = aggregate_attention(looked.own, self.settings, overwrite=overwrite)
-        padded = [*canvases, *[canvases[-1]] * (len(attention) - len(canvases))]
-        counts = [len(canvas.prompt.names) if canvas.prompt else 0 for canvas in padded]
-        return Signals(
-            pixels=torch.stack([canvas.pixels for canvas in padded]),
-            grid=grid,
-            attention=attention,
-            finite=finite,
-            cross=looked.cross,
-            clip=looked.clip,
-            learned=looked.learned,
-            name_counts=None
-            if looked.cross is None and looked.clip is None
-            else to_device(torch.tensor(counts), attention.device),
-        )
-
-    def _decide(self, scores: Scores, canvases: Sequence[ModelInput], step: Step) -> list[Decision]:
-        decisions = []
-        with step("decide"):
-            for image, canvas in enumerate(canvases):
-                maps = scores.maps[image]
-                content = canvas.content_on_grid((maps.shape[1], maps.shape[2]))
-                decision = decide_on_device(maps, canvas.region_size, content, keep_margins=self.settings.min_area > 0)
-                if scores.names is not None and scores.name_scores is not None:
-                    decision = decision.with_names(scores.names[image], scores.name_scores[image])
-                decisions.append(decision)
+    def _decide(self, scores: Scores, inputs: Sequence[ModelInput]) -> list[Decision]:
+        decisions, keep_margins = [], self.settings.min_area > 0
+        for image, model_input in enumerate(inputs):
+            maps = scores.maps[image]
+            content = model_input.content_on_grid((maps.shape[1], maps.shape[2]))
+            decision = decide_on_device(maps, model_input.region_size, content, keep_margins=keep_margins)
+            if scores.names is not None and scores.name_scores is not None:
+                decision = decision.with_names(scores.names[image], scores.name_scores[image])
+            decisions.append(decision)
         return decisions
-
-
-def needs_text_encoders(settings: SegmenterSettings, *, naming: bool) -> bool:
-    """Whether the text encoders are needed."""
-    return naming if settings.method is None else "cross" in settings.method
 
 
 def _as_rgb(image: ImageLike) -> np.ndarray:

@@ -169,3 +169,13 @@ def settings_of(preset: Preset = "default", **overrides: Any) -> SegmenterSettin
     if overrides.get("tau") is not None:
         overrides["tau"] = thresholds(overrides["tau"])
     return PRESETS[preset].with_values(**overrides)
+
+
+def needs_text_encoders(settings: SegmenterSettings, *, naming: bool) -> bool:
+    """Return whether the model's text encoders must be loaded.
+
+    Args:
+        settings: Settings of the method.
+        naming: Whether segments are named by cross-attention unless the settings name other stages.
+    """
+    return naming if settings.method is None else "cross" in settings.method

@@ -1,82 +1,31 @@
-"""The method as a list of stages: each reads signals of a batch of images, and makes or changes scores.
+"""The method as a list of stages: each reads the signals of a batch of images, and makes or changes scores.
 
-A stage says which signals it needs, and only those that a stage of the run needs are made. The first one that gives
-scores proposes segments, or classes; those after it refine or name them; what wins where is decided at the end, see
-`diffseg.method.decide`. Stages change nothing that they are given, but for the one that says so (`affinity`).
+A stage declares which signals it needs, and only the signals that some stage of the run needs are computed. The first
+stage that returns scores proposes segments or classes, and the stages after it refine or name them. Which proposal wins
+where is decided at the end, see `diffseg.method.decide`. Stages do not modify their inputs, except for `affinity`,
+which says so.
 
-Axes: B images of the batch, P = h·w positions of the working grid, K proposals, S pixels of the model's square.
+Axes: B images of the batch, K proposals, T names, h and w positions of a map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
-from diffseg.affinity.affinity import Affinity, as_attention
+from diffseg.affinity.affinity import as_attention
 from diffseg.attention.aggregate import average_cross_attention
-from diffseg.attention.maps import CrossAttention, Grid
 from diffseg.component_settings import ClipSettings, SegmentNameSettings, WalkSettings
 from diffseg.method.clip_naming import denoise_names, smooth_scores
 from diffseg.method.naming import BACKGROUND_INDEX, NO_NAME, add_background, apply_thresholds, class_maps, vote_names
 from diffseg.method.par import refine
 from diffseg.method.proposals import propose
 from diffseg.method.random_walk import random_walk, resize_maps
+from diffseg.method.signals import Need, Scores, Signals
 from diffseg.settings import SegmenterSettings, StageName
-
-Need = Literal["attention", "cross", "clip", "learned"]
-
-
-@dataclass(kw_only=True, eq=False)
-class Signals:
-    """What the stages of a run may read of a batch; what none of them needs is None.
-
-    pixels: float32 [B, 3, S, S] in [−1, 1]. grid: (h, w) of the working grid. attention: float32 [B, P, P], aggregated
-    self-attention, rows sum to 1. finite: bool [B], images whose attention is. cross: of names, 0 where an image has
-    fewer. clip: float32 [B, T, h', w'], what CLIP says each position shows, 0 to 1, at most 1 over an image's names.
-    name_counts: int64 [B], how many names each image has. learned: affinity, where a file of it is given.
-    """
-
-    pixels: torch.Tensor
-    grid: Grid
-    attention: torch.Tensor
-    finite: torch.Tensor
-    cross: CrossAttention | None = None
-    clip: torch.Tensor | None = None
-    name_counts: torch.Tensor | None = None
-    learned: Affinity | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scores:
-    """How much each place belongs to each proposal.
-
-    maps: float32 [B, K, h, w], ≥ 0 and finite, on any grid. names: int64 [B, K], the index of each proposal's name, see
-    `diffseg.method.naming`; None where nothing was named. name_scores: float32 [B, K], 0 to 1; None where the proposals are
-    the names themselves.
-    """
-
-    maps: torch.Tensor
-    names: torch.Tensor | None = None
-    name_scores: torch.Tensor | None = None
-
-    @property
-    def of_classes(self) -> bool:
-        """Whether each map is that of a name."""
-        return self.names is not None and self.name_scores is None
-
-    def winning(self) -> Scores:
-        """Without the proposals that are the highest nowhere; in a batch, and on a device, they are 0 instead."""
-        best = self.maps.argmax(dim=1).flatten(1)
-        if len(self.maps) > 1 or self.maps.device.type != "cpu":
-            wins = torch.zeros(self.maps.shape[:2], device=self.maps.device).scatter_(1, best, 1.0)
-            return replace(self, maps=self.maps * wins[..., None, None])
-        there = best.unique()
-        parts = [None if part is None else part[:, there] for part in (self.maps, self.names, self.name_scores)]
-        assert parts[0] is not None
-        return Scores(maps=parts[0], names=parts[1], name_scores=parts[2])
 
 
 class Stage(Protocol):
@@ -84,143 +33,166 @@ class Stage(Protocol):
 
     @property
     def name(self) -> StageName:
-        """As in settings."""
+        """Name of the stage in the setting `method`."""
         ...
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The signals that it reads."""
+        """Signals that the stage cannot run without."""
         ...
 
     def run(self, signals: Signals, scores: Scores | None) -> Scores | None:
-        """Scores from signals and the scores so far; the first stage is given None."""
+        """Return new scores from the signals and the scores of the stage before; the first stage gets None."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Propose:
-    """DiffSeg itself, or normalised cuts: segments from self-attention alone."""
+    """Stages diffseg and ncut: segments from self-attention alone, by merging or by normalised cuts."""
 
     name: StageName
     settings: SegmenterSettings
     tau: tuple[float, ...]
-    needs: frozenset[Need] = frozenset({"attention"})
+    needs: frozenset[Need] = frozenset({"self_attention"})
 
     def run(self, signals: Signals, scores: Scores | None) -> Scores:
-        maps = propose(
-            signals.attention, signals.finite, signals.grid, self.settings, self.tau, cut=self.name == "ncut"
-        )
-        return Scores(maps=maps)
+        """Propose segments."""
+        attention, grid, cut = signals.self_attention, signals.grid, self.name == "ncut"
+        return Scores(maps=propose(attention, signals.finite, grid, self.settings, self.tau, cut=cut))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelAdaptive:
-    """Borders follow the image (AFA's PAR)."""
+    """Stage par: borders are aligned with the image (PAR of AFA)."""
 
     name: StageName = "par"
     needs: frozenset[Need] = frozenset()
 
     def run(self, signals: Signals, scores: Scores | None) -> Scores:
-        scores = _given(scores, self.name).winning()
+        """Refine the scores of the winning proposals."""
+        scores = _require_scores(scores, self.name).winning()
         refined = [refine(maps, pixels) for maps, pixels in zip(scores.maps, signals.pixels, strict=False)]
         return replace(scores, maps=torch.stack(refined))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedAttention:
-    """What was learned of attention's heads takes the place of the attention, for the stages after it (AFA)."""
+    """Stage affinity: learned affinity replaces the self-attention for the stages after it (AFA)."""
 
     name: StageName = "affinity"
-    needs: frozenset[Need] = frozenset({"attention", "learned"})
+    needs: frozenset[Need] = frozenset({"self_attention", "affinity"})
 
     def run(self, signals: Signals, scores: Scores | None) -> Scores | None:
-        learned = signals.learned
-        if learned is None or learned.dense is None:
-            raise ValueError("stage affinity replaces attention by what was learned of it: it was not given")
-        signals.attention = as_attention(learned.dense, learned.grid, signals.grid)
+        """Replace `signals.self_attention`, and return the scores unchanged."""
+        affinity = signals.affinity
+        if affinity is None or affinity.dense is None:
+            raise ValueError(
+                "stage affinity replaces attention by learned affinity, but no affinity of heads was given"
+            )
+        signals.self_attention = as_attention(affinity.dense, affinity.grid, signals.grid)
         return scores
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomWalk:
-    """Scores spread from where they are sure, along the self-attention (AffinityNet's random walk)."""
+    """Stage walk: scores spread from confident positions along the self-attention (AffinityNet's random walk)."""
 
     settings: WalkSettings
     name: StageName = "walk"
-    needs: frozenset[Need] = frozenset({"attention"})
+    needs: frozenset[Need] = frozenset({"self_attention"})
 
     def run(self, signals: Signals, scores: Scores | None) -> Scores:
-        scores = _given(scores, self.name).winning()
-        settings = self.settings
+        """Spread the scores of the winning proposals, along learned affinity of neighbours if that is given."""
+        scores = _require_scores(scores, self.name).winning()
         walked = random_walk(
             resize_maps(scores.maps, signals.grid),
-            signals.attention[: len(scores.maps)],
-            power=settings.walk_power,
-            steps=settings.walk_steps,
-            radius=settings.walk_radius,
-            seeds=settings.walk_seeds,
-            affinity=signals.learned.local if signals.learned else None,
+            signals.self_attention[: len(scores.maps)],
+            power=self.settings.walk_power,
+            steps=self.settings.walk_steps,
+            radius=self.settings.walk_radius,
+            seeds=self.settings.walk_seeds,
+            affinity=signals.affinity.local if signals.affinity else None,
         )
         return replace(scores, maps=walked)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossNames:
-    """Names of segments from cross-attention, or, where it is the first stage, classes from nothing else."""
+    """Stage cross: names of segments from cross-attention, or, as the first stage, classes from it alone."""
 
     settings: SegmentNameSettings
     name: StageName = "cross"
-    needs: frozenset[Need] = frozenset({"cross"})
+    needs: frozenset[Need] = frozenset({"cross_attention"})
 
     def run(self, signals: Signals, scores: Scores | None) -> Scores:
-        if signals.cross is None or signals.name_counts is None:
-            raise ValueError("stage cross names segments: names were not given")
-        maps, _ = average_cross_attention(signals.cross, include_coarsest=self.settings.vote != "share")
-        return named(maps, signals.name_counts, scores, self.settings)
+        """Name the proposals, or propose classes."""
+        if signals.cross_attention is None or signals.name_counts is None:
+            raise ValueError("stage cross names segments, but no names were given")
+        include_coarsest = self.settings.vote != "share"
+        maps, _ = average_cross_attention(signals.cross_attention, include_coarsest=include_coarsest)
+        return name_proposals(maps, signals.name_counts, scores, self.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipNames:
-    """Names of segments from CLIP's scores (MaskCLIP), or, where it is the first stage, classes from nothing else."""
+    """Stage clip: names of segments from CLIP's scores (MaskCLIP), or, as the first stage, classes from them alone."""
 
     settings: SegmentNameSettings
     clip: ClipSettings
     name: StageName = "clip"
-    needs: frozenset[Need] = frozenset({"attention", "clip"})
+    needs: frozenset[Need] = frozenset({"self_attention", "clip"})
 
     def run(self, signals: Signals, scores: Scores | None) -> Scores:
-        if signals.clip is None or signals.name_counts is None:
-            raise ValueError("stage clip names segments: names, or scores of a CLIP for them, were not given")
-        maps = denoise_names(signals.clip, self.clip.clip_denoise)
+        """Name the proposals, or propose classes."""
+        if signals.clip_probabilities is None or signals.name_counts is None:
+            raise ValueError("stage clip names segments, but no names or no scores of a CLIP were given")
+        maps = denoise_names(signals.clip_probabilities, self.clip.clip_denoise)
         if self.clip.clip_smooth:
-            maps = smooth_scores(maps, signals.attention, signals.finite, signals.grid)
-        # the other votes undo that maps of attention differ in strength, and these are shares
-        return named(maps, signals.name_counts, scores, replace(self.settings, vote="share"))
+            maps = smooth_scores(maps, signals.self_attention, signals.finite, signals.grid)
+        # The other votes compensate for attention maps of different strength, but these maps are shares.
+        return name_proposals(maps, signals.name_counts, scores, replace(self.settings, vote="share"))
 
 
-def named(maps: torch.Tensor, counts: torch.Tensor, scores: Scores | None, settings: SegmentNameSettings) -> Scores:
-    """Scores named by maps [B, T, h, w] of names, or the maps as scores of classes where there are none yet."""
+def name_proposals(
+    maps: torch.Tensor, counts: torch.Tensor, scores: Scores | None, settings: SegmentNameSettings
+) -> Scores:
+    """Name proposals by the maps of names, or, if there are no proposals yet, make each name a class.
+
+    Args:
+        maps: float32 [B, T, h, w], see `diffseg.method.naming.vote_names`.
+        counts: int64 [B], the number of names of each image.
+        scores: Scores of the proposals; None before the first stage.
+        settings: How a segment gets its name.
+    """
     if scores is None:
         indices = torch.arange(maps.shape[1], device=maps.device).expand(len(maps), -1)
         return Scores(maps=class_maps(maps, counts), names=indices)
-    names, sure = vote_names(scores.maps, maps, counts, settings.vote)
-    return replace(
-        scores, names=apply_thresholds(names, sure, settings.background_below, settings.ignore_below), name_scores=sure
-    )
+    names, name_scores = vote_names(scores.maps, maps, counts, settings.vote)
+    names = apply_thresholds(names, name_scores, settings.background_below, settings.ignore_below)
+    return replace(scores, names=names, name_scores=name_scores)
 
 
-def _given(scores: Scores | None, name: str) -> Scores:
+def _require_scores(scores: Scores | None, name: str) -> Scores:
     if scores is None:
         raise ValueError(f"stage {name} changes scores: it cannot be the first")
     return scores
 
 
 def stages_of(method: Sequence[StageName], settings: SegmenterSettings, tau: tuple[float, ...]) -> list[Stage]:
-    """The stages of a method, in order."""
-    return [_stage(name, settings, tau) for name in method]
+    """Return the stages of a method in order.
+
+    Args:
+        method: Names of the stages.
+        settings: Settings of all stages.
+        tau: Merging threshold of each round in nats, which the checkpoint may have supplied.
+
+    Raises:
+        ValueError: A stage is unknown.
+    """
+    return [_stage_of(name, settings, tau) for name in method]
 
 
-def _stage(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...]) -> Stage:
+def _stage_of(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...]) -> Stage:
     match name:
         case "diffseg" | "ncut":
             return Propose(name=name, settings=settings, tau=tau)
@@ -237,8 +209,12 @@ def _stage(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...])
     raise ValueError(f"stage {name!r} is unknown")
 
 
-def with_name_scores(scores: Scores, settings: SegmentNameSettings) -> Scores:
-    """Scores of classes as scores of named segments: with what is background and what is neither, and how sure."""
+def classes_to_segments(scores: Scores, settings: SegmentNameSettings) -> Scores:
+    """Turn scores of classes into scores of named segments; scores that already are those are returned unchanged.
+
+    Background and ignored positions become two more proposals. The name score of a class is its mean, where it wins, of
+    the highest class score.
+    """
     if not scores.of_classes:
         return scores
     assert scores.names is not None
@@ -246,5 +222,5 @@ def with_name_scores(scores: Scores, settings: SegmentNameSettings) -> Scores:
     others = scores.names.new_tensor([BACKGROUND_INDEX, NO_NAME]).expand(len(maps), -1)
     wins = torch.nn.functional.one_hot(maps.argmax(dim=1), maps.shape[1]).permute(0, 3, 1, 2)
     strongest = scores.maps.amax(dim=1, keepdim=True) if scores.maps.shape[1] else torch.zeros_like(maps[:, :1])
-    sure = (wins * strongest).sum(dim=(2, 3)) / wins.sum(dim=(2, 3)).clamp_min(1)
-    return Scores(maps=maps, names=torch.cat([scores.names, others], dim=1), name_scores=sure)
+    name_scores = (wins * strongest).sum(dim=(2, 3)) / wins.sum(dim=(2, 3)).clamp_min(1)
+    return Scores(maps=maps, names=torch.cat([scores.names, others], dim=1), name_scores=name_scores)

@@ -127,7 +127,7 @@ class TextEncoders:
             for spans in prompt.spans
         ]
 
-    def fitting(self, prompt: Prompt) -> list[Prompt]:
+    def split_to_fit(self, prompt: Prompt) -> list[Prompt]:
         """The prompt if all its names fit, else as few prompts as hold them all, with about as many names each."""
         for count in range(2, len(prompt.names) + 1):
             if self._whole(prompt):

@@ -63,10 +63,10 @@ class Namer:
         """image: uint8 [H, W, 3]. truth: classes [H, W], whose regions are named. classes: what names may be given."""
         names = [NOUNS[c] for c in classes]
         canvas = self.whole.prepare(image, prompt_of_names(names))
-        looked = self.whole.attention_of([canvas])
-        assert looked.cross is not None
-        whole, alone = (_result(part, looked, canvas) for part in (self.whole, self.alone))
-        maps, _ = average_cross_attention(looked.cross, include_coarsest=False)
+        signals = self.whole.attention_of([canvas])
+        assert signals.cross_attention is not None
+        whole, alone = (_result(part, signals, canvas) for part in (self.whole, self.alone))
+        maps, _ = average_cross_attention(signals.cross_attention, include_coarsest=False)
         shown = torch.from_numpy(np.stack([truth == c for c in visible(truth)])[None].astype(np.float32))
         regions, _ = vote_names(shown, maps, torch.tensor([len(names)]), self.whole.settings.segment_names.vote)
         return Named(
@@ -77,8 +77,8 @@ class Namer:
         )
 
 
-def _result(segmenter: Segmenter, looked: Any, canvas: Any) -> Segmentation:
-    (result,) = segmenter.from_attention(looked, [canvas]).results()
+def _result(segmenter: Segmenter, signals: Any, canvas: Any) -> Segmentation:
+    (result,) = segmenter.from_attention(signals, [canvas]).results()
     if isinstance(result, Exception):
         raise result
     return result

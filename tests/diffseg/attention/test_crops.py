@@ -113,10 +113,10 @@ def test_a_cropped_image_is_labelled_in_full_and_independently_of_its_batch(
 ) -> None:
     image = generate_scene(VALIDATION_SEEDS[0], 128).image[:90]
     segmenter = Segmenter.from_pretrained(checkpoints["sd1"], tau=0.005, crops=2, fit=fit, resolution=64, batch_size=2)
-    canvas = segmenter.prepare(image)
-    assert canvas.detail is not None
-    assert canvas.detail.shape == (3, 128, 128)
-    assert segmenter.attention_of([canvas]).own.finest == (16, 16)
+    model_input = segmenter.prepare(image)
+    assert model_input.detail is not None
+    assert model_input.detail.shape == (3, 128, 128)
+    assert segmenter.attention_of([model_input]).grid == (16, 16)
     alone = segmenter(image)
     _, beside = segmenter([image[::-1].copy(), image])
     assert len(alone.segments) > 5

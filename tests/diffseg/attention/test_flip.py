@@ -9,6 +9,8 @@ import torch
 
 from diffseg import Segmenter, SegmenterSettings
 from diffseg.attention.maps import SelfAttention
+from diffseg.model.backbone import no_step
+from diffseg.signal_recorder import SignalRecorder
 from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS, generate_scene
 
 
@@ -27,13 +29,17 @@ def test_mirrored_maps_are_mirrored_back_in_queries_and_keys() -> None:
 
 
 def test_a_mirrored_image_has_the_mirrored_attention(checkpoints: dict[str, Path]) -> None:
-    segmenter = Segmenter.from_pretrained(checkpoints["sd1"], flip=True, batch_size=2)
+    segmenter = Segmenter.from_pretrained(checkpoints["sd1"], flip=True)
     image = generate_scene(VALIDATION_SEEDS[0], 128).image
-    canvases = [segmenter.prepare(np.ascontiguousarray(turned)) for turned in (image, image[:, ::-1])]
-    one, other = (segmenter.attention_of([canvas]).own for canvas in canvases)
-    plain = Segmenter(segmenter.backbone, SegmenterSettings()).attention_of(canvases[:1]).own
-    for (rows, columns), maps in one.maps.items():
-        turned = other.maps[rows, columns].view(-1, rows, columns, rows, columns).flip(2, 4).view_as(maps)
-        torch.testing.assert_close(maps, turned, rtol=1e-4, atol=1e-6)
-        assert (maps[:1] - plain.maps[rows, columns]).abs().max() > 1e-4, "the model itself does not mirror"
+
+    def record(recorder: SignalRecorder, image: np.ndarray) -> SelfAttention:
+        pixels = segmenter.prepare(np.ascontiguousarray(image)).pixels.expand(2, -1, -1, -1)
+        return recorder.run_pass(pixels, None, no_step).self_attention
+
+    original, mirrored = (record(segmenter.recorder, picture) for picture in (image, image[:, ::-1]))
+    plain = record(Segmenter(segmenter.backbone, SegmenterSettings()).recorder, image)
+    for (rows, columns), maps in original.maps.items():
+        restored = mirrored.maps[rows, columns].view(-1, rows, columns, rows, columns).flip(2, 4).view_as(maps)
+        torch.testing.assert_close(maps, restored, rtol=1e-4, atol=1e-6)
+        assert (maps - plain.maps[rows, columns]).abs().max() > 1e-4, "the model itself does not mirror"
         torch.testing.assert_close(maps.sum(dim=-1), torch.ones(maps.shape[:2]))

@@ -1,4 +1,4 @@
-"""What every stage keeps: finite scores, the same again, each image for itself, nothing changed that was given."""
+"""What holds for every stage: finite scores, the same result twice, no influence of other images, unchanged inputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from planted import planted, voronoi
 
 from diffseg.affinity.affinity import Affinity
 from diffseg.attention.maps import CrossAttention
-from diffseg.method.stages import Scores, Signals, Stage, stages_of, with_name_scores
-from diffseg.settings import NAMING, PROPOSING, SegmenterSettings, StageName, settings_of
+from diffseg.component_settings import SegmentNameSettings
+from diffseg.method.signals import Scores, Signals
+from diffseg.method.stages import Stage, classes_to_segments, stages_of
+from diffseg.settings import NAMING, PROPOSING, StageName, settings_of
 
-SIDE, NAMES = 12, (3, 0, 2)
-"""Of the working grid; and how many names each image of the batch has."""
+SIDE = 12
+"""Side of the working grid, in tokens."""
+
+NAME_COUNTS = (3, 0, 2)
+"""Number of names of each image of the batch."""
 
 STAGES: dict[StageName, dict[str, Any]] = {
     "diffseg": {},
@@ -27,7 +32,7 @@ STAGES: dict[StageName, dict[str, Any]] = {
     "cross": {},
     "clip": {"clip_denoise": 0.1},
 }
-"""Every stage, with settings that make a small example of it."""
+"""Every stage, with settings for a small example of it."""
 
 
 def stage_named(name: StageName, **changes: Any) -> Stage:
@@ -35,8 +40,8 @@ def stage_named(name: StageName, **changes: Any) -> Stage:
     return stages_of([name], settings, (0.5, 0.5, 0.5))[0]
 
 
-def signals(seed: int = 0) -> Signals:
-    """Three images with planted attention, a picture of the regions, and a map for each name."""
+def example_signals(seed: int = 0) -> Signals:
+    """Return signals of three images: planted attention, pixels that show its regions, and a map for each name."""
     generator = torch.Generator().manual_seed(seed)
     masks = [voronoi(SIDE, 4, seed + image) for image in range(3)]
     attention = torch.stack([torch.from_numpy(planted(mask, leak=0.05, noise=0.2)).float() for mask in masks])
@@ -44,82 +49,66 @@ def signals(seed: int = 0) -> Signals:
     pixels = torch.stack(
         [c[torch.from_numpy(np.kron(m, np.ones((4, 4), int)))] for c, m in zip(colours, masks, strict=True)]
     )
-    shown = torch.rand(3, max(NAMES), SIDE // 2, SIDE // 2, generator=generator) / max(NAMES)
-    looked = torch.rand(3, max(NAMES), SIDE * SIDE, generator=generator)
-    for image, count in enumerate(NAMES):
-        looked[image, count:] = shown[image, count:] = 0
+    probabilities = torch.rand(3, max(NAME_COUNTS), SIDE // 2, SIDE // 2, generator=generator) / max(NAME_COUNTS)
+    name_maps = torch.rand(3, max(NAME_COUNTS), SIDE * SIDE, generator=generator)
+    for image, count in enumerate(NAME_COUNTS):
+        name_maps[image, count:] = probabilities[image, count:] = 0
     return Signals(
         pixels=pixels.permute(0, 3, 1, 2).contiguous(),
         grid=(SIDE, SIDE),
-        attention=attention,
+        self_attention=attention,
         finite=torch.ones(3, dtype=torch.bool),
-        cross=CrossAttention(maps={(SIDE, SIDE): looked}, layers={(SIDE, SIDE): 1}),
-        clip=shown,
-        name_counts=torch.tensor(NAMES),
-        learned=Affinity(grid=(SIDE // 2, SIDE // 2), dense=torch.rand(3, 36, 36, generator=generator)),
+        cross_attention=CrossAttention(maps={(SIDE, SIDE): name_maps}, layers={(SIDE, SIDE): 1}),
+        clip_probabilities=probabilities,
+        name_counts=torch.tensor(NAME_COUNTS),
+        affinity=Affinity(grid=(SIDE // 2, SIDE // 2), dense=torch.rand(3, 36, 36, generator=generator)),
     )
 
 
-def of_image(whole: Signals, image: int) -> Signals:
-    assert whole.cross is not None
-    assert whole.clip is not None
-    assert whole.name_counts is not None
-    assert whole.learned is not None
-    part = slice(image, image + 1)
-    return Signals(
-        pixels=whole.pixels[part],
-        grid=whole.grid,
-        attention=whole.attention[part],
-        finite=whole.finite[part],
-        cross=whole.cross.of_images(image, image + 1),
-        clip=whole.clip[part],
-        name_counts=whole.name_counts[part],
-        learned=whole.learned.of_images(image, image + 1),
-    )
+def scores_before(stage: Stage, signals: Signals) -> Scores | None:
+    """Return scores as the stage may get them: None for a stage that proposes segments."""
+    return None if stage.name in PROPOSING else stage_named("diffseg").run(signals, None)
 
 
-def before(stage: Stage, given: Signals) -> Scores | None:
-    """Scores as the stage may find them."""
-    return None if stage.name in PROPOSING else stage_named("diffseg").run(given, None)
-
-
-def tensors(value: Any) -> list[torch.Tensor]:
-    parts = [getattr(value, field) for field in value.__dataclass_fields__]
-    nested = [list(part.maps.values()) if isinstance(part, CrossAttention) else [part] for part in parts]
-    return [part for some in nested for part in some if isinstance(part, torch.Tensor)]
+def tensors(record: Any) -> list[torch.Tensor]:
+    values = [getattr(record, field) for field in record.__dataclass_fields__]
+    nested = [list(value.maps.values()) if isinstance(value, CrossAttention) else [value] for value in values]
+    return [value for group in nested for value in group if isinstance(value, torch.Tensor)]
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_invariants(name: StageName) -> None:
-    stage, given = stage_named(name), signals()
-    scores = before(stage, given)
-    kept = copy.deepcopy((given, scores))
-    found = stage.run(given, scores)
-    if name == "affinity":  # the one that may
-        torch.testing.assert_close(given.attention.sum(dim=-1), torch.ones(3, SIDE * SIDE))
-        given.attention = kept[0].attention
-    assert found is not None
-    assert found.maps.dtype == torch.float32
-    assert found.maps.ndim == 4
-    assert torch.isfinite(found.maps).all()
-    assert (found.maps >= 0).all()
-    if found.name_scores is not None:
-        assert ((found.name_scores >= 0) & (found.name_scores <= 1)).all()
-    for now, then in zip((given, scores), kept, strict=True):
-        if now is not None:
-            assert all(torch.equal(a, b) for a, b in zip(tensors(now), tensors(then), strict=True)), "changed its input"
-    again = stage.run(given, scores)
+    stage, signals = stage_named(name), example_signals()
+    scores = scores_before(stage, signals)
+    copies = copy.deepcopy((signals, scores))
+    result = stage.run(signals, scores)
+    if name == "affinity":  # the only stage that may change its input
+        torch.testing.assert_close(signals.self_attention.sum(dim=-1), torch.ones(3, SIDE * SIDE))
+        signals.self_attention = copies[0].self_attention
+    assert result is not None
+    assert result.maps.dtype == torch.float32
+    assert result.maps.ndim == 4
+    assert torch.isfinite(result.maps).all()
+    assert (result.maps >= 0).all()
+    if result.name_scores is not None:
+        assert ((result.name_scores >= 0) & (result.name_scores <= 1)).all()
+    for after, before in zip((signals, scores), copies, strict=True):
+        if after is not None:
+            pairs = zip(tensors(after), tensors(before), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs), "the stage changed its input"
+    again = stage.run(signals, scores)
     assert again is not None
-    assert all(torch.equal(a, b) for a, b in zip(tensors(found), tensors(again), strict=True)), "differs when run again"
+    pairs = zip(tensors(result), tensors(again), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs), "a second run gave another result"
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_an_image_does_not_depend_on_its_neighbours(name: StageName) -> None:
-    stage, given = stage_named(name), signals()
-    together = stage.run(given, before(stage, given))
+def test_an_image_does_not_depend_on_the_others_of_its_batch(name: StageName) -> None:
+    stage, signals = stage_named(name), example_signals()
+    together = stage.run(signals, scores_before(stage, signals))
     for image in range(3):
-        one = of_image(signals(), image)
-        alone = stage.run(one, before(stage, one))
+        of_image = example_signals().of_images(image, image + 1)
+        alone = stage.run(of_image, scores_before(stage, of_image))
         assert alone is not None
         assert together is not None
         labels, expected = together.maps[image].argmax(dim=0), alone.maps[0].argmax(dim=0)
@@ -128,71 +117,70 @@ def test_an_image_does_not_depend_on_its_neighbours(name: StageName) -> None:
             assert len(pairs) == len(set(expected.flatten().tolist())) == len(set(labels.flatten().tolist()))
         else:
             assert together.names is not None
-            mine, its = together.names[image][labels.flatten()], alone.names[0][expected.flatten()]
-            assert torch.equal(mine, its)
+            assert torch.equal(together.names[image][labels.flatten()], alone.names[0][expected.flatten()])
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name in NAMING])
-def test_a_stage_that_names_finds_classes_where_it_is_the_first(name: StageName) -> None:
-    found = stage_named(name).run(signals(), None)
-    assert found is not None
-    assert found.of_classes
-    assert found.maps.shape[:2] == (3, max(NAMES))
-    assert (found.maps <= 1).all()
-    settled = with_name_scores(found, SegmenterSettings())
-    winners = settled.maps.argmax(dim=1)
-    assert settled.names is not None
-    for image, count in enumerate(NAMES):
-        indices = set(settled.names[image][winners[image].flatten()].tolist())
-        assert indices <= ({*range(count)} if count else {-2}), "an absent class, or a present one left out"
+def test_a_naming_stage_proposes_classes_if_it_is_the_first(name: StageName) -> None:
+    classes = stage_named(name).run(example_signals(), None)
+    assert classes is not None
+    assert classes.of_classes
+    assert classes.maps.shape[:2] == (3, max(NAME_COUNTS))
+    assert (classes.maps <= 1).all()
+    segments = classes_to_segments(classes, SegmentNameSettings())
+    winners = segments.maps.argmax(dim=1)
+    assert segments.names is not None
+    for image, count in enumerate(NAME_COUNTS):
+        indices = set(segments.names[image][winners[image].flatten()].tolist())
+        assert indices <= ({*range(count)} if count else {-2}), "a class without a name wins, or background wins"
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name in NAMING])
-def test_a_stage_that_names_refuses_to_invent_names(name: StageName) -> None:
-    given = signals()
-    given.cross = given.clip = given.name_counts = None
+def test_a_naming_stage_without_names_is_refused(name: StageName) -> None:
+    signals = example_signals()
+    signals.cross_attention = signals.clip_probabilities = signals.name_counts = None
     with pytest.raises(ValueError, match=f"stage {name}"):
-        stage_named(name).run(given, None)
+        stage_named(name).run(signals, None)
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name not in (*NAMING, *PROPOSING, "affinity")])
 def test_a_stage_that_changes_scores_needs_some(name: StageName) -> None:
     with pytest.raises(ValueError, match=f"stage {name} changes scores"):
-        stage_named(name).run(signals(), None)
+        stage_named(name).run(example_signals(), None)
 
 
-def test_what_was_learned_takes_the_place_of_attention() -> None:
-    given = signals()
-    assert given.learned is not None
+def test_learned_affinity_replaces_the_attention() -> None:
+    signals = example_signals()
+    assert signals.affinity is not None
     mask = voronoi(SIDE // 2, 3, 1).ravel()
-    alike = torch.from_numpy(mask[:, None] == mask).float() * 0.98 + 0.01
-    given.learned = Affinity(grid=given.learned.grid, dense=alike.expand(3, -1, -1))
-    assert stage_named("affinity").run(given, None) is None
-    scores = stage_named("diffseg", tau=(0.5, 0.5, 0.5)).run(given, None)
+    same_region = torch.from_numpy(mask[:, None] == mask).float() * 0.98 + 0.01
+    signals.affinity = Affinity(grid=signals.affinity.grid, dense=same_region.expand(3, -1, -1))
+    assert stage_named("affinity").run(signals, None) is None
+    scores = stage_named("diffseg", tau=(0.5, 0.5, 0.5)).run(signals, None)
     assert scores is not None
     coarse = scores.maps[0].argmax(dim=0)[::2, ::2].flatten().numpy()
     assert len({*zip(coarse.tolist(), mask.tolist(), strict=True)}) == 3
-    given.learned = None
+    signals.affinity = None
     with pytest.raises(ValueError, match="stage affinity"):
-        stage_named("affinity").run(given, None)
+        stage_named("affinity").run(signals, None)
 
 
-def test_the_walk_goes_along_learned_neighbours_where_they_are_given() -> None:
-    given = signals()
-    walk = stage_named("walk", walk_seeds=1.0)  # all but the surest position of each proposal move
-    scores = before(walk, given)
-    by_attention = walk.run(given, scores)
-    near = {offset: torch.full((3, SIDE - offset[0], SIDE - abs(offset[1])), 1e-9) for offset in ((0, 1), (1, 0))}
-    given.learned = Affinity(grid=(SIDE, SIDE), local=near)
-    alone = walk.run(given, scores)
+def test_the_walk_follows_learned_affinity_of_neighbours_if_it_is_given() -> None:
+    signals = example_signals()
+    walk = stage_named("walk", walk_seeds=1.0)  # all positions move but the most confident one of each proposal
+    scores = scores_before(walk, signals)
+    by_attention = walk.run(signals, scores)
+    weak = {offset: torch.full((3, SIDE - offset[0], SIDE - abs(offset[1])), 1e-9) for offset in ((0, 1), (1, 0))}
+    signals.affinity = Affinity(grid=(SIDE, SIDE), local=weak)
+    by_affinity = walk.run(signals, scores)
     assert scores is not None
     assert by_attention is not None
-    assert alone is not None
-    torch.testing.assert_close(alone.maps, scores.winning().maps)
-    assert (by_attention.maps - alone.maps).abs().max() > 1e-3
+    assert by_affinity is not None
+    torch.testing.assert_close(by_affinity.maps, scores.winning().maps)
+    assert (by_attention.maps - by_affinity.maps).abs().max() > 1e-3
 
 
-def test_names_go_with_their_proposals_when_losers_are_left_out() -> None:
+def test_names_stay_with_their_proposals_when_losing_proposals_are_dropped() -> None:
     maps = torch.tensor([[[[0.1, 0.2]], [[0.9, 0.1]], [[0.2, 0.8]]]])
     scores = Scores(maps=maps, names=torch.tensor([[5, 6, 7]]), name_scores=torch.tensor([[0.5, 0.6, 0.7]]))
     winning = scores.winning()

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from planted import planted
 from small_clip import NAMES, SIDE, draw, pixels_of, write_clip, write_trained_clip
 
-from diffseg.method.stages import Scores, Signals, stages_of
+from diffseg.method.signals import Scores, Signals
+from diffseg.method.stages import stages_of
 from diffseg.model.clip import Clip, load_clip
 from diffseg.settings import settings_of
 
@@ -48,9 +49,9 @@ def segment_names(clip: Clip, pixels: torch.Tensor, truth: torch.Tensor) -> torc
     given = Signals(
         pixels=pixels,
         grid=(SIDE, SIDE),
-        attention=torch.empty(0),
+        self_attention=torch.empty(0),
         finite=torch.ones(len(pixels), dtype=torch.bool),
-        clip=clip.probabilities(pixels, [NAMES] * len(pixels)),
+        clip_probabilities=clip.probabilities(pixels, [NAMES] * len(pixels)),
         name_counts=torch.full((len(pixels),), len(NAMES)),
     )
     (stage,) = stages_of(["clip"], settings_of(clip_smooth=False), (1.0,))
@@ -85,9 +86,9 @@ def test_smoothing_by_attention_that_knows_the_segments_helps(
     given = Signals(
         pixels=pixels,
         grid=(coarse.shape[1], coarse.shape[2]),
-        attention=attention,
+        self_attention=attention,
         finite=torch.ones(12, dtype=torch.bool),
-        clip=maps,
+        clip_probabilities=maps,
         name_counts=torch.full((12,), len(NAMES)),
     )
     found = {}

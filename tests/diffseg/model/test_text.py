@@ -100,14 +100,14 @@ def test_names_that_do_not_fit_are_spread_over_prompts(checkpoints: dict[str, Pa
     text = load_checkpoint(checkpoints["sd1"], text=True).text
     assert text is not None
     names = tuple(f"{chr(97 + i)}{chr(98 + i)}{chr(97 + i)}" for i in range(20)) * 2
-    parts = text.fitting(prompt_of_names(names, "a {} b"))
+    parts = text.split_to_fit(prompt_of_names(names, "a {} b"))
     assert sum((part.names for part in parts), ()) == names
     assert len(parts) > 1
     assert max(len(part.names) for part in parts) - min(len(part.names) for part in parts) <= len(parts)
     assert all(columns for part in parts for columns in text.columns(part))
     few = prompt_of_names(names[:3])
-    assert text.fitting(few) == [few]
-    assert text.fitting(prompt_of_names([])) == [prompt_of_names([])]
+    assert text.split_to_fit(few) == [few]
+    assert text.split_to_fit(prompt_of_names([])) == [prompt_of_names([])]
 
 
 def test_a_checkpoint_without_text_encoder_is_refused_where_names_are_asked_for(checkpoints: dict[str, Path]) -> None:

@@ -1,0 +1,160 @@
+"""Compute the signals of a batch: one pass of the model, or several with a mirrored image and with crops, and CLIP.
+
+Axes: B images in the batch, P = h·w positions of the working grid, S pixels of the model's square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from diffseg.affinity.affinity import Affinity, record_affinity
+from diffseg.affinity.state import AffinityState
+from diffseg.attention.crops import attention_with_crops
+from diffseg.attention.maps import CrossAttention, Grid, SelfAttention
+from diffseg.devices import to_device
+from diffseg.images.canvas import ModelInput
+from diffseg.method.proposals import aggregate_attention
+from diffseg.method.signals import Signals
+from diffseg.model.backbone import Backbone, Step
+from diffseg.model.clip import Clip
+from diffseg.model.text import Prompt
+from diffseg.settings import SegmenterSettings
+
+
+class RecordedPass(NamedTuple):
+    """What one pass of the model recorded.
+
+    Attributes:
+        self_attention: Self-attention at each resolution.
+        cross_attention: Cross-attention of the prompts' names; None without prompts.
+        affinity: Learned affinity; None without a file of it.
+    """
+
+    self_attention: SelfAttention
+    cross_attention: CrossAttention | None
+    affinity: Affinity | None
+
+
+class SignalRecorder:
+    """A model, together with the settings that determine which signals are computed and how."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        settings: SegmenterSettings,
+        *,
+        timestep: int,
+        needs: frozenset[str],
+        clip: Clip | None = None,
+        affinity: AffinityState | None = None,
+    ) -> None:
+        """Prepare a recorder.
+
+        Args:
+            backbone: VAE encoder and UNet.
+            settings: Settings of the method.
+            timestep: Diffusion timestep of the pass.
+            needs: Signals that the stages of the run need.
+            clip: CLIP that computes the signal `clip`.
+            affinity: State of learned affinity, as `diffseg fit` wrote it.
+        """
+        self.backbone = backbone
+        self.settings = settings
+        self.timestep = timestep
+        self.needs = needs
+        self.clip = clip
+        self.affinity = affinity
+
+    @torch.inference_mode()
+    def record(self, inputs: Sequence[ModelInput], batch_size: int, step: Step) -> Signals:
+        """Compute the signals of up to `batch_size` images, padded to that number by repeating the last image.
+
+        On a CPU the signals of the padding are dropped once the model has run. Every image must have a prompt if the
+        run needs cross-attention or a CLIP.
+        """
+        padded = [*inputs, *[inputs[-1]] * (batch_size - len(inputs))]
+        pixels = torch.stack([model_input.pixels for model_input in padded])
+        recorded = self.run_pass(pixels, self._fitting_prompts(padded), step)
+        probabilities = None
+        if self.clip is not None and "clip" in self.needs:
+            with step("clip"):
+                probabilities = self.clip.probabilities(pixels, [prompt.names for prompt in _prompts(padded)])
+        attention = recorded.self_attention
+        if self.settings.attention.crops:
+            attention = self._with_crops(attention, padded, step)
+        with step("aggregate"):
+            aggregated, grid, finite = self._aggregate(attention, len(inputs))
+        has_names = recorded.cross_attention is not None or probabilities is not None
+        counts = torch.tensor([len(prompt.names) for prompt in _prompts(padded)]) if has_names else None
+        signals = Signals(
+            pixels=pixels,
+            grid=grid,
+            self_attention=aggregated,
+            finite=finite,
+            cross_attention=recorded.cross_attention,
+            clip_probabilities=probabilities,
+            name_counts=None if counts is None else to_device(counts, aggregated.device),
+            affinity=recorded.affinity,
+        )
+        return signals.of_images(0, len(aggregated))
+
+    @torch.inference_mode()
+    def run_pass(self, pixels: torch.Tensor, prompts: list[list[Prompt]] | None, step: Step) -> RecordedPass:
+        """Run the model once, or, with the setting `flip`, twice, and average with the mirrored image.
+
+        Args:
+            pixels: float32 [B, 3, S, S] in [−1, 1].
+            prompts: Prompts of each image, or None for an unconditional pass.
+            step: Timer of steps.
+        """
+        recorded = self._run_once(pixels, prompts, step)
+        if self.settings.attention.flip:
+            mirrored = self._run_once(pixels.flip(-1), prompts, step)
+            recorded.self_attention.average_with_mirrored(mirrored.self_attention)
+            if recorded.cross_attention is not None and mirrored.cross_attention is not None:
+                recorded.cross_attention.average_with_mirrored(mirrored.cross_attention)
+        return recorded
+
+    def _run_once(self, pixels: torch.Tensor, prompts: list[list[Prompt]] | None, step: Step) -> RecordedPass:
+        with record_affinity(self.affinity, self.backbone.checkpoint.unet) as affinity_of_pass:
+            if prompts is None:
+                attention, cross = self.backbone.self_attention(pixels, self.timestep, step), None
+            else:
+                attention, cross = self.backbone.attention(pixels, self.timestep, prompts, step)
+            return RecordedPass(attention, cross, affinity_of_pass())
+
+    def _with_crops(self, attention: SelfAttention, inputs: Sequence[ModelInput], step: Step) -> SelfAttention:
+        detail = torch.stack([model_input.detail for model_input in inputs if model_input.detail is not None])
+        settings = self.settings.attention
+        return attention_with_crops(
+            attention,
+            detail,
+            settings.crops,
+            settings.weights,
+            lambda crop: self.run_pass(crop, None, step).self_attention,
+        )
+
+    def _aggregate(self, attention: SelfAttention, count: int) -> tuple[torch.Tensor, Grid, torch.Tensor]:
+        """Aggregate attention in place: image by image for the first `count` images on a CPU, else the whole batch."""
+        finest = attention.maps[attention.finest]
+        if finest.device.type != "cpu":
+            return aggregate_attention(attention, self.settings, overwrite=True)
+        images = [attention.of_images(image, image + 1) for image in range(count)]
+        finite = [aggregate_attention(image, self.settings, overwrite=True)[2] for image in images]
+        return finest[:count], attention.finest, torch.cat(finite)
+
+    def _fitting_prompts(self, inputs: Sequence[ModelInput]) -> list[list[Prompt]] | None:
+        """Return the prompts of each image, several if its names do not fit one; None if the UNet reads no names."""
+        if "cross_attention" not in self.needs:
+            return None
+        text = self.backbone.checkpoint.text
+        if text is None:
+            raise ValueError("stage cross names segments by cross-attention: load the model with its text encoders")
+        return [text.split_to_fit(prompt) for prompt in _prompts(inputs)]
+
+
+def _prompts(inputs: Sequence[ModelInput]) -> list[Prompt]:
+    return [model_input.prompt for model_input in inputs if model_input.prompt is not None]
