@@ -1,1 +1,1 @@
-"""Label maps of a run in the formats of other tools, a format a module: `write.py` has their list."""
+"""Exports of a run to the formats of other tools: one module per format, listed in `write.py`."""

@@ -1,4 +1,4 @@
-"""What formats share: lines that parts hand back to be put into one file, and photographs beside."""
+"""What the formats share: lines from all label shards that are assembled into one file, and copied source images."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from pipeline.exports.items import Export, Item
+from pipeline.exports.items import Export, LabelledImage
 
 Lines: TypeAlias = Mapping[str, bytes]
-"""What a part adds to files of the whole export, by a name of the format's own."""
+"""Lines that a label shard contributes to files of the whole export, by a name that the format chooses."""
 
 
 @dataclass(frozen=True)
 class Fragments:
-    """The lines of all parts, in files of a folder of this machine."""
+    """The lines of all label shards, collected in local files.
+
+    Attributes:
+        folder: Local folder of these files.
+    """
 
     folder: str
 
     def add(self, lines: Lines) -> None:
-        """Append those of one part."""
+        """Append the lines of one label shard."""
         for name, data in lines.items():
             with open(self._path(name), "ab") as file:
                 file.write(data)
 
     def lines(self, name: str) -> Iterator[bytes]:
-        """Without their ends."""
+        """Yield the collected lines without their line ends."""
         if os.path.exists(self._path(name)):
             with open(self._path(name), "rb") as file:
                 for line in file:
@@ -38,21 +42,24 @@ class Fragments:
         return os.path.join(self.folder, f"{name}.lines")
 
 
-def write_photograph(export: Export, item: Item, folder: str = "images") -> None:
-    """Put the photograph into a folder of DEST, where photographs are asked for."""
-    if item.photograph is not None:
-        export.dest.write_bytes(f"{folder}/{item.file}", item.photograph)
+def write_source_image(export: Export, image: LabelledImage, folder: str = "images") -> None:
+    """Write the source image into a folder of DEST if the export includes source images."""
+    if image.source_image is not None:
+        export.dest.write_bytes(f"{folder}/{image.file}", image.source_image)
 
 
-def key_line(item: Item) -> bytes:
-    """A line of keys.csv."""
+def key_line(image: LabelledImage) -> bytes:
+    """Return a line of keys.csv."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([item.name, item.key.encode("unicode_escape").decode()])
+    csv.writer(text, lineterminator="\n").writerow([image.name, image.key.encode("unicode_escape").decode()])
     return text.getvalue().encode()
 
 
 def keys_file(fragments: Fragments) -> tuple[str, Iterator[bytes]]:
-    """keys.csv: which key a name stands for; backslashes and what is not ASCII are escaped as in Python."""
+    """Return path and contents of keys.csv, which maps file names to keys.
+
+    Backslashes and characters outside ASCII are escaped as in Python.
+    """
 
     def lines() -> Iterator[bytes]:
         yield b"name,key\n"

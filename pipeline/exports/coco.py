@@ -1,4 +1,4 @@
-"""COCO: panoptic (a PNG of segment ids an image and one JSON), and instances (one JSON with compressed run lengths)."""
+"""COCO: panoptic (one PNG of segment ids per image, and one JSON), and instances (one JSON with compressed runs)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ import numpy as np
 from PIL import Image
 
 from diffseg import IGNORE
-from pipeline.exports.assemble import Fragments, Lines, write_photograph
-from pipeline.exports.items import Export, Item, Part, Tally
+from pipeline.exports.assemble import Fragments, Lines, write_source_image
+from pipeline.exports.items import Export, ExportTask, LabelledImage, Tally
 from pipeline.exports.rle import coco_counts
 
 PNG_FOLDER = "panoptic"
-ANNOTATIONS_AN_IMAGE = 2**16
+ANNOTATIONS_PER_IMAGE = 2**16
+"""Annotation ids reserved for each image; more than any label map has segments."""
 
 
-def write_panoptic(export: Export, part: Part, items: Iterable[Item], tally: Tally) -> Lines:
-    """PNGs of label + 1 as R + 256 G + 65536 B, 0 where there is none; lines of `images` and `annotations`."""
-    images, annotations = [], []
-    for item in items:
-        write_photograph(export, item)
-        export.dest.write_bytes(f"{PNG_FOLDER}/{item.name}.png", _panoptic_png(item))
-        images.append(_image(item))
+def write_panoptic(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:
+    """Write PNGs of segment ids, and return lines of `images` and `annotations`.
+
+    A pixel encodes its label + 1 as R + 256 G + 65536 B, and 0 where it has no segment.
+    """
+    image_records, annotations = [], []
+    for image in images:
+        write_source_image(export, image)
+        export.dest.write_bytes(f"{PNG_FOLDER}/{image.name}.png", _panoptic_png(image))
+        image_records.append(_image_record(image))
         segments = [
             {
                 "id": segment.id + 1,
@@ -35,44 +39,44 @@ def write_panoptic(export: Export, part: Part, items: Iterable[Item], tally: Tal
                 "iscrowd": 0,
                 "score": segment.confidence,
             }
-            for segment in item.things
+            for segment in image.things
         ]
-        annotations.append({"image_id": item.id, "file_name": f"{item.name}.png", "segments_info": segments})
+        annotations.append({"image_id": image.id, "file_name": f"{image.name}.png", "segments_info": segments})
         tally.counts["exported"] += 1
-    return {"images": _lines(images), "annotations": _lines(annotations)}
+    return {"images": _lines(image_records), "annotations": _lines(annotations)}
 
 
-def write_instances(export: Export, part: Part, items: Iterable[Item], tally: Tally) -> Lines:
-    """Lines of `images` and `annotations`."""
-    images, annotations = [], []
-    for item in items:
-        write_photograph(export, item)
-        images.append(_image(item))
-        height, width = item.labels.shape
+def write_instances(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:
+    """Return lines of `images` and `annotations`."""
+    image_records, annotations = [], []
+    for image in images:
+        write_source_image(export, image)
+        image_records.append(_image_record(image))
+        height, width = image.labels.shape
         annotations += [
             {
-                "id": item.id * ANNOTATIONS_AN_IMAGE + segment.id,
-                "image_id": item.id,
+                "id": image.id * ANNOTATIONS_PER_IMAGE + segment.id,
+                "image_id": image.id,
                 "category_id": segment.category,
-                "segmentation": {"size": [height, width], "counts": coco_counts(item.labels == segment.id)},
+                "segmentation": {"size": [height, width], "counts": coco_counts(image.labels == segment.id)},
                 "area": segment.area,
                 "bbox": segment.bbox,
                 "iscrowd": 0,
                 "score": segment.confidence,
             }
-            for segment in item.things
+            for segment in image.things
         ]
         tally.counts["exported"] += 1
-    return {"images": _lines(images), "annotations": _lines(annotations)}
+    return {"images": _lines(image_records), "annotations": _lines(annotations)}
 
 
 def panoptic_files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """panoptic.json of all lines."""
+    """Yield path and contents of panoptic.json."""
     yield "panoptic.json", _document(export, fragments)
 
 
 def instances_files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """instances.json of all lines."""
+    """Yield path and contents of instances.json."""
     yield "instances.json", _document(export, fragments)
 
 
@@ -87,20 +91,20 @@ def _document(export: Export, fragments: Fragments) -> Iterator[bytes]:
     yield b"}\n"
 
 
-def _image(item: Item) -> dict[str, Any]:
-    height, width = item.labels.shape
-    return {"id": item.id, "file_name": item.file, "width": width, "height": height, "key": item.key}
+def _image_record(image: LabelledImage) -> dict[str, Any]:
+    height, width = image.labels.shape
+    return {"id": image.id, "file_name": image.file, "width": width, "height": height, "key": image.key}
 
 
 def _lines(values: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(value).encode() + b"\n" for value in values)
 
 
-def _panoptic_png(item: Item) -> bytes:
+def _panoptic_png(image: LabelledImage) -> bytes:
     table = np.zeros(IGNORE + 1, np.uint32)
-    things = [segment.id for segment in item.things]
+    things = [segment.id for segment in image.things]
     table[things] = np.array(things, np.uint32) + 1
-    ids = table[item.labels]
+    ids = table[image.labels]
     buffer = io.BytesIO()
     Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=2).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""CVAT: "CVAT for images 1.1", one XML with masks."""
+"""CVAT: the format "CVAT for images 1.1", one XML file with masks."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Iterable, Iterator
 from xml.sax.saxutils import escape, quoteattr
 
 from diffseg.drawing.overlay import class_colour, hexadecimal
-from pipeline.exports.assemble import Fragments, Lines, key_line, keys_file, write_photograph
-from pipeline.exports.items import Export, Item, Part, Segment, Tally
+from pipeline.exports.assemble import Fragments, Lines, key_line, keys_file, write_source_image
+from pipeline.exports.items import Export, ExportSegment, ExportTask, LabelledImage, Tally
 from pipeline.exports.rle import cvat_counts
 
 
-def write_part(export: Export, part: Part, items: Iterable[Item], tally: Tally) -> Lines:
-    """Lines of images and keys."""
-    images, keys = [], []
-    for item in items:
-        write_photograph(export, item)
-        height, width = item.labels.shape
-        masks = "".join(_mask(item, segment) for segment in item.things)
-        head = f'<image id="{item.id}" name={quoteattr(item.file)} width="{width}" height="{height}">'
-        images.append(f"{head}{masks}</image>\n".encode())
-        keys.append(key_line(item))
+def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:
+    """Return lines of images and of keys."""
+    elements, keys = [], []
+    for image in images:
+        write_source_image(export, image)
+        height, width = image.labels.shape
+        masks = "".join(_mask(image, segment) for segment in image.things)
+        head = f'<image id="{image.id}" name={quoteattr(image.file)} width="{width}" height="{height}">'
+        elements.append(f"{head}{masks}</image>\n".encode())
+        keys.append(key_line(image))
         tally.counts["exported"] += 1
-    return {"images": b"".join(images), "keys": b"".join(keys)}
+    return {"images": b"".join(elements), "keys": b"".join(keys)}
 
 
 def files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """annotations.xml, and the keys."""
+    """Yield path and contents of annotations.xml and of keys.csv."""
     yield "annotations.xml", _document(export, fragments)
     yield keys_file(fragments)
 
@@ -45,9 +45,9 @@ def _document(export: Export, fragments: Fragments) -> Iterator[bytes]:
     yield b"</annotations>\n"
 
 
-def _mask(item: Item, segment: Segment) -> str:
+def _mask(image: LabelledImage, segment: ExportSegment) -> str:
     left, top, width, height = segment.bbox
-    mask = item.labels[top : top + height, left : left + width] == segment.id
+    mask = image.labels[top : top + height, left : left + width] == segment.id
     return (
         f'<mask label={quoteattr(segment.name)} source="auto" occluded="0" rle="{cvat_counts(mask)}" left="{left}" '
         f'top="{top}" width="{width}" height="{height}" z_order="0"></mask>'

@@ -1,4 +1,4 @@
-"""Hugging Face: Parquet files with Image features, and the card that `datasets.load_dataset` reads."""
+"""Hugging Face: Parquet files with Image features, and the dataset card that `datasets.load_dataset` reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.exports.assemble import Fragments, Lines
-from pipeline.exports.items import Export, Item, Part, Tally
+from pipeline.exports.items import Export, ExportTask, LabelledImage, Tally
 from pipeline.output.rows import encode_mask
 
 ROW_GROUP_ROWS = 64
@@ -64,30 +64,30 @@ confidence and category of each id.
 """
 
 
-def write_part(export: Export, part: Part, items: Iterable[Item], tally: Tally) -> Lines:
-    """One Parquet file, if there is a row for it."""
+def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:
+    """Write one Parquet file, unless the label shard has no image to export."""
     with tempfile.TemporaryDirectory(prefix="diffseg-export-") as folder:
         local = os.path.join(folder, "part.parquet")
         written = 0
         with pq.ParquetWriter(local, SCHEMA, compression="zstd") as writer:
-            for rows in _batches(items):
+            for rows in _batches(images):
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
                 written += len(rows)
         if written:
-            export.dest.write_file(f"data/train-{part.number:05d}-of-{part.parts:05d}.parquet", local)
+            export.dest.write_file(f"data/train-{task.number:05d}-of-{task.tasks:05d}.parquet", local)
     tally.counts["exported"] += written
     return {}
 
 
 def files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """The card."""
+    """Yield path and contents of the dataset card."""
     yield "README.md", iter([CARD.encode()])
 
 
-def _batches(items: Iterable[Item]) -> Iterator[list[dict[str, Any]]]:
+def _batches(images: Iterable[LabelledImage]) -> Iterator[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
-    for item in items:
-        rows.append(_row(item))
+    for image in images:
+        rows.append(_row(image))
         if len(rows) == ROW_GROUP_ROWS:
             yield rows
             rows = []
@@ -95,12 +95,12 @@ def _batches(items: Iterable[Item]) -> Iterator[list[dict[str, Any]]]:
         yield rows
 
 
-def _row(item: Item) -> dict[str, Any]:
+def _row(image: LabelledImage) -> dict[str, Any]:
     return {
-        "image": {"bytes": item.photograph, "path": item.file},
-        "label": {"bytes": encode_mask(item.labels), "path": f"{item.name}.png"},
-        "key": item.key,
-        "confidence": item.confidence,
+        "image": {"bytes": image.source_image, "path": image.file},
+        "label": {"bytes": encode_mask(image.labels), "path": f"{image.name}.png"},
+        "key": image.key,
+        "confidence": image.confidence,
         "segments": [
             {
                 "id": segment.id,
@@ -109,6 +109,6 @@ def _row(item: Item) -> dict[str, Any]:
                 "confidence": segment.confidence,
                 "category": segment.name,
             }
-            for segment in item.segments
+            for segment in image.segments
         ],
     }

@@ -1,4 +1,4 @@
-"""What every format is given: the labelled images of a label shard, one at a time."""
+"""The labelled images of a label shard, prepared for export one at a time; every format receives them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from diffseg import IGNORE
 from diffseg.segmentation import BACKGROUND
-from pipeline.exports.names import flat_name, is_plain_path, place_name
-from pipeline.exports.photographs import for_any_reader
+from pipeline.exports.images import portable_image
+from pipeline.exports.names import flat_name, is_plain_path, unique_name
 from pipeline.output.reader import is_uncertain, label_rows
 from pipeline.output.rows import decode_mask
 from pipeline.output.source_images import SourceImageError, SourceImages
@@ -21,26 +21,34 @@ from pipeline.readers.samples import Shard
 from pipeline.storage import Storage
 
 UNNAMED = "segment"
-"""The category of segments without a name."""
+"""Category of segments without a name."""
 
 PROBLEMS_SHOWN = 20
+"""Number of left-out images that are reported with their reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What every part of an export is told.
+    """What all tasks of an export share.
 
-    categories: the run's names in their order, as class ids count them, or else all that segments have, sorted; their
-    ids count from 1, and 0 is the background of a run with names. photographs: whether they are written beside. jpeg:
-    as JPEG in any case. min_confidence: images below it are left out; segments below min_segment_confidence become
-    unlabelled. image_prefix: of the photographs' URLs in Label Studio.
+    Attributes:
+        out: OUT of the run.
+        dest: DEST of the export.
+        image_field: Image field of the run's SRC.
+        categories: The run's names in their order, followed by any further names of segments, sorted. Their ids count
+            from 1, so that they equal the run's class ids; 0 is the background of a run with names.
+        copy_images: Whether the export includes the source images.
+        jpeg: Whether source images must be JPEGs.
+        min_confidence: Images below this confidence are left out.
+        min_segment_confidence: Segments below this confidence become unlabelled.
+        image_prefix: Prefix of the source images' URLs in Label Studio.
     """
 
     out: Storage
     dest: Storage
     image_field: str | None
     categories: tuple[str, ...] = (UNNAMED,)
-    photographs: bool = False
+    copy_images: bool = False
     jpeg: bool = False
     min_confidence: float = 0.0
     min_segment_confidence: float = 0.0
@@ -48,28 +56,43 @@ class Export:
 
     @cached_property
     def category_ids(self) -> dict[str, int]:
-        """By name, from 1; 0 is the background."""
+        """Category id by name, from 1; 0 is the background."""
         return {BACKGROUND: 0} | {name: number for number, name in enumerate(self.categories, 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One label shard. first_id: number of its first image, of all. renamed: rows whose name another image has as well.
+class ExportTask:
+    """One label shard to export.
 
-    source: the shard that was labelled, where photographs are asked for.
+    Attributes:
+        shard: Name of the label shard.
+        number: Number of the task, from 0.
+        tasks: Number of tasks.
+        first_id: Image id of the shard's first row, counted over all shards.
+        renamed: Indices of rows whose file name collides with that of another row.
+        source: Source shard with the images, if the export includes them.
     """
 
     shard: str
     number: int
-    parts: int
+    tasks: int
     first_id: int
     renamed: frozenset[int]
     source: Shard | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
-    """As in the row. id: its label. bbox: x, y, width, height in pixels. category: id from 1, 0 for background."""
+class ExportSegment:
+    """A segment of a labelled image.
+
+    Attributes:
+        id: Its label in the label map.
+        area: Number of pixels.
+        bbox: x, y, width and height in pixels.
+        confidence: 0 to 1.
+        category: Category id from 1; 0 for the background.
+        name: Name of the category.
+    """
 
     id: int
     area: int
@@ -80,11 +103,18 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
-    """One labelled image.
+class LabelledImage:
+    """One image to export, with its labels.
 
-    id: its number in the export, from 1. name: of its files, without extension. file: path of the photograph, below
-    images/ where that is written. labels: uint16 [H, W]. photograph: stored bytes, where they are asked for.
+    Attributes:
+        id: Image id, counted from 1 over the whole export.
+        key: Key of the sample.
+        name: Name of its files, without extension.
+        file: Path of the source image: below SRC, or in the export if source images are included.
+        labels: uint16 [H, W], 65535 for pixels in no segment.
+        segments: Its segments.
+        confidence: 0 to 1.
+        source_image: Bytes of the source image, if the export includes source images.
     """
 
     id: int
@@ -92,76 +122,83 @@ class Item:
     name: str
     file: str
     labels: np.ndarray
-    segments: list[Segment]
+    segments: list[ExportSegment]
     confidence: float
-    photograph: bytes | None
+    source_image: bytes | None
 
     @property
-    def things(self) -> list[Segment]:
+    def things(self) -> list[ExportSegment]:
         """Segments that are not background."""
         return [segment for segment in self.segments if segment.category]
 
 
 @dataclass
 class Tally:
-    """counts: rows by what became of them, `exported` among them. problems: (key, why) of the first in error."""
+    """What became of the rows of an export.
+
+    Attributes:
+        counts: Number of rows by outcome; `exported` is one of them.
+        problems: Key and reason of the first `PROBLEMS_SHOWN` rows that should have been exported and were not.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[tuple[str, str]] = field(default_factory=list)
 
-    def leave_out(self, what: str, key: str, why: str) -> None:
-        """Count a row that should have been exported and is not."""
-        self.counts[what] += 1
+    def leave_out(self, outcome: str, key: str, reason: str) -> None:
+        """Count a row that should have been exported and was not."""
+        self.counts[outcome] += 1
         if len(self.problems) < PROBLEMS_SHOWN:
-            self.problems.append((key, why))
+            self.problems.append((key, reason))
 
 
-def read_items(export: Export, part: Part, tally: Tally) -> Iterator[Item]:
-    """The images of a label shard that are to be exported, one in memory at a time; the others are counted."""
-    photographs = _photographs(export, part)
-    for row in label_rows(export.out, part.shard, ("key", "index", "status", "mask", "segments", "confidence")):
+def read_labelled_images(export: Export, task: ExportTask, tally: Tally) -> Iterator[LabelledImage]:
+    """Yield the images of a label shard that are exported, one in memory at a time, and count the others."""
+    source_images = _source_images(export, task)
+    for row in label_rows(export.out, task.shard, ("key", "index", "status", "mask", "segments", "confidence")):
         if row["status"] != "ok":
             tally.counts[row["status"]] += 1
         elif row["confidence"] < export.min_confidence:
             tally.counts["low_confidence"] += 1
         else:
             try:
-                item = _item(export, part, row, photographs)
+                image = _labelled_image(export, task, row, source_images)
             except SourceImageError as error:
                 tally.leave_out("no_photograph", row["key"], str(error))
             else:
-                yield item
+                yield image
 
 
-def _photographs(export: Export, part: Part) -> SourceImages | None:
-    if not export.photographs or part.source is None:
+def _source_images(export: Export, task: ExportTask) -> SourceImages | None:
+    if not export.copy_images or task.source is None:
         return None
-    rows = {row["index"] for row in label_rows(export.out, part.shard, ("index", "status")) if row["status"] == "ok"}
-    return SourceImages(part.source, rows, export.out, export.image_field)
+    rows = {row["index"] for row in label_rows(export.out, task.shard, ("index", "status")) if row["status"] == "ok"}
+    return SourceImages(task.source, rows, export.out, export.image_field)
 
 
-def _item(export: Export, part: Part, row: Mapping[str, Any], photographs: SourceImages | None) -> Item:
+def _labelled_image(
+    export: Export, task: ExportTask, row: Mapping[str, Any], source_images: SourceImages | None
+) -> LabelledImage:
     labels = decode_mask(row["mask"])
     kept = [segment for segment in row["segments"] if _is_kept(export, segment)]
     if len(kept) < len(row["segments"]):
         labels = np.where(np.isin(labels, [segment["id"] for segment in kept]), labels, IGNORE).astype(np.uint16)
     index, key = row["index"], row["key"]
-    name = place_name(key, part.shard, index) if index in part.renamed else flat_name(key)
-    photograph, file = None, key if is_plain_path(key) else name
-    if export.photographs:
-        if photographs is None:
-            raise SourceImageError(f"shard {part.shard} is not in SRC any more; --images says where it lies now")
-        photograph, extension = for_any_reader(photographs.read(index, key), labels.shape, jpeg=export.jpeg)
+    name = unique_name(key, task.shard, index) if index in task.renamed else flat_name(key)
+    source_image, file = None, key if is_plain_path(key) else name
+    if export.copy_images:
+        if source_images is None:
+            raise SourceImageError(f"shard {task.shard} is no longer in SRC; pass its location as --images")
+        source_image, extension = portable_image(source_images.read(index, key), labels.shape, jpeg=export.jpeg)
         file = f"{name}.{extension}"
-    return Item(
-        id=part.first_id + index,
+    return LabelledImage(
+        id=task.first_id + index,
         key=key,
         name=name,
         file=file,
         labels=labels,
         segments=[_segment(export, segment) for segment in kept],
         confidence=row["confidence"],
-        photograph=photograph,
+        source_image=source_image,
     )
 
 
@@ -169,9 +206,9 @@ def _is_kept(export: Export, segment: Mapping[str, Any]) -> bool:
     return segment["confidence"] >= export.min_segment_confidence and not is_uncertain(segment)
 
 
-def _segment(export: Export, segment: Mapping[str, Any]) -> Segment:
+def _segment(export: Export, segment: Mapping[str, Any]) -> ExportSegment:
     name = segment["name"] or UNNAMED
-    return Segment(
+    return ExportSegment(
         id=segment["id"],
         area=segment["area"],
         bbox=segment["bbox"],

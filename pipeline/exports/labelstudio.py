@@ -1,4 +1,4 @@
-"""Label Studio: tasks with brush predictions, a file a label shard, and the labelling interface that they need."""
+"""Label Studio: tasks with brush predictions, one file per label shard, and the labelling interface they need."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from diffseg.drawing.overlay import class_colour, hexadecimal
-from pipeline.exports.assemble import Fragments, Lines, write_photograph
-from pipeline.exports.items import Export, Item, Part, Segment, Tally
+from pipeline.exports.assemble import Fragments, Lines, write_source_image
+from pipeline.exports.items import Export, ExportSegment, ExportTask, LabelledImage, Tally
 from pipeline.exports.rle import brush_bytes
 from pipeline.storage import scheme
 
 BRUSH, IMAGE = "brush", "image"
 
 
-def write_part(export: Export, part: Part, items: Iterable[Item], tally: Tally) -> Lines:
-    """tasks/<shard>.json, to be imported as it is."""
+def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:
+    """Write tasks/<shard>.json, which Label Studio imports as it is."""
     tasks = []
-    for item in items:
-        write_photograph(export, item)
-        tasks.append(json.dumps(_task(export, item), separators=(",", ":")))
+    for image in images:
+        write_source_image(export, image)
+        tasks.append(json.dumps(_labelling_task(export, image), separators=(",", ":")))
         tally.counts["exported"] += 1
     if tasks:
-        export.dest.write_bytes(f"tasks/{part.shard}.json", f"[{','.join(tasks)}]\n".encode())
+        export.dest.write_bytes(f"tasks/{task.shard}.json", f"[{','.join(tasks)}]\n".encode())
     return {}
 
 
 def files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """interface.xml: the labelling interface, with all categories."""
+    """Yield path and contents of interface.xml, the labelling interface with all categories."""
     labels = "\n".join(
         f'    <Label value={quoteattr(name)} background="{hexadecimal(class_colour(name))}"/>'
         for name in export.categories
@@ -42,19 +42,19 @@ def files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[
     yield "interface.xml", iter([text.encode()])
 
 
-def _task(export: Export, item: Item) -> dict[str, Any]:
-    # In a web address a name must be quoted; in s3:// and its like it stands as it is.
-    file = quote(item.file) if scheme(export.image_prefix) in ("", "http", "https") else item.file
+def _labelling_task(export: Export, image: LabelledImage) -> dict[str, Any]:
+    # Paths in http URLs must be percent-encoded; those of s3:// and other stores must not.
+    file = quote(image.file) if scheme(export.image_prefix) in ("", "http", "https") else image.file
     prediction = {
         "model_version": "diffseg",
-        "score": item.confidence,
-        "result": [_region(item, segment) for segment in item.things],
+        "score": image.confidence,
+        "result": [_region(image, segment) for segment in image.things],
     }
-    return {"data": {"image": export.image_prefix + file, "key": item.key}, "predictions": [prediction]}
+    return {"data": {"image": export.image_prefix + file, "key": image.key}, "predictions": [prediction]}
 
 
-def _region(item: Item, segment: Segment) -> dict[str, Any]:
-    height, width = item.labels.shape
+def _region(image: LabelledImage, segment: ExportSegment) -> dict[str, Any]:
+    height, width = image.labels.shape
     return {
         "id": f"segment-{segment.id}",
         "type": "brushlabels",
@@ -64,5 +64,5 @@ def _region(item: Item, segment: Segment) -> dict[str, Any]:
         "original_height": height,
         "image_rotation": 0,
         "score": segment.confidence,
-        "value": {"format": "rle", "rle": brush_bytes(item.labels == segment.id), "brushlabels": [segment.name]},
+        "value": {"format": "rle", "rle": brush_bytes(image.labels == segment.id), "brushlabels": [segment.name]},
     }

@@ -1,4 +1,4 @@
-"""PASCAL VOC: photographs, palette PNGs of classes and of objects, and the list of them."""
+"""PASCAL VOC: source images, palette PNGs of classes and of objects, and the list of images."""
 
 from __future__ import annotations
 
@@ -9,42 +9,47 @@ import numpy as np
 from PIL import Image
 
 from diffseg import IGNORE
-from pipeline.exports.assemble import Fragments, Lines, key_line, keys_file, write_photograph
-from pipeline.exports.items import Export, Item, Part, Tally
+from pipeline.exports.assemble import Fragments, Lines, key_line, keys_file, write_source_image
+from pipeline.exports.items import Export, ExportTask, LabelledImage, Tally
 
 VOID = 255
+"""Label of pixels in no segment."""
 
 
-def write_part(export: Export, part: Part, items: Iterable[Item], tally: Tally) -> Lines:
-    """JPEGImages, SegmentationClass and SegmentationObject; lines of names and keys."""
+def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:
+    """Write JPEGImages, SegmentationClass and SegmentationObject, and return lines of names and of keys.
+
+    Raises:
+        ValueError: There are more categories than a palette PNG can encode.
+    """
     if len(export.categories) >= VOID:
         raise ValueError(
-            f"{len(export.categories)} categories; a palette PNG has room for {VOID - 1}: choose another format"
+            f"{len(export.categories)} categories do not fit a palette PNG, which has {VOID - 1}: choose another format"
         )
     palette = voc_palette().tobytes()
     names, keys = [], []
-    for item in items:
-        if len(item.things) >= VOID:
-            why = f"{len(item.things)} segments; a palette PNG has room for {VOID - 1}"
-            tally.leave_out("too_many_segments", item.key, why)
+    for image in images:
+        if len(image.things) >= VOID:
+            reason = f"{len(image.things)} segments do not fit a palette PNG, which has {VOID - 1}"
+            tally.leave_out("too_many_segments", image.key, reason)
             continue
-        write_photograph(export, item, "JPEGImages")
+        write_source_image(export, image, "JPEGImages")
         for folder, numbers in (
-            ("SegmentationClass", [segment.category for segment in item.things]),
-            ("SegmentationObject", range(1, len(item.things) + 1)),
+            ("SegmentationClass", [segment.category for segment in image.things]),
+            ("SegmentationObject", range(1, len(image.things) + 1)),
         ):
-            table = np.zeros(IGNORE + 1, np.uint8)  # what is background stays 0
+            table = np.zeros(IGNORE + 1, np.uint8)  # the background stays 0
             table[IGNORE] = VOID
-            table[[segment.id for segment in item.things]] = numbers
-            export.dest.write_bytes(f"{folder}/{item.name}.png", _png(table[item.labels], palette))
-        names.append(f"{item.name}\n".encode())
-        keys.append(key_line(item))
+            table[[segment.id for segment in image.things]] = numbers
+            export.dest.write_bytes(f"{folder}/{image.name}.png", _png(table[image.labels], palette))
+        names.append(f"{image.name}\n".encode())
+        keys.append(key_line(image))
         tally.counts["exported"] += 1
     return {"names": b"".join(names), "keys": b"".join(keys)}
 
 
 def files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """The list of all images, the classes, and the keys."""
+    """Yield path and contents of the list of images, of the list of classes, and of keys.csv."""
     yield "ImageSets/Segmentation/train.txt", (name + b"\n" for name in fragments.lines("names"))
     colours = voc_palette()
     classes = [
@@ -56,7 +61,10 @@ def files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[
 
 
 def voc_palette() -> np.ndarray:
-    """uint8 [256, 3], PASCAL VOC's own: bits 0, 3, 6 of a label from the top of red, 1, 4, 7 of green, 2, 5 of blue."""
+    """Return PASCAL VOC's palette, uint8 [256, 3].
+
+    Bits 0, 3 and 6 of a label are the highest bits of red, bits 1, 4 and 7 those of green, bits 2 and 5 those of blue.
+    """
     labels = np.arange(256)[:, None]
     channel = np.arange(3)
     bits = [((labels >> (3 * i + channel)) & 1) << (7 - i) for i in range(3)]
@@ -65,7 +73,7 @@ def voc_palette() -> np.ndarray:
 
 def _png(labels: np.ndarray, palette: bytes) -> bytes:
     image = Image.fromarray(labels)
-    image.putpalette(palette)  # makes it an image of mode P
+    image.putpalette(palette)  # changes the mode to P
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

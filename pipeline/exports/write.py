@@ -1,6 +1,6 @@
-"""Export a run, a label shard after another: what a part is to write, and what is made of all parts at the end.
+"""Export a run: one call per label shard (`export_shard`), then the files that are assembled from all shards.
 
-One call writes a part, `export_part`; it knows neither Ray nor processes, and one image is in memory at a time.
+`export_shard` does not depend on Ray or on processes, and holds one image in memory at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from diffseg.segmentation import BACKGROUND
 from pipeline.executor.parallel import parallel_map
 from pipeline.exports import coco, cvat, huggingface, labelstudio, voc
 from pipeline.exports.assemble import Fragments, Lines
-from pipeline.exports.items import PROBLEMS_SHOWN, UNNAMED, Export, Item, Part, Tally, read_items
+from pipeline.exports.items import (
+    PROBLEMS_SHOWN,
+    UNNAMED,
+    Export,
+    ExportTask,
+    LabelledImage,
+    Tally,
+    read_labelled_images,
+)
 from pipeline.exports.names import name_hash, repeated
 from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
@@ -27,37 +35,48 @@ from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage
 
 RECORD = "export.json"
-"""In DEST: what lies there, so that the same command goes over it again and another one does not."""
+"""File in DEST that records the export, so that only the same command may write to DEST again."""
 
 FormatName: TypeAlias = Literal["coco-panoptic", "coco-instances", "voc", "huggingface", "label-studio", "cvat"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """write: the files of a part; returns lines for `files`, which makes those of the whole export, piece by piece.
+    """An export format.
 
-    photographs: whether it is nothing without them. jpeg: whether it knows only JPEGs.
+    Attributes:
+        write: Writes the files of one label shard, and returns lines for `files`.
+        files: Yields path and contents of each file of the whole export, assembled from the lines of all shards.
+        needs_images: Whether the format always includes the source images.
+        jpeg: Whether source images must be JPEGs.
     """
 
-    write: Callable[[Export, Part, Iterable[Item], Tally], Lines]
+    write: Callable[[Export, ExportTask, Iterable[LabelledImage], Tally], Lines]
     files: Callable[[Export, Fragments], Iterator[tuple[str, Iterator[bytes]]]]
-    photographs: bool = False
+    needs_images: bool = False
     jpeg: bool = False
 
 
 FORMATS: Mapping[FormatName, Format] = {
     "coco-panoptic": Format(write=coco.write_panoptic, files=coco.panoptic_files),
     "coco-instances": Format(write=coco.write_instances, files=coco.instances_files),
-    "voc": Format(write=voc.write_part, files=voc.files, photographs=True, jpeg=True),
-    "huggingface": Format(write=huggingface.write_part, files=huggingface.files, photographs=True),
-    "label-studio": Format(write=labelstudio.write_part, files=labelstudio.files),
-    "cvat": Format(write=cvat.write_part, files=cvat.files),
+    "voc": Format(write=voc.write_shard, files=voc.files, needs_images=True, jpeg=True),
+    "huggingface": Format(write=huggingface.write_shard, files=huggingface.files, needs_images=True),
+    "label-studio": Format(write=labelstudio.write_shard, files=labelstudio.files),
+    "cvat": Format(write=cvat.write_shard, files=cvat.files),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What names depend on. hashes: uint64 of the ok rows, by their numbers in `rows`. names: of their segments."""
+class ShardSurvey:
+    """What file names and categories depend on, for one label shard.
+
+    Attributes:
+        shard: Name of the label shard.
+        rows: Indices of the rows that have a label map, int [N].
+        hashes: Hashes of their file names, uint64 [N].
+        names: Names of their segments.
+    """
 
     shard: str
     rows: np.ndarray
@@ -66,15 +85,19 @@ class Survey:
 
 
 def done_shards(out: Storage, manifest: Manifest) -> dict[str, int]:
-    """Rows by label shard, in order of their names. Raises SourceError where there is none."""
+    """Return the number of rows of each done label shard, sorted by name.
+
+    Raises:
+        SourceError: The run has no done shard.
+    """
     rows = {shard: commit.rows for shard, commit in read_run_commits(out, manifest).done.items()}
     if not rows:
         raise SourceError(f"{out.redacted}: no shard of this run is done, so there is nothing to export")
     return dict(sorted(rows.items()))
 
 
-def survey_part(out: Storage, shard: str) -> Survey:
-    """Read the keys and the segments' names of a label shard."""
+def survey_shard(out: Storage, shard: str) -> ShardSurvey:
+    """Read the keys and the segment names of a label shard."""
     rows, hashes = [], []
     names: set[str] = set()
     for row in label_rows(out, shard, ("key", "index", "status", "segments")):
@@ -83,83 +106,104 @@ def survey_part(out: Storage, shard: str) -> Survey:
             hashes.append(name_hash(row["key"]))
             names.update(segment["name"] or UNNAMED for segment in row["segments"] if not is_uncertain(segment))
     names.discard(BACKGROUND)
-    return Survey(shard=shard, rows=np.array(rows, int), hashes=np.array(hashes, np.uint64), names=frozenset(names))
+    return ShardSurvey(
+        shard=shard, rows=np.array(rows, int), hashes=np.array(hashes, np.uint64), names=frozenset(names)
+    )
 
 
-def make_parts(
-    shards: Mapping[str, int], surveys: Iterable[Survey], sources: Mapping[str, Shard], names: Sequence[str] = ()
-) -> tuple[tuple[str, ...], list[Part]]:
-    """(categories, the work by label shard). shards: their rows. sources: the shards that were labelled, by name.
+def make_tasks(
+    shards: Mapping[str, int], surveys: Iterable[ShardSurvey], sources: Mapping[str, Shard], names: Sequence[str] = ()
+) -> tuple[tuple[str, ...], list[ExportTask]]:
+    """Return the categories, and one export task for each label shard.
 
-    names: the run's, which come first and in their order, so that ids are the rows' class ids.
+    Args:
+        shards: Number of rows of each label shard.
+        surveys: The survey of each label shard.
+        sources: Source shards by name; empty if the export includes no source images.
+        names: The run's names. They become the first categories, so that category ids equal the rows' class ids.
     """
     by_shard = {survey.shard: survey for survey in surveys}
-    several = repeated({name: survey.hashes for name, survey in by_shard.items()})
-    found = set().union(*(survey.names for survey in by_shard.values()))
-    categories = [*names, *sorted(found - set(names))] or [UNNAMED]
-    parts, first = [], 1
+    repeated_hashes = repeated({name: survey.hashes for name, survey in by_shard.items()})
+    segment_names = set().union(*(survey.names for survey in by_shard.values()))
+    categories = [*names, *sorted(segment_names - set(names))] or [UNNAMED]
+    tasks, first = [], 1
     for number, (shard, rows) in enumerate(shards.items()):
         survey = by_shard[shard]
-        parts.append(
-            Part(
+        tasks.append(
+            ExportTask(
                 shard=shard,
                 number=number,
-                parts=len(shards),
+                tasks=len(shards),
                 first_id=first,
-                renamed=frozenset(survey.rows[np.isin(survey.hashes, several)].tolist()),
+                renamed=frozenset(survey.rows[np.isin(survey.hashes, repeated_hashes)].tolist()),
                 source=sources.get(shard),
             )
         )
         first += rows
-    return tuple(categories), parts
+    return tuple(categories), tasks
 
 
-def claim(export: Export, format_name: FormatName, manifest: Manifest, parts: int) -> None:
-    """Leave a record in DEST. Raises SourceError where there is something else."""
-    plain = {
+def claim(export: Export, format_name: FormatName, manifest: Manifest, shards: int) -> None:
+    """Record the export in DEST.
+
+    Raises:
+        SourceError: DEST holds another export, or other files.
+    """
+    settings = {
         field.name: getattr(export, field.name)
         for field in dataclasses.fields(export)
-        if field.name not in ("out", "dest")
+        if field.name not in ("out", "dest", "copy_images")
     }
-    record = plain | {"format": format_name, "fingerprint": manifest.fingerprint, "shards": parts}
+    run = {"fingerprint": manifest.fingerprint, "shards": shards}
+    record = settings | run | {"format": format_name, "photographs": export.copy_images}
     text = json.dumps(record, indent=1, sort_keys=True).encode() + b"\n"
     try:
-        before = export.dest.read_bytes(RECORD)
+        existing = export.dest.read_bytes(RECORD)
     except FileNotFoundError:
-        before = None
-    if before != text and (before is not None or export.dest.files(depth=2)):
-        what = "an export of another run, or with other flags" if before else "files"
-        raise SourceError(f"{export.dest.redacted}: holds {what}; name an empty folder")
+        existing = None
+    if existing != text and (existing is not None or export.dest.files(depth=2)):
+        contents = "an export of another run, or with other flags" if existing else "files"
+        raise SourceError(f"{export.dest.redacted}: holds {contents}; choose an empty folder")
     export.dest.write_bytes(RECORD, text)
 
 
-def export_part(common: tuple[Export, FormatName], part: Part) -> tuple[Lines, Tally]:
-    """Write one label shard's part."""
-    export, name = common
+def export_shard(export_and_format: tuple[Export, FormatName], task: ExportTask) -> tuple[Lines, Tally]:
+    """Write the files of one label shard, and return its lines for the files of the whole export."""
+    export, format_name = export_and_format
     tally = Tally()
-    lines = FORMATS[name].write(export, part, read_items(export, part, tally), tally)
+    lines = FORMATS[format_name].write(export, task, read_labelled_images(export, task, tally), tally)
     return lines, tally
 
 
-def export_parts(
+def export_shards(
     export: Export,
-    name: FormatName,
-    parts: list[Part],
+    format_name: FormatName,
+    tasks: list[ExportTask],
     *,
     processes: int,
     address: str | None = None,
-    on_part: Callable[[], None] = lambda: None,
+    on_shard: Callable[[], None] = lambda: None,
 ) -> Tally:
-    """Write all parts, in so many processes or on the Ray cluster at the address, and then what is made of them."""
+    """Write all label shards, and then the files that are assembled from them.
+
+    Args:
+        export: What the tasks share.
+        format_name: Key in `FORMATS`.
+        tasks: The label shards.
+        processes: Number of processes on this machine.
+        address: Ray cluster to use instead of local processes.
+        on_shard: Called after each label shard.
+    """
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="diffseg-export-") as folder:
         fragments = Fragments(folder)
-        for lines, of_part in parallel_map(export_part, (export, name), parts, processes=processes, address=address):
+        common = (export, format_name)
+        for lines, shard_tally in parallel_map(export_shard, common, tasks, processes=processes, address=address):
             fragments.add(lines)
-            tally.counts.update(of_part.counts)
-            tally.problems += of_part.problems[: PROBLEMS_SHOWN - len(tally.problems)]
-            on_part()
-        for path, pieces in FORMATS[name].files(export, fragments):
+            tally.counts.update(shard_tally.counts)
+            tally.problems += shard_tally.problems[: PROBLEMS_SHOWN - len(tally.problems)]
+            on_shard()
+        for path, pieces in FORMATS[format_name].files(export, fragments):
             local = f"{folder}/whole"
             with open(local, "wb") as file:
                 file.writelines(pieces)

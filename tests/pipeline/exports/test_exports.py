@@ -1,4 +1,4 @@
-"""Run lengths, file names and what depends on all label shards of an export."""
+"""Run lengths, file names, and the parts of an export that depend on all label shards."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 
-from pipeline.exports.names import flat_name, is_plain_path, name_hash, place_name, repeated
+from pipeline.exports.names import flat_name, is_plain_path, name_hash, repeated, unique_name
 from pipeline.exports.rle import brush_bytes, coco_counts, cvat_counts
 from pipeline.exports.voc import voc_palette
-from pipeline.exports.write import Survey, make_parts
+from pipeline.exports.write import ShardSurvey, make_tasks
 
-# pycocotools decodes through an interface that NumPy 2 finds old.
+# pycocotools decodes through an interface that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=40))
 
 
 def decoded_brush(data: list[int]) -> np.ndarray:
-    """uint8 [N], bit by bit as Label Studio reads it."""
-    bits, place = "".join(f"{byte:08b}" for byte in data), 0
+    """Decode bit by bit, as Label Studio does; return uint8 [N]."""
+    bits, position = "".join(f"{byte:08b}" for byte in data), 0
 
     def read(count: int) -> int:
-        nonlocal place
-        place += count
-        return int(bits[place - count : place], 2)
+        nonlocal position
+        position += count
+        return int(bits[position - count : position], 2)
 
     size, value_bits = read(32), read(5) + 1
     length_bits = [read(4) + 1 for _ in range(4)]
@@ -39,7 +39,7 @@ def decoded_brush(data: list[int]) -> np.ndarray:
 
 
 def decoded_cvat(text: str, size: tuple[int, int]) -> np.ndarray:
-    """bool [H, W]: runs along the rows, the first of background."""
+    """Decode runs along the rows, the first of background; return bool [H, W]."""
     lengths = [int(word) for word in text.split(",")]
     return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(size)
 
@@ -56,7 +56,7 @@ def test_run_lengths_decode_to_the_same_pixels(mask: np.ndarray) -> None:
 
 def test_long_runs_are_encoded() -> None:
     mask = np.zeros((300, 900), bool)
-    mask[100:250] = True  # several of the longest runs that a brush knows
+    mask[100:250] = True  # needs several of the longest runs of the brush format
     rle = {"size": list(mask.shape), "counts": coco_counts(mask)}
     np.testing.assert_array_equal(coco_mask.decode(rle), mask)
     np.testing.assert_array_equal(decoded_brush(brush_bytes(mask)), np.repeat(mask.ravel() * 255, 4))
@@ -71,7 +71,7 @@ def test_long_runs_are_encoded() -> None:
         ("a_b-c", "a_b-c"),
     ],
 )
-def test_a_safe_key_is_its_name(key: str, name: str) -> None:
+def test_a_safe_key_is_its_own_file_name(key: str, name: str) -> None:
     assert flat_name(key) == name
 
 
@@ -90,8 +90,8 @@ HOSTILE = [
 ]
 
 
-def test_hostile_keys_become_safe_names_that_differ() -> None:
-    names = [flat_name(key) for key in HOSTILE] + [place_name(key, "shard", 3) for key in HOSTILE]
+def test_hostile_keys_get_safe_and_distinct_names() -> None:
+    names = [flat_name(key) for key in HOSTILE] + [unique_name(key, "shard", 3) for key in HOSTILE]
     assert len(set(names)) == len(names)
     for name in names:
         assert name.isascii()
@@ -103,22 +103,22 @@ def test_hostile_keys_become_safe_names_that_differ() -> None:
     ] * 5
 
 
-def survey(shard: str, *keys: str) -> Survey:
+def survey(shard: str, *keys: str) -> ShardSurvey:
     hashes = np.array([name_hash(key) for key in keys], np.uint64)
-    return Survey(shard=shard, rows=np.arange(len(keys)), hashes=hashes, names=frozenset({"sky"} if keys else ()))
+    return ShardSurvey(shard=shard, rows=np.arange(len(keys)), hashes=hashes, names=frozenset({"sky"} if keys else ()))
 
 
-def test_images_of_one_name_are_told_apart_and_numbered_over_shards() -> None:
+def test_colliding_names_are_found_and_images_numbered_over_shards() -> None:
     surveys = [survey("s0", "a", "b"), survey("s1"), survey("s2", "A.jpg", "c")]
-    categories, parts = make_parts({"s0": 5, "s1": 2, "s2": 2}, surveys, {})
+    categories, tasks = make_tasks({"s0": 5, "s1": 2, "s2": 2}, surveys, {})
     assert categories == ("sky",)
-    assert [part.first_id for part in parts] == [1, 6, 8]
-    assert [part.renamed for part in parts] == [{0}, set(), {0}]
-    assert make_parts({"s1": 2}, surveys[1:2], {})[0] == ("segment",)
+    assert [task.first_id for task in tasks] == [1, 6, 8]
+    assert [task.renamed for task in tasks] == [{0}, set(), {0}]
+    assert make_tasks({"s1": 2}, surveys[1:2], {})[0] == ("segment",)
     assert repeated({}).size == 0
 
 
-def test_the_palette_is_pascal_vocs() -> None:
+def test_the_palette_is_that_of_pascal_voc() -> None:
     palette = voc_palette()
     assert palette[[0, 1, 2, 3, 8, 255]].tolist() == [
         [0, 0, 0],

@@ -1,4 +1,4 @@
-"""The photographs beside exported label maps: the bytes as they are where every reader sees the same pixels in them."""
+"""Source images in exports: stored bytes are kept if all readers decode them to the same pixels, else re-encoded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,21 @@ _EXTENSIONS = {"JPEG": "jpg", "PNG": "png"}
 JPEG_QUALITY = 95
 
 
-def for_any_reader(data: bytes, size: tuple[int, int], *, jpeg: bool) -> tuple[bytes, str]:
-    """(bytes, extension) of a photograph that shows (height, width) pixels, as its label map has them.
+def portable_image(data: bytes, size: tuple[int, int], *, jpeg: bool) -> tuple[bytes, str]:
+    """Return a source image in a form that all readers decode to the same pixels.
 
-    A JPEG or PNG of RGB or grey that is not turned by its EXIF stays as it is; another becomes a PNG. jpeg: a JPEG in
-    any case. Raises SourceImageError.
+    A grey or RGB JPEG or PNG without transparency or EXIF rotation is kept; any other image is re-encoded as PNG.
+
+    Args:
+        data: Stored bytes of the source image.
+        size: Height and width of its label map, in pixels.
+        jpeg: Re-encode everything but JPEGs as JPEG.
+
+    Returns:
+        The bytes and the file extension.
+
+    Raises:
+        SourceImageError: The image cannot be decoded, or its size is not `size`.
     """
     try:
         pixels = decode_image(data, min_side=1)
@@ -29,8 +39,8 @@ def for_any_reader(data: bytes, size: tuple[int, int], *, jpeg: bool) -> tuple[b
             f"has {pixels.shape[1]} x {pixels.shape[0]} pixels now, the label map {size[1]} x {size[0]}"
         )
     with Image.open(io.BytesIO(data)) as image:
-        plain = image.mode in ("RGB", "L") and image.getexif().get(_ORIENTATION_TAG, 1) == 1
-        kind = image.format if plain and "transparency" not in image.info else None
+        is_plain = image.mode in ("RGB", "L") and image.getexif().get(_ORIENTATION_TAG, 1) == 1
+        kind = image.format if is_plain and "transparency" not in image.info else None
     if kind == "JPEG" or (kind == "PNG" and not jpeg):
         return data, _EXTENSIONS[kind]
     kind = "JPEG" if jpeg else "PNG"
