@@ -25,7 +25,7 @@ from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import print_json, print_line, progress_bar
 from jobs.run_flags import ParallelFlags, SourceImageFlags
 from pipeline.exports.items import Export, Tally
-from pipeline.exports.write import FORMATS, FormatName, claim, done_shards, export_parts, make_parts, survey_part
+from pipeline.exports.write import FORMATS, FormatName, claim, done_shards, export_shards, make_tasks, survey_shard
 from pipeline.storage import redact
 
 
@@ -50,31 +50,31 @@ class ExportCommand(ParallelFlags, SourceImageFlags):
 def _export(command: ExportCommand) -> int:
     out, manifest = command.open()
     export_format = FORMATS[command.to]
-    copy_images = export_format.photographs or command.copy_images
+    copy_images = export_format.needs_images or command.copy_images
     sources = command.source_shards(manifest) if copy_images else {}
     shards = done_shards(out, manifest)
     names = manifest.settings.get("naming", {}).get("names", ())
-    categories, parts = make_parts(shards, (survey_part(out, shard) for shard in shards), sources, names)
+    categories, tasks = make_tasks(shards, (survey_shard(out, shard) for shard in shards), sources, names)
     export = Export(
         out=out,
         dest=command.store().at(command.dest),
         image_field=manifest.settings["image_field"],
         categories=categories,
-        photographs=copy_images,
+        copy_images=copy_images,
         jpeg=export_format.jpeg,
         min_confidence=command.min_confidence,
         min_segment_confidence=command.min_segment_confidence,
         image_prefix=command.image_prefix,
     )
-    claim(export, command.to, manifest, len(parts))
-    with progress_bar("exporting label shards", len(parts)) as advance:
-        tally = export_parts(
+    claim(export, command.to, manifest, len(tasks))
+    with progress_bar("exporting label shards", len(tasks)) as advance:
+        tally = export_shards(
             export,
             command.to,
-            parts,
+            tasks,
             processes=command.process_count,
             address=command.ray_address,
-            on_part=advance,
+            on_shard=advance,
         )
     missing = max(0, manifest.shards - len(shards))
     if command.json:

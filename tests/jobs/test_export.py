@@ -232,7 +232,7 @@ def test_the_same_command_goes_over_its_files_and_another_is_refused(
     assert export(run, tmp_path, "cvat") == 0
     assert (tmp_path / "annotations.xml").read_bytes() == before
     assert export(run, tmp_path, "voc") == 2
-    assert "name an empty folder" in capsys.readouterr().err
+    assert "choose an empty folder" in capsys.readouterr().err
     (tmp_path / "export.json").unlink()
     assert export(run, tmp_path, "cvat") == 2
 

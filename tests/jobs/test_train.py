@@ -94,7 +94,7 @@ def test_a_folder_of_another_training_is_refused(
     run_folder: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(run_folder, undisturbed, "--no-ray", "--seed", "7") == 2
-    assert "seed 0 there, 7 here" in capsys.readouterr().err
+    assert "seed was 0, is now 7" in capsys.readouterr().err
     assert train(run_folder, undisturbed, "--no-ray", "--target", "classes") == 2
     assert "no names" in capsys.readouterr().err
     assert train(run_folder, undisturbed, "--storage-options", '{"key": "value"}') == 2
