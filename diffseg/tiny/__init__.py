@@ -1,1 +1,1 @@
-"""The embedded checkpoint, and the recipe that makes it again."""
+"""The embedded checkpoints, the recipe that trains them, and their evaluation."""

@@ -1,1 +1,1 @@
-"""What the embedded models are worth."""
+"""Evaluation of the embedded models against baselines."""

@@ -19,16 +19,16 @@ import torch
 
 from diffseg.attention.aggregate import average_cross_attention
 from diffseg.method.naming import vote_names
-from diffseg.model.layout import fingerprint
+from diffseg.model.files import fingerprint
 from diffseg.model.text import prompt_of_names
-from diffseg.scoring.overlap import Interval, bootstrap
+from diffseg.scoring.bootstrap import Interval, bootstrap
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
 from diffseg.settings import settings_of
 from diffseg.tiny.evaluation.samples import Sample
 from diffseg.tiny.evaluation.scoring import kept_scores
 from diffseg.tiny.evaluation.tables import markdown, number
-from diffseg.tiny.scenes.captioned import visible
+from diffseg.tiny.scenes.captioned import visible_classes
 from diffseg.tiny.scenes.vocabulary import NOUNS
 
 __all__ = ["Named", "NamedRow", "Namer", "figures_of", "name_rows", "names_table", "summary"]
@@ -67,7 +67,7 @@ class Namer:
         assert signals.cross_attention is not None
         whole, alone = (_result(part, signals, canvas) for part in (self.whole, self.alone))
         maps, _ = average_cross_attention(signals.cross_attention, include_coarsest=False)
-        shown = torch.from_numpy(np.stack([truth == c for c in visible(truth)])[None].astype(np.float32))
+        shown = torch.from_numpy(np.stack([truth == c for c in visible_classes(truth)])[None].astype(np.float32))
         regions, _ = vote_names(shown, maps, torch.tensor([len(names)]), self.whole.settings.segment_names.vote)
         return Named(
             regions=[classes[index] for index in regions[0].tolist()],
@@ -97,7 +97,7 @@ def figures_of(named: Named, truth: np.ndarray, names: int) -> np.ndarray:
         truth: its classes, [H, W].
         names: how many were given.
     """
-    shown = visible(truth)
+    shown = visible_classes(truth)
     count = int(named.labels.max()) + 1
     pairs = np.bincount(
         named.labels.ravel().astype(np.int64) * len(NOUNS) + truth.ravel(), minlength=count * len(NOUNS)
@@ -159,7 +159,7 @@ def _scorer(model: Path, settings: dict[str, Any], *, own: bool) -> Callable[[Sa
 
     def score(sample: Sample) -> list[float]:
         image, truth = sample.load()
-        classes = visible(truth) if own else range(len(NOUNS))
+        classes = visible_classes(truth) if own else range(len(NOUNS))
         return figures_of(namer(image, truth, classes), truth, len(classes)).tolist()
 
     return score

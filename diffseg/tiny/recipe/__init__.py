@@ -1,1 +1,1 @@
-"""How the embedded models are trained."""
+"""Training of the embedded models, from generated scenes to exported checkpoints."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffseg.model.layout import EMBEDDED
 from diffseg.tiny.recipe.settings import Stage
-from diffseg.tiny.scenes.vocabulary import NOUNS, Caption, compose
+from diffseg.tiny.scenes.vocabulary import NOUNS, Caption, compose_caption
 
 __all__ = ["TEXT_CHECKPOINT", "TextRecipe", "training_caption"]
 
@@ -74,4 +74,4 @@ def training_caption(rng: np.random.Generator, classes: Sequence[int], *, clean:
     if clean and rng.random() < 0.5:
         absent = rng.permutation([noun for noun in range(len(NOUNS)) if noun not in classes])
         named += absent[: rng.integers(1, len(absent) + 1)].tolist()
-    return compose(rng, named)
+    return compose_caption(rng, named)

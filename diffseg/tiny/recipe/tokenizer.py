@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 
-from diffseg.tiny.scenes.vocabulary import Caption, words_of_captions
+from diffseg.tiny.scenes.vocabulary import Caption, caption_vocabulary
 
 __all__ = ["CONTEXT_TOKENS", "Words", "caption_words"]
 
@@ -55,7 +55,7 @@ class Words:
 
 def caption_words() -> Words:
     """The tokenizer of captioned scenes: each of their words is one token."""
-    return Words(_merges_for(words_of_captions()))
+    return Words(_merges_for(caption_vocabulary()))
 
 
 def split_word(word: str, merges: Sequence[Merge]) -> list[str]:

@@ -31,7 +31,7 @@ from diffseg.tiny.recipe.text_model import build_text_encoder, build_tokenizer, 
 from diffseg.tiny.recipe.text_settings import TEXT_CHECKPOINT, TextRecipe, training_caption
 from diffseg.tiny.recipe.tokenizer import Words, caption_words
 from diffseg.tiny.recipe.train import claim
-from diffseg.tiny.scenes.captioned import generate_captioned, visible
+from diffseg.tiny.scenes.captioned import generate_captioned, visible_classes
 from diffseg.tiny.scenes.scenes import Scene, generate_scene
 from diffseg.tiny.scenes.vocabulary import NOUNS, Caption
 
@@ -158,7 +158,7 @@ def _losses(
     side, captioned = batch.latents.shape[-1], stage.batch - recipe.text_free_of(stage.batch)
     draw = draw_pass(stage, batch, alphas, rng)
     clean = (draw.noisy[:captioned] == 0).tolist()
-    shown = [visible(classes) for classes in batch.labels[:captioned].numpy()]
+    shown = [visible_classes(classes) for classes in batch.labels[:captioned].numpy()]
     captions = [training_caption(rng, classes, clean=bare) for classes, bare in zip(shown, clean, strict=True)]
     captions += [Caption()] * (stage.batch - captioned)
     ids, token_classes = (torch.from_numpy(np.stack(part)) for part in zip(*map(words.encode, captions), strict=True))

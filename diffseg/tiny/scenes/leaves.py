@@ -1,12 +1,13 @@
-"""The plainer half of the training scenes: "dead leaves" in the widest sense (Lee, Mumford, Huang, IJCV 2001).
+"""The simpler of the training scenes: "dead leaves" in the widest sense (Lee, Mumford, Huang, IJCV 2001).
 
-Occluding shapes of power-law sizes lie over a few large backgrounds. Every region has its own colours, texture,
-gradient and 1/f noise, so that colour alone does not give the answer away. Everything follows from the seed.
+Shapes whose sizes follow a power law occlude each other and a few large backgrounds. Every region has different
+colours, texture, gradient and 1/f noise, so that colour alone does not separate regions. The seed determines
+everything.
 
-Shapes are laid front to back: a pixel belongs to the first shape that claims it, so occlusion costs nothing, and a
-shape of which too little would show is never laid. Ids are therefore dense without any renumbering.
+Shapes are placed from front to back, and a pixel belongs to the first shape that covers it. Occlusion therefore costs
+nothing, and a shape with too small a visible part is never placed, which makes the ids dense without renumbering.
 
-Axes: H, W image. Coordinates are in units of the image side.
+Axes: H, W image. Coordinates are in units of the image's side, y downwards.
 """
 
 from __future__ import annotations
@@ -15,30 +16,44 @@ from collections.abc import Callable
 
 import numpy as np
 
-from diffseg.tiny.scenes.materials import EXPONENTS, OPPONENT, fractal
+from diffseg.tiny.scenes.materials import OPPONENT
+from diffseg.tiny.scenes.noise import EXPONENTS, fractal_noise
 
 __all__ = ["generate_leaves"]
 
 Array = np.ndarray
-Noise = Callable[[int], Array]  # the values of one of the scene's noise fields on a region's pixels
-Painter = Callable[[Array, Array, Noise], Array]
+Window = tuple[slice, slice]
+RegionNoise = Callable[[int], Array]
+"""A function from the index of a noise field to its values on the pixels of a region, float32 [n]."""
+Painter = Callable[[Array, Array, RegionNoise], Array]
+"""A function from coordinates y and x, float32 [n], and noise to RGB colours, float32 [n, 3]."""
 
-LEAST_AREA = 1 / 1600  # of the image: less would be under one latent position at 256 px
-CAMOUFLAGE = 0.25  # share of regions that repeat the mean colour of an earlier one
+MIN_AREA = 1 / 1600
+"""Smallest visible area of a region as a share of the image; a latent position covers 1/1024 of it at 256 px."""
+CAMOUFLAGE = 0.25
+"""Share of regions that repeat the mean colour of an earlier region."""
 
 
 def generate_leaves(seed: int, size: int = 256) -> tuple[Array, Array]:
-    """Image uint8 [size, size, 3] and labels uint16 [size, size], 0..K-1; a seed and size give the same bytes."""
+    """Generate the scene of a seed; the same seed and size always give the same bytes.
+
+    Args:
+        seed: Any integer ≥ 0.
+        size: Side of the square image in pixels.
+
+    Returns:
+        The image, uint8 [size, size, 3] in RGB, and its labels, uint16 [size, size] with region ids 0..K-1.
+    """
     rng = np.random.default_rng(seed)
-    fields = [fractal(rng, size, exponent) for exponent in EXPONENTS]
+    fields = [fractal_noise(rng, size, exponent) for exponent in EXPONENTS]
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
     labels = np.full((size, size), -1, np.int32)
     canvas = np.zeros((size, size, 3), np.float32)
     colours: list[Array] = []
 
-    def lay(mask: Array, window: tuple[slice, slice]) -> None:
+    def place(mask: Array, window: Window) -> None:
         visible = mask & (labels[window] < 0)
-        if visible.sum() < LEAST_AREA * size * size:
+        if visible.sum() < MIN_AREA * size * size:
             return
         labels[window][visible] = len(colours)
         paint = _painter(rng, colours)
@@ -47,27 +62,28 @@ def generate_leaves(seed: int, size: int = 256) -> tuple[Array, Array]:
         canvas[window][visible] = paint(axis[rows][ys], axis[cols][xs], lambda i: fields[i][window][visible])
 
     for shape in _shapes(rng):
-        lay(*shape(axis))
+        place(*shape(axis))
     for mask in _backgrounds(rng, axis, fields[3]):
-        lay(mask, (slice(None), slice(None)))
+        place(mask, (slice(None), slice(None)))
     labels = _fill_slivers(labels, canvas)
-    return _photograph(rng, canvas, fields[3]), labels.astype(np.uint16)
+    return _apply_camera(rng, canvas, fields[3]), labels.astype(np.uint16)
 
 
 # Shapes
 
 
-def _shapes(rng: np.random.Generator) -> list[Callable[[Array], tuple[Array, tuple[slice, slice]]]]:
-    """Shapes from front to back: small ones tend to lie in front, or the large ones would hide them."""
+def _shapes(rng: np.random.Generator) -> list[Callable[[Array], tuple[Array, Window]]]:
+    """Draw shapes from front to back; small ones tend to lie in front, because large ones would hide them."""
     count = int(2 + rng.gamma(2.0, 5.0))
     low, high = 0.055, 0.42
-    # p(r) ∝ r^-2 between the bounds: the statistics of sizes that make dead leaves look like photographs.
+    # p(r) ∝ r^-2 between the bounds, the statistics of sizes with which dead leaves resemble photographs.
     radii = 1 / (1 / high + rng.random(min(count, 40)) * (1 / low - 1 / high))
     depth = radii * np.exp(rng.normal(0, 0.5, len(radii)))
     return [_shape(rng, float(radius)) for radius in radii[np.argsort(depth)]]
 
 
-def _shape(rng: np.random.Generator, radius: float) -> Callable[[Array], tuple[Array, tuple[slice, slice]]]:
+def _shape(rng: np.random.Generator, radius: float) -> Callable[[Array], tuple[Array, Window]]:
+    """Draw a shape; the result maps the pixel coordinates of an axis to a mask, bool [h, w], and its window."""
     centre = rng.uniform(-0.05, 1.05, 2)
     angle = rng.uniform(0, 2 * np.pi)
     kind = rng.choice(["disc", "polygon", "blob", "strip", "ring"], p=[0.24, 0.27, 0.27, 0.16, 0.06])
@@ -75,7 +91,7 @@ def _shape(rng: np.random.Generator, radius: float) -> Callable[[Array], tuple[A
     parameters = rng.random(24)
     reach = 1.5 if kind == "strip" else radius * max(aspect, 1 / aspect) * 1.8
 
-    def rasterise(axis: Array) -> tuple[Array, tuple[slice, slice]]:
+    def rasterise(axis: Array) -> tuple[Array, Window]:
         bounds = [np.searchsorted(axis, [c - reach, c + reach]) for c in centre]
         window = (slice(*map(int, bounds[0])), slice(*map(int, bounds[1])))
         y, x = axis[window[0], None] - np.float32(centre[0]), axis[None, window[1]] - np.float32(centre[1])
@@ -88,7 +104,7 @@ def _shape(rng: np.random.Generator, radius: float) -> Callable[[Array], tuple[A
 
 
 def _inside(kind: str, u: Array, v: Array, parameters: Array) -> Array:
-    """Which points of a shape's own frame, in units of its radius, lie inside it: bool [h, w]."""
+    """Return whether points lie inside a shape, bool [h, w]; u and v are in units of the shape's radius."""
     if kind == "disc":
         power = 1.5 + 2.5 * parameters[0] ** 2
         return np.abs(u) ** power + np.abs(v) ** power < 1
@@ -114,7 +130,7 @@ def _inside(kind: str, u: Array, v: Array, parameters: Array) -> Array:
 
 
 def _backgrounds(rng: np.random.Generator, axis: Array, warp: Array) -> list[Array]:
-    """One to four large areas that cover the image, with warped borders: bool [H, W] each."""
+    """Draw one to four large areas with warped borders that together cover the image, bool [H, W] each."""
     count = int(rng.choice([1, 2, 3, 4], p=[0.15, 0.35, 0.3, 0.2]))
     centres = rng.random((count, 2)).astype(np.float32)
     stretch = np.exp(rng.uniform(-0.8, 0.8))
@@ -126,9 +142,10 @@ def _backgrounds(rng: np.random.Generator, axis: Array, warp: Array) -> list[Arr
 
 
 def _fill_slivers(labels: Array, canvas: Array) -> Array:
-    """Give pixels that nobody claimed (a background hidden but for specks) to their nearest claimed neighbour.
+    """Fill pixels without a label from their nearest labelled neighbour; `canvas` is filled in place.
 
-    The sweep runs left, right, up and down; an image nobody claimed at all cannot happen, for one background covers it.
+    Such pixels remain where only specks of a background are visible. The sweep runs in four directions. Some pixels are
+    always labelled, because the backgrounds cover the image.
     """
     size = len(labels)
     for _ in range(4):
@@ -145,7 +162,7 @@ def _fill_slivers(labels: Array, canvas: Array) -> Array:
 
 
 def _painter(rng: np.random.Generator, colours: list[Array]) -> Painter:
-    """Draw a region's appearance; its mean colour (opponent axes) is added to `colours`."""
+    """Draw the appearance of a region; its mean colour, in opponent axes, is appended to `colours`."""
     if colours and rng.random() < CAMOUFLAGE:
         base = colours[rng.integers(len(colours))]
         textured = True
@@ -154,7 +171,7 @@ def _painter(rng: np.random.Generator, colours: list[Array]) -> Painter:
         base = np.array([np.sqrt(3) * rng.uniform(0.1, 0.92), chroma * np.cos(hue), chroma * np.sin(hue)])
         textured = rng.random() < 0.6
     colours.append(base)
-    # Texture swings along one colour direction, mostly lightness, around the mean colour.
+    # The texture varies around the mean colour along one direction, mostly of lightness.
     swing = np.array([1.0, 0.35, 0.35]) * rng.normal(0, 1, 3)
     swing *= (rng.uniform(0.08, 0.32) if textured else 0.0) / np.linalg.norm(swing)
     grain = np.array([1.0, 0.25, 0.25]) * rng.normal(0, 0.06, 3)
@@ -163,7 +180,7 @@ def _painter(rng: np.random.Generator, colours: list[Array]) -> Painter:
     cycles, angle, phase = float(np.exp(rng.uniform(np.log(6), np.log(48)))), rng.uniform(0, np.pi), rng.uniform(0, 6.3)
     crisp, grain_field = rng.uniform(0.7, 4), int(rng.integers(3))
 
-    def paint(y: Array, x: Array, noise: Noise) -> Array:
+    def paint(y: Array, x: Array, noise: RegionNoise) -> Array:
         u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
         wave = _texture(str(kind), 2 * np.pi * cycles * u + phase, 2 * np.pi * cycles * v, noise, crisp)
         light = slope[0] * (y - y.mean()) + slope[1] * (x - x.mean())
@@ -174,8 +191,8 @@ def _painter(rng: np.random.Generator, colours: list[Array]) -> Painter:
     return paint
 
 
-def _texture(kind: str, u: Array, v: Array, noise: Noise, crisp: float) -> Array:
-    """A pattern of about zero mean in [-1, 1] over n pixels; u and v are phases in radians."""
+def _texture(kind: str, u: Array, v: Array, noise: RegionNoise, crisp: float) -> Array:
+    """Return a pattern with values in [-1, 1] and a mean of about zero, float [n]; u and v are phases in radians."""
     if kind == "stripes":
         return np.tanh(crisp * np.sin(u))
     if kind == "checks":
@@ -187,11 +204,11 @@ def _texture(kind: str, u: Array, v: Array, noise: Noise, crisp: float) -> Array
     return np.tanh(noise(0) * 1.2)
 
 
-def _photograph(rng: np.random.Generator, canvas: Array, field: Array) -> Array:
-    """Light, lens and sensor: smooth illumination, slight blur, noise; uint8 [H, W, 3]."""
+def _apply_camera(rng: np.random.Generator, canvas: Array, field: Array) -> Array:
+    """Apply smooth illumination, slight blur and sensor noise to RGB colours; returns uint8 [H, W, 3]."""
     light = 1 + rng.uniform(0, 0.16) * np.tanh(np.roll(field, len(field) // 3, 1))
     image = canvas * light[..., None].astype(np.float32)
-    # A binomial kernel of variance 2·side: sharp edges between regions become as soft as a lens makes them.
+    # A binomial kernel of variance 2·side softens the sharp edges between regions as a lens does.
     side = rng.uniform(0.12, 0.25)
     for _ in range(int(rng.integers(1, 4))):
         for axis in (0, 1):

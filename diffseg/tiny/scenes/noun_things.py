@@ -1,6 +1,6 @@
-"""What the ten things of captioned scenes look like: an outline and its paint.
+"""The ten kinds of objects of captioned scenes, each an outline and its colours.
 
-Axes: n points. Coordinates v, u are a thing's own, in units of its radius, v downwards.
+Axes: n points. Coordinates v, u are in units of the object's radius, v downwards, with the object's centre as origin.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffseg.tiny.scenes.grounds import Paint, blend, draw_colour, noise_at
-from diffseg.tiny.scenes.materials import Fields
+from diffseg.tiny.scenes.grounds import Paint, blend, draw_colour, draw_noise
+from diffseg.tiny.scenes.noise import NoiseFields
 
 __all__ = ["NOUN_THINGS", "NounThing"]
 
@@ -20,28 +20,34 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class NounThing:
-    """inside: from coordinates v, u, float32 [h, w], to whether they lie in the thing, bool [h, w]. paint: of those."""
+    """One object.
+
+    Attributes:
+        inside: A function from coordinates v and u, float [h, w], to whether the points lie in the object, bool [h, w].
+        paint: Gives the colours of points inside the object.
+    """
 
     inside: Callable[[Array, Array], Array]
     paint: Paint
 
 
 def _shaded(colour: Array, v: Array, u: Array, light: Array) -> Array:
-    """Colours [n, 3] of a round body: brighter towards the light."""
+    """Shade a round body, so that its colours [n, 3] are brighter towards the light."""
     side = np.clip(1 - 0.45 * (light[0] * v + light[1] * u) - 0.2 * (v**2 + u**2), 0.25, 1.5)
     return colour * side[:, None].astype(np.float32)
 
 
-def _light(rng: np.random.Generator) -> Array:
+def _light_direction(rng: np.random.Generator) -> Array:
+    """Draw the direction that the light comes from, (v, u), a unit vector."""
     turn = rng.uniform(0, 2 * np.pi)
     return np.array([np.sin(turn), np.cos(turn)])
 
 
 def _red_ball(rng: np.random.Generator) -> NounThing:
-    red, light = draw_colour(rng, 0.85, 0.12, 0.1), _light(rng)
+    red, light = draw_colour(rng, 0.85, 0.12, 0.1), _light_direction(rng)
     band = draw_colour(rng, 0.95, 0.9, 0.85) if rng.random() < 0.3 else None
 
-    def paint(v: Array, u: Array, fields: Fields) -> Array:
+    def paint(v: Array, u: Array, fields: NoiseFields) -> Array:
         colour = np.repeat(red[None], len(v), 0)
         if band is not None:
             colour[np.abs(light[1] * v - light[0] * u) < 0.16] = band
@@ -63,7 +69,7 @@ def _sun(rng: np.random.Generator) -> NounThing:
 def _green_bush(rng: np.random.Generator) -> NounThing:
     lobes, phases = rng.integers(4, 10, 2), rng.uniform(0, 6.3, 2)
     colours = [draw_colour(rng, *rgb) for rgb in ((0.05, 0.16, 0.05), (0.16, 0.38, 0.1), (0.4, 0.58, 0.22))]
-    leaves, light = noise_at(rng, 2, rng.uniform(20, 36)), _light(rng)
+    leaves, light = draw_noise(rng, 2, rng.uniform(20, 36)), _light_direction(rng)
 
     def inside(v: Array, u: Array) -> Array:
         turn = np.arctan2(v, u)
@@ -72,7 +78,7 @@ def _green_bush(rng: np.random.Generator) -> NounThing:
         )
         return np.hypot(v * 1.15, u) < edge
 
-    def paint(v: Array, u: Array, fields: Fields) -> Array:
+    def paint(v: Array, u: Array, fields: NoiseFields) -> Array:
         return _shaded(blend(0.5 + 0.3 * leaves(v, u, fields), colours), v, u, light)
 
     return NounThing(inside, paint)
@@ -95,7 +101,7 @@ def _striped_flag(rng: np.random.Generator) -> NounThing:
     def flat(v: Array, u: Array) -> Array:
         return v + waves * np.sin(3.5 * u + phase)
 
-    def paint(v: Array, u: Array, fields: Fields) -> Array:
+    def paint(v: Array, u: Array, fields: NoiseFields) -> Array:
         along = (u + 1) / 2 if upright else (flat(v, u) / tall + 1) / 2
         fold = 1 + 1.6 * waves * np.cos(3.5 * u + phase)
         return colours[np.floor(along * bands).astype(np.int64) % count] * fold[:, None].astype(np.float32)
@@ -108,7 +114,7 @@ def _checker_board(rng: np.random.Generator) -> NounThing:
     hues = ((0.1, 0.1, 0.1), (0.5, 0.25, 0.12), (0.6, 0.1, 0.1), (0.1, 0.3, 0.2))
     dark, light = draw_colour(rng, *hues[rng.integers(4)]), draw_colour(rng, 0.92, 0.88, 0.78)
 
-    def paint(v: Array, u: Array, fields: Fields) -> Array:
+    def paint(v: Array, u: Array, fields: NoiseFields) -> Array:
         odd = (np.floor((v + 0.85) / 1.7 * cells) + np.floor((u + 0.85) / 1.7 * cells)) % 2 > 0
         return np.where(odd[:, None], dark, light).astype(np.float32)
 
@@ -122,7 +128,7 @@ def _blue_ribbon(rng: np.random.Generator) -> NounThing:
     def inside(v: Array, u: Array) -> Array:
         return (np.abs(v - bend * np.sin(pace * u + phase)) < wide) & (np.abs(u) < 1.3)
 
-    def paint(v: Array, u: Array, fields: Fields) -> Array:
+    def paint(v: Array, u: Array, fields: NoiseFields) -> Array:
         return blue * (1 + 0.4 * np.cos(pace * u + phase + 2 * v))[:, None].astype(np.float32)
 
     return NounThing(inside, paint)
@@ -132,7 +138,7 @@ def _purple_star(rng: np.random.Generator) -> NounThing:
     purple, edge = draw_colour(rng, 0.5, 0.16, 0.62), draw_colour(rng, 0.75, 0.5, 0.85)
 
     def depth(v: Array, u: Array) -> Array:
-        """1 at the centre, 0 on the outline of a five-pointed star."""
+        """Return 1 at the centre and 0 on the outline of a five-pointed star."""
         turn = np.abs((np.arctan2(u, -v) * 5 / (2 * np.pi)) % 1 - 0.5) * 2  # 1 towards a point, 0 between two
         angle = (1 - turn) * np.pi / 5
         return 1 - np.hypot(v, u) * (np.cos(angle) + np.sin(angle) * 1.376)
@@ -142,10 +148,10 @@ def _purple_star(rng: np.random.Generator) -> NounThing:
 
 def _wooden_crate(rng: np.random.Generator) -> NounThing:
     light, dark = draw_colour(rng, 0.72, 0.5, 0.28), draw_colour(rng, 0.42, 0.26, 0.12)
-    planks, grain = int(rng.integers(3, 6)), noise_at(rng, 1, 2, 40)
+    planks, grain = int(rng.integers(3, 6)), draw_noise(rng, 1, 2, 40)
     slanted = rng.random() < 0.6
 
-    def paint(v: Array, u: Array, fields: Fields) -> Array:
+    def paint(v: Array, u: Array, fields: NoiseFields) -> Array:
         colour = blend(0.35 + 0.18 * grain(v, u, fields), [light, dark])
         border = np.maximum(np.abs(v), np.abs(u)) > 0.62
         joints = np.abs((v + 0.85) / 1.7 * planks % 1 - 0.5) > 0.44
@@ -174,7 +180,7 @@ def _leopard(rng: np.random.Generator) -> NounThing:
         tail = (np.abs(v + 0.25 + 0.35 * np.sin(2.2 * (u + 0.7))) < 0.07) & (u < -0.6) & (u > -1.25)
         return body | head | legs | tail
 
-    def paint(v: Array, u: Array, fields: Fields) -> Array:
+    def paint(v: Array, u: Array, fields: NoiseFields) -> Array:
         colour = blend(0.5 + 0.9 * v, [coat, coat, belly])
         row = np.floor(v * spacing)
         dv, du = v * spacing - row - 0.5, (u * spacing + 0.5 * (row % 2) + shift[0]) % 1 - 0.5
@@ -196,7 +202,7 @@ def _pink_flower(rng: np.random.Generator) -> NounThing:
     def inside(v: Array, u: Array) -> Array:
         return np.hypot(v, u) < 0.5 + 0.45 * np.abs(np.cos(petals / 2 * np.arctan2(v, u) + phase))
 
-    def paint(v: Array, u: Array, fields: Fields) -> Array:
+    def paint(v: Array, u: Array, fields: NoiseFields) -> Array:
         radius = np.hypot(v, u)
         colour = blend(radius, [pale, pink, pale] if petals % 2 else [pink, pink, pale])
         colour[radius < 0.24] = heart
@@ -217,3 +223,4 @@ NOUN_THINGS: Mapping[str, Callable[[np.random.Generator], NounThing]] = {
     "leopard": _leopard,
     "pink flower": _pink_flower,
 }
+"""The objects by noun, in the order of `OBJECTS`; each value draws an object."""

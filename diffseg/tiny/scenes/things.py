@@ -1,6 +1,7 @@
-"""Things that stand in a scene: made of parts, shaded, casting shadows, hiding each other, several of a kind.
+"""Objects in a scene: they have parts and shading, cast shadows and occlude each other; a kind may occur several times.
 
-Axes: H, W image. Coordinates are in units of the image's side, y downwards; a thing's own in units of its radius.
+Axes: H, W image, n points. Coordinates of the image are in units of its side, y downwards. Coordinates v and u of an
+object are in units of its radius, v downwards.
 """
 
 from __future__ import annotations
@@ -11,50 +12,60 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from diffseg.tiny.scenes.materials import Fields, Material, random_material
+from diffseg.tiny.scenes.materials import Material, random_material
+from diffseg.tiny.scenes.noise import NoiseFields
 
-__all__ = ["LEAST_AREA", "cast_shadow", "place_things", "random_shape"]
+__all__ = ["MIN_AREA", "cast_shadow", "place_things", "random_shape"]
 
 Array = np.ndarray
+Shape = Callable[[Array, Array], Array]
+"""A function from coordinates v and u, float [n] or [h, w], to whether the points lie inside, bool of that shape."""
 
-LEAST_AREA = 1 / 800  # of the image: what shows less is not laid, or is hidden by what lies around it
+MIN_AREA = 1 / 800
+"""Smallest visible area as a share of the image; smaller objects are not placed, and smaller regions are removed."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """A piece of a thing: a superellipse, box, polygon or wedge in the thing's own coordinates, and its material."""
+class ThingPart:
+    """A part of an object: its shape, in the object's coordinates, and its material."""
 
-    inside: Callable[[Array, Array], Array]
+    inside: Shape
     material: Material
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A kind of thing: parts from back to front, and how light falls on it."""
+    """A kind of object.
 
-    parts: list[Part]
+    Attributes:
+        parts: From back to front.
+        roundness: Strength of the shading.
+        light: Direction that the light comes from, (v, u), a unit vector.
+    """
+
+    parts: list[ThingPart]
     roundness: float
     light: tuple[float, float]
 
 
 def _random_thing(rng: np.random.Generator) -> Thing:
-    """A body and up to five more parts at its rim or on it, in related materials or quite other ones."""
-    body = random_material(rng, calm=0.55)
-    parts = [Part(random_shape(rng, 0.0, 0.0, 1.0), body)]
+    """Draw a body and up to five more parts on it or at its rim, in related or unrelated materials."""
+    body = random_material(rng, plain_share=0.55)
+    parts = [ThingPart(random_shape(rng, 0.0, 0.0, 1.0), body)]
     for _ in range(int(rng.choice([0, 1, 2, 3, 4, 5], p=[0.3, 0.2, 0.18, 0.14, 0.1, 0.08]))):
         angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 1.1)
         shape = random_shape(
             rng, reach * np.sin(angle), reach * np.cos(angle), float(np.exp(rng.uniform(np.log(0.15), np.log(0.8))))
         )
         related = rng.random() < 0.5
-        material = random_material(rng, near=body.colours[0] if related else None, calm=0.6)
-        parts.insert(len(parts) if rng.random() < 0.6 else 0, Part(shape, material))
+        material = random_material(rng, near=body.colours[0] if related else None, plain_share=0.6)
+        parts.insert(len(parts) if rng.random() < 0.6 else 0, ThingPart(shape, material))
     light = rng.uniform(0, 2 * np.pi)
     return Thing(parts, float(abs(rng.normal(0, 0.25))), (float(np.sin(light)), float(np.cos(light))))
 
 
-def random_shape(rng: np.random.Generator, cy: float, cx: float, radius: float) -> Callable[[Array, Array], Array]:
-    """A shape around (cy, cx): from coordinates v, u, float [n] or [h, w], to whether they lie inside it, bool."""
+def random_shape(rng: np.random.Generator, cy: float, cx: float, radius: float) -> Shape:
+    """Draw a shape of the given radius around (cy, cx)."""
     kind = rng.choice(["round", "box", "polygon", "blob", "limb", "ring"], p=[0.26, 0.17, 0.17, 0.23, 0.13, 0.04])
     angle, aspect = rng.uniform(0, np.pi), np.exp(rng.uniform(-0.7, 0.7))
     if kind == "limb":
@@ -87,8 +98,16 @@ def random_shape(rng: np.random.Generator, cy: float, cx: float, radius: float) 
     return inside
 
 
-def place_things(rng: np.random.Generator, fields: Fields, axis: Array, canvas: Array, labels: Array) -> None:
-    """Paint kinds of things over the backdrop, from back to front, in place."""
+def place_things(rng: np.random.Generator, fields: NoiseFields, axis: Array, canvas: Array, labels: Array) -> None:
+    """Paint up to six kinds of objects over the backdrop, from back to front.
+
+    Args:
+        rng: Source of all random numbers.
+        fields: Noise fields of the scene.
+        axis: Coordinates of the pixels along a side, float32 [H], H = W.
+        canvas: Opponent colours, float32 [H, W, 3]; changed in place.
+        labels: int64 [H, W]; changed in place. Objects of one kind share a label, 10 or greater.
+    """
     kinds = int(rng.choice([0, 1, 2, 3, 4, 5, 6], p=[0.03, 0.25, 0.27, 0.2, 0.13, 0.08, 0.04]))
     placements = []
     for kind in range(kinds):
@@ -96,7 +115,7 @@ def place_things(rng: np.random.Generator, fields: Fields, axis: Array, canvas: 
         copies = 1 if rng.random() < 0.6 else int(rng.integers(2, 7))
         for _ in range(copies):
             size = radius * np.exp(rng.normal(0, 0.25)) / np.sqrt(copies) ** 0.5
-            # What stands lower in the image stands nearer: it hides what stands higher.
+            # Objects that stand lower in the image are nearer and occlude those that stand higher.
             cy, cx = rng.uniform(0.05, 1.0), rng.uniform(-0.02, 1.02)
             placements.append((cy + rng.normal(0, 0.2), kind, thing, size, cy, cx, rng.normal(0, 0.3)))
     shadows = rng.random() < 0.5
@@ -107,7 +126,7 @@ def place_things(rng: np.random.Generator, fields: Fields, axis: Array, canvas: 
 
 def _paint_thing(
     rng: np.random.Generator,
-    fields: Fields,
+    fields: NoiseFields,
     axis: Array,
     canvas: Array,
     labels: Array,
@@ -116,6 +135,7 @@ def _paint_thing(
     pose: tuple[float, float, float, float, float],
     shadow: bool,
 ) -> None:
+    """Paint one object in place; `pose` is its radius, cy, cx, rotation in radians, and 1, or −1 if it is mirrored."""
     radius, cy, cx, turn, mirror = pose
     rows, columns = (slice(*map(int, np.searchsorted(axis, [c - 2.8 * radius, c + 2.8 * radius]))) for c in (cy, cx))
     y, x = np.meshgrid(axis[rows], axis[columns], indexing="ij")
@@ -125,12 +145,12 @@ def _paint_thing(
     v, u = np.cos(turn) * dy - np.sin(turn) * dx, np.sin(turn) * dy + np.cos(turn) * dx
     masks = [part.inside(v, u) for part in thing.parts]
     whole = np.any(masks, axis=0)
-    if whole.sum() < LEAST_AREA * len(axis) ** 2:
+    if whole.sum() < MIN_AREA * len(axis) ** 2:
         return
     if shadow:
         cast_shadow(canvas[rows, columns], whole, len(axis) * radius, thing.light)
     for mask, part in zip(masks, thing.parts, strict=True):
-        # The material goes with the thing: it is read in the thing's own coordinates.
+        # The material moves with the object, because it is read in the object's coordinates.
         canvas[rows, columns][mask] = part.material.paint(0.5 + v[mask] * 0.4, 0.5 + u[mask] * 0.4, fields)
     depth = distance_transform_edt(whole)
     bulge = np.minimum(1, depth / (1 + 0.5 * depth.max()))
@@ -141,7 +161,14 @@ def _paint_thing(
 
 
 def cast_shadow(canvas: Array, mask: Array, radius: float, light: tuple[float, float]) -> None:
-    """Darken what lies beside a thing, away from the light; a shadow is no region."""
+    """Darken the canvas beside an object, on the side away from the light; labels do not change.
+
+    Args:
+        canvas: Opponent colours, float32 [h, w, 3]; changed in place.
+        mask: Pixels of the object, bool [h, w].
+        radius: Radius of the object in pixels.
+        light: Direction that the light comes from, (y, x).
+    """
     shift = [round(-0.25 * radius * part) for part in light]
     dark = gaussian_filter(np.roll(mask.astype(np.float32), shift, (0, 1)), 0.06 * radius + 0.5)
     canvas *= (1 - 0.45 * dark)[..., None]

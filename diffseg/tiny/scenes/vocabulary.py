@@ -1,4 +1,4 @@
-"""The closed vocabulary of captioned scenes, and captions that name some of its nouns."""
+"""The closed vocabulary of captioned scenes, and the captions that are composed from it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["NOUNS", "OBJECTS", "STUFF", "Caption", "compose", "words_of_captions"]
+__all__ = ["NOUNS", "OBJECTS", "STUFF", "Caption", "caption_vocabulary", "compose_caption"]
 
 STUFF = ("sky", "grass", "water", "sand", "snow", "brick wall", "road", "lava")
+"""Nouns of grounds."""
 OBJECTS = (
     "red ball",
     "sun",
@@ -22,47 +23,54 @@ OBJECTS = (
     "leopard",
     "pink flower",
 )
+"""Nouns of objects."""
 NOUNS = STUFF + OBJECTS
-"""18, half of them of two words; a noun's place here is its class."""
+"""All 18 nouns, half of which have two words; the index of a noun is its class."""
 
 PREFIXES = ("a photo of", "a picture of", "a scene with", "an image showing", "there is")
-EMPTY = 0.12  # share of empty captions, with which masks without names are made
+"""Phrases with which a caption may begin."""
+EMPTY_SHARE = 0.12
+"""Share of empty captions; images are segmented without names by means of the empty caption."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption in pieces.
+    """A caption whose words are marked with the classes that they name.
 
     Attributes:
-        pieces: words and commas in order, each with the class that its noun names; −1 where it is of no noun.
+        pieces: Words and commas in order, each with the class of the noun that it belongs to, or −1.
     """
 
     pieces: tuple[tuple[str, int], ...] = ()
 
     @property
     def text(self) -> str:
+        """The caption as text."""
         return " ".join(piece for piece, _ in self.pieces).replace(" ,", ",")
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """Of the nouns, in the order of their first mention."""
+        """Classes of the nouns, in the order of their first mention."""
         return tuple(dict.fromkeys(noun for _, noun in self.pieces if noun >= 0))
 
 
-def compose(rng: np.random.Generator, classes: Sequence[int]) -> Caption:
-    """A caption of all of `classes` in random order, or, at times or where there are none, the empty one."""
-    if not len(classes) or rng.random() < EMPTY:
+def compose_caption(rng: np.random.Generator, classes: Sequence[int]) -> Caption:
+    """Compose a caption that names all of `classes` in random order.
+
+    The caption is empty with probability `EMPTY_SHARE`, and where `classes` is empty.
+    """
+    if not len(classes) or rng.random() < EMPTY_SHARE:
         return Caption()
     pieces: list[tuple[str, int]] = []
     if rng.random() < 0.5:
         pieces += [(word, -1) for word in PREFIXES[rng.integers(len(PREFIXES))].split()]
-    for place, noun in enumerate(rng.permutation(classes)):
-        if place:
+    for index, noun in enumerate(rng.permutation(classes)):
+        if index:
             pieces.append(("and" if rng.random() < 0.4 else ",", -1))
         pieces += [(word, int(noun)) for word in NOUNS[noun].split()]
     return Caption(tuple(pieces))
 
 
-def words_of_captions() -> list[str]:
-    """Every word and comma that a caption can hold, sorted."""
+def caption_vocabulary() -> list[str]:
+    """Return every word that a caption can contain, and the comma, sorted."""
     return sorted({word for phrase in (*NOUNS, *PREFIXES, "and", ",") for word in phrase.split()})

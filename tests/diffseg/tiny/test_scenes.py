@@ -1,4 +1,4 @@
-"""Scenes are decided by their seed, exact, dense, and not solved by colour."""
+"""Generated scenes: determined by the seed, with exact and dense labels, and not solvable by colour alone."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 from scipy.ndimage import label, maximum_filter
 
-from diffseg.tiny.scenes.leaves import LEAST_AREA, generate_leaves
-from diffseg.tiny.scenes.materials import PATTERNS, Fields, random_material
+from diffseg.tiny.scenes.leaves import MIN_AREA, generate_leaves
+from diffseg.tiny.scenes.materials import random_material
+from diffseg.tiny.scenes.noise import NoiseFields
+from diffseg.tiny.scenes.patterns import PATTERNS
 from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, VALIDATION_SEEDS, Scene, generate_scene
 
 Generator = Callable[[int, int], Scene]
 
 
-def plain(seed: int, size: int) -> Scene:
+def leaves_scene(seed: int, size: int) -> Scene:
     return Scene(*generate_leaves(seed, size))
 
 
-GENERATORS = [pytest.param(plain, id="leaves"), pytest.param(generate_scene, id="scenes")]
+GENERATORS = [pytest.param(leaves_scene, id="leaves"), pytest.param(generate_scene, id="scenes")]
 
 
 @pytest.mark.parametrize("size", [64, 256])
@@ -34,11 +36,11 @@ def test_a_scene_is_an_image_and_dense_labels(generate: Generator, size: int) ->
         assert scene.labels.dtype == np.uint16
         ids, areas = np.unique(scene.labels, return_counts=True)
         np.testing.assert_array_equal(ids, np.arange(len(ids)))
-        assert areas.min() >= LEAST_AREA * size * size
+        assert areas.min() >= MIN_AREA * size * size
 
 
 @pytest.mark.parametrize("generate", GENERATORS)
-def test_the_seed_decides_everything(generate: Generator) -> None:
+def test_the_seed_determines_everything(generate: Generator) -> None:
     scene = generate(3, 128)
     np.random.seed(1)  # global state must not matter
     generate(2, 64)
@@ -48,17 +50,17 @@ def test_the_seed_decides_everything(generate: Generator) -> None:
     assert (generate(4, 128).labels != scene.labels).any()
 
 
-@pytest.mark.parametrize(("generate", "few", "many"), [(plain, 8, 20), (generate_scene, 4, 9)])
+@pytest.mark.parametrize(("generate", "few", "many"), [(leaves_scene, 8, 20), (generate_scene, 4, 9)])
 def test_scenes_vary_in_their_number_of_regions(generate: Generator, few: int, many: int) -> None:
     counts = [int(generate(seed, 128).labels.max()) + 1 for seed in range(40)]
     assert min(counts) < few
     assert max(counts) > many
-    assert max(counts) < 255  # the pool keeps labels in one byte
+    assert max(counts) < 255  # because the pool stores labels in one byte
 
 
-@pytest.mark.parametrize(("generate", "ratio"), [(plain, 1.5), (generate_scene, 1.4)])
+@pytest.mark.parametrize(("generate", "ratio"), [(leaves_scene, 1.5), (generate_scene, 1.4)])
 def test_labels_follow_the_image(generate: Generator, ratio: float) -> None:
-    """Neighbours across a border differ more than neighbours inside a region: the mask is that of this very image."""
+    """Neighbouring pixels differ more across a border than inside a region, so the labels belong to this image."""
     across, inside = [], []
     for seed in range(12):
         scene = generate(seed, 256)
@@ -72,7 +74,7 @@ def test_labels_follow_the_image(generate: Generator, ratio: float) -> None:
 def test_some_leaves_share_their_mean_colour_with_another() -> None:
     close = 0
     for seed in range(20):
-        scene = plain(seed, 128)
+        scene = leaves_scene(seed, 128)
         areas = np.bincount(scene.labels.ravel())
         means = np.stack(
             [np.bincount(scene.labels.ravel(), scene.image[..., c].ravel()) / areas for c in range(3)], axis=1
@@ -82,8 +84,8 @@ def test_some_leaves_share_their_mean_colour_with_another() -> None:
     assert close >= 5
 
 
-def test_regions_of_scenes_hold_edges_of_their_own_and_may_be_in_pieces() -> None:
-    """What sets them apart from dead leaves: the strongest edges of an image lie inside a region as often as not."""
+def test_regions_of_scenes_contain_edges_and_may_have_several_pieces() -> None:
+    """Unlike in dead leaves, at least half of the strongest edges of an image lie inside regions."""
     inside, pieces = [], 0
     for seed in range(20):
         scene = generate_scene(seed, 128)
@@ -96,8 +98,8 @@ def test_regions_of_scenes_hold_edges_of_their_own_and_may_be_in_pieces() -> Non
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_a_pattern_gives_shares_or_whole_numbers_anywhere(name: str) -> None:
-    fields = Fields.draw(np.random.default_rng(0), 64)
+def test_a_pattern_returns_positions_or_indices_everywhere(name: str) -> None:
+    fields = NoiseFields.draw(np.random.default_rng(0), 64)
     v, u = np.random.default_rng(1).uniform(-50, 50, (2, 4000)).astype(np.float32)
     for seed in range(5):
         amount = PATTERNS[name](np.random.default_rng(seed))(v, u, fields)
@@ -111,9 +113,9 @@ def test_a_pattern_gives_shares_or_whole_numbers_anywhere(name: str) -> None:
             assert amount.max() <= 1 + 1e-6
 
 
-def test_a_material_is_the_same_wherever_it_is_read_from() -> None:
-    """Colours are a function of place, so that a thing's pieces match where they meet."""
-    fields = Fields.draw(np.random.default_rng(0), 64)
+def test_the_colour_of_a_point_does_not_depend_on_the_other_points() -> None:
+    """Otherwise the pieces of an object would not match where they meet."""
+    fields = NoiseFields.draw(np.random.default_rng(0), 64)
     y, x = np.random.default_rng(1).random((2, 500)).astype(np.float32)
     for seed in range(10):
         material = random_material(np.random.default_rng(seed))
@@ -122,12 +124,12 @@ def test_a_material_is_the_same_wherever_it_is_read_from() -> None:
         np.testing.assert_array_equal(material.paint(y[100:200], x[100:200], fields), whole[100:200])
 
 
-def test_seed_ranges_never_meet() -> None:
+def test_seed_ranges_are_disjoint() -> None:
     ranges = [TRAINING_SEEDS, VALIDATION_SEEDS, HELD_OUT_SEEDS]
     assert all(a.stop <= b.start for a, b in itertools.pairwise(ranges))
     assert generate_scene(HELD_OUT_SEEDS[0], 64).labels.max() > 0
 
 
-def test_refuses_a_size_without_room() -> None:
+def test_a_size_that_is_too_small_is_refused() -> None:
     with pytest.raises(ValueError, match="16"):
         generate_scene(0, 8)

@@ -1,4 +1,4 @@
-"""Captioned scenes are decided by their seed and exact; captions speak of what shows, in words of the vocabulary."""
+"""Captioned scenes: determined by the seed, with exact classes, and captions that name the visible classes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from diffseg.tiny.recipe.text_settings import training_caption
-from diffseg.tiny.scenes.captioned import LEAST_SHARE, CaptionedScene, generate_captioned, visible
+from diffseg.tiny.scenes.captioned import MIN_SHARE, CaptionedScene, generate_captioned, visible_classes
 from diffseg.tiny.scenes.grounds import GROUNDS
-from diffseg.tiny.scenes.materials import OPPONENT, Fields
+from diffseg.tiny.scenes.materials import OPPONENT
+from diffseg.tiny.scenes.noise import NoiseFields
 from diffseg.tiny.scenes.noun_things import NOUN_THINGS
 from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS
-from diffseg.tiny.scenes.vocabulary import NOUNS, OBJECTS, PREFIXES, STUFF, Caption, compose
+from diffseg.tiny.scenes.vocabulary import NOUNS, OBJECTS, PREFIXES, STUFF, Caption, compose_caption
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +24,13 @@ def scenes() -> Sequence[CaptionedScene]:
     return [generate_captioned(seed, 128) for seed in VALIDATION_SEEDS[:60]]
 
 
-def test_the_vocabulary_is_painted_whole_and_half_of_it_is_of_two_words() -> None:
+def test_every_noun_can_be_painted_and_half_of_the_nouns_have_two_words() -> None:
     assert (tuple(GROUNDS), tuple(NOUN_THINGS)) == (STUFF, OBJECTS)
     assert len(set(NOUNS)) == 18
     assert sum(" " in noun for noun in NOUNS) == 9
 
 
-def test_the_seed_decides_everything() -> None:
+def test_the_seed_determines_everything() -> None:
     first = generate_captioned(5, 96)
     np.random.seed(1)  # global state must not matter
     again, other = generate_captioned(5, 96), generate_captioned(6, 96)
@@ -41,24 +42,24 @@ def test_the_seed_decides_everything() -> None:
         generate_captioned(0, 8)
 
 
-def test_a_scene_is_an_image_its_classes_and_dense_labels(scenes: Sequence[CaptionedScene]) -> None:
+def test_a_scene_has_an_image_classes_and_dense_labels(scenes: Sequence[CaptionedScene]) -> None:
     for scene in scenes:
         assert (scene.image.shape, scene.image.dtype) == ((128, 128, 3), np.uint8)
         assert (scene.classes.shape, scene.classes.dtype) == ((128, 128), np.uint8)
-        shown = np.unique(scene.classes)
-        assert shown.max() < len(NOUNS)
-        assert 1 <= (shown < len(STUFF)).sum() <= 2
+        present = np.unique(scene.classes)
+        assert present.max() < len(NOUNS)
+        assert 1 <= (present < len(STUFF)).sum() <= 2
         assert scene.labels.dtype == np.uint16
-        np.testing.assert_array_equal(shown[scene.labels], scene.classes)
+        np.testing.assert_array_equal(present[scene.labels], scene.classes)
     assert np.unique(np.concatenate([scene.classes.ravel() for scene in scenes])).tolist() == list(range(len(NOUNS)))
 
 
-def test_captions_are_of_visible_nouns_alone_in_any_order(scenes: Sequence[CaptionedScene]) -> None:
+def test_captions_name_all_visible_nouns_and_no_others_in_any_order(scenes: Sequence[CaptionedScene]) -> None:
     named = [scene for scene in scenes if scene.caption.pieces]
     assert 0 < len(scenes) - len(named) < 20
     for scene in named:
         shares = np.bincount(scene.classes.ravel(), minlength=len(NOUNS)) / scene.classes.size
-        assert sorted(scene.caption.classes) == np.flatnonzero(shares >= LEAST_SHARE).tolist()
+        assert sorted(scene.caption.classes) == np.flatnonzero(shares >= MIN_SHARE).tolist()
         rest = scene.caption.text
         for noun in sorted((NOUNS[c] for c in scene.caption.classes), key=len, reverse=True):
             assert noun in rest
@@ -81,9 +82,9 @@ def test_labels_follow_the_image(scenes: Sequence[CaptionedScene]) -> None:
     assert np.mean(across) > 2 * np.mean(inside)
 
 
-def test_colour_alone_does_not_give_the_noun_away() -> None:
-    """Mean colours of some pairs of nouns overlap: their spread is as large as their distance."""
-    fields = Fields.draw(np.random.default_rng(0), 64)
+def test_colour_alone_does_not_identify_the_noun() -> None:
+    """The mean colours of some pairs of nouns overlap, because their spread is as large as their distance."""
+    fields = NoiseFields.draw(np.random.default_rng(0), 64)
     v, u = (grid.ravel().astype(np.float32) for grid in np.mgrid[-0.4:0.4:20j, -0.4:0.4:20j])
 
     def colours(noun: str) -> np.ndarray:
@@ -102,14 +103,14 @@ def test_colour_alone_does_not_give_the_noun_away() -> None:
     assert separation("lava", "snow") > 2
 
 
-def test_visible_counts_area_and_leaves_out_what_is_no_class() -> None:
+def test_visible_classes_cover_enough_area_and_are_in_the_vocabulary() -> None:
     classes = np.full((50, 50), 200, np.uint8)
-    classes[0, :20] = 3  # 20 of 2500 pixels: just enough
+    classes[0, :20] = 3  # 20 of 2500 pixels is exactly the smallest share
     classes[1, :19] = 4
-    assert visible(classes) == [3]
+    assert visible_classes(classes) == [3]
 
 
-def test_training_captions_leave_out_and_add_only_as_they_may() -> None:
+def test_training_captions_omit_nouns_and_only_clean_samples_name_absent_ones() -> None:
     rng = np.random.default_rng(0)
     shown = [1, 5, 9]
     noisy = [set(training_caption(rng, shown, clean=False).classes) for _ in range(200)]
@@ -123,4 +124,4 @@ def test_training_captions_leave_out_and_add_only_as_they_may() -> None:
 
 def test_an_empty_caption_names_nothing() -> None:
     assert (Caption().text, Caption().classes) == ("", ())
-    assert compose(np.random.default_rng(0), []) == Caption()
+    assert compose_caption(np.random.default_rng(0), []) == Caption()

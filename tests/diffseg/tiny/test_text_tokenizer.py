@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 from diffseg.tiny.recipe.text_model import build_tokenizer
 from diffseg.tiny.recipe.text_settings import training_caption
 from diffseg.tiny.recipe.tokenizer import CONTEXT_TOKENS, END, START, caption_words, split_word
-from diffseg.tiny.scenes.vocabulary import NOUNS, Caption, words_of_captions
+from diffseg.tiny.scenes.vocabulary import NOUNS, Caption, caption_vocabulary
 
 WORDS = caption_words()
 
@@ -36,7 +36,7 @@ def test_captions_have_the_tokens_that_clip_gives_them(clip: CLIPTokenizer) -> N
 
 
 def test_words_of_captions_are_one_token_and_others_fall_apart(clip: CLIPTokenizer) -> None:
-    for word in words_of_captions():
+    for word in caption_vocabulary():
         assert clip.tokenize(word) == [f"{word}</w>"]
         assert split_word(word, WORDS.merges) == [f"{word}</w>"]
     for word in ("zebra", "bandana", "redder", "skyscraper", "q"):
