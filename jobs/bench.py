@@ -1,9 +1,19 @@
 """Measure speed and memory on this machine, beside the bare model and a plain loop.
 
-What is compared runs in turns within one process; figures are medians, and ratios are medians of the ratios of each
-turn. Parts: whole (images to label maps, by steps), merging (beside google/diffseg), settings (what each adds), names
-(and walks, at 64 x 64 tokens), pipeline (one actor), growth (tokens, batch, segments, pixels; time and memory). Without
---images it makes scenes of its own.
+Variants run in turns within one process. Times are medians, and ratios are medians of the ratios of each turn.
+
+Parts:
+  whole: from images to label maps by step, beside the bare model.
+  merging: merging of attention, beside google/diffseg.
+  settings: the cost of each setting.
+  names: the cost of naming segments and of random walks, at 64 x 64 tokens.
+  pipeline: `diffseg label` with one actor, beside a plain loop.
+  growth: time and memory by tokens, batch, segments and pixels.
+
+Exit codes:
+  0: everything is measured.
+  1: a measurement failed.
+  2: wrong usage.
 """
 
 from __future__ import annotations
@@ -23,7 +33,7 @@ from rich.table import Table
 
 from diffseg.settings import Dtype
 from jobs.common import OK, guarded, parsed
-from jobs.printing import print_json
+from jobs.printing import print_json, print_line
 
 if TYPE_CHECKING:
     from jobs.benchmarks.growth import Growth
@@ -31,39 +41,44 @@ if TYPE_CHECKING:
 
 PARTS = ("whole", "merging", "settings", "names", "pipeline", "growth")
 SCENES, SCENE_SIZE = 48, (480, 640)
+"""Number of generated scenes, and their height and width in pixels, as of a photograph."""
 REGIONS = 9
+"""Regions of the planted attention of part merging."""
+IMAGES = 8
+"""Most images of parts whole, settings and names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchCommand:
-    """The flags of `diffseg bench`. Lists are separated by commas."""
+    """The flags of `diffseg bench`."""
 
     parts: str = "whole,merging,pipeline"
-    """Some of whole, merging, settings, names, pipeline, growth."""
+    """Parts to measure, separated by commas."""
     models: str = "tiny"
-    """Of whole, settings and names: tiny, tiny-text, a folder, a hub id, or sd15-random (all of SD 1.5 with random
-    weights, 512 px)."""
+    """Models of parts whole, settings and names, separated by commas.
+    Each is tiny, tiny-text, a folder, a hub id, or sd15-random (SD 1.5 with random weights, 512 px)."""
     dtypes: str = "float32"
-    """Of the whole pass: float32, bfloat16, float16."""
+    """Types of the weights in part whole, separated by commas: float32, bfloat16, float16."""
     batch_sizes: str = "1,2,4"
-    """Of the whole pass."""
+    """Batch sizes of part whole, separated by commas."""
     device: str = "cpu"
-    """Of the whole pass and settings: cpu, cuda, mps."""
+    """Device of parts whole, settings and names: cpu, cuda or mps."""
     threads: int | None = None
-    """CPU threads of whole and merging; default: all cores. The pipeline and its loop have one."""
+    """CPU threads; default: one per core. Part pipeline always uses one thread."""
     repetitions: int = 5
-    """Turns that are counted, after one to warm up."""
+    """Turns that are measured, after one turn to warm up."""
     images: Path | None = None
-    """Folder of photographs; default: generated scenes."""
+    """Folder of images; default: generated scenes."""
     reference: Path | None = None
-    """Checkout of google/diffseg, to run its own code too; needs tensorflow and scikit-learn."""
+    """Checkout of google/diffseg, to measure its code too; this needs tensorflow and scikit-learn."""
     plot: Path | None = None
-    """Also draw the figures into this PNG; growth into a second one beside it."""
+    """Also draw the results into this PNG, and those of part growth into a second one beside it."""
     json: bool = False
     """Print JSON, with the seconds of every turn."""
 
 
 def _check(command: BenchCommand) -> None:
+    """Raise ValueError for flags that cannot be measured."""
     for name, known in (("parts", PARTS), ("dtypes", get_args(Dtype))):
         unknown = [word for word in getattr(command, name).split(",") if word not in known]
         if unknown:
@@ -81,14 +96,14 @@ def _bench(command: BenchCommand) -> int:
     from jobs.benchmarks.measure import cores, machine
 
     torch.set_num_threads(command.threads or cores())
-    keep_freed_memory()  # as workers do; for the bare pass as well
+    keep_freed_memory()  # as in workers; this also affects the bare pass
     console = Console(stderr=command.json)
     header = machine(command.device)
-    console.print("\n".join(f"{name}: {value}" for name, value in header.items()), highlight=False, markup=False)
+    print_line(console, "\n".join(f"{name}: {value}" for name, value in header.items()))
     with tempfile.TemporaryDirectory(prefix="diffseg-bench-") as folder:
-        photographs = command.images or _scenes(Path(folder))
+        images = command.images or _write_scenes(Path(folder))
         comparisons = []
-        for comparison in _comparisons(command, photographs):
+        for comparison in _comparisons(command, images):
             comparisons.append(comparison)
             console.print(_table(comparison))
     growths: list[Growth] = []
@@ -104,20 +119,21 @@ def _bench(command: BenchCommand) -> int:
         print_json(
             {
                 "machine": header,
-                "comparisons": [_plain(c) for c in comparisons],
-                "growth": [dataclasses.asdict(g) for g in growths],
+                "comparisons": [_as_dict(comparison) for comparison in comparisons],
+                "growth": [dataclasses.asdict(growth) for growth in growths],
             }
         )
     return OK
 
 
-def _comparisons(command: BenchCommand, photographs: Path) -> Iterator[Comparison]:
+def _comparisons(command: BenchCommand, folder: Path) -> Iterator[Comparison]:
+    """Measure the parts that compare variants, on the images of a folder."""
     parts = command.parts.split(",")
     if "whole" in parts:
         from jobs.benchmarks.models import checkpoint_of
         from jobs.benchmarks.whole import measure_whole
 
-        images = _decoded(photographs)
+        images = _read_images(folder)
         for model in command.models.split(","):
             for dtype in command.dtypes.split(","):
                 checkpoint = checkpoint_of(model, dtype=dtype, device=command.device)  # type: ignore[arg-type]
@@ -133,22 +149,22 @@ def _comparisons(command: BenchCommand, photographs: Path) -> Iterator[Compariso
 
         for model in command.models.split(","):
             checkpoint = checkpoint_of(model, dtype="float32", device=command.device)
-            yield measure_settings(checkpoint, _decoded(photographs)[:2], repetitions=command.repetitions)
+            yield measure_settings(checkpoint, _read_images(folder)[:2], repetitions=command.repetitions)
     if "names" in parts:
         from jobs.benchmarks.models import checkpoint_of
         from jobs.benchmarks.settings import measure_names
 
         for model in command.models.split(","):
             checkpoint = checkpoint_of(model, dtype="float32", device=command.device, text=True)
-            yield measure_names(checkpoint, _decoded(photographs)[:1], repetitions=command.repetitions)
+            yield measure_names(checkpoint, _read_images(folder)[:1], repetitions=command.repetitions)
     if "pipeline" in parts:
         from jobs.benchmarks.loop import measure_pipeline
 
-        yield measure_pipeline(photographs, repetitions=command.repetitions)
+        yield measure_pipeline(folder, repetitions=command.repetitions)
 
 
-def _scenes(folder: Path) -> Path:
-    """Generated scenes as JPEG files of a photograph's size."""
+def _write_scenes(folder: Path) -> Path:
+    """Write generated scenes as JPEG files of the size of a photograph, and return the folder."""
     from diffseg.tiny.scenes.scenes import generate_scene
 
     height, width = SCENE_SIZE
@@ -158,28 +174,28 @@ def _scenes(folder: Path) -> Path:
     return folder
 
 
-def _decoded(photographs: Path) -> list[np.ndarray]:
+def _read_images(folder: Path) -> list[np.ndarray]:
+    """Return the first images of a folder, uint8 [H, W, 3] each."""
     from diffseg.images.decode import decode_image
     from jobs.benchmarks.loop import image_files
 
-    most = 8
-    return [decode_image(path) for path in image_files(photographs)[:most]]
+    return [decode_image(path) for path in image_files(folder)[:IMAGES]]
 
 
 def _table(comparison: Comparison) -> Table:
     table = Table(title=f"{comparison.part}: {comparison.case}", title_justify="left")
-    for column in ("variant", "ms an image", "images/s", f"of {comparison.baseline}", "least to most"):
+    for column in ("variant", "ms per image", "images/s", f"of {comparison.baseline}", "range"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     for variant in comparison.seconds:
         seconds = comparison.median(variant)
-        least, most = comparison.spread(variant)
-        row = (
+        smallest, largest = comparison.spread(variant)
+        table.add_row(
+            variant,
             f"{1000 * seconds:.1f}",
             f"{1 / seconds:.2f}",
             f"{comparison.ratio(variant):.3f}",
-            f"{least:.3f} to {most:.3f}",
+            f"{smallest:.3f} to {largest:.3f}",
         )
-        table.add_row(variant, *row)
     for step, seconds in comparison.steps.items():
         table.add_row(f"  ours: {step}", f"{1000 * seconds:.1f}", "", "", "")
     if comparison.notes:
@@ -188,7 +204,7 @@ def _table(comparison: Comparison) -> Table:
 
 
 def _growth_table(growth: Growth) -> Table:
-    table = Table(title=f"growth: {growth.against}; ms an image, MB", title_justify="left", padding=0)
+    table = Table(title=f"growth: {growth.against}; ms per image, MB", title_justify="left", padding=0)
     steps = [step for step in growth.points[0].seconds if step in growth.exponents]
     for column in (growth.against, *steps, "peak"):
         table.add_column(column, justify="right")
@@ -196,8 +212,8 @@ def _growth_table(growth: Growth) -> Table:
         peak = "" if point.peak is None else f"{point.peak / 1e6:.0f}"
         x = f"{point.x / 1e6:g} M" if growth.against == "pixels" else f"{point.x:,}"
         table.add_row(x, *(_milliseconds(point.seconds[step]) for step in steps), peak)
-    fitted = (f"{growth.exponents[name]:.2f}" if name in growth.exponents else "" for name in (*steps, "peak"))
-    table.add_row("exponent", *fitted)
+    exponents = (f"{growth.exponents[name]:.2f}" if name in growth.exponents else "" for name in (*steps, "peak"))
+    table.add_row("exponent", *exponents)
     return table
 
 
@@ -206,6 +222,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _draw(path: Path, comparisons: Sequence[Comparison], growths: Sequence[Growth]) -> None:
+    """Draw the comparisons into a PNG, and the growth into a second PNG, or into the same if there is nothing else."""
     from jobs.benchmarks.plot import draw_comparisons, draw_growth
 
     if comparisons:
@@ -214,7 +231,8 @@ def _draw(path: Path, comparisons: Sequence[Comparison], growths: Sequence[Growt
         draw_growth(growths, path.with_stem(f"{path.stem}-growth") if comparisons else path)
 
 
-def _plain(comparison: Comparison) -> dict[str, Any]:
+def _as_dict(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as plain values, with its medians and ratios."""
     variants = comparison.seconds
     return dataclasses.asdict(comparison) | {
         "medians": {variant: comparison.median(variant) for variant in variants},
@@ -223,7 +241,7 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg bench`; the exit code."""
+    """Run `diffseg bench` and return its exit code."""
     return guarded(lambda: _bench(parsed(BenchCommand, argv, "bench", __doc__)))
 
 

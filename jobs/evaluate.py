@@ -1,15 +1,18 @@
 """Score the label maps of a run against ground truth, beside baselines without a model.
 
 TRUTH is a folder, glob or URL of label PNGs in the layout of COCO-Stuff, COCO panoptic, Cityscapes, PASCAL VOC, ADE20K
-or BSDS500, or of tars or Parquet files, or the OUT of another run. Exit code: 0 all that has a truth is scored; 1 some
-truths could not be used; 2 wrong usage, or nothing to score.
+or BSDS500, or of tars or Parquet files with label maps, or the OUT of another run.
+
+Exit codes:
+  0: every image with ground truth is scored.
+  1: some ground truth could not be used.
+  2: wrong usage, or nothing to score.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,154 +20,161 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 
 from diffseg.scoring.baselines import LEFT_OUT
 from diffseg.scoring.view import Crop, View
 from diffseg.segmentation import IGNORE
-from jobs.common import OK, SOME_FAILED, RunFolder, guarded, parsed, print_json, storage_options
+from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.evaluation_tables import as_document, print_document
-from pipeline.evaluation.ground_truth import find_truth
+from jobs.printing import print_json, print_line, progress_bar
+from jobs.run_flags import ParallelFlags, SourceImageFlags
+from pipeline.errors import RunFailed
+from pipeline.evaluation.evaluate import Evaluation, evaluate, make_tasks
+from pipeline.evaluation.ground_truth import find_ground_truth
 from pipeline.evaluation.layouts import LayoutName
-from pipeline.evaluation.pairing import pair, read_rows
-from pipeline.evaluation.report import SHOWN, draw, ranked, write_csv
-from pipeline.evaluation.score import THIS_RUN, Evaluation, Evaluator, Part, evaluate, make_parts
+from pipeline.evaluation.pairing import pair_rows, read_run_rows
+from pipeline.evaluation.report import IMAGES_PER_PICTURE, draw_picture, rank_by_covering, write_csv
+from pipeline.evaluation.score import THIS_RUN, EvaluationContext, ScoringTask
 from pipeline.output.manifest import Manifest
-from pipeline.output.source_images import find_images
-from pipeline.readers.find import split_url
 from pipeline.readers.samples import Shard
-from pipeline.storage import SourceError, Storage, redact
+from pipeline.storage import Storage, redact
+from pipeline.storage.urls import split_url
 
 FILES = ("scores.json", "images.csv", "worst.jpg", "best.jpg")
+"""The files of the report."""
 
-WIDTH = 130
+TABLE_WIDTH = 130
+"""Width of the tables in characters, if the output is not a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateCommand(RunFolder):
+class EvaluateCommand(ParallelFlags, SourceImageFlags):
     """The flags of `diffseg evaluate`."""
 
     truth: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TRUTH")]
-    """Folder, glob or URL of ground truth, panoptic JSON, or OUT of another run; paired by path or name."""
+    """Ground truth: a folder, glob or URL, a panoptic JSON file, or the OUT of another run.
+    Each row is paired with ground truth by its path or its name."""
     layout: LayoutName | None = None
-    """How TRUTH lays out its labels; default: what its paths tell, else plain label maps (labels)."""
+    """Layout of TRUTH; default: the layout that its paths suggest, else plain label maps (labels)."""
     truth_field: str | None = None
-    """Extension (tar, such as seg.png) or column (Parquet) of the truth where a sample has several."""
+    """Extension (tar, such as seg.png) or column (Parquet) of the ground truth, if a sample has several."""
     classes: str | None = None
-    """Names of TRUTH's ids, to score the names of segments too, with nothing matched: a JSON object {"person": 1, …},
-    or the path or URL of one."""
+    """Names of the ids in TRUTH; with it, the names of segments are scored too, without matching.
+    This is a JSON object such as {"person": 1, …}, or the path or URL of one."""
     ignore: str | None = None
-    """Ids in TRUTH that count for nothing, behind commas, in place of the layout's own; "" for none."""
+    """Ids in TRUTH that are not scored, separated by commas; default: those of the layout; "" for none."""
     crop: Crop = "none"
-    """centre: score the centre square alone, as DiffSeg's paper does."""
+    """centre: score only the centre square, as DiffSeg's paper does."""
     size: int | None = None
-    """Score at this many pixels of the shorter side, nearest for both; default: at the image's own size."""
+    """Score at this length of the shorter side in pixels, with nearest-neighbour resizing of both label maps.
+    Default: the size of the image."""
     baseline_images: int = 200
-    """How many images the baselines segment, a seeded sample of those that are scored; 0 for no baselines."""
-    images: str | None = None
-    """Where SRC of the run lies now, for baselines and pictures; default: where run.json says."""
+    """Images that the baselines segment, a seeded random sample of the scored ones; 0 for no baselines."""
     report: str | None = None
     """Folder or URL for scores.json, images.csv, worst.jpg and best.jpg; default: OUT/report."""
-    processes: int | None = None
-    """At once on this machine; default: one a core."""
-    address: str | None = None
-    """Of a Ray cluster whose CPUs do the work instead; default: RAY_ADDRESS, else this machine."""
 
 
 def _evaluate(command: EvaluateCommand) -> int:
     out, manifest = command.open()
-    store = Storage(url=".", options=storage_options(command.storage_options))
-    truth = find_truth(
-        command.truth, store, layout=command.layout, field=command.truth_field, ignore=_ids(command.ignore)
+    store = command.store()
+    ground_truth = find_ground_truth(
+        command.truth, store, layout=command.layout, field=command.truth_field, ignore=_parse_ids(command.ignore)
     )
-    rows = read_rows(out, manifest)
-    pairing = pair(rows, truth)
-    errors = Console(stderr=True)
-    sources = _sources(command, manifest, store, errors)
-    parts = make_parts(pairing, truth, sources=sources, baseline_images=command.baseline_images)
-    evaluator = Evaluator(
+    rows = read_run_rows(out, manifest)
+    pairing = pair_rows(rows, ground_truth)
+    sources = _source_shards(command, manifest)
+    tasks = make_tasks(pairing, ground_truth, sources=sources, baseline_images=command.baseline_images)
+    context = EvaluationContext(
         out=out,
-        truth=dataclasses.replace(truth, places={}),
+        ground_truth=dataclasses.replace(ground_truth, locations={}),
         view=View(crop=command.crop, size=command.size),
         image_field=manifest.settings["image_field"],
-        classes=_classes(command.classes, store),
+        classes=_parse_classes(command.classes, store),
     )
-    with Progress(console=errors, transient=True) as bar:
-        task = bar.add_task("scoring label shards", total=len(parts))
+    with progress_bar("scoring label shards", len(tasks)) as advance:
         evaluation = evaluate(
-            evaluator,
-            parts,
-            processes=command.processes or os.cpu_count() or 1,
-            address=command.address or os.environ.get("RAY_ADDRESS"),
-            on_part=lambda: bar.advance(task),
+            context, tasks, processes=command.process_count, address=command.ray_address, on_shard=advance
         )
-    document = as_document(evaluator, rows, pairing, evaluation)
+    document = as_document(context, rows, pairing, evaluation)
     report = store.at(command.report) if command.report else out.at(f"{out.url}/report")
-    document |= _write_report(report, document, evaluator, parts, evaluation)
+    document |= _write_report(report, document, context, tasks, evaluation)
     if command.json:
         print_json(document)
     else:
-        print_document(_wide(Console()), document)
-        if LEFT_OUT and command.baseline_images:
-            errors.print(LEFT_OUT, markup=False, highlight=False, soft_wrap=True)
-        errors.print(f"{report.redacted}: {', '.join(FILES)}", markup=False, highlight=False, soft_wrap=True)
+        _print(document, report, baselines=command.baseline_images > 0)
     return SOME_FAILED if document["counts"]["unusable_truths"] else OK
 
 
-def _classes(text: str | None, store: Storage) -> dict[str, int]:
-    """The truth's id of each name."""
+def _parse_classes(text: str | None, store: Storage) -> dict[str, int]:
+    """Return the id in TRUTH of each class name.
+
+    Args:
+        text: A JSON object, or the path or URL of one.
+        store: The storage for the path or URL.
+
+    Raises:
+        ValueError: The text is not such an object.
+    """
     if text is None:
         return {}
     folder, name = split_url(text)
     try:
-        found = json.loads(text if text.lstrip().startswith("{") else store.at(folder).read_bytes(name))
+        classes = json.loads(text if text.lstrip().startswith("{") else store.at(folder).read_bytes(name))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"--classes {redact(text)}: cannot be read as JSON: {error}") from None
-    numbers = found.values() if isinstance(found, dict) else [None]
-    if not found or not all(isinstance(one, int) and 0 <= one < IGNORE for one in numbers):
+    ids = classes.values() if isinstance(classes, dict) else [None]
+    if not classes or not all(isinstance(class_id, int) and 0 <= class_id < IGNORE for class_id in ids):
         raise ValueError(f"--classes {redact(text)}: expected a JSON object of names and their ids in TRUTH")
-    return found
+    return classes
 
 
-def _ids(text: str | None) -> tuple[int, ...] | None:
+def _parse_ids(text: str | None) -> tuple[int, ...] | None:
+    """Return the ids of --ignore; None for those of the layout. Raises ValueError."""
     try:
         return None if text is None else tuple(int(word) for word in text.split(",") if word.strip())
     except ValueError:
-        raise ValueError(f"--ignore {text}: expected whole numbers behind commas") from None
+        raise ValueError(f"--ignore {text}: expected whole numbers separated by commas") from None
 
 
-def _sources(command: EvaluateCommand, manifest: Manifest, store: Storage, errors: Console) -> dict[str, Shard]:
-    """The shards that were labelled; {}, and a word of it, where they cannot be found."""
+def _source_shards(command: EvaluateCommand, manifest: Manifest) -> dict[str, Shard]:
+    """Return the shards that the run labelled, by name; if they cannot be listed, print why and return {}."""
     try:
-        return find_images(manifest, store, command.images)
-    except (SourceError, OSError) as error:
-        text = f"no baselines, and no photographs in pictures: {redact(str(error))}. --images says where they lie now"
-        errors.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        return command.source_shards(manifest)
+    except RunFailed as error:
+        text = f"there will be no baselines, and no source images in the pictures: {redact(str(error))}"
+        print_line(Console(stderr=True), text, "yellow")
         return {}
 
 
 def _write_report(
-    report: Storage, document: Mapping[str, Any], evaluator: Evaluator, parts: list[Part], evaluation: Evaluation
+    report: Storage,
+    document: Mapping[str, Any],
+    context: EvaluationContext,
+    tasks: list[ScoringTask],
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
-    """Write the files; the keys of the images that are drawn."""
-    order = ranked(evaluation.scored, THIS_RUN)
-    drawn = {"worst": order[:SHOWN], "best": order[: -SHOWN - 1 : -1]}
-    keys = {name: [one.key for one in chosen] for name, chosen in drawn.items()}
+    """Write the files of the report, and return the keys of the images in each picture."""
+    order = rank_by_covering(evaluation.scored, THIS_RUN)
+    drawn = {"worst": order[:IMAGES_PER_PICTURE], "best": order[: -IMAGES_PER_PICTURE - 1 : -1]}
+    keys = {name: [image.key for image in images] for name, images in drawn.items()}
     write_csv(report, "images.csv", evaluation.scored)
     report.write_bytes("scores.json", json.dumps({**document, **keys}, indent=1, sort_keys=True).encode() + b"\n")
-    for name, chosen in drawn.items():
-        if chosen:
-            draw(report, f"{name}.jpg", evaluator, parts, chosen)
+    for name, images in drawn.items():
+        if images:
+            draw_picture(report, f"{name}.jpg", context, tasks, images)
     return keys
 
 
-def _wide(console: Console) -> Console:
-    """Where the output is no terminal it is as wide as the tables."""
-    return console if console.is_terminal else Console(width=WIDTH)
+def _print(document: Mapping[str, Any], report: Storage, *, baselines: bool) -> None:
+    console, errors = Console(), Console(stderr=True)
+    print_document(console if console.is_terminal else Console(width=TABLE_WIDTH), document)
+    if LEFT_OUT and baselines:
+        print_line(errors, LEFT_OUT)
+    print_line(errors, f"{report.redacted}: {', '.join(FILES)}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `diffseg evaluate`; the exit code."""
+    """Run `diffseg evaluate` and return its exit code."""
     command = parsed(EvaluateCommand, argv, "evaluate", __doc__)
     return guarded(lambda: _evaluate(command))
 

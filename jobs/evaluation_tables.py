@@ -1,4 +1,8 @@
-"""An evaluation as JSON, and that as tables: no figure without its matching, its pixels and the number of images."""
+"""The result of an evaluation as a JSON document, and that document as tables.
+
+Each score is shown with its matching, its pixels and its number of images, because scores that differ in these do not
+compare.
+"""
 
 from __future__ import annotations
 
@@ -12,65 +16,68 @@ from rich.table import Table
 
 from diffseg.scoring.boundaries import TOLERANCE
 from diffseg.scoring.scores import CLASS_SCORES, IMAGE_SCORES
-from pipeline.evaluation.pairing import Pairing, Rows
-from pipeline.evaluation.score import THIS_RUN, Evaluation, Evaluator
+from jobs.printing import print_line
+from pipeline.evaluation.evaluate import Evaluation
+from pipeline.evaluation.pairing import Pairing, RunRows
+from pipeline.evaluation.score import THIS_RUN, EvaluationContext
 
-FIRST = 3
-"""Of the keys of a kind, how many are named."""
+KEYS_SHOWN = 3
+"""Keys of each kind that the document and the tables name."""
 
-WORTH_SAYING = 0.01
-"""Share of the pixels."""
+SHARE_WORTH_A_LINE = 0.01
+"""Share of pixels in no segment above which a line mentions them."""
 
 PER_IMAGE, BY_CLASS, ONCE = "for each image", "for each image, counted by class", "once for the data set"
 MATCHING = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE) | dict(
     zip(CLASS_SCORES, (BY_CLASS,) * 2 + (ONCE,) * 2, strict=True)
 )
-"""How segments were matched to classes, by score; the others match nothing."""
+"""How segments are matched to classes, by score; other scores need no matching."""
 
-LEGEND = (
+MATCHING_CAPTION = (
     f"{PER_IMAGE}: Hungarian matching, mean over images. {BY_CLASS}: the same matching, pixels summed over the images "
-    f"(google/diffseg, and so DiffSeg's paper). {ONCE}: one matching for all images (PiCIE, STEGO); it needs ids that "
-    "mean the same in every image, as DiffSeg's do not. ± is half of a 95 % bootstrap interval over images."
+    f"(as in google/diffseg and therefore DiffSeg's paper). {ONCE}: one matching for all images (PiCIE, STEGO), which "
+    "needs ids that mean the same in every image, unlike DiffSeg's. ± is half of a 95 % bootstrap interval over images."
 )
-NAMES = (
-    "Pixels of each class over all images; classes that neither occur nor were found are left out. Pixels without a "
-    "name count as missed, pixels of classes that were not named in --classes are found wrong where they are given one."
+NAMES_CAPTION = (
+    "Pixels of each class over all images, without classes that occur neither in the ground truth nor in the labels. "
+    "Pixels without a name count as missed. Pixels of classes that --classes does not name count as wrong if they have "
+    "a name."
 )
-REGIONS = (
-    f"best IoU: of each true region, mean. covering: the same, weighted by area. VI: variation of information, bits, 0 "
-    f"is best. boundary F: borders at most {TOLERANCE} px apart. split, merged: true regions an image that are over- "
-    "and under-segmented (Hoover's definitions, 80 %)."
+REGIONS_CAPTION = (
+    "best IoU: mean over the true regions of the IoU with the best segment. covering: the same, weighted by area. VI: "
+    f"variation of information in bits, 0 is best. boundary F: F-measure of borders at most {TOLERANCE} px apart. "
+    "split, merged: true regions per image that are over- or under-segmented (Hoover's definitions, 80 %)."
 )
 
 
-def as_document(evaluator: Evaluator, rows: Rows, pairing: Pairing, evaluation: Evaluation) -> dict[str, Any]:
-    """What --json prints and scores.json holds."""
-    layout = evaluator.truth.layout
+def as_document(context: EvaluationContext, rows: RunRows, pairing: Pairing, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the document that --json prints and that scores.json contains."""
+    layout = context.ground_truth.layout
     unusable = [problem for problem in evaluation.problems if problem.what == "truth"]
-    images, missed = len(evaluation.scored), [one.scores[THIS_RUN].missed for one in evaluation.scored]
-    there = [share for share in missed if not math.isnan(share)]
+    missed = [image.scores[THIS_RUN].missed for image in evaluation.scored]
+    missed_known = [share for share in missed if not math.isnan(share)]  # NaN: the ground truth ignores every pixel
     return {
-        "out": evaluator.out.redacted,
-        "truth": evaluator.truth.storage.redacted,
+        "out": context.out.redacted,
+        "truth": context.ground_truth.storage.redacted,
         "protocol": {
-            "layout": evaluator.truth.layout_name,
+            "layout": context.ground_truth.layout_name,
             "classes": layout.classes,
             "ignored": "the largest id" if layout.ignore is None else list(layout.ignore),
-            "crop": evaluator.view.crop,
-            "size": evaluator.view.size,
-            "pixels": str(evaluator.view),
+            "crop": context.view.crop,
+            "size": context.view.size,
+            "pixels": str(context.view),
             "paired_by": pairing.rule,
         },
         "counts": {
             "rows": len(rows.ok) + rows.failed.total(),
-            "scored": len(there),
-            "truth_says_nothing": images - len(there),
-            "pixels_in_no_segment": sum(there) / len(there) if there else 0.0,
+            "scored": len(missed_known),
+            "truth_says_nothing": len(missed) - len(missed_known),
+            "pixels_in_no_segment": sum(missed_known) / len(missed_known) if missed_known else 0.0,
             "without_label_map": dict(rows.failed),
             "shards_missing": rows.shards_missing,
-            "without_truth": _listed(pairing.rows_alone),
-            "truths_without_row": _listed(pairing.truths_alone),
-            "ambiguous": _listed(pairing.repeated),
+            "without_truth": _listed(pairing.unpaired_rows),
+            "truths_without_row": _listed(pairing.unpaired_ground_truth),
+            "ambiguous": _listed(pairing.ambiguous_keys),
             "unusable_truths": len(unusable),
         },
         "methods": [
@@ -90,46 +97,51 @@ def as_document(evaluator: Evaluator, rows: Rows, pairing: Pairing, evaluation: 
 
 
 def _listed(keys: Sequence[str]) -> dict[str, Any]:
-    return {"count": len(keys), "first": list(keys[:FIRST])}
+    return {"count": len(keys), "first": list(keys[:KEYS_SHOWN])}
 
 
 def print_document(console: Console, document: Mapping[str, Any]) -> None:
-    """The same for people."""
-
-    def said(text: str, style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
+    """Print the document as lines and tables."""
     protocol = document["protocol"]
     ignored = protocol["ignored"] if isinstance(protocol["ignored"], str) else ", ".join(map(str, protocol["ignored"]))
-    said(
-        f"{document['out']} against {document['truth']}, layout {protocol['layout']}, ids that count for nothing: "
-        f"{ignored or 'none'}; paired by {protocol['paired_by']}"
+    print_line(
+        console,
+        f"{document['out']} against {document['truth']}, layout {protocol['layout']}, ids that are not scored: "
+        f"{ignored or 'none'}; paired by {protocol['paired_by']}",
     )
-    for line in _uncounted(document["counts"]):
-        said(line, "yellow")
-    unusable = [problem for problem in document["problems"] if problem["what"] == "truth"]
-    if unusable:
-        said(f"{len(unusable)} truths cannot be used, and their images are not scored:", "red")
-    for problem in unusable[:FIRST]:
-        said(f"  {problem['key']}: {problem['message']}", "red")
-    lost = [problem for problem in document["problems"] if problem["what"] == "image"]
-    if lost:
-        said(f"no baselines on {len(lost)} images that cannot be read; the first: {lost[0]['message']}", "yellow")
+    for line in _lines_about_missing(document["counts"]):
+        print_line(console, line, "yellow")
+    _print_problems(console, document["problems"])
     pixels = f"{protocol['layout']}, {protocol['pixels']}, {document['counts']['scored']} images"
-    if any(name in method["figures"] for method in document["methods"] for name in CLASS_SCORES):
-        columns = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE) | {name: MATCHING[name] for name in CLASS_SCORES}
-    else:
-        columns = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE)
-    heads = [f"{'accuracy' if 'accuracy' in name else 'mIoU'}\n{how}" for name, how in columns.items()]
-    console.print(_table(f"Segments matched to classes ({pixels})", LEGEND, document["methods"], list(columns), heads))
+    methods = document["methods"]
+    columns = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE)
+    if any(name in method["figures"] for method in methods for name in CLASS_SCORES):
+        columns |= {name: MATCHING[name] for name in CLASS_SCORES}
+    heads = [f"{'accuracy' if 'accuracy' in name else 'mIoU'}\n{matching}" for name, matching in columns.items()]
+    title = f"Segments matched to classes ({pixels})"
+    console.print(_table(title, MATCHING_CAPTION, methods, list(columns), heads))
     if document["named"]:
-        console.print(_classes_table(f"Names of segments, nothing matched ({pixels})", document["named"]))
-    names = ("best IoU", "covering", "VI", "boundary F", "split", "merged")
-    console.print(_table(f"Regions, nothing matched ({pixels})", REGIONS, document["methods"], IMAGE_SCORES[2:], names))
+        console.print(_classes_table(f"Names of segments, without matching ({pixels})", document["named"]))
+    heads = ["best IoU", "covering", "VI", "boundary F", "split", "merged"]
+    console.print(_table(f"Regions, without matching ({pixels})", REGIONS_CAPTION, methods, IMAGE_SCORES[2:], heads))
+
+
+def _print_problems(console: Console, problems: Sequence[Mapping[str, Any]]) -> None:
+    """Print the first ground truth and the first image that could not be used."""
+    unusable = [problem for problem in problems if problem["what"] == "truth"]
+    if unusable:
+        text = f"{len(unusable)} ground-truth maps cannot be used, and their images are not scored:"
+        print_line(console, text, "red")
+    for problem in unusable[:KEYS_SHOWN]:
+        print_line(console, f"  {problem['key']}: {problem['message']}", "red")
+    unread = [problem for problem in problems if problem["what"] == "image"]
+    if unread:
+        text = f"no baselines on {len(unread)} images that cannot be read; the first: {unread[0]['message']}"
+        print_line(console, text, "yellow")
 
 
 def _classes_table(title: str, named: Mapping[str, Any]) -> Table:
-    table = Table(title=title, title_justify="left", caption=NAMES, caption_justify="left", min_width=100)
+    table = Table(title=title, title_justify="left", caption=NAMES_CAPTION, caption_justify="left", min_width=100)
     table.add_column("class")
     table.add_column("IoU", justify="right")
     for name, iou in sorted(named["iou"].items(), key=lambda pair: -pair[1]):
@@ -140,37 +152,36 @@ def _classes_table(title: str, named: Mapping[str, Any]) -> Table:
     return table
 
 
-def _uncounted(counts: Mapping[str, Any]) -> list[str]:
-    """What of the run and of the truth no figure is about."""
+def _lines_about_missing(counts: Mapping[str, Any]) -> list[str]:
+    """Describe the rows, shards, ground truth and pixels that no score includes."""
     lines = []
     if counts["without_label_map"]:
         statuses = ", ".join(f"{count} {status}" for status, count in sorted(counts["without_label_map"].items()))
-        lines.append(f"{sum(counts['without_label_map'].values())} rows have no label map ({statuses}): not scored")
+        lines.append(f"not scored: {sum(counts['without_label_map'].values())} rows without a label map ({statuses})")
     if counts["shards_missing"]:
-        lines.append(f"{counts['shards_missing']} shards of the run have no labels: not scored (`diffseg status`)")
+        lines.append(f"not scored: {counts['shards_missing']} shards of the run without labels (see `diffseg status`)")
     if counts["truth_says_nothing"]:
-        lines.append(f"{counts['truth_says_nothing']} truths ignore every pixel that is looked at: not scored")
-    if counts["pixels_in_no_segment"] > WORTH_SAYING:
+        lines.append(f"not scored: {counts['truth_says_nothing']} images whose ground truth ignores every pixel")
+    if counts["pixels_in_no_segment"] > SHARE_WORTH_A_LINE:
         lines.append(
-            f"{counts['pixels_in_no_segment']:.1%} of the pixels are in no segment and count as missed; of labels with "
-            "a crop, --crop centre scores the centre square alone"
+            f"{counts['pixels_in_no_segment']:.1%} of the pixels are in no segment and count as missed; if the labels "
+            "were made with --fit crop, --crop centre scores only the centre square"
         )
-    for name, what in (
-        ("without_truth", "rows have no truth: not scored"),
-        ("truths_without_row", "truths have no row with a label map"),
-        ("ambiguous", "rows share their key with another row, or with truths: not scored"),
+    for name, description in (
+        ("without_truth", "not scored: {} rows without ground truth"),
+        ("truths_without_row", "not used: {} ground-truth maps without a labelled row"),
+        ("ambiguous", "not scored: {} rows whose key matches several rows or ground-truth maps"),
     ):
         if counts[name]["count"]:
-            first = ", ".join(counts[name]["first"])
-            more = ", …" if counts[name]["count"] > FIRST else ""
-            lines.append(f"{counts[name]['count']} {what} ({first}{more})")
+            keys = ", ".join(counts[name]["first"]) + ", …" * (counts[name]["count"] > KEYS_SHOWN)
+            lines.append(f"{description.format(counts[name]['count'])} ({keys})")
     return lines
 
 
 def _table(
-    title: str, legend: str, methods: Sequence[Mapping[str, Any]], names: Sequence[str], heads: Sequence[str]
+    title: str, caption: str, methods: Sequence[Mapping[str, Any]], names: Sequence[str], heads: Sequence[str]
 ) -> Table:
-    table = Table(title=title, caption=legend, title_justify="left", caption_justify="left", show_lines=False)
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", show_lines=False)
     table.add_column("method", no_wrap=True)
     table.add_column("images", justify="right")
     for head in heads:
@@ -182,6 +193,7 @@ def _table(
 
 
 def _cell(name: str, figure: Mapping[str, float] | None) -> str:
+    """Format the mean and the half width of a score."""
     if figure is None:
         return "–"
     digits = 2 if name in ("vi", "split", "merged") else 3

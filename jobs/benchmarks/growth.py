@@ -1,6 +1,6 @@
-"""How seconds and memory grow with the tokens, the batch, the segments and the pixels of an image.
+"""Part growth: how time and memory grow with the tokens, the batch, the segments and the pixels of an image.
 
-Each point runs in a process of its own (`jobs.benchmarks.point`), one after the other.
+Each point is measured in its own process (`jobs.benchmarks.point`), one after another.
 """
 
 from __future__ import annotations
@@ -22,19 +22,27 @@ AXES: Mapping[Against, Sequence[int]] = {
     "segments": (2, 8, 32, 128),
     "pixels": (300_000, 1_000_000, 3_000_000, 12_000_000, 50_000_000),
 }
-"""tokens of the working grid for an image of 480 x 640 pixels; images of 480 x 640 at a time, at 32² tokens; segments
-planted in the attention of 64² tokens; pixels of a JPEG from its bytes to the PNG of its mask, at 32² tokens."""
+"""The measured points of each axis.
+
+tokens: tokens of the working grid, for an image of 480 x 640 pixels. batch: images of 480 x 640 pixels at once, at 32²
+tokens. segments: regions planted in attention of 64² tokens. pixels: pixels of a JPEG, from its bytes to the PNG of its
+mask, at 32² tokens.
+"""
 
 WORTH_FITTING = 0.05
-"""Share of the total that a step must reach at some point to have an exponent of its own."""
+"""Share of the total time that a step must reach at some point to get an exponent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """x: tokens, images of the batch, segments or pixels. seconds: an image, by step, and their "total" with the rest.
+    """The cost of one point.
 
-    peak: the most bytes that the process held above what it held before, for the whole batch; None where the system
-    does not tell. peaks: the same within each step.
+    Attributes:
+        x: The number of tokens, images in the batch, segments or pixels.
+        seconds: Seconds per image by step; "total" includes the time between the steps.
+        peak: Peak of resident memory above the memory held before, in bytes, for the whole batch; None if the system
+            does not report it.
+        peaks: The same within each step.
     """
 
     x: int
@@ -45,8 +53,14 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """points: in the order of x. exponents: {"total", steps that matter, "peak": e} of cost ~ x to the e, least squares
-    on logarithms; without "peak" where it is not known."""
+    """The points of one axis, and the exponents e of cost ~ x^e.
+
+    Attributes:
+        against: The axis.
+        points: The points, in the order of x.
+        exponents: Exponents of the "total", of the steps that matter and of the "peak", fitted by least squares on
+            logarithms; without "peak" if the peak is not known.
+    """
 
     against: Against
     points: Sequence[Point]
@@ -54,12 +68,12 @@ class Growth:
 
 
 def measure_growth(axes: Mapping[Against, Sequence[int]] = AXES) -> list[Growth]:
-    """All points of all axes: some six minutes, up to 1.5 GB. Raises RuntimeError where a point's process fails."""
-    return [growth_of(against, [measure_point(against, x) for x in xs]) for against, xs in axes.items()]
+    """Measure all points of all axes, in about six minutes and up to 1.5 GB. Raises RuntimeError if a process fails."""
+    return [fit_growth(against, [measure_point(against, x) for x in xs]) for against, xs in axes.items()]
 
 
-def growth_of(against: Against, points: Sequence[Point]) -> Growth:
-    """The points with the exponents that fit them."""
+def fit_growth(against: Against, points: Sequence[Point]) -> Growth:
+    """Fit the exponents of the points of one axis."""
     xs = [point.x for point in points]
     exponents = {
         name: exponent(xs, [point.seconds[name] for point in points])
@@ -73,14 +87,14 @@ def growth_of(against: Against, points: Sequence[Point]) -> Growth:
 
 
 def exponent(xs: Sequence[float], costs: Sequence[float]) -> float:
-    """The e of costs ~ x to the e, least squares on the logarithms of two numbers > 0 or more."""
+    """Return the e of costs ~ x^e by least squares on logarithms; needs two or more points with positive values."""
     return statistics.linear_regression(*([math.log(value) for value in values] for values in (xs, costs))).slope
 
 
 def measure_point(against: Against, x: int) -> Point:
-    """One point, in a process of its own. Raises RuntimeError with the end of what that process said if it fails."""
+    """Measure one point in its own process. Raises RuntimeError with the end of the error output if that fails."""
     command = [sys.executable, "-m", "jobs.benchmarks.point", json.dumps({"against": against, "x": x})]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
-    if child.returncode != 0:
-        raise RuntimeError(f"{against} {x}: exit code {child.returncode}: {child.stderr[-2000:]}")
-    return Point(**json.loads(child.stdout.splitlines()[-1]))
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise RuntimeError(f"{against} {x}: exit code {process.returncode}: {process.stderr[-2000:]}")
+    return Point(**json.loads(process.stdout.splitlines()[-1]))

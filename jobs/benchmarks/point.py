@@ -1,11 +1,12 @@
-"""One point of growth in a process of its own, whose peak of memory is that of this point alone.
+"""One point of part growth, in its own process, so that the peak of memory is that of this point alone.
 
     python -m jobs.benchmarks.point '{"against": "tokens", "x": 1024}'
 
-prints {"x": …, "seconds": {step: seconds an image, "total": …}, "peak": bytes, "peaks": {step: bytes}}. The peaks are
-of resident memory above what the process held before (null and {} where there is no /proc). They are measured first,
-while freed memory goes back to the kernel, or what was freed before would hide what is needed now; the seconds after
-that, with `keep_freed_memory` as in a worker. Both on one thread.
+This prints {"x": …, "seconds": {step: seconds per image, "total": …}, "peak": bytes, "peaks": {step: bytes}}.
+
+The peaks are of resident memory above the memory that the process held before (null and {} without /proc). They are
+measured first, while freed memory still returns to the kernel; otherwise memory that was freed before would hide new
+demand. The seconds are measured after that, with `keep_freed_memory` as in a worker. Both use one thread.
 """
 
 from __future__ import annotations
@@ -52,7 +53,13 @@ Work = Callable[[Step], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is measured, and something small of the same kind that is done first. images: how many a call labels."""
+    """One measurement.
+
+    Attributes:
+        warm_up: A small call of the same kind, which runs first.
+        work: The measured call.
+        images: The number of images that a call labels.
+    """
 
     warm_up: Work
     work: Work
@@ -60,7 +67,12 @@ class Case:
 
 
 def case_of(against: str, x: int) -> Case:
-    """tokens: of the working grid, a square number. batch: images. segments: regions planted. pixels: of a JPEG."""
+    """Make the measurement of one point.
+
+    Args:
+        against: The axis: tokens, batch, segments or pixels.
+        x: Tokens of the working grid (a square number), images in the batch, planted regions, or pixels of a JPEG.
+    """
     if against == "tokens":
         side = PIXELS_PER_TOKEN * round(x**0.5)
         backbone = Backbone(load_checkpoint("tiny"))
@@ -78,37 +90,38 @@ def case_of(against: str, x: int) -> Case:
 
 @functools.cache
 def _scene() -> np.ndarray:
-    """uint8 [480, 640, 3]; read only."""
+    """Return a generated scene, uint8 [480, 640, 3], which must not be modified."""
     margin = (WIDTH - HEIGHT) // 2
     return generate_scene(HELD_OUT_SEEDS[0], WIDTH).image[margin : margin + HEIGHT]
 
 
 def _labelling(backbone: Backbone, resolution: int, batch: int) -> Work:
+    """Return a call that labels a batch of scenes."""
     image = _scene()
     segmenter = Segmenter(backbone, settings_of(resolution=resolution), batch_size=batch)
-    return lambda step: _labelled(segmenter, [image] * batch, step)
+    return lambda step: _label(segmenter, [image] * batch, step)
 
 
-def _labelled(segmenter: Segmenter, images: list[np.ndarray], step: Step) -> list[Segmentation]:
+def _label(segmenter: Segmenter, images: list[np.ndarray], step: Step) -> list[Segmentation]:
     with step("resize"):
         canvases = [segmenter.prepare(image) for image in images]
-    sent = segmenter.launch(canvases, step)
+    pending = segmenter.launch(canvases, step)
     with step("results"):
-        results = sent.results()
+        results = pending.results()
     return [result for result in results if isinstance(result, Segmentation)]
 
 
 def _merging(side: int, regions: int) -> Work:
-    """From attention [side², side²] in which regions are planted to labels of 480 x 640 pixels.
+    """Return a call from attention [side², side²] with planted regions to labels of 480 x 640 pixels.
 
-    Every region is found, but for the few that are so small that no anchor lies in them: 10 of 128.
+    Every region becomes a segment, apart from those that are too small to contain an anchor: 9 of 128.
     """
     grid = (side, side)
     maps = {grid: torch.from_numpy(planted_attention(regions, [side], heads=1)[side])}
     attention = SelfAttention(maps=maps, layers={grid: 1})
 
     def work(step: Step) -> None:
-        # Written over each time, which changes nothing: of one resolution the aggregate is the map itself.
+        # Overwriting the maps changes nothing here: the aggregate of a single resolution is the map itself.
         scores, _ = scores_of(attention, SegmenterSettings(), thresholds(TAU), step, overwrite=True)
         with step("decide"):
             decide(scores[0], (HEIGHT, WIDTH))
@@ -117,12 +130,13 @@ def _merging(side: int, regions: int) -> Work:
 
 
 def _file_to_file(segmenter: Segmenter, pixels: int) -> Work:
+    """Return a call from the bytes of a JPEG to the PNG of its mask."""
     jpeg = _jpeg(pixels)
 
     def work(step: Step) -> None:
         with step("decode"):
             image = decode_image(jpeg)
-        result = _labelled(segmenter, [image], step)[0]
+        result = _label(segmenter, [image], step)[0]
         with step("png"):
             encode_mask(result.labels)
 
@@ -130,7 +144,10 @@ def _file_to_file(segmenter: Segmenter, pixels: int) -> Work:
 
 
 def _jpeg(pixels: int) -> bytes:
-    """The scene at about that many pixels, 4 : 3. Grain is added after it was enlarged, or it would decode too fast."""
+    """Encode the scene at about this number of pixels, 4 : 3.
+
+    Grain is added after the scene was enlarged, because a smooth image would decode too fast.
+    """
     width = round((pixels * WIDTH / HEIGHT) ** 0.5)
     height = round(width * HEIGHT / WIDTH)
     image = np.asarray(Image.fromarray(_scene()).resize((width, height), Image.Resampling.BICUBIC))
@@ -142,9 +159,12 @@ def _jpeg(pixels: int) -> bytes:
 
 
 class Memory:
-    """Call it with the name of a step as a context manager. Where there is no /proc, it measures nothing.
+    """A context manager that measures the peak of memory within a step, by the name that it is called with.
 
-    peaks: {step: the most bytes within it above what the process held when this was made}.
+    Without /proc it measures nothing.
+
+    Attributes:
+        peaks: Peak of resident memory within each step, in bytes above the memory held when this object was made.
     """
 
     def __init__(self) -> None:
@@ -154,12 +174,12 @@ class Memory:
         if malloc_trim is not None:
             malloc_trim(0)
         self._held = _status("VmRSS") if CLEAR_REFS.exists() else None
-        self._since_last()  # what the process needed before does not count
+        self._since_last()  # discards the peak from before
         self._highest = 0
 
     @property
     def peak(self) -> int | None:
-        """The most bytes so far, between steps as well."""
+        """The peak so far in bytes, including the time between steps; None without /proc."""
         self._since_last()
         return None if self._held is None else self._highest
 
@@ -173,7 +193,7 @@ class Memory:
                 self.peaks[name] = max(self._since_last(), self.peaks.get(name, 0))
 
     def _since_last(self) -> int:
-        """The peak since this was last called, in bytes above what was held."""
+        """Return the peak since the last call, in bytes above the memory held at the start."""
         if self._held is None:
             return 0
         peak = _status("VmHWM") - self._held
@@ -183,23 +203,24 @@ class Memory:
 
 
 def _status(field: str) -> int:
-    """Bytes."""
+    """Return a field of /proc/self/status, in bytes."""
     return next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith(field))
 
 
-def measured(case: Case) -> dict[str, Any]:
-    """Peaks in bytes of one call, then seconds an image by step of the call that took the median total of three."""
+def measure(case: Case) -> dict[str, Any]:
+    """Measure the peaks of one call in bytes, then the seconds per image by step of the median of three calls."""
     with torch.inference_mode():
         case.warm_up(no_step)
         memory = Memory()
         case.work(memory)
         peak = memory.peak
         keep_freed_memory()
-        runs = sorted((_timed(case) for _ in range(REPETITIONS)), key=lambda run: run["total"])
+        runs = sorted((_time(case) for _ in range(REPETITIONS)), key=lambda run: run["total"])
     return {"seconds": runs[len(runs) // 2], "peak": peak, "peaks": memory.peaks}
 
 
-def _timed(case: Case) -> dict[str, float]:
+def _time(case: Case) -> dict[str, float]:
+    """Return the seconds per image of one call, by step and in total."""
     timer = StepTimer()
     with timer("total"):
         case.work(timer)
@@ -209,4 +230,4 @@ def _timed(case: Case) -> dict[str, float]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     point = json.loads(sys.argv[1])
-    print(json.dumps({"x": point["x"]} | measured(case_of(point["against"], point["x"]))))
+    print(json.dumps({"x": point["x"]} | measure(case_of(point["against"], point["x"]))))

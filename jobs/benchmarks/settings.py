@@ -1,4 +1,4 @@
-"""(d): what each setting that may improve segments costs, beside the same pass without it."""
+"""Parts settings and names: the cost of each setting that may improve segments, beside the same pass without it."""
 
 from __future__ import annotations
 
@@ -34,23 +34,38 @@ NAMING_VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "method cross,walk": {"method": ("cross", "walk")},
 }
 TOKENS_64 = 512
-"""Pixels of a side that are 64 tokens."""
+"""Side of a model input of 64 x 64 tokens, in pixels."""
 
 
 def measure_settings(checkpoint: Checkpoint, images: Sequence[np.ndarray], *, repetitions: int) -> Comparison:
-    """Images, uint8 [H, W, 3] each, one at a time to label maps, with each setting in turn. notes: segments found."""
-    return _measured("settings", checkpoint, images, VARIANTS, names=None, repetitions=repetitions)
+    """Measure label maps of single images with each setting of `VARIANTS`, and without any.
+
+    Args:
+        checkpoint: The model.
+        images: The images, uint8 [H, W, 3] each.
+        repetitions: The number of measured turns.
+
+    Returns:
+        The times. Its notes hold the mean number of segments by variant.
+    """
+    return _measure("settings", checkpoint, images, VARIANTS, names=None, repetitions=repetitions)
 
 
 def measure_names(checkpoint: Checkpoint, images: Sequence[np.ndarray], *, repetitions: int) -> Comparison:
-    """As `measure_settings`, at 64 x 64 tokens: segments named by cross-attention, of the names of `NAMES`, and walks.
+    """Measure naming by cross-attention with the vocabulary `NAMES`, and random walks, at 64 x 64 tokens.
 
-    checkpoint: with its text encoders.
+    Args:
+        checkpoint: The model, with its text encoders.
+        images: The images, uint8 [H, W, 3] each.
+        repetitions: The number of measured turns.
+
+    Returns:
+        The times. Its notes hold the mean number of segments by variant.
     """
-    return _measured("names", checkpoint, images, NAMING_VARIANTS, names=NAMES, repetitions=repetitions)
+    return _measure("names", checkpoint, images, NAMING_VARIANTS, names=NAMES, repetitions=repetitions)
 
 
-def _measured(
+def _measure(
     part: str,
     checkpoint: Checkpoint,
     images: Sequence[np.ndarray],
@@ -64,12 +79,12 @@ def _measured(
     segmenters = {"plain": Segmenter(backbone, plain)} | {
         name: Segmenter(backbone, plain.with_values(**changed)) for name, changed in variants.items()
     }
-    found: dict[str, float] = {}
+    segments: dict[str, float] = {}
 
     def labelling(name: str) -> Callable[[], None]:
         def run() -> None:
             results = segmenters[name]([*images], names=names)
-            found[name] = round(float(np.mean([len(result.segments) for result in results])), 1)
+            segments[name] = round(float(np.mean([len(result.segments) for result in results])), 1)
 
         return run
 
@@ -80,5 +95,5 @@ def _measured(
         seconds=seconds,
         baseline="plain",
         per=len(images),
-        notes={"segments": found},
+        notes={"segments": segments},
     )

@@ -1,4 +1,4 @@
-"""(a) and (b): the bare model's pass, and ours from images to label maps."""
+"""Part whole: the pass of the bare model, and our pass from images to label maps."""
 
 from __future__ import annotations
 
@@ -23,20 +23,30 @@ from pipeline.timing import StepTimer
 def measure_whole(
     checkpoint: Checkpoint, images: Sequence[np.ndarray], *, batch_size: int, repetitions: int
 ) -> Comparison:
-    """One batch of images, uint8 [H, W, 3] each, through `bare` and through `ours` in turns.
+    """Measure one batch of images through the bare model and through ours, in turns.
 
-    bare: VAE encode and the whole UNet with fused attention, nothing recorded, of a batch that is resized already, on
-    the same weights. bare, as loaded: the same with the memory layout that diffusers loads weights in.
-    ours: resizing, encoding, recording, aggregating, merging and deciding, up to label maps at the images' sizes.
+    Variants:
+        bare: VAE encoding and the whole UNet with fused attention, without recording, of a batch that is already
+            resized, on the same weights.
+        bare, as loaded: The same in the memory layout in which diffusers loads weights.
+        ours: Resizing, encoding, recording, aggregation, merging and decision, up to label maps at the size of the
+            images.
+        ours, small VAE: The same with an encoder of the size of TAESD; for Stable Diffusion 1.5 only.
+
+    Args:
+        checkpoint: The model.
+        images: The images, uint8 [H, W, 3] each, which are repeated to fill the batch.
+        batch_size: Images per batch.
+        repetitions: The number of measured turns.
     """
     segmenter = Segmenter(Backbone(checkpoint), SegmenterSettings(), batch_size=batch_size)
     batch = [images[i % len(images)] for i in range(batch_size)]
     pixels = torch.stack([segmenter.prepare(image).pixels for image in batch])
-    timer = Steps()
+    step_times = StepTimes()
     as_loaded = _contiguous(checkpoint)
     variants: dict[str, Callable[[], object]] = {
         "bare": lambda: bare_pass(checkpoint, segmenter.timestep, pixels),
-        "ours": lambda: timer.labelled(segmenter, batch),
+        "ours": lambda: step_times.label(segmenter, batch),
         "bare, as loaded": lambda: bare_pass(as_loaded, segmenter.timestep, pixels),
     }
     if checkpoint.name == SD15:
@@ -54,7 +64,7 @@ def measure_whole(
         seconds=seconds,
         baseline="bare",
         per=batch_size,
-        steps=timer.medians(repetitions, batch_size),
+        steps=step_times.medians(repetitions, batch_size),
         notes={
             "parameters": parameters(checkpoint),
             "gflop of the bare pass": round(flop / 1e9, 1),
@@ -67,7 +77,16 @@ def measure_whole(
 
 @torch.inference_mode()
 def bare_pass(checkpoint: Checkpoint, timestep: int, pixels: torch.Tensor) -> torch.Tensor:
-    """Noise [B, 4, h, w] that the model predicts for pixels [B, 3, S, S], as a plain user of diffusers has it."""
+    """Predict the noise in images as a plain user of diffusers does.
+
+    Args:
+        checkpoint: The model.
+        timestep: The step of the diffusion process, 0 to 999.
+        pixels: The images, [B, 3, S, S], values -1 to 1.
+
+    Returns:
+        The predicted noise, [B, 4, h, w].
+    """
     batch = len(pixels)
     latents = Backbone(checkpoint).latents(pixels)
     added = {name: value.expand(batch, -1) for name, value in checkpoint.added.items()}
@@ -76,14 +95,17 @@ def bare_pass(checkpoint: Checkpoint, timestep: int, pixels: torch.Tensor) -> to
 
 
 def flop_of(run: Callable[[], object]) -> int:
-    """Floating-point operations, a multiplication and its addition as two, of products and convolutions."""
+    """Count the floating-point operations of matrix products and convolutions; a multiply-add counts as two."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 def product_rate(model: torch.nn.Module) -> float:
-    """Operations a second of large matrix products in the type and on the device of a model: its practical peak."""
+    """Measure the operations per second of large matrix products, with the dtype and the device of a model.
+
+    This is the practical peak for the model.
+    """
     weight = next(model.parameters())
     side = 2048 if weight.device.type == "cpu" else 8192
     left, right = torch.ones(2, side, side, dtype=weight.dtype, device=weight.device)
@@ -91,29 +113,30 @@ def product_rate(model: torch.nn.Module) -> float:
 
 
 def _contiguous(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a copy of a checkpoint in the memory layout in which diffusers loads weights."""
     vae, unet = (
         copy.deepcopy(part).to(memory_format=torch.contiguous_format) for part in (checkpoint.vae, checkpoint.unet)
     )
     return dataclasses.replace(checkpoint, vae=vae, unet=unet)
 
 
-class Steps:
-    """Seconds of the steps of each repetition."""
+class StepTimes:
+    """The seconds of each step, for each batch that was labelled."""
 
     def __init__(self) -> None:
-        self.rounds: list[dict[str, float]] = []
+        self.batches: list[dict[str, float]] = []
 
-    def labelled(self, segmenter: Segmenter, images: Sequence[np.ndarray]) -> None:
-        """One batch from images to label maps."""
+    def label(self, segmenter: Segmenter, images: Sequence[np.ndarray]) -> None:
+        """Label one batch, from images to label maps, and record the time of each step."""
         step = StepTimer()
         with step("resize"):
             canvases = [segmenter.prepare(image) for image in images]
-        launched = segmenter.launch(canvases, step)
+        pending = segmenter.launch(canvases, step)
         with step("results"):
-            launched.results()
-        self.rounds.append(dict(step.seconds))
+            pending.results()
+        self.batches.append(dict(step.seconds))
 
-    def medians(self, last: int, per: int) -> dict[str, float]:
-        """Of the last rounds, seconds an image."""
-        rounds = self.rounds[-last:]
-        return {name: statistics.median(each[name] for each in rounds) / per for name in rounds[0]}
+    def medians(self, last: int, images: int) -> dict[str, float]:
+        """Return the median seconds per image of each step over the last batches, of `images` images each."""
+        batches = self.batches[-last:]
+        return {name: statistics.median(batch[name] for batch in batches) / images for name in batches[0]}

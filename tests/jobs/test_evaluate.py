@@ -1,4 +1,4 @@
-"""`diffseg evaluate` on runs whose scores are known beforehand."""
+"""Tests of `diffseg evaluate` on runs with known scores."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ NO_BASELINES = ("--baseline-images", "0")
 KEYS = tuple(f"{number}.png" for number in range(6))
 
 
-def truth_of(number: int) -> np.ndarray:
-    """Two classes, the second on the right from a column on that differs from image to image."""
+def ground_truth(number: int) -> np.ndarray:
+    """Return two classes; the second begins at a column that differs from image to image."""
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     labels[:, 30 + number :] = 1
     return labels
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> tuple[Path, Path]:
-    """OUT of a run of six images, of which one failed and one has no truth, and TRUTH; its SRC is there too."""
+def run_and_truth(tmp_path: Path) -> tuple[Path, Path]:
+    """Return OUT of a run of six images, of which one failed and one has no ground truth, and TRUTH."""
     labels: dict[str, np.ndarray | None] = {}
     for number, key in enumerate(KEYS):
         scene = generate_scene(number, 64).image[:HEIGHT, :WIDTH]
         write_png(tmp_path / "images" / key, scene)
-        found = 1 - truth_of(number).astype(np.uint16)  # the same partition under other ids
-        labels[key] = None if number == 3 else found
+        partition = 1 - ground_truth(number).astype(np.uint16)  # the true partition with other ids
+        labels[key] = None if number == 3 else partition
         if number != 5:
-            write_png(tmp_path / "truth" / key, truth_of(number))
-    found = labels[KEYS[4]]
-    assert found is not None
-    found[:] = 0
+            write_png(tmp_path / "truth" / key, ground_truth(number))
+    one_segment = labels[KEYS[4]]
+    assert one_segment is not None
+    one_segment[:] = 0
     write_run(tmp_path / "out", labels, source=tmp_path / "images")
-    write_png(tmp_path / "truth" / "9.png", truth_of(9))
+    write_png(tmp_path / "truth" / "9.png", ground_truth(9))
     return tmp_path / "out", tmp_path / "truth"
 
 
@@ -61,9 +61,11 @@ def means(document: Mapping[str, Any], method: int = 0) -> dict[str, float]:
     return {name: figure["mean"] for name, figure in document["methods"][method]["figures"].items()}
 
 
-def test_scores_and_what_has_none(places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    document = run(*places, "--baseline-images", "2", capsys=capsys)
-    # Images 0, 1 and 2 are right; of image 4 all is one segment, 34 of 60 columns right.
+def test_scores_and_counts_are_those_expected(
+    run_and_truth: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = run(*run_and_truth, "--baseline-images", "2", capsys=capsys)
+    # Images 0, 1 and 2 are right. Image 4 is one segment, in which 34 of 60 columns are right.
     share = 34 / 60
     expected = {"accuracy": (3 + share) / 4, "miou": (3 + share / 2) / 4, "best_iou": (3 + 0.5) / 4, "merged": 2 / 4}
     assert {name: means(document)[name] for name in expected} == pytest.approx(expected)
@@ -79,40 +81,42 @@ def test_scores_and_what_has_none(places: tuple[Path, Path], capsys: pytest.Capt
     assert document["worst"][0] == "4.png"
 
 
-def test_names_are_scored_without_any_matching(
-    places: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_names_are_scored_without_matching(
+    run_and_truth: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Image 0 is named rightly, image 1 the wrong way round, of image 2 one segment has no name."""
+    """Image 0 has the right names, image 1 has them swapped, and one segment of image 2 has no name."""
     names: dict[str, list[str | None]] = {"0.png": ["thing", "background"], "1.png": ["background", "thing"]}
     names["2.png"] = [None, "background"]
-    labels = {key: 1 - truth_of(int(key[0])).astype(np.uint16) for key in names}
+    labels = {key: 1 - ground_truth(int(key[0])).astype(np.uint16) for key in names}
     write_run(tmp_path / "named", labels, names=names, vocabulary=["thing"])
     classes = tmp_path / "classes.json"
     classes.write_text('{"background": 0, "thing": 1}')
-    words = (tmp_path / "named", places[1], "--classes", classes, *NO_BASELINES)
+    words = (tmp_path / "named", run_and_truth[1], "--classes", classes, *NO_BASELINES)
     named = run(*words, capsys=capsys)["named"]
-    # columns of 60: right, wrongly found, missed
+    # columns of 60: true positives, false positives, false negatives
     background, thing = (30 + 32, 29, 31), (30, 31, 29 + 28)
     iou = {"background": background[0] / sum(background), "thing": thing[0] / sum(thing)}
     assert named["iou"] == pytest.approx(iou)
     assert named["miou"]["mean"] == pytest.approx(np.mean([*iou.values()]))
     assert named["accuracy"]["mean"] == pytest.approx((30 + 30 + 32) / 180)
     assert evaluate.main([*map(str, words), "--processes", "1"]) == 0
-    said = capsys.readouterr().out
-    assert re.search(rf"thing\s+│\s+{iou['thing']:.3f}", said)
-    assert run(*places, *NO_BASELINES, capsys=capsys)["named"] is None
+    text = capsys.readouterr().out
+    assert re.search(rf"thing\s+│\s+{iou['thing']:.3f}", text)
+    assert run(*run_and_truth, *NO_BASELINES, capsys=capsys)["named"] is None
 
 
 @pytest.mark.parametrize("classes", ["{}", '{"a": "b"}', '{"a": -1}', "[1]", "no such file", '{"a": 1'])
-def test_classes_that_cannot_be_used_are_refused(
-    classes: str, places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+def test_invalid_classes_are_refused(
+    classes: str, run_and_truth: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate.main([*map(str, places), "--classes", classes]) == 2
+    assert evaluate.main([*map(str, run_and_truth), "--classes", classes]) == 2
     assert "--classes" in capsys.readouterr().err
 
 
-def test_files_of_the_report(places: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document = run(*places, "--report", tmp_path / "report", "--baseline-images", "1", capsys=capsys)
+def test_the_report_has_scores_a_table_and_pictures(
+    run_and_truth: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = run(*run_and_truth, "--report", tmp_path / "report", "--baseline-images", "1", capsys=capsys)
     assert json.loads((tmp_path / "report" / "scores.json").read_text()) == document
     with (tmp_path / "report" / "images.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -124,7 +128,7 @@ def test_files_of_the_report(places: tuple[Path, Path], tmp_path: Path, capsys: 
     for name in ("worst.jpg", "best.jpg"):
         with Image.open(tmp_path / "report" / name) as picture:
             assert picture.height > 4 * 200
-    # In the worst image, which comes first, nothing is found: image, truth and segments differ.
+    # The worst image comes first. The left and the right of its third tile, the segments, differ in colour.
     with Image.open(tmp_path / "report" / "worst.jpg") as picture:
         tile = np.asarray(picture)[8:264].astype(int)
     width = round(WIDTH * 256 / HEIGHT)
@@ -134,76 +138,78 @@ def test_files_of_the_report(places: tuple[Path, Path], tmp_path: Path, capsys: 
     assert not (left == right).all()
 
 
-def test_the_same_in_processes_and_on_ray(
-    places: tuple[Path, Path], local_ray: None, capsys: pytest.CaptureFixture[str]
+def test_processes_and_ray_give_the_same_scores(
+    run_and_truth: tuple[Path, Path], local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = run(*places, "--baseline-images", "1", capsys=capsys)
+    here = run(*run_and_truth, "--baseline-images", "1", capsys=capsys)
     for flags in (("--processes", "2"), ("--address", "auto")):
-        assert evaluate.main([*map(str, places), "--json", "--baseline-images", "1", *flags]) == 0
+        assert evaluate.main([*map(str, run_and_truth), "--json", "--baseline-images", "1", *flags]) == 0
         assert json.loads(capsys.readouterr().out) == here
 
 
-def test_tables_say_how_every_figure_was_made(places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*map(str, places), "--crop", "centre", "--size", "24", "--processes", "1", "--baseline-images", "1"]
+def test_tables_state_the_protocol_of_every_score(
+    run_and_truth: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*map(str, run_and_truth), "--crop", "centre", "--size", "24", "--processes", "1", "--baseline-images", "1"]
     assert evaluate.main(words) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Segments matched to classes (labels, centre square, 24 px (nearest), 4 images)" in text
-    assert "Regions, nothing matched (labels, centre square, 24 px (nearest), 4 images)" in text
-    assert "1 rows have no label map (1 undecodable): not scored" in text
-    assert "2 truths have no row with a label map (3.png, 9.png)" in text
-    assert "layout labels, ids that count for nothing: the largest id; paired by path" in text
-    assert "it needs ids that mean the same in every image" in text
+    assert "Regions, without matching (labels, centre square, 24 px (nearest), 4 images)" in text
+    assert "not scored: 1 rows without a label map (1 undecodable)" in text
+    assert "not used: 2 ground-truth maps without a labelled row (3.png, 9.png)" in text
+    assert "layout labels, ids that are not scored: the largest id; paired by path" in text
+    assert "which needs ids that mean the same in every image" in text
     assert "google/diffseg" in text
     for name in BASELINES:
         assert f"{name} │ 1 │" in text
 
 
-def test_bad_truths_are_named_and_the_others_scored(
-    places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+def test_unusable_ground_truth_is_named_and_the_rest_is_scored(
+    run_and_truth: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, truth = places
-    write_png(truth / "0.png", truth_of(0).T.copy())
+    out, truth = run_and_truth
+    write_png(truth / "0.png", ground_truth(0).T.copy())
     write_png(truth / "1.png", np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     (truth / "2.png").write_bytes((truth / "2.png").read_bytes()[:60])
     document = run(out, truth, *NO_BASELINES, code=1, capsys=capsys)
     assert (document["counts"]["scored"], document["counts"]["unusable_truths"]) == (1, 3)
-    found = {problem["key"]: problem["message"] for problem in document["problems"]}
-    assert found["0.png"].startswith(
+    messages = {problem["key"]: problem["message"] for problem in document["problems"]}
+    assert messages["0.png"].startswith(
         "0.png: has 40 x 60 pixels, the label map 60 x 40; expected the same. The image is"
     )
-    assert f"{truth}/1.png: is a PNG of mode RGB" in found["1.png"]
-    assert f"{truth}/2.png: is a broken PNG" in found["2.png"]
+    assert f"{truth}/1.png: is a PNG of mode RGB" in messages["1.png"]
+    assert f"{truth}/2.png: is a broken PNG" in messages["2.png"]
     assert evaluate.main([str(out), str(truth), *NO_BASELINES, "--processes", "1"]) == 1
-    assert "3 truths cannot be used, and their images are not scored:" in capsys.readouterr().out
+    assert "3 ground-truth maps cannot be used, and their images are not scored:" in capsys.readouterr().out
 
 
-def test_images_that_are_gone_cost_the_baselines_alone(
-    places: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_without_source_images_only_the_baselines_are_missing(
+    run_and_truth: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "images").rename(tmp_path / "elsewhere")
-    assert evaluate.main([*map(str, places), "--processes", "1", "--json"]) == 0
+    assert evaluate.main([*map(str, run_and_truth), "--processes", "1", "--json"]) == 0
     captured = capsys.readouterr()
-    assert "--images says where they lie now" in captured.err
+    assert "use --images" in captured.err
     assert [method["name"] for method in json.loads(captured.out)["methods"]] == ["this run"]
     (tmp_path / "elsewhere" / "0.png").write_bytes(b"broken")
-    document = run(*places, "--images", tmp_path / "elsewhere", capsys=capsys)
+    document = run(*run_and_truth, "--images", tmp_path / "elsewhere", capsys=capsys)
     assert [method["images"] for method in document["methods"]][:3] == [4, 3, 3]
     (problem,) = document["problems"]
     assert (problem["key"], problem["what"]) == ("0.png", "image")
 
 
-def test_ids_to_ignore_and_fields_are_taken_from_the_flags(
-    places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+def test_ids_to_ignore_are_taken_from_the_flag(
+    run_and_truth: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert means(run(*places, "--ignore", "1", *NO_BASELINES, capsys=capsys))["accuracy"] == 1
-    assert evaluate.main([*map(str, places), "--ignore", "one"]) == 2
+    assert means(run(*run_and_truth, "--ignore", "1", *NO_BASELINES, capsys=capsys))["accuracy"] == 1
+    assert evaluate.main([*map(str, run_and_truth), "--ignore", "one"]) == 2
     assert "--ignore one: expected whole numbers" in capsys.readouterr().err
 
 
-def test_a_run_is_scored_against_another_and_unclaimed_pixels_are_missed(
+def test_a_run_is_scored_against_another_run_and_pixels_in_no_segment_are_missed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    labels = truth_of(0).astype(np.uint16)
+    labels = ground_truth(0).astype(np.uint16)
     cropped = labels.copy()
     cropped[:, :10] = cropped[:, -10:] = IGNORE
     write_run(tmp_path / "a", {"1.jpg": labels})
@@ -214,10 +220,10 @@ def test_a_run_is_scored_against_another_and_unclaimed_pixels_are_missed(
     assert means(run(tmp_path / "b", tmp_path / "a", "--crop", "centre", capsys=capsys))["accuracy"] == 1
 
 
-def test_a_truth_that_ignores_everything_is_no_image(
-    places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+def test_an_image_whose_ground_truth_ignores_every_pixel_is_not_scored(
+    run_and_truth: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, truth = places
+    out, truth = run_and_truth
     write_png(truth / "4.png", np.full((HEIGHT, WIDTH), 255, np.uint8))
     document = run(out, truth, *NO_BASELINES, capsys=capsys)
     assert (document["counts"]["scored"], document["counts"]["truth_says_nothing"]) == (3, 1)
@@ -226,24 +232,24 @@ def test_a_truth_that_ignores_everything_is_no_image(
     assert "4.png" not in document["worst"]
 
 
-def test_damaged_labels_are_named(places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    (places[0] / "labels" / "images-000001.parquet").write_bytes(b"PAR1, it was")
-    assert evaluate.main([*map(str, places), "--processes", "1"]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "labels/images-000001.parquet: cannot be read as Parquet" in said
-    assert "diffseg verify --redo" in said
+def test_damaged_labels_are_named(run_and_truth: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (run_and_truth[0] / "labels" / "images-000001.parquet").write_bytes(b"PAR1, damaged")
+    assert evaluate.main([*map(str, run_and_truth), "--processes", "1"]) == 2
+    text = " ".join(capsys.readouterr().err.split())
+    assert "labels/images-000001.parquet: cannot be read as Parquet" in text
+    assert "diffseg verify --redo" in text
 
 
-def test_nothing_to_score_is_refused(places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    out, truth = places
+def test_nothing_to_score_is_refused(run_and_truth: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    out, truth = run_and_truth
     assert evaluate.main([str(truth), str(truth)]) == 2
     assert "no run.json here" in capsys.readouterr().err
     for path in truth.iterdir():
         path.rename(truth / f"other-{path.name}")
     assert evaluate.main([str(out), str(truth)]) == 2
-    assert "none of 5 rows can be paired with one of 6 truths" in " ".join(capsys.readouterr().err.split())
+    assert "none of 5 rows can be paired with any of 6 ground-truth maps" in " ".join(capsys.readouterr().err.split())
 
 
-def test_scoring_waits_for_neither_torch_nor_ray() -> None:
+def test_importing_the_command_imports_neither_torch_nor_ray() -> None:
     code = "import sys, jobs.evaluate\nassert not {'torch', 'ray', 'diffusers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=540)

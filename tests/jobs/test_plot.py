@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.benchmarks.growth import Growth, Point, growth_of
+from jobs.benchmarks.growth import Growth, Point, fit_growth
 from jobs.benchmarks.measure import Comparison
 from jobs.benchmarks.plot import (
     BASELINE,
@@ -33,7 +33,7 @@ def a_growth(*, peak: bool = True) -> Growth:
         )
         for x in (1024, 4096, 16384)
     ]
-    return growth_of("tokens", points)
+    return fit_growth("tokens", points)
 
 
 def pixels_of(path: Path) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_growth_has_a_row_for_each_and_memory_beside(tmp_path: Path) -> None:
 
 def test_a_cost_that_does_not_change_is_drawn_too(tmp_path: Path) -> None:
     points = [Point(x=x, seconds={"total": 0.3}, peak=10**7, peaks={}) for x in (1, 2, 4)]
-    draw_growth([growth_of("batch", points)], tmp_path / "flat.png")
+    draw_growth([fit_growth("batch", points)], tmp_path / "flat.png")
     assert inked(pixels_of(tmp_path / "flat.png")) > 0.005
 
 
