@@ -26,17 +26,16 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import is_offline_mode
 
-from diffseg.model.layout import (
-    NEEDED,
-    NEEDED_OF_A_CLIP,
-    NEEDED_OF_A_VAE,
-    CheckpointError,
+from diffseg.model.files import (
+    CHECKPOINT_FILES,
+    CLIP_FILES,
+    VAE_FILES,
+    ModelFiles,
     digests,
     fingerprint,
-    is_needed,
-    resolve,
     with_digest,
 )
+from diffseg.model.layout import CheckpointError, resolve
 from pipeline.digest import short_digest
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage, StoreUnavailable, redact
@@ -73,7 +72,7 @@ class Weights:
     def fingerprint(self) -> str:
         """The model_sha256 of run.json: of contents alone, wherever they lie."""
         own = fingerprint(self.model, vae=self.vae)
-        return own if self.clip is None else with_digest(own, fingerprint(self.clip, NEEDED_OF_A_CLIP))
+        return own if self.clip is None else with_digest(own, fingerprint(self.clip, CLIP_FILES))
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -93,9 +92,9 @@ def find_weights(settings: LabelSettings, source: Storage) -> Weights:
     source: how the stores of URLs are reached. Raises CheckpointError naming the URL and what was looked for, OSError
     where a store fails and SourceError where it cannot be opened. Imports no torch.
     """
-    model = _located(settings.model, settings.revision, source, NEEDED)
-    vae = None if settings.vae is None else _located(settings.vae, None, source, NEEDED_OF_A_VAE)
-    clip = None if settings.clip is None else _located(settings.clip, None, source, NEEDED_OF_A_CLIP)
+    model = _located(settings.model, settings.revision, source, CHECKPOINT_FILES)
+    vae = None if settings.vae is None else _located(settings.vae, None, source, VAE_FILES)
+    clip = None if settings.clip is None else _located(settings.clip, None, source, CLIP_FILES)
     return Weights(settings=settings, model=model, vae=vae, clip=clip)
 
 
@@ -110,13 +109,13 @@ def find_affinity(place: str, source: Storage) -> AffinityState:
         raise AffinityError(f"{redact(place)}: is not there; `diffseg fit` writes such a file") from None
 
 
-def _located(name: str, revision: str | None, source: Storage, needed: tuple[str, ...]) -> Path:
+def _located(name: str, revision: str | None, source: Storage, files: ModelFiles) -> Path:
     if not scheme(name):
-        return resolve(local_path(name), revision, needed)
+        return resolve(local_path(name), revision, files)
     store, root = source.at(name), cache_folder()
     place = re.sub(r"[^\w-]", "_", store.url.rpartition("/")[2])[:50]
-    digest = short_digest("\0".join((store.url, *needed)))
-    copies = _Copies(store=store, needed=needed, folder=root / f"{place}-{digest}")
+    digest = short_digest("\0".join((store.url, *files.patterns)))
+    copies = _Copies(store=store, files=files, folder=root / f"{place}-{digest}")
     try:
         return copies.latest() if is_offline_mode() else copies.current()
     except OSError as error:
@@ -142,7 +141,7 @@ class _Copies:
     """What this node has of one URL. Errors: local ones are OSErrors with a number, those of the store have none."""
 
     store: Storage
-    needed: tuple[str, ...]
+    files: ModelFiles
     folder: Path
 
     def current(self) -> Path:
@@ -158,7 +157,7 @@ class _Copies:
                 self._fetch(copy, versions)
             if (record := _record(copy)) is None:
                 log.warning("%s: was changed while it was copied; it is copied again", self.store.redacted)
-            elif damaged := _damaged(copy, record, self.needed):
+            elif damaged := _damaged(copy, record, self.files):
                 log.warning("%s: the copy of %s is damaged; it is made again", copy / damaged[0], self.store.redacted)
                 self._discard(copy, record)
             else:
@@ -174,7 +173,7 @@ class _Copies:
         """The copy that the store had last agreed with, without asking it. Raises `otherwise` where there is none."""
         copies = sorted(self.folder.glob(f"*/{_RECORD}"), key=lambda path: path.stat().st_mtime)
         for copy in (path.parent for path in reversed(copies)):
-            if (record := _record(copy)) is not None and not _damaged(copy, record, self.needed):
+            if (record := _record(copy)) is not None and not _damaged(copy, record, self.files):
                 return copy
             log.warning(
                 "%s: the copy of %s is damaged; an older one is used if there is one", copy, self.store.redacted
@@ -186,27 +185,26 @@ class _Copies:
 
     def _listed(self) -> Versions:
         """Of the files that are needed. A URL that holds no checkpoint is told from one by a question or two."""
-        parts = {NEEDED: ("unet/",), NEEDED_OF_A_VAE: ("", "vae/"), NEEDED_OF_A_CLIP: ("",)}[self.needed]
-        library, example = (
-            ("transformers", "") if self.needed == NEEDED_OF_A_CLIP else ("diffusers", " (unet/, vae/, …)")
-        )
-        weights = "model" if self.needed == NEEDED_OF_A_CLIP else "diffusion_pytorch_model"
-        here = next((part for part in parts if self.store.is_file(f"{part}config.json")), None)
-        if here is None:
+        files = self.files
+        configs = {folder: f"{folder}/config.json" if folder else "config.json" for folder in files.main_folders}
+        main_folder = next((folder for folder, path in configs.items() if self.store.is_file(path)), None)
+        if main_folder is None:
+            example = f" ({files.example})" if files.example else ""
             raise CheckpointError(
-                f"{self.store.redacted}: looked for {' or '.join(f'{part}config.json' for part in parts)}; there is "
-                f"none. A folder in the {library} layout is needed{example}"
+                f"{self.store.redacted}: looked for {' or '.join(configs.values())}; there is "
+                f"none. A folder in the {files.library} layout is needed{example}"
             )
-        found = {p: (size, tag) for p, size, tag in self.store.versions(depth=2) if is_needed(p, self.needed)}
+        here = f"{main_folder}/" if main_folder else ""
+        found = {path: (size, tag) for path, size, tag in self.store.versions(depth=2) if files.includes(path)}
         if not any(path.startswith(here) and path.endswith(".safetensors") for path in found):
             raise CheckpointError(
-                f"{self.store.redacted}: looked for {here}{weights}.safetensors (or .fp16.safetensors); "
+                f"{self.store.redacted}: looked for {here}{files.weights}.safetensors (or .fp16.safetensors); "
                 "found none. Only safetensors are loaded: pickled .bin and .ckpt files can run code"
             )
         size = sum(size for size, _ in found.values())
         if len(found) > MOST_FILES or size > MOST_BYTES:
             raise CheckpointError(
-                f"{self.store.redacted}: {len(found)} files of {size / 1e9:.1f} GB match {', '.join(self.needed)}; "
+                f"{self.store.redacted}: {len(found)} files of {size / 1e9:.1f} GB match {', '.join(files.patterns)}; "
                 f"a checkpoint has at most {MOST_FILES} of {MOST_BYTES / 1e9:.0f} GB"
             )
         return found
@@ -250,10 +248,10 @@ def _record(copy: Path) -> dict[str, Any] | None:
         return None
 
 
-def _damaged(copy: Path, record: dict[str, Any], needed: tuple[str, ...]) -> list[str]:
+def _damaged(copy: Path, record: dict[str, Any], files: ModelFiles) -> list[str]:
     """The files that are not as they were written."""
     try:
-        found = digests(copy, needed)
+        found = digests(copy, files)
     except OSError as error:  # of the disk, or another process has found the damage and is making the copy again
         return [str(error.filename)]
     return sorted(

@@ -10,15 +10,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from diffseg.model.layout import (
-    NEEDED_OF_A_VAE,
-    CheckpointError,
-    check_part,
-    fingerprint,
-    load_part,
-    read_json,
-    resolve,
-)
+from diffseg.model.files import VAE_FILES, fingerprint
+from diffseg.model.layout import CheckpointError, check_part, load_part, read_json, resolve
 from diffseg.model.text import ADDED_SDXL, TextEncoders, load_text_encoders
 from diffseg.settings import StageName
 
@@ -103,7 +96,7 @@ def _load_vae(folder: Path, dtype: torch.dtype, other: str | os.PathLike[str] | 
     if other is None:
         sha256 = fingerprint(folder)
     else:
-        own, folder, name = folder, resolve(other, needed=NEEDED_OF_A_VAE), str(other)
+        own, folder, name = folder, resolve(other, files=VAE_FILES), str(other)
         part = "vae" if (folder / "vae").is_dir() else ""
         sha256 = fingerprint(own, vae=folder)
     variant = check_part(folder, part, tuple(AUTOENCODERS))

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from diffseg.devices import to_device
-from diffseg.model.layout import NEEDED_OF_A_CLIP, CheckpointError, fingerprint, load_part, read_json, resolve
+from diffseg.model.files import CLIP_FILES, fingerprint
+from diffseg.model.layout import CheckpointError, load_part, read_json, resolve
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of colours, 0 to 1, in the images that OpenAI's models were trained on; a checkpoint may say otherwise."""
@@ -122,7 +123,7 @@ def load_clip(model: str | os.PathLike[str], *, device: str = "cpu") -> Clip:
 
     Raises CheckpointError where a part is missing or of another kind.
     """
-    folder = resolve(model, needed=NEEDED_OF_A_CLIP)
+    folder = resolve(model, files=CLIP_FILES)
     config = _checked_config(folder)
     from transformers import CLIPModel, CLIPTokenizer  # slow to import, and few runs name by CLIP
 
@@ -141,7 +142,7 @@ def load_clip(model: str | os.PathLike[str], *, device: str = "cpu") -> Clip:
         tokenizer=tokenizer,
         mean=mean.to(device),
         std=std.to(device),
-        sha256=fingerprint(folder, NEEDED_OF_A_CLIP),
+        sha256=fingerprint(folder, CLIP_FILES),
     )
 
 

@@ -1,49 +1,43 @@
-"""The files of a Stable Diffusion checkpoint in the diffusers layout: found, checked, hashed, and loaded whole.
+"""Locate the folder of a model, check its files, and load them completely.
 
-safetensors only, no remote code.
+Only safetensors are loaded, and no remote code is run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
+from diffseg.model.files import CHECKPOINT_FILES, UNUSED, ModelFiles
+
 TINY = Path(__file__).parents[1] / "tiny" / "checkpoint"
+"""Folder of the embedded model `tiny`."""
+
 EMBEDDED = {"tiny": TINY, "tiny-text": TINY.with_name("text-checkpoint")}
-"""The checkpoints that come with the package: the second reads text."""
-NEEDED = (
-    "model_index.json",
-    "diffseg.json",
-    *(f"{part}/{name}" for part in ("vae", "unet", "text_encoder*") for name in ("config.json", "*.safetensors*")),
-    "tokenizer*/*",
-)
-NEEDED_OF_A_VAE = tuple(
-    f"{folder}{name}" for folder in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors*")
-)
-NEEDED_OF_A_CLIP = (
-    "config.json",
-    "preprocessor_config.json",
-    *(f"model*.safetensors{end}" for end in ("", ".index*.json")),
-    *("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
-)
-"""In the transformers layout."""
-UNUSED = "*.non_ema.*"  # a second set of weights that some repositories hold beside the one to use
+"""Folders of the checkpoints that this package includes; `tiny-text` reads text."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: the message names the part, what was looked for and what was found."""
+    """A checkpoint cannot be used. The message names the part, what was expected and what was found."""
 
 
-def resolve(model: str | os.PathLike[str], revision: str | None = None, needed: tuple[str, ...] = NEEDED) -> Path:
-    """The local folder of an embedded model, a folder, or a hub id, of which only what is needed is downloaded."""
+def resolve(model: str | os.PathLike[str], revision: str | None = None, files: ModelFiles = CHECKPOINT_FILES) -> Path:
+    """Return the local folder of a model.
+
+    Args:
+        model: An embedded model, a local folder, or a hub id, of which only the files that are read are downloaded.
+        revision: Branch, tag or commit of the hub id.
+        files: The kind of model.
+
+    Raises:
+        CheckpointError: There is no such folder or repository.
+    """
     if str(model) in EMBEDDED:
         return EMBEDDED[str(model)]
     path = Path(model).expanduser()
@@ -55,62 +49,23 @@ def resolve(model: str | os.PathLike[str], revision: str | None = None, needed: 
         raise CheckpointError(
             f"{model}: no such folder, and not a hub id (owner/name); the embedded models are {' and '.join(EMBEDDED)}"
         )
+    patterns = list(files.patterns)
     try:
-        found = snapshot_download(str(model), revision=revision, allow_patterns=list(needed), ignore_patterns=UNUSED)
-    except (OSError, ValueError) as error:  # offline, missing, private and gated repositories all are one of these
+        folder = snapshot_download(str(model), revision=revision, allow_patterns=patterns, ignore_patterns=UNUSED)
+    except (OSError, ValueError) as error:  # raised offline, and for missing, private and gated repositories
         raise CheckpointError(
             f"{model}: no such folder here, and the hub gave no such repository"
             f"{f' at revision {revision}' if revision else ''}: {error}"
         ) from error
-    return Path(found)
-
-
-def is_needed(path: str, needed: tuple[str, ...] = NEEDED) -> bool:
-    """Whether a file at this path of a checkpoint, with `/` between its parts, is one of those that are read.
-
-    What leads out of the folder, or is no name of a file, never is.
-    """
-    parts = path.split("/")
-    if any(part in ("", ".", "..") or "\0" in part for part in parts) or fnmatchcase(parts[-1], UNUSED):
-        return False
-    patterns = (pattern.split("/") for pattern in needed)
-    return any(len(p) == len(parts) and all(map(fnmatchcase, parts, p)) for p in patterns)
-
-
-def digests(folder: Path, needed: tuple[str, ...] = NEEDED) -> dict[str, str]:
-    """sha256, hexadecimal, of each file that is read, by its path with `/`, sorted."""
-    found: dict[str, str] = {}
-    for path in sorted({p for pattern in needed for p in folder.glob(pattern) if p.is_file() and not p.match(UNUSED)}):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-        found[path.relative_to(folder).as_posix()] = content.hexdigest()
-    return found
-
-
-def fingerprint(folder: Path, needed: tuple[str, ...] = NEEDED, *, vae: Path | None = None) -> str:
-    """sha256, hexadecimal, over the names and contents of the files that are read.
-
-    vae: the folder of an autoencoder in the place of the model's own, whose files count then as well.
-    """
-    lines = (f"{path}\0{digest}\n" for path, digest in digests(folder, needed).items())
-    own = hashlib.sha256("".join(lines).encode()).hexdigest()
-    return own if vae is None else with_digest(own, fingerprint(vae, NEEDED_OF_A_VAE))
-
-
-def with_digest(own: str, other: str) -> str:
-    """sha256, hexadecimal, over a model's digest and that of what is used with it."""
-    return hashlib.sha256(f"{own} {other}".encode()).hexdigest()
-
-
-def _digest(file: Any) -> Any:  # hashlib.file_digest is new in Python 3.11
-    content = hashlib.sha256()
-    while block := file.read(2**20):
-        content.update(block)
-    return content
+    return Path(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of the checkpoint. Raises CheckpointError naming it."""
+    """Read a JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is not JSON; the message names it.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -118,17 +73,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_part(folder: Path, part: str, classes: tuple[str, ...]) -> str | None:
-    """The variant to load (None or "fp16") of a part (unet, vae) whose configuration and weights are there.
+    """Check that a part of a checkpoint has a configuration and weights of an expected class.
 
-    Raises CheckpointError where the part is missing, of another class, or has no safetensors.
+    Args:
+        folder: The checkpoint.
+        part: Folder of the part in it: unet, vae, or empty.
+        classes: Names of the classes that can be loaded.
+
+    Returns:
+        The variant of the weights to load, None or "fp16".
+
+    Raises:
+        CheckpointError: The part is missing, is of another class, or has no safetensors.
     """
     config = folder / part / "config.json"
     if not config.is_file():
-        there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-        raise CheckpointError(f"{part} of {folder}: looked for {part}/config.json; the folder holds {there}")
-    found = read_json(config).get("_class_name")
-    if found not in classes:
-        raise CheckpointError(f"{part} of {folder}: is a {found}; looked for {' or '.join(classes)}")
+        raise CheckpointError(f"{part} of {folder}: looked for {part}/config.json; the folder holds {listing(folder)}")
+    class_name = read_json(config).get("_class_name")
+    if class_name not in classes:
+        raise CheckpointError(f"{part} of {folder}: is a {class_name}; looked for {' or '.join(classes)}")
     for variant in (None, "fp16"):
         middle = f".{variant}" if variant else ""
         names = (
@@ -137,18 +100,32 @@ def check_part(folder: Path, part: str, classes: tuple[str, ...]) -> str | None:
         )
         if any((folder / part / name).is_file() for name in names):
             return variant
-    there = ", ".join(sorted(p.name for p in (folder / part).iterdir()))
     raise CheckpointError(
-        f"{part} of {folder}: looked for diffusion_pytorch_model.safetensors (or .fp16.safetensors); found {there}. "
-        "Only safetensors are loaded: pickled .bin and .ckpt files can run code"
+        f"{part} of {folder}: looked for diffusion_pytorch_model.safetensors (or .fp16.safetensors); "
+        f"found {listing(folder / part)}. Only safetensors are loaded: pickled .bin and .ckpt files can run code"
     )
 
 
-def load_part(folder: Path, part: str, model_class: Any, *, unused: tuple[str, ...] = (), **options: Any) -> Any:
-    """A model of diffusers or transformers, every weight of it from the files but for names that begin as in `unused`.
+def listing(folder: Path) -> str:
+    """Return the names of the files in a folder, or `nothing`, for a message."""
+    return ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
 
-    Both libraries fill weights that a file lacks with random numbers and go on; here that is a CheckpointError, as are
-    files that are cut off or do not fit the configuration.
+
+def load_part(folder: Path, part: str, model_class: Any, *, unused: tuple[str, ...] = (), **options: Any) -> Any:
+    """Load a model of diffusers or transformers, with every weight read from its files.
+
+    Both libraries fill weights that a file lacks with random numbers and continue. Here that is an error, and so are
+    truncated files and files that do not fit the configuration.
+
+    Args:
+        folder: The checkpoint.
+        part: Folder of the part in it.
+        model_class: Class of the model, with `from_pretrained`.
+        unused: Beginnings of the names of weights that may be missing.
+        options: Further arguments of `from_pretrained`.
+
+    Raises:
+        CheckpointError: A file cannot be loaded, or a weight is missing.
     """
     try:
         model, report = model_class.from_pretrained(
@@ -158,5 +135,5 @@ def load_part(folder: Path, part: str, model_class: Any, *, unused: tuple[str, .
         raise CheckpointError(f"{part} of {folder}: its files do not load: {error}") from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(unused))
     if missing:
-        raise CheckpointError(f"{part} of {folder}: its files lack weights, {missing[0]} to name one of {len(missing)}")
+        raise CheckpointError(f"{part} of {folder}: its files lack weights: {missing[0]} is one of {len(missing)}")
     return model

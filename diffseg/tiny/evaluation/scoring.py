@@ -18,9 +18,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from diffseg.model.layout import fingerprint
+from diffseg.model.files import fingerprint
 from diffseg.scoring.baselines import BASELINES
-from diffseg.scoring.overlap import Interval, bootstrap
+from diffseg.scoring.bootstrap import Interval, bootstrap
 from diffseg.scoring.scores import score_image
 from diffseg.scoring.view import View
 from diffseg.segmenter import Segmenter

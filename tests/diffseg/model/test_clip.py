@@ -13,7 +13,8 @@ from small_checkpoints import change_json
 from small_clip import NAMES, PATCH, SIDE, drop_weight, write_clip
 
 from diffseg.model.clip import MEAN, STD, TEMPLATES, Clip, load_clip
-from diffseg.model.layout import CheckpointError, fingerprint
+from diffseg.model.files import fingerprint
+from diffseg.model.layout import CheckpointError
 
 GRID = SIDE // PATCH
 
@@ -159,7 +160,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "Only safetensors are loaded: pickled .bin files can run code",
     ),
     "cut off": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100), "its files do not load"),
-    "a weight": (lambda f: drop_weight(f, "logit_scale"), "its files lack weights, logit_scale"),
+    "a weight": (lambda f: drop_weight(f, "logit_scale"), "its files lack weights: logit_scale"),
     "no words": (lambda f: (f / "merges.txt").unlink(), r"looked for vocab\.json and merges\.txt"),
     "bad words": (lambda f: (f / "vocab.json").write_text("{"), "tokenizer of .*: its files do not load"),
     "more words": (

@@ -13,7 +13,8 @@ import pytest
 from small_checkpoints import TEXT, UNET, VAE, change_json, change_weights, write_json
 
 from diffseg.model.checkpoint import load_checkpoint
-from diffseg.model.layout import NEEDED_OF_A_VAE, CheckpointError, fingerprint, is_needed
+from diffseg.model.files import CHECKPOINT_FILES, VAE_FILES, fingerprint
+from diffseg.model.layout import CheckpointError
 
 Copy = Callable[[str], Path]
 
@@ -46,15 +47,15 @@ def test_fingerprint_is_of_the_files_that_are_read(copy: Copy) -> None:
 
 def test_paths_that_are_read() -> None:
     for path in ("model_index.json", "unet/config.json", "text_encoder_2/model.safetensors", "tokenizer/merges.txt"):
-        assert is_needed(path)
+        assert CHECKPOINT_FILES.includes(path)
     for path in ("README.md", "unet/x.bin", "a/unet/config.json", "unet/x.non_ema.safetensors", "tokenizer/a/b"):
-        assert not is_needed(path)
+        assert not CHECKPOINT_FILES.includes(path)
     for path in ("tokenizer/..", "tokenizer/.", "tokenizer/", "tokenizer//x", "../vae/config.json", "tokenizer/a\0b"):
-        assert not is_needed(path), "no name of a file in the folder"
+        assert not CHECKPOINT_FILES.includes(path), "no name of a file in the folder"
     for path in ("config.json", "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors"):
-        assert is_needed(path, NEEDED_OF_A_VAE)
+        assert VAE_FILES.includes(path)
     for path in ("unet/config.json", "vae/x.safetensors", "vae/vae/config.json", "vae/diffusion_pytorch_model.bin"):
-        assert not is_needed(path, NEEDED_OF_A_VAE)
+        assert not VAE_FILES.includes(path)
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -104,9 +105,9 @@ LAYER_NORM = "text_model.encoder.layers.0.layer_norm2.bias"
         ("sd1", cut_off(VAE), r"vae of .*: its files do not load"),
         ("sd1", cut_off(TEXT), r"text_encoder of .*: its files do not load"),
         ("sd1", cut_off("tokenizer/vocab.json"), r"tokenizer of .*: its files do not load"),
-        ("sd1", without_weight(UNET, "conv_in.bias"), r"unet of .*: its files lack weights, conv_in.bias"),
-        ("sd1", without_weight(VAE, "quant_conv.bias"), r"vae of .*: its files lack weights, quant_conv.bias"),
-        ("sd1", without_weight(TEXT, LAYER_NORM), r"text_encoder of .*: its files lack weights, .*layer_norm2.bias"),
+        ("sd1", without_weight(UNET, "conv_in.bias"), r"unet of .*: its files lack weights: conv_in.bias"),
+        ("sd1", without_weight(VAE, "quant_conv.bias"), r"vae of .*: its files lack weights: quant_conv.bias"),
+        ("sd1", without_weight(TEXT, LAYER_NORM), r"text_encoder of .*: its files lack weights: .*layer_norm2.bias"),
         ("sd1", with_config("unet/config.json", in_channels=9), r"unet of .*: in_channels is 9; .* with 4"),
         ("sd1", with_config("vae/config.json", latent_channels=16), r"vae of .*: latent_channels is 16"),
         ("sd1", with_config("unet/config.json", _class_name="FluxTransformer2DModel"), r"is a FluxTransformer2DModel"),

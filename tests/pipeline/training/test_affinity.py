@@ -23,7 +23,8 @@ import jobs.label
 from diffseg import IGNORE
 from diffseg.affinity.pairs import UNKNOWN
 from diffseg.affinity.state import read_state
-from diffseg.model.layout import TINY, fingerprint
+from diffseg.model.files import fingerprint
+from diffseg.model.layout import TINY
 from diffseg.tiny.scenes.scenes import generate_scene
 from pipeline.output.manifest import read_manifest, write_manifest
 from pipeline.output.rows import encode_mask
