@@ -1,1 +1,1 @@
-"""Scores of a label map against ground truth, and baselines."""
+"""Scores of label maps against ground truth, and baselines without a model."""

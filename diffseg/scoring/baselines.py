@@ -1,10 +1,13 @@
-"""Segmentations without a model, which a model must beat: none at all, a grid, clusters of colour, two classics.
+"""Segmentation without a model, as baselines: one segment, a grid, clusters of colour, and two classical methods.
 
-Each is a callable from uint8 [H, W, 3] to uint16 [H, W], of any size; its fields are its settings. The defaults are the
-best on generated validation scenes, as `python -m diffseg.tiny.evaluation.tune_baselines` finds them; no photograph was looked at.
+Each baseline maps uint8 [H, W, 3] of any size to uint16 [H, W], and its fields are its settings. The defaults are the
+best settings on generated validation scenes, found by `python -m diffseg.tiny.evaluation.tune_baselines`; photographs
+were not used.
 
-Those with settings see the image with its longer side at 256 pixels, so that lengths and areas mean the same
-everywhere and a model of 256 px is compared with what sees as much.
+The baselines with settings work on the image with its longer side at 256 pixels. Lengths and areas then mean the same
+for all images, and a model that reads 256 pixels is compared with methods that see as much detail.
+
+Axes: H and W pixels, N superpixels or labels.
 """
 
 from __future__ import annotations
@@ -20,18 +23,23 @@ from scipy.cluster.vq import kmeans2
 __all__ = ["BASELINES", "LEFT_OUT", "Clusters", "Felzenszwalb", "Grid", "Superpixels", "to_lab"]
 
 SIDE = 256
-"""Longer side, in pixels, at which images are looked at; smaller ones are left as they are."""
+"""Longer side, in pixels, to which images are reduced; smaller images keep their size."""
 
-# CIE XYZ of the sRGB primaries, rows divided by the D65 white point.
 XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 XYZ /= XYZ.sum(1, keepdims=True)
+"""CIE XYZ of the sRGB primaries, with rows divided by the D65 white point."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Equal rectangles, rows x columns of them, wherever the image shows what."""
+    """Equal rectangles, whatever the image shows.
+
+    Attributes:
+        rows: Number of rectangles from top to bottom.
+        columns: Number of rectangles from left to right.
+    """
 
     rows: int = 2
     columns: int = 1
@@ -43,13 +51,13 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Clusters:
-    """k-means on CIE L*a*b* and position.
+    """k-means on CIE L*a*b* colours and positions.
 
     Attributes:
-        clusters: k.
-        reach: the longer side in units of L*: the larger, the more compact the clusters.
-        side: longer side, in pixels, to which colours are averaged first.
-        seed: of the k-means++ initialisation.
+        clusters: Number of clusters, k.
+        reach: Length of the image's longer side in units of L*; larger values give more compact clusters.
+        side: Longer side, in pixels, to which the image is averaged first.
+        seed: Seed of the k-means++ initialisation.
     """
 
     clusters: int = 3
@@ -69,12 +77,12 @@ class Clusters:
 
 @dataclass(frozen=True, kw_only=True)
 class Felzenszwalb:
-    """Felzenszwalb and Huttenlocher, IJCV 2004, on RGB (scikit-image).
+    """The method of Felzenszwalb and Huttenlocher (IJCV 2004) on RGB, from scikit-image.
 
     Attributes:
-        scale: k of the paper; the larger, the larger the segments.
-        sigma: of the Gaussian before, in pixels.
-        min_area: smaller segments are merged, as a share of the image.
+        scale: The paper's k; larger values give larger segments.
+        sigma: Standard deviation of the Gaussian filter that is applied first, in pixels.
+        min_area: Share of the image below which segments are merged.
     """
 
     scale: float = 500.0
@@ -85,20 +93,21 @@ class Felzenszwalb:
         from skimage.segmentation import felzenszwalb
 
         small = _reduce(image, SIDE)
-        least = round(self.min_area * small.shape[0] * small.shape[1])
-        labels = felzenszwalb(small, scale=self.scale, sigma=self.sigma, min_size=least)
+        min_size = round(self.min_area * small.shape[0] * small.shape[1])
+        labels = felzenszwalb(small, scale=self.scale, sigma=self.sigma, min_size=min_size)
         return _enlarge(labels.astype(np.uint16), image.shape[:2])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Superpixels:
-    """SLIC (Achanta et al., PAMI 2012), then neighbours of like mean colour are merged, the most alike first.
+    """SLIC superpixels (Achanta et al., PAMI 2012), merged with neighbours, the most similar mean colours first.
 
     Attributes:
-        count: superpixels, about.
-        compactness: of SLIC, colour against place.
-        threshold: neighbours whose mean colours differ by less, in units of L*, are one.
-        small: a segment of this share of the image is merged across twice that difference, a smaller one across more.
+        count: Approximate number of superpixels.
+        compactness: SLIC's weight of position relative to colour.
+        threshold: Difference of mean colours below which neighbours are merged, in units of L*.
+        small: Share of the image at which a segment is merged across twice that difference; a smaller segment is merged
+            across an even larger difference.
     """
 
     count: int = 100
@@ -114,39 +123,45 @@ class Superpixels:
         areas = np.bincount(superpixels.ravel()).astype(np.float64)
         lab = to_lab(small).reshape(-1, 3).T
         colours = np.stack([np.bincount(superpixels.ravel(), channel) for channel in lab], 1) / areas[:, None]
-        merged = self._merged(colours, areas, _adjacent(superpixels))
-        return _enlarge(merged[superpixels], image.shape[:2])
+        segments = self._merge(colours, areas, _adjacency(superpixels))
+        return _enlarge(segments[superpixels], image.shape[:2])
 
-    def _merged(self, colours: np.ndarray, areas: np.ndarray, adjacent: np.ndarray) -> np.ndarray:
-        """The segment of each superpixel, uint16 [N], of mean colours [N, 3], pixels [N], bool [N, N]; all are lost."""
+    def _merge(self, colours: np.ndarray, areas: np.ndarray, adjacent: np.ndarray) -> np.ndarray:
+        """Merge superpixels, and return the segment of each, uint16 [N]; all arguments are overwritten.
+
+        Args:
+            colours: Mean colours, float64 [N, 3].
+            areas: Areas in pixels, float64 [N].
+            adjacent: bool [N, N], which superpixels share a border.
+        """
         smallest = self.small * areas.sum()
         segment = np.arange(len(areas), dtype=np.uint16)
 
-        def differences(one: int) -> np.ndarray:
-            apart = np.linalg.norm(colours - colours[one], axis=1)
-            return np.where(adjacent[one], apart / (1 + smallest / np.minimum(areas, areas[one])), np.inf)
+        def differences(index: int) -> np.ndarray:
+            distance = np.linalg.norm(colours - colours[index], axis=1)
+            return np.where(adjacent[index], distance / (1 + smallest / np.minimum(areas, areas[index])), np.inf)
 
-        table = np.stack([differences(one) for one in range(len(areas))])
+        table = np.stack([differences(index) for index in range(len(areas))])
         while table.min() < self.threshold:
-            kept, gone = divmod(int(table.argmin()), len(areas))
-            segment[segment == gone] = kept
-            colours[kept] = np.average(colours[[kept, gone]], axis=0, weights=areas[[kept, gone]])
-            areas[kept] += areas[gone]
-            adjacent[kept] |= adjacent[gone]
+            kept, absorbed = divmod(int(table.argmin()), len(areas))
+            segment[segment == absorbed] = kept
+            colours[kept] = np.average(colours[[kept, absorbed]], axis=0, weights=areas[[kept, absorbed]])
+            areas[kept] += areas[absorbed]
+            adjacent[kept] |= adjacent[absorbed]
             adjacent[kept, kept] = False
             adjacent[:, kept] = adjacent[kept]
-            adjacent[gone] = adjacent[:, gone] = False
-            table[gone] = table[:, gone] = np.inf
+            adjacent[absorbed] = adjacent[:, absorbed] = False
+            table[absorbed] = table[:, absorbed] = np.inf
             table[kept] = table[:, kept] = differences(kept)
         return segment
 
 
-def _adjacent(labels: np.ndarray) -> np.ndarray:
-    """bool [N, N]: which of the labels 0 … N−1 share a border."""
+def _adjacency(labels: np.ndarray) -> np.ndarray:
+    """Return which of the labels 0 … N−1 share a border, bool [N, N]."""
     count = int(labels.max()) + 1
     adjacent = np.full((count, count), False)
-    for one, other in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
-        adjacent[one, other] = adjacent[other, one] = True
+    for first, second in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
+        adjacent[first, second] = adjacent[second, first] = True
     np.fill_diagonal(adjacent, False)
     return adjacent
 
@@ -158,10 +173,10 @@ BASELINES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "Felzenszwalb": Felzenszwalb(),
     "SLIC + merging": Superpixels(),
 }
-"""By the name that a table gives them; without the last two where scikit-image is missing."""
+"""Baselines by their names in tables; the last two are missing if scikit-image is not installed."""
 
 LEFT_OUT = ""
-"""What to tell a user about baselines that are missing; empty where none is."""
+"""Message for users about missing baselines; empty if there are none."""
 
 if importlib.util.find_spec("skimage") is None:
     BASELINES = {name: BASELINES[name] for name in ("one segment", "grid", "k-means")}
@@ -171,7 +186,7 @@ if importlib.util.find_spec("skimage") is None:
 
 
 def to_lab(image: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* (D65) of sRGB pixels: uint8 [H, W, 3] -> float64 [H, W, 3], L in [0, 100]."""
+    """Convert sRGB pixels, uint8 [H, W, 3], to CIE L*a*b* (D65), float64 [H, W, 3] with L* in [0, 100]."""
     encoded = image / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     ratio = linear @ XYZ.T
@@ -187,7 +202,7 @@ def to_lab(image: np.ndarray) -> np.ndarray:
 
 
 def _reduce(image: np.ndarray, side: int) -> np.ndarray:
-    """Averaged down to a longer side of at most `side` pixels: uint8 [H, W, 3] -> uint8 [h, w, 3]."""
+    """Average uint8 [H, W, 3] down to a longer side of at most `side` pixels."""
     height, width = image.shape[:2]
     ratio = min(1.0, side / max(height, width))
     size = max(1, round(width * ratio)), max(1, round(height * ratio))
@@ -195,6 +210,6 @@ def _reduce(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _enlarge(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Each pixel of an image of `size` (H, W) gets the label at its place in [h, w]."""
+    """Scale a label map to `size` (H, W): each pixel takes the label at its relative position."""
     rows, columns = (np.arange(pixels) * cells // pixels for pixels, cells in zip(size, labels.shape, strict=True))
     return labels[rows[:, None], columns]

@@ -1,8 +1,8 @@
-"""Boundary F: how well the borders of two label maps agree, whatever lies between them.
+"""Boundary F: how well the borders of two label maps agree, whatever their regions are.
 
-A border pixel counts as found where the other map has one within a distance (Csurka and others, BMVC 2013, "BF score";
-DAVIS's F measure, CVPR 2016, with a distance in pixels). BSDS's own benchmark matches border pixels one to one instead,
-which costs seconds an image; its figures are not comparable.
+A border pixel is matched if the other map has a border pixel within a distance (Csurka and others, BMVC 2013, "BF
+score"; DAVIS's F measure, CVPR 2016, with a distance in pixels). BSDS's own benchmark instead matches border pixels one
+to one, which costs seconds per image; its scores are not comparable.
 
 Axes: H and W pixels.
 """
@@ -19,17 +19,22 @@ from diffseg.segmentation import borders
 __all__ = ["TOLERANCE", "BoundaryScore", "boundary_score"]
 
 TOLERANCE = 2
-"""Pixels, Euclidean."""
+"""Largest Euclidean distance between matched border pixels, in pixels."""
 
 BAND = 4
-"""Void that is nowhere deeper, in pixels, is a band around objects, as PASCAL VOC has it, and holds one border."""
+"""Largest depth, in pixels, of a band of ignored pixels around objects, as in PASCAL VOC; a band holds one border."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryScore:
-    """precision: share of predicted border pixels near a true one. recall: the reverse. f: their harmonic mean.
+    """Agreement of predicted and true borders, 0 to 1.
 
-    All in [0, 1]. A side without any border has nothing wrong: its share is 1. NaN where the truth ignores every pixel.
+    A map without borders has none that are wrong, so its share is 1. All values are NaN if the ground truth ignores
+    every pixel.
+
+    Attributes:
+        precision: Share of predicted border pixels near a true border pixel.
+        recall: Share of true border pixels near a predicted border pixel.
     """
 
     precision: float
@@ -37,7 +42,7 @@ class BoundaryScore:
 
     @property
     def f(self) -> float:
-        """2 · precision · recall / (precision + recall), 0 where both are."""
+        """Harmonic mean of precision and recall; 0 if both are 0."""
         total = self.precision + self.recall
         return 2 * self.precision * self.recall / total if total else 0.0
 
@@ -45,16 +50,18 @@ class BoundaryScore:
 def boundary_score(
     truth: np.ndarray, prediction: np.ndarray, *, ignore_truth: int | None = None, tolerance: int = TOLERANCE
 ) -> BoundaryScore:
-    """Compare borders: pixels whose right or lower neighbour has another label.
+    """Compare the border pixels of two maps, whose right or lower neighbour has another label.
 
     Args:
-        truth, prediction: integer [H, W]. What the prediction ignores is one more segment.
-        ignore_truth: id of true pixels that say nothing. In bands at most 8 pixels wide each takes the label of the
-            nearest pixel that has one, and so a border lies in the middle; in and around wider areas no border counts.
-        tolerance: pixels.
+        truth: Ground truth, integers [H, W].
+        prediction: Label map, integers [H, W]. Pixels that it ignores form one more segment.
+        ignore_truth: Id of ignored ground-truth pixels. In bands at most 8 pixels wide, each takes the label of the
+            nearest pixel that has one, so that the border lies in the middle of the band. In and around wider areas,
+            borders are not counted.
+        tolerance: Largest distance between matched border pixels, in pixels.
 
     Raises:
-        ValueError: where shapes differ.
+        ValueError: The shapes differ.
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}; expected the same")
@@ -62,17 +69,17 @@ def boundary_score(
     if ignore_truth is not None and (truth == ignore_truth).all():
         return BoundaryScore(precision=float("nan"), recall=float("nan"))
     if ignore_truth is not None and (truth == ignore_truth).any():
-        truth, counts = _without_void(truth, truth == ignore_truth, tolerance)
-    true_borders, found_borders = borders(truth), borders(prediction)
+        truth, counts = _fill_void(truth, truth == ignore_truth, tolerance)
+    true_borders, predicted_borders = borders(truth), borders(prediction)
     reach = _disk(tolerance)
-    near_true, near_found = (ndimage.binary_dilation(edge, reach) for edge in (true_borders, found_borders))
+    near_true, near_predicted = (ndimage.binary_dilation(edge, reach) for edge in (true_borders, predicted_borders))
     if counts is not None:
-        true_borders, found_borders = true_borders & counts, found_borders & counts
-    return BoundaryScore(precision=_share(near_true, found_borders), recall=_share(near_found, true_borders))
+        true_borders, predicted_borders = true_borders & counts, predicted_borders & counts
+    return BoundaryScore(precision=_share(near_true, predicted_borders), recall=_share(near_predicted, true_borders))
 
 
-def _without_void(truth: np.ndarray, void: np.ndarray, tolerance: int) -> tuple[np.ndarray, np.ndarray]:
-    """The truth with its void filled from the nearest labels; bool [H, W]: where borders count."""
+def _fill_void(truth: np.ndarray, void: np.ndarray, tolerance: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fill ignored pixels with the nearest labels; also return where borders are counted, bool [H, W]."""
     depth, nearest = ndimage.distance_transform_edt(void, return_indices=True)
     deep = depth > BAND
     counts = np.full(truth.shape, True)
@@ -82,9 +89,11 @@ def _without_void(truth: np.ndarray, void: np.ndarray, tolerance: int) -> tuple[
 
 
 def _share(near: np.ndarray, edge: np.ndarray) -> float:
+    """Return the share of border pixels that lie near a border of the other map; 1 without border pixels."""
     return float(near[edge].mean()) if edge.any() else 1.0
 
 
 def _disk(radius: int) -> np.ndarray:
+    """Return a disk as bool [2 · radius + 1, 2 · radius + 1]."""
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     return y * y + x * x <= radius * radius

@@ -1,24 +1,20 @@
-"""Scores of a label map against a true one. All follow from one table: how many pixels each pair of regions shares.
+"""Scores of a label map against ground truth that follow from one table: the pixels that each pair of regions shares.
 
-Region ids carry no meaning on either side; only the partition counts.
-Axes: T regions of the truth, K segments of the prediction.
+Region ids have no meaning on either side; only the partitions are compared.
+
+Axes: H and W pixels, T regions of the ground truth, K segments of the prediction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
 __all__ = [
-    "Interval",
     "Matching",
     "Overlap",
-    "bootstrap",
-    "bootstrap_mean",
     "covering",
     "match_per_image",
     "mean_best_iou",
@@ -27,19 +23,21 @@ __all__ = [
     "variation_of_information",
 ]
 
-MOSTLY = 0.8
-"""Hoover and others, PAMI 1996, compare at this share."""
+HOOVER_SHARE = 0.8
+"""Share of an area above which Hoover and others (PAMI 1996) count a region as contained in another."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Overlap:
-    """Shared pixels of two label maps, where the truth is not ignored.
+    """Shared pixels of two label maps where the ground truth is not ignored.
 
     Attributes:
-        shared: int64 [T, K], pixels of each truth region in each segment.
-        truth_area: int64 [T]; more than the row sums of `shared` where the prediction ignores pixels: those are missed.
-        truth_ids, segment_ids: the ids that rows and columns stand for, ascending; those of segments too that lie
-            only where the truth is ignored.
+        shared: int64 [T, K], pixels of each ground-truth region in each segment.
+        truth_area: int64 [T], pixels of each region. They exceed the row sums of `shared` where the prediction ignores
+            pixels, which count as missed.
+        truth_ids: The ids of the rows, ascending.
+        segment_ids: The ids of the columns, ascending, including segments that lie only where the ground truth is
+            ignored.
     """
 
     shared: np.ndarray
@@ -49,37 +47,38 @@ class Overlap:
 
     @property
     def iou(self) -> np.ndarray:
-        """Intersection over union, float64 [T, K] in [0, 1]."""
+        """Intersection over union, float64 [T, K], 0 to 1."""
         union = self.truth_area[:, None] + self.shared.sum(0)[None, :] - self.shared
         return self.shared / union
 
     @property
     def best_iou(self) -> np.ndarray:
-        """The best intersection over union of each truth region, float64 [T] in [0, 1]; 0 without any segment."""
+        """Best intersection over union of each ground-truth region, float64 [T], 0 to 1; 0 without segments."""
         return self.iou.max(1, initial=0.0)
 
 
 def overlap(
     truth: np.ndarray, prediction: np.ndarray, *, ignore_truth: int | None = None, ignore_prediction: int | None = 65535
 ) -> Overlap:
-    """Count shared pixels.
+    """Count the pixels that each ground-truth region shares with each segment.
 
     Args:
-        truth: integer [H, W].
-        prediction: integer [H, W].
-        ignore_truth: id of truth pixels that count for nothing at all; None: there is none.
-        ignore_prediction: id of pixels in no segment; they are missed, not forgiven. None: every id is a segment.
+        truth: Ground truth, integers [H, W].
+        prediction: Label map, integers [H, W].
+        ignore_truth: Id of ground-truth pixels that are not counted at all; None: all pixels are counted.
+        ignore_prediction: Id of pixels in no segment. They count as missed, not as ignored. None: every id is a
+            segment.
 
     Raises:
-        ValueError: where shapes differ or a map is not of integers.
+        ValueError: The shapes differ, or a map does not hold integers.
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}; expected the same")
     for name, labels in (("truth", truth), ("prediction", prediction)):
         if not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"{name} has dtype {labels.dtype}; expected integers")
-    truth_ids, rows = _numbered(truth.ravel())
-    segment_ids, columns = _numbered(prediction.ravel())
+    truth_ids, rows = _unique_inverse(truth.ravel())
+    segment_ids, columns = _unique_inverse(prediction.ravel())
     table = np.bincount(rows * len(segment_ids) + columns, minlength=len(truth_ids) * len(segment_ids))
     table = table.reshape(len(truth_ids), len(segment_ids))
     if ignore_truth is not None:
@@ -88,22 +87,25 @@ def overlap(
     return Overlap(shared=table[:, kept], truth_area=table.sum(1), truth_ids=truth_ids, segment_ids=segment_ids[kept])
 
 
-def _numbered(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of [N], ascending, and the place of each pixel's id among them: `numpy.unique`, without its sort."""
+def _unique_inverse(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids in [N], ascending, and each pixel's index into them: `numpy.unique` without its sort."""
     if labels.dtype not in (np.uint8, np.uint16):
-        ids, places = np.unique(labels, return_inverse=True)
-        return ids, places
+        ids, indices = np.unique(labels, return_inverse=True)
+        return ids, indices
     counts = np.bincount(labels)
     ids = np.flatnonzero(counts)
-    place = np.zeros(len(counts), np.int64)
-    place[ids] = np.arange(len(ids))
-    return ids, place[labels]
+    index_of = np.zeros(len(counts), np.int64)
+    index_of[ids] = np.arange(len(ids))
+    return ids, index_of[labels]
 
 
 def covering(table: Overlap) -> float:
-    """Segmentation covering of the truth by the prediction, in [0, 1]: best IoU of each region, weighted by its area.
+    """Return the segmentation covering of the ground truth: the best IoU of each region, weighted by its area.
 
-    Arbelaez, Maire, Fowlkes, Malik, PAMI 2011, section 2.3. NaN where the truth ignores every pixel.
+    Source: Arbelaez, Maire, Fowlkes and Malik, PAMI 2011, section 2.3.
+
+    Returns:
+        0 to 1; NaN if the ground truth ignores every pixel.
     """
     if not len(table.truth_area):
         return float("nan")
@@ -111,15 +113,17 @@ def covering(table: Overlap) -> float:
 
 
 def mean_best_iou(table: Overlap) -> float:
-    """Best IoU of each truth region, each region counting alike, in [0, 1]. NaN where the truth ignores every pixel."""
+    """Return the mean over regions of the best IoU, 0 to 1; NaN if the ground truth ignores every pixel."""
     return float(table.best_iou.mean()) if len(table.truth_area) else float("nan")
 
 
 def variation_of_information(table: Overlap) -> float:
-    """H(truth | prediction) + H(prediction | truth) in bits: 0 for the same partition, at most log2 of the pixels.
+    """Return H(truth | prediction) + H(prediction | truth), where pixels that the prediction ignores form a segment.
 
-    Meila, 2005; Arbelaez and others, PAMI 2011, section 2.3. Pixels that the prediction ignores are one more segment.
-    NaN where the truth ignores every pixel.
+    Sources: Meila, 2005; Arbelaez and others, PAMI 2011, section 2.3.
+
+    Returns:
+        Bits: 0 for equal partitions, at most log2 of the number of pixels; NaN if the ground truth ignores every pixel.
     """
     missed = table.truth_area - table.shared.sum(1)
     joint = np.column_stack([table.shared, missed]) / max(table.truth_area.sum(), 1)
@@ -129,32 +133,34 @@ def variation_of_information(table: Overlap) -> float:
 
 
 def _entropy(shares: np.ndarray) -> float:
+    """Return the entropy of a distribution in bits."""
     shares = shares[shares > 0]
     return float(-(shares * np.log2(shares)).sum())
 
 
 def splits_and_merges(table: Overlap) -> tuple[int, int]:
-    """How many regions of the truth are over-segmented and how many under-segmented, by Hoover's definitions.
+    """Count the over-segmented and the under-segmented ground-truth regions, by Hoover's definitions.
 
-    A region is split by two or more segments that lie in it with 80 % of their area and together hold 80 % of its own.
-    Regions are merged by a segment that holds 80 % of each of two or more of them, and lies in these with 80 %.
+    A region is split if two or more segments lie in it with at least 80 % of their area each and together hold at least
+    80 % of the region. Regions are merged if one segment holds at least 80 % of each of two or more of them and lies in
+    them with at least 80 % of its area.
     """
     segment_area = table.shared.sum(0)
-    inside = (table.shared >= MOSTLY * segment_area) & (segment_area > 0)
-    is_split = (inside.sum(1) > 1) & ((table.shared * inside).sum(1) >= MOSTLY * table.truth_area)
-    held = table.shared >= MOSTLY * table.truth_area[:, None]
-    merges = (held.sum(0) > 1) & ((table.shared * held).sum(0) >= MOSTLY * segment_area)
+    inside = (table.shared >= HOOVER_SHARE * segment_area) & (segment_area > 0)
+    is_split = (inside.sum(1) > 1) & ((table.shared * inside).sum(1) >= HOOVER_SHARE * table.truth_area)
+    held = table.shared >= HOOVER_SHARE * table.truth_area[:, None]
+    merges = (held.sum(0) > 1) & ((table.shared * held).sum(0) >= HOOVER_SHARE * segment_area)
     return int(is_split.sum()), int(held[:, merges].any(1).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matching:
-    """A one-to-one assignment of segments to truth regions.
+    """A one-to-one assignment of segments to ground-truth regions.
 
     Attributes:
-        miou: mean IoU over the truth regions in [0, 1]; a region without a segment counts 0.
-        accuracy: share of counted pixels that lie in their region's segment, in [0, 1].
-        segment_of: truth id -> segment id, of the matched regions.
+        miou: Mean IoU over the regions, 0 to 1; a region without a segment counts as 0.
+        accuracy: Share of counted pixels that lie in their region's segment, 0 to 1.
+        segment_of: Segment id of each matched region id.
     """
 
     miou: float
@@ -163,10 +169,13 @@ class Matching:
 
 
 def match_per_image(table: Overlap) -> Matching:
-    """Assign segments to truth regions for this image alone, so that the pixels they share are most (Hungarian).
+    """Assign segments to regions for this image alone, with the most shared pixels (Hungarian algorithm).
 
-    This is the protocol of DiffSeg's released evaluation, and more generous than one assignment for a whole data set:
-    never compare figures of the two. NaN where the truth ignores every pixel.
+    This is the protocol of DiffSeg's released evaluation. It is more generous than one assignment for a whole dataset,
+    so scores of the two protocols must not be compared.
+
+    Returns:
+        The assignment; its scores are NaN if the ground truth ignores every pixel.
     """
     if not len(table.truth_area):
         return Matching(miou=float("nan"), accuracy=float("nan"), segment_of={})
@@ -181,59 +190,3 @@ def match_per_image(table: Overlap) -> Matching:
         accuracy=float(table.shared[rows, columns].sum() / table.truth_area.sum()),
         segment_of=pairs,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A figure over images and half the width of its 95 % bootstrap interval."""
-
-    mean: float
-    half_width: float
-    count: int
-
-
-def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int = 0, rounds: int = 2000) -> Interval:
-    """Mean of one score per image, with a percentile bootstrap over images; NaN scores are left out.
-
-    Args:
-        values: one score per image, at least one of them finite.
-        seed: of the resampling.
-        rounds: resamples.
-    """
-    scores = np.asarray(values, np.float64)
-    scores = scores[~np.isnan(scores)]
-    if not len(scores):
-        raise ValueError("no image has a score")
-    (interval,) = bootstrap(scores[:, None], lambda sums: sums / len(scores), seed=seed, rounds=rounds)
-    return interval
-
-
-def bootstrap(
-    features: np.ndarray | sparse.csr_array,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    seed: int = 0,
-    rounds: int = 2000,
-) -> list[Interval]:
-    """Figures that follow from sums over images, with a percentile bootstrap over images.
-
-    Args:
-        features: float64 [N, F], a row an image; dense or sparse.
-        statistic: of the sums, float64 [F], to figures [S]. Resamples that give NaN are left out of the interval.
-        seed: of the resampling.
-        rounds: resamples.
-    """
-    count = features.shape[0]
-    rng = np.random.default_rng(seed)
-    drawn = np.array(
-        [
-            statistic(np.bincount(rng.integers(count, size=count), minlength=count).astype(np.float64) @ features)
-            for _ in range(rounds)
-        ]
-    )
-    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
-    figures = statistic(np.ones(count) @ features)
-    return [
-        Interval(mean=float(figure), half_width=float(wide) / 2, count=count)
-        for figure, wide in zip(figures, high - low, strict=True)
-    ]

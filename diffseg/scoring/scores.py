@@ -1,12 +1,12 @@
-"""All scores of a label run: of an image, and of many images together.
+"""All scores of label maps against ground truth, of one image and of many images together.
 
-Three ways of matching segments to classes are in use, and figures of one say nothing beside figures of another:
+Three ways of matching segments to classes are in use, and their scores must not be compared with each other:
 
-* for each image alone, scores averaged over images;
-* for each image alone, pixels counted by class over the data set (google/diffseg, and so DiffSeg's paper);
-* once for the data set (PiCIE, STEGO): a predicted id must mean the same in every image.
+* for each image alone, with scores averaged over images;
+* for each image alone, with pixels counted by class over the dataset (google/diffseg, and so DiffSeg's paper);
+* once for the dataset (PiCIE, STEGO), so that a predicted id must mean the same in every image.
 
-Axes: N images, C classes, P predicted ids, T regions of a truth, K segments.
+Axes: N images, C classes, P predicted ids, T regions of the ground truth, K segments.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
+from diffseg.scoring.bootstrap import Interval, bootstrap
 from diffseg.scoring.boundaries import boundary_score
 from diffseg.scoring.overlap import (
-    Interval,
     Overlap,
-    bootstrap,
     covering,
     match_per_image,
     mean_best_iou,
@@ -33,26 +32,31 @@ from diffseg.scoring.overlap import (
 from diffseg.scoring.view import View
 from diffseg.segmentation import IGNORE
 
-__all__ = ["CLASS_SCORES", "IMAGE_SCORES", "MOST_CLASSES", "ImageScores", "named_scores", "pooled", "score_image"]
+__all__ = ["CLASS_SCORES", "IMAGE_SCORES", "MAX_CLASSES", "ImageScores", "named_scores", "pool_scores", "score_image"]
 
 IMAGE_SCORES = ("accuracy", "miou", "best_iou", "covering", "vi", "boundary_f", "split", "merged")
-"""Of each image. vi in bits, split and merged are counts of regions, the others shares in [0, 1]."""
+"""Scores of each image: vi is in bits, split and merged count regions, and the others are shares, 0 to 1."""
 
 CLASS_SCORES = ("class_accuracy", "class_miou", "dataset_accuracy", "dataset_miou")
-"""Of all images together, in [0, 1]: matched for each image, and once for the data set."""
+"""Scores of all images together, 0 to 1: matched for each image (class_…), and once for the dataset (dataset_…)."""
 
-MOST_CLASSES = 256
-"""Where truths hold more ids than this, the ids number regions and name no classes."""
+MAX_CLASSES = 256
+"""Ground truth with more ids than this numbers its regions; its ids are not classes."""
 
 ROUNDS = 1000
+"""Bootstrap resamples."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageScores:
-    """values: by name, see `IMAGE_SCORES`; NaN where every truth ignores every pixel; means over several truths.
+    """Scores of one image; with several annotations of it, the means over them.
 
-    regions, segments: how many there are (of several truths: the mean). missed: share of the counted pixels in no
-    segment. table: shared pixels, from which the scores of classes follow; None with several truths.
+    Attributes:
+        values: Score by name, see `IMAGE_SCORES`; NaN if every annotation ignores every pixel.
+        regions: Number of ground-truth regions.
+        segments: Number of segments.
+        missed: Share of the counted pixels that are in no segment.
+        table: Shared pixels, from which class scores are computed; None with several annotations.
     """
 
     values: dict[str, float]
@@ -63,33 +67,39 @@ class ImageScores:
 
 
 def score_image(truths: Sequence[np.ndarray], prediction: np.ndarray, view: View) -> ImageScores:
-    """Score one image against one or more truths.
+    """Score one image against one or more annotations.
 
-    truths: uint16 [H, W] each, 65535 = ignore. prediction: uint16 [H, W], 65535 = in no segment.
-    Raises ValueError where shapes differ.
+    Args:
+        truths: Ground truth, uint16 [H, W] each, 65535 = ignored.
+        prediction: uint16 [H, W], 65535 = in no segment.
+        view: The pixels to score.
+
+    Raises:
+        ValueError: The shapes differ.
     """
-    found = view.apply(prediction)
+    labels = view.apply(prediction)
     scores, tables = [], []
     for truth in truths:
         if truth.shape != prediction.shape:
             raise ValueError(f"the truth has shape {truth.shape}, the label map {prediction.shape}; expected the same")
-        true = view.apply(truth)
-        table = overlap(true, found, ignore_truth=IGNORE)
-        edges = boundary_score(true, found, ignore_truth=IGNORE)
+        true_labels = view.apply(truth)
+        table = overlap(true_labels, labels, ignore_truth=IGNORE)
+        edges = boundary_score(true_labels, labels, ignore_truth=IGNORE)
         scores.append(_values(table, edges.f))
         tables.append(table)
     counted = sum(int(table.truth_area.sum()) for table in tables)
-    claimed = sum(int(table.shared.sum()) for table in tables)
+    in_segments = sum(int(table.shared.sum()) for table in tables)
     return ImageScores(
-        values={name: float(np.mean([one[name] for one in scores])) for name in IMAGE_SCORES},
+        values={name: float(np.mean([values[name] for values in scores])) for name in IMAGE_SCORES},
         regions=float(np.mean([len(table.truth_ids) for table in tables])),
         segments=len(tables[0].segment_ids),
-        missed=1 - claimed / counted if counted else float("nan"),
+        missed=1 - in_segments / counted if counted else float("nan"),
         table=tables[0] if len(tables) == 1 else None,
     )
 
 
 def _values(table: Overlap, boundary_f: float) -> dict[str, float]:
+    """Return the scores of an image in the order of `IMAGE_SCORES`."""
     if not len(table.truth_area):
         return dict.fromkeys(IMAGE_SCORES, float("nan"))
     matching = match_per_image(table)
@@ -106,97 +116,109 @@ def _values(table: Overlap, boundary_f: float) -> dict[str, float]:
     }
 
 
-def pooled(images: Sequence[ImageScores], classes: Sequence[int] | None) -> dict[str, Interval]:
-    """The figures of many images, each with its bootstrap interval over images; {} where none has a score.
+def pool_scores(images: Sequence[ImageScores], classes: Sequence[int] | None) -> dict[str, Interval]:
+    """Combine the scores of many images, with a bootstrap interval over images for each score.
 
-    classes: ids of the truths' classes. None takes those that occur, or none where images have several truths or there
-    are more than `MOST_CLASSES` of them; then there are no `CLASS_SCORES`.
+    Args:
+        images: Scores of the images; those without counted pixels are left out.
+        classes: Ids of the ground truth's classes. None takes the ids that occur. If there are more than `MAX_CLASSES`
+            of them, or if images have several annotations, there are no `CLASS_SCORES`.
+
+    Returns:
+        The interval of each score by name; empty if no image has a score.
     """
     scored = [image for image in images if not np.isnan(image.values["covering"])]
     if not scored:
         return {}
     values = np.array([[image.values[name] for name in IMAGE_SCORES] for image in scored])
     means = bootstrap(values, lambda sums: sums / len(scored), rounds=ROUNDS)
-    figures = dict(zip(IMAGE_SCORES, means, strict=True))
+    image_scores = dict(zip(IMAGE_SCORES, means, strict=True))
     tables = [image.table for image in scored if image.table is not None]
     if len(tables) < len(scored):
-        return figures
+        return image_scores
     if classes is None:
         classes = np.unique(np.concatenate([table.truth_ids for table in tables])).tolist()
-    if len(classes) > MOST_CLASSES:
-        return figures
-    for_each_image = bootstrap(_counts_by_class(tables, classes), _matched_for_each_image, rounds=ROUNDS)
+    if len(classes) > MAX_CLASSES:
+        return image_scores
+    per_image = bootstrap(_counts_by_class(tables, classes), _scores_of_counts, rounds=ROUNDS)
     features, count = _confusions(tables, classes), len(classes)
-    once = bootstrap(features, lambda sums: _matched_once(sums, count), rounds=ROUNDS)
-    return figures | dict(zip(CLASS_SCORES, for_each_image + once, strict=True))
+    per_dataset = bootstrap(features, lambda sums: _scores_of_dataset_matching(sums, count), rounds=ROUNDS)
+    return image_scores | dict(zip(CLASS_SCORES, per_image + per_dataset, strict=True))
 
 
 def named_scores(tables: Sequence[Overlap], classes: Sequence[int]) -> tuple[Interval, Interval, dict[int, float]]:
-    """Accuracy, mIoU and the IoU of each class of maps whose ids are the truth's classes: nothing is matched.
+    """Score maps whose ids are the classes of the ground truth, so that nothing is matched.
 
-    tables: of truths and of maps of classes, one an image. classes: those that are counted; the means are of those that
-    occur or were found. Intervals are bootstrapped over images. Pixels without a class are missed.
+    Args:
+        tables: For each image, the overlap of its ground truth and its map of classes. Pixels without a class count as
+            missed.
+        classes: The classes that are scored.
+
+    Returns:
+        Accuracy and mIoU, with bootstrap intervals over images, and the IoU of each class. The mean is over classes
+        that occur or were predicted.
     """
     counts = np.zeros((len(tables), 3, len(classes)))
     for number, table in enumerate(tables):
-        for place, name in enumerate(classes):
-            row, column = table.truth_ids == name, table.segment_ids == name
+        for index, class_id in enumerate(classes):
+            row, column = table.truth_ids == class_id, table.segment_ids == class_id
             hit = table.shared[np.ix_(row, column)].sum()
-            counts[number, :, place] = hit, table.shared[:, column].sum() - hit, table.truth_area[row].sum() - hit
-    accuracy, miou = bootstrap(counts.reshape(len(tables), -1), _matched_for_each_image, rounds=ROUNDS)
+            counts[number, :, index] = hit, table.shared[:, column].sum() - hit, table.truth_area[row].sum() - hit
+    accuracy, miou = bootstrap(counts.reshape(len(tables), -1), _scores_of_counts, rounds=ROUNDS)
     hit, wrong, missed = counts.sum(axis=0)
     union = hit + wrong + missed
-    return accuracy, miou, {name: float(hit[i] / union[i]) for i, name in enumerate(classes) if union[i]}
+    return accuracy, miou, {class_id: float(hit[i] / union[i]) for i, class_id in enumerate(classes) if union[i]}
 
 
 def _counts_by_class(tables: Sequence[Overlap], classes: Sequence[int]) -> np.ndarray:
-    """True positives, false positives and false negatives of each class: float64 [N, 3 * C].
+    """Return true positives, false positives and false negatives of each class, float64 [N, 3 * C].
 
-    As google/diffseg counts: the table has a row for every class of the data set, so that segments which no present
-    class wants go to absent ones, as false positives of these. To which is a tie, and decided by the order of both.
+    As in google/diffseg, the table of an image has a row for every class of the dataset. Segments that no class of the
+    image takes are therefore assigned to absent classes, as false positives of these. Which absent class takes which
+    segment is a tie, decided by the order of both.
     """
     counts = np.zeros((len(tables), 3, len(classes)))
     for number, table in enumerate(tables):
-        places = np.searchsorted(classes, table.truth_ids)
+        class_index = np.searchsorted(classes, table.truth_ids)
         shared = np.zeros((len(classes), max(len(classes), table.shared.shape[1])))
-        shared[places, : table.shared.shape[1]] = table.shared
+        shared[class_index, : table.shared.shape[1]] = table.shared
         area = np.zeros(len(classes))
-        area[places] = table.truth_area
+        area[class_index] = table.truth_area
         rows, columns = linear_sum_assignment(shared, maximize=True)
         hit = shared[rows, columns]
         counts[number] = hit, shared[:, columns].sum(0) - hit, area - hit
     return counts.reshape(len(tables), -1)
 
 
-def _matched_for_each_image(sums: np.ndarray) -> np.ndarray:
-    """Accuracy and mIoU; classes that neither occur nor were wrongly found have no IoU and count for nothing."""
+def _scores_of_counts(sums: np.ndarray) -> np.ndarray:
+    """Return accuracy and mIoU; a class that neither occurs nor was wrongly predicted has no IoU and is left out."""
     hit, wrong, missed = sums.reshape(3, -1)
     union = hit + wrong + missed
-    there = union > 0
-    return np.array([hit.sum() / (hit + missed).sum(), (hit[there] / union[there]).mean()])
+    present = union > 0
+    return np.array([hit.sum() / (hit + missed).sum(), (hit[present] / union[present]).mean()])
 
 
 def _confusions(tables: Sequence[Overlap], classes: Sequence[int]) -> sparse.csr_array:
-    """Pixels of each class, and those it shares with each predicted id: [N, C + C * P], sparse."""
+    """Return the pixels of each class and those that it shares with each predicted id, sparse [N, C + C * P]."""
     ids = np.unique(np.concatenate([table.segment_ids for table in tables]))
     rows, columns, values = [], [], []
     for number, table in enumerate(tables):
-        places = np.searchsorted(classes, table.truth_ids)
-        pairs = len(classes) + places[:, None] * len(ids) + np.searchsorted(ids, table.segment_ids)
-        columns += [places, pairs.ravel()]
+        class_index = np.searchsorted(classes, table.truth_ids)
+        pairs = len(classes) + class_index[:, None] * len(ids) + np.searchsorted(ids, table.segment_ids)
+        columns += [class_index, pairs.ravel()]
         values += [table.truth_area, table.shared.ravel()]
-        rows.append(np.full(len(places) + pairs.size, number))
+        rows.append(np.full(len(class_index) + pairs.size, number))
     shape = (len(tables), len(classes) * (1 + len(ids)))
-    together = [np.concatenate(parts) for parts in (values, rows, columns)]
-    return sparse.csr_array((together[0].astype(np.float64), (together[1], together[2])), shape=shape)
+    value, row, column = (np.concatenate(parts) for parts in (values, rows, columns))
+    return sparse.csr_array((value.astype(np.float64), (row, column)), shape=shape)
 
 
-def _matched_once(sums: np.ndarray, count: int) -> np.ndarray:
-    """Accuracy and mIoU of the classes that occur, one predicted id each; a class without one has the IoU 0."""
+def _scores_of_dataset_matching(sums: np.ndarray, count: int) -> np.ndarray:
+    """Return accuracy and mIoU of the classes that occur, each with one predicted id; a class without one has IoU 0."""
     area, shared = sums[:count], sums[count:].reshape(count, -1)
     rows, columns = linear_sum_assignment(shared, maximize=True)
     hit, union = np.zeros(count), area.copy()
     hit[rows] = shared[rows, columns]
     union[rows] += shared[:, columns].sum(0) - hit[rows]
-    there = area > 0
-    return np.array([hit.sum() / area.sum(), (hit[there] / union[there]).mean()])
+    present = area > 0
+    return np.array([hit.sum() / area.sum(), (hit[present] / union[present]).mean()])

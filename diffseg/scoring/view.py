@@ -1,4 +1,7 @@
-"""The pixels of a label map that a protocol scores, and at which size."""
+"""The part of a label map that an evaluation protocol scores, and its size.
+
+Axes: H and W pixels.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ Crop = Literal["none", "centre"]
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Which pixels of a label map are scored, and at which size; truth and prediction are looked at alike.
+    """The crop and the size at which ground truth and prediction are scored.
 
-    crop: centre takes the centre square, of the shorter side. size: pixels of the shorter side after that; None leaves
-    it as it is.
+    Attributes:
+        crop: "centre" takes the centre square, whose side is the shorter side of the map.
+        size: Length of the shorter side after the crop, in pixels; None keeps its length.
     """
 
     crop: Crop = "none"
@@ -26,7 +30,7 @@ class View:
             raise ValueError(f"size {self.size}: expected at least 1 pixel")
 
     def apply(self, labels: np.ndarray) -> np.ndarray:
-        """[H, W] of any type, cropped and then scaled; each pixel takes the nearest one, so no label is made up."""
+        """Crop and then scale a map [H, W] of any type, by nearest neighbours so that no label is invented."""
         height, width = labels.shape
         if self.crop == "centre":
             square = min(height, width)
@@ -43,5 +47,5 @@ class View:
 
 
 def _nearest(length: int, count: int) -> np.ndarray:
-    """The index, of `length` pixels, under the centre of each of `count`."""
+    """Return, for each of `count` pixels of the result, the index of the pixel of `length` under its centre."""
     return (2 * np.arange(count) + 1) * length // (2 * count)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffseg.scoring.baselines import BASELINES
-from diffseg.scoring.overlap import Interval
-from diffseg.scoring.scores import named_scores, pooled
+from diffseg.scoring.bootstrap import Interval
+from diffseg.scoring.scores import named_scores, pool_scores
 from pipeline.evaluation.ground_truth import GroundTruth
 from pipeline.evaluation.pairing import Pairing, RowLocation
 from pipeline.evaluation.score import THIS_RUN, EvaluationContext, Problem, ScoredImage, ScoringTask, score_shard
@@ -152,5 +152,5 @@ def _named_scores(scored: list[ScoredImage], classes: Mapping[str, int]) -> Name
 
 
 def _method_scores(title: str, scored: list[ScoredImage], name: str, classes: range | None) -> MethodScores:
-    figures = pooled([image.scores[name] for image in scored], classes)
+    figures = pool_scores([image.scores[name] for image in scored], classes)
     return MethodScores(name=title, images=figures["covering"].count if figures else 0, figures=figures)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from diffseg.drawing.overlay import contact_sheet, overlay
 from diffseg.scoring.baselines import LEFT_OUT
-from diffseg.scoring.overlap import Interval
+from diffseg.scoring.bootstrap import Interval
 from diffseg.tiny.evaluation.names import NamedRow, name_rows, names_table
 from diffseg.tiny.evaluation.samples import SEEDS, Choice, Sample, captioned_samples, chosen
 from diffseg.tiny.evaluation.scoring import Method, Row, Segment, baseline_methods, compare, model_method

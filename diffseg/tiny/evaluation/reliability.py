@@ -21,7 +21,8 @@ from rich.progress import track
 from scipy.stats import rankdata
 
 from diffseg.drawing.plot import COLOURS, GRID, HEADING, INK, SMALL, SOFT, Sheet
-from diffseg.scoring.overlap import Interval, covering, overlap
+from diffseg.scoring.bootstrap import Interval
+from diffseg.scoring.overlap import covering, overlap
 from diffseg.segmentation import IGNORE
 from diffseg.segmenter import Segmenter
 from diffseg.tiny.evaluation.samples import Choice, Sample, chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from diffseg.scoring.overlap import Interval
+from diffseg.scoring.bootstrap import Interval
 
 __all__ = ["heading", "markdown", "number", "signed"]
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from diffseg.scoring.baselines import BASELINES, Grid
-from diffseg.scoring.overlap import Interval
+from diffseg.scoring.bootstrap import Interval
 from diffseg.segmentation import IGNORE
 from diffseg.tiny.evaluation.evaluate import Evaluation, main
 from diffseg.tiny.evaluation.samples import Choice, Sample, chosen, photographs
