@@ -22,7 +22,7 @@ from pipeline.errors import RunFailed
 from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
 from pipeline.readers.samples import Shard
-from pipeline.report.facts import Facts
+from pipeline.report.row_statistics import RowStatistics
 from pipeline.report.write import INDEX, Report, write_report
 from pipeline.storage import Storage, redact
 
@@ -48,15 +48,17 @@ def _report(command: ReportCommand) -> int:
         commits=done,
         failed={name: commit.error for name, commit in failed.items()},
         sources=sources,
-        photographs_gone=missing_reason,
+        images_missing=missing_reason,
         rows=command.rows,
     )
     with progress_bar("reading label shards", len(done)) as advance:
-        facts = write_report(report, processes=command.process_count, address=command.ray_address, on_part=advance)
+        statistics = write_report(
+            report, processes=command.process_count, address=command.ray_address, on_shard=advance
+        )
     if command.json:
-        print_json({"page": out.joined(INDEX), "counts": facts.statuses, "photographs": missing_reason or "found"})
+        print_json({"page": out.joined(INDEX), "counts": statistics.statuses, "photographs": missing_reason or "found"})
     else:
-        _print(out, facts, missing_reason)
+        _print(out, statistics, missing_reason)
     return OK
 
 
@@ -68,11 +70,11 @@ def _source_shards(command: ReportCommand, manifest: Manifest) -> tuple[dict[str
         return {}, redact(str(error))
 
 
-def _print(out: Storage, facts: Facts, missing_reason: str) -> None:
+def _print(out: Storage, statistics: RowStatistics, missing_reason: str) -> None:
     console = Console(stderr=True)
     if missing_reason:
         print_line(console, f"the page shows segments without source images: {missing_reason}", "yellow")
-    counts = ", ".join(f"{rows:,} {status}" for status, rows in facts.statuses.most_common())
+    counts = ", ".join(f"{rows:,} {status}" for status, rows in statistics.statuses.most_common())
     print_line(console, f"{out.joined(INDEX)}: {counts or 'no rows yet'}")
 
 

@@ -1,4 +1,4 @@
-"""Runs whose label maps are given: everything of OUT is real but for the model."""
+"""Runs with given label maps: everything in OUT is real except that no model made the labels."""
 
 from __future__ import annotations
 
@@ -32,9 +32,15 @@ def write_run(
     names: Mapping[str, Sequence[str | None]] = MappingProxyType({}),
     vocabulary: Sequence[str] = (),
 ) -> None:
-    """OUT of a run over image files: uint16 [H, W] by key, in the order of SRC; None: the row failed.
+    """Write OUT of a run over image files.
 
-    names: by key, of segments 0, 1, …; None is a segment without a name. vocabulary: the names of the run.
+    Args:
+        out: OUT.
+        labels: Label map of each key, uint16 [H, W], in the order of SRC; None for a failed row.
+        source: SRC.
+        per_shard: Rows per label shard.
+        names: Names of segments 0, 1, … by key; None for a segment without a name.
+        vocabulary: The names of the run.
     """
     storage, keys = Storage(url=str(out)), list(labels)
     groups = [keys[start : start + per_shard] for start in range(0, len(keys), per_shard)]
@@ -45,8 +51,8 @@ def write_run(
             for row in rows:
                 writer.add(row)
             files = writer.publish(storage)
-        good = sum(row.status == "ok" for row in rows)
-        counts = {"ok": good, "undecodable": len(rows) - good}
+        ok_rows = sum(row.status == "ok" for row in rows)
+        counts = {"ok": ok_rows, "undecodable": len(rows) - ok_rows}
         commit = Commit(
             shard=shard, state="done", fingerprint=FINGERPRINT, attempt=1, rows=len(rows), counts=counts, files=files
         )
@@ -74,7 +80,7 @@ def _row(
     vocabulary: Sequence[str],
 ) -> Row:
     if labels is None:
-        return Row(key=key, shard=shard, index=index, status="undecodable", error="made so")
+        return Row(key=key, shard=shard, index=index, status="undecodable", error="planted failure")
     result = Segmentation(
         labels=labels,
         segments=tuple(
@@ -100,6 +106,6 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """A PNG of uint8 or uint16 [H, W], or of uint8 [H, W, 3], and its folder."""
+    """Write a PNG of uint8 or uint16 [H, W] or of uint8 [H, W, 3], and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

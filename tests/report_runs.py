@@ -1,4 +1,4 @@
-"""Runs to look at, whose rows are given: hostile ones, named ones, and very many."""
+"""Runs with given rows, for tests of the report page."""
 
 from __future__ import annotations
 
@@ -18,18 +18,25 @@ from pipeline.storage import Storage
 
 FINGERPRINT = "0123456789abcdef"
 START = 1.7e9
-SECONDS_A_SHARD = 30.0
+SECONDS_PER_SHARD = 30.0
 
 
 def labelled(key: str, labels: np.ndarray, names: Mapping[int, str] | None = None, confidence: float = 0.5) -> Row:
-    """A row of uint16 [H, W] labels, all below 255; its segments' names by label."""
+    """Return a row with these labels.
+
+    Args:
+        key: Key of the sample.
+        labels: uint16 [H, W], below 255 or equal to 65535.
+        names: Names of segments by label.
+        confidence: Confidence of the image and of its segments, 0 to 1.
+    """
     return labelled_png(key, encode_mask(labels), labels, names, confidence)
 
 
 def labelled_png(
     key: str, mask: bytes, labels: np.ndarray, names: Mapping[int, str] | None = None, confidence: float = 0.5
 ) -> Row:
-    """As `labelled`, where many rows have the same mask and it need not be encoded again."""
+    """Return a row as `labelled` does, with an encoded mask that many rows can share."""
     counts = np.bincount(labels[labels < 255].ravel())
     segments = tuple(
         {
@@ -44,12 +51,12 @@ def labelled_png(
         if area
     )
     size = {"height": labels.shape[0], "width": labels.shape[1]}
-    about = {"n_segments": len(segments), "segments": segments, "confidence": confidence, "meta": "{}"}
-    return Row(key=key, shard="", index=0, status="ok", mask=mask, **size, **about)
+    contents = {"n_segments": len(segments), "segments": segments, "confidence": confidence, "meta": "{}"}
+    return Row(key=key, shard="", index=0, status="ok", mask=mask, **size, **contents)
 
 
 def failed(key: str, status: str, error: str) -> Row:
-    """A row without labels."""
+    """Return a row without labels."""
     return Row(key=key, shard="", index=0, status=status, error=error)
 
 
@@ -62,14 +69,23 @@ def write_rows(
     options: Mapping[str, Any] | None = None,
     failures: Sequence[str] = (),
 ) -> Storage:
-    """OUT with these rows in their order, over image files of SRC, and shards that failed for these reasons."""
+    """Write OUT with these rows in their order, and with one failed shard for each reason in `failures`.
+
+    Args:
+        url: OUT.
+        rows: The rows.
+        per_shard: Rows per label shard.
+        source: SRC, a folder of image files.
+        options: fsspec storage options.
+        failures: Reasons of failed shards.
+    """
     out, rows, number = Storage(url=url, options=options), iter(rows), 0
     while group := list(islice(rows, per_shard)):
         _write_shard(out, number, group)
         number += 1
-    for why in failures:
+    for reason in failures:
         shard = f"images-{number:06d}"
-        write_commit(out, Commit(shard=shard, state="failed", fingerprint=FINGERPRINT, attempt=3, error=why))
+        write_commit(out, Commit(shard=shard, state="failed", fingerprint=FINGERPRINT, attempt=3, error=reason))
         number += 1
     manifest = Manifest(
         source=source,
@@ -93,7 +109,7 @@ def _write_shard(out: Storage, number: int, rows: list[Row]) -> None:
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.status] = counts.get(row.status, 0) + 1
-    started = START + number * SECONDS_A_SHARD
+    started = START + number * SECONDS_PER_SHARD
     record = Commit(
         shard=shard,
         state="done",
@@ -102,8 +118,8 @@ def _write_shard(out: Storage, number: int, rows: list[Row]) -> None:
         rows=len(rows),
         counts=counts,
         files=files,
-        seconds={"unet": 20.0, "merge": 4.0, "decode": 1.5, "total": SECONDS_A_SHARD},
+        seconds={"unet": 20.0, "merge": 4.0, "decode": 1.5, "total": SECONDS_PER_SHARD},
         started=started,
-        finished=started + SECONDS_A_SHARD,
+        finished=started + SECONDS_PER_SHARD,
     )
     write_commit(out, record)

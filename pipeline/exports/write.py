@@ -16,7 +16,7 @@ import numpy as np
 
 from diffseg.segmentation import BACKGROUND
 from pipeline.executor.parallel import parallel_map
-from pipeline.exports import coco, cvat, huggingface, labelstudio, voc
+from pipeline.exports import coco, cvat, huggingface, label_studio, voc
 from pipeline.exports.assemble import Fragments, Lines
 from pipeline.exports.items import (
     PROBLEMS_SHOWN,
@@ -62,7 +62,7 @@ FORMATS: Mapping[FormatName, Format] = {
     "coco-instances": Format(write=coco.write_instances, files=coco.instances_files),
     "voc": Format(write=voc.write_shard, files=voc.files, needs_images=True, jpeg=True),
     "huggingface": Format(write=huggingface.write_shard, files=huggingface.files, needs_images=True),
-    "label-studio": Format(write=labelstudio.write_shard, files=labelstudio.files),
+    "label-studio": Format(write=label_studio.write_shard, files=label_studio.files),
     "cvat": Format(write=cvat.write_shard, files=cvat.files),
 }
 

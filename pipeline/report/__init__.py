@@ -1,1 +1,1 @@
-"""A page to look at a run with: `write.py` writes it, label shard by label shard."""
+"""The report page of a run; `write.py` writes it, one label shard at a time."""

@@ -1,4 +1,4 @@
-"""index.html: what is said of a run as a whole, and the frame of the gallery."""
+"""Render index.html: the summary of the run, and the frame of the gallery."""
 
 from __future__ import annotations
 
@@ -11,34 +11,47 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.output.commit import Commit, totals
 from pipeline.output.manifest import Manifest
 from pipeline.report.charts import distributions, throughput_chart
-from pipeline.report.facts import Facts
+from pipeline.report.row_statistics import RowStatistics
 from pipeline.report.throughput import throughput
 from pipeline.storage import redact
 
-MOST_FAILED_SHARDS = 200
-MOST_REASONS_SHOWN = 50
+MAX_FAILED_SHARDS = 200
+"""Failed shards that are listed."""
+MAX_REASONS_SHOWN = 50
+"""Reasons of failed rows that are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What index.html is made from. data: its folder of data, relative to it. shown: rows in the gallery."""
+    """What index.html is rendered from.
+
+    Attributes:
+        out: OUT of the run, without credentials.
+        manifest: Manifest of the run.
+        commits: Commit records of done shards by name.
+        failed: Reason of each failed shard by name.
+        images_missing: Why there are no source images; empty if there are.
+        statistics: Statistics over all rows.
+        data: Folder of the data files, relative to index.html.
+        shown: Number of rows in the gallery.
+    """
 
     out: str
     manifest: Manifest
     commits: Mapping[str, Commit]
     failed: Mapping[str, str]
-    photographs_gone: str
-    facts: Facts
+    images_missing: str
+    statistics: RowStatistics
     data: str
     shown: int
 
 
 def render(page: Page) -> str:
-    """The text of index.html; whatever keys, errors and names hold is text in it."""
-    facts, manifest = page.facts, page.manifest
+    """Return index.html. Keys, errors and names are escaped, so they appear as text whatever they contain."""
+    statistics, manifest = page.statistics, page.manifest
     over_time = throughput(page.commits.values())
-    images = facts.statuses.total()
-    labelled = facts.statuses["ok"]
+    images = statistics.statuses.total()
+    labelled = statistics.statuses["ok"]
     _, seconds = totals(page.commits.values())
     loader = PackageLoader("pipeline.report", "page")
     environment = Environment(
@@ -51,14 +64,14 @@ def render(page: Page) -> str:
         labelled=labelled,
         missing=max(0, manifest.shards - len(page.commits) - len(page.failed)),
         over_time=over_time,
-        mean_segments=_mean(sum(n * count for n, count in facts.segments.items()), labelled),
-        mean_confidence=_mean(facts.confidence_sum, labelled),
-        charts=[*distributions(facts), *([throughput_chart(over_time)] if over_time else [])],
+        mean_segments=_mean(sum(n * count for n, count in statistics.segments.items()), labelled),
+        mean_confidence=_mean(statistics.confidence_sum, labelled),
+        charts=[*distributions(statistics), *([throughput_chart(over_time)] if over_time else [])],
         steps=_steps(seconds, images),
-        statuses=facts.statuses.most_common(),
-        reasons=facts.reasons.most_common(MOST_REASONS_SHOWN),
-        reasons_left=max(0, len(facts.reasons) - MOST_REASONS_SHOWN),
-        failed_shards=sorted(page.failed.items())[:MOST_FAILED_SHARDS],
+        statuses=statistics.statuses.most_common(),
+        reasons=statistics.reasons.most_common(MAX_REASONS_SHOWN),
+        reasons_left=max(0, len(statistics.reasons) - MAX_REASONS_SHOWN),
+        failed_shards=sorted(page.failed.items())[:MAX_FAILED_SHARDS],
         tables=_tables(manifest),
     )
 
@@ -68,7 +81,10 @@ def _mean(total: float, count: int) -> float:
 
 
 def _steps(seconds: Mapping[str, float], images: int) -> list[tuple[str, float, float]]:
-    """(step, milliseconds an image, share of the longest), the longest first; without `total`, which is wall time."""
+    """Return name, milliseconds per image and share of the longest step for each step, the longest first.
+
+    `total` is left out, because it is wall time.
+    """
     steps = {name: value for name, value in seconds.items() if name != "total"}
     longest = max(steps.values(), default=0.0)
     ordered = sorted(steps.items(), key=lambda item: -item[1])
@@ -76,21 +92,21 @@ def _steps(seconds: Mapping[str, float], images: int) -> list[tuple[str, float, 
 
 
 def _tables(manifest: Manifest) -> list[tuple[str, list[tuple[str, str]]]]:
-    """run.json as tables of (name, value)."""
+    """Return the contents of run.json as titled tables of name and value."""
     run = {"source": manifest.source, "fingerprint": manifest.fingerprint, "model_sha256": manifest.model_sha256}
     sections = {
         "Run": run | {"shards": manifest.shards},
         "Settings": manifest.settings,
-        "What the checkpoint filled in": manifest.resolved,
+        "Settings resolved from the checkpoint": manifest.resolved,
         "Environment and versions": manifest.environment,
     }
-    return [(title, list(_flat(values))) for title, values in sections.items() if values]
+    return [(title, list(_flatten(values))) for title, values in sections.items() if values]
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name} ")
+            yield from _flatten(value, f"{prefix}{name} ")
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            yield f"{before}{name}", redact(shown)
+            yield f"{prefix}{name}", redact(shown)

@@ -1,4 +1,4 @@
-"""How fast a run was over its time, as its commit records tell."""
+"""The throughput of a run over time, computed from its commit records."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ import numpy as np
 from pipeline.output.commit import Commit
 
 BINS = 60
+"""Number of intervals of equal length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """rates: images a second in parts of equal length. seconds: in which there was a shard in hand. images: in all.
+    """Throughput of a run over its working time, during which at least one shard was in flight.
 
-    pauses: seconds of work after which the run lay still, because it was stopped and started again.
+    Attributes:
+        rates: Images per second in `BINS` intervals of equal length.
+        seconds: Length of the working time.
+        images: Number of images.
+        pauses: Working time, in seconds, at which the run was idle between a stop and the next start.
     """
 
     rates: Sequence[float]
@@ -26,27 +31,33 @@ class Throughput:
 
 
 def throughput(commits: Iterable[Commit]) -> Throughput | None:
-    """Of done shards, the images of each spread evenly over its time; None where no record has a time."""
+    """Compute the throughput, with the images of each shard spread evenly over its duration.
+
+    Args:
+        commits: Records of done shards.
+
+    Returns:
+        The throughput; None if no record has times.
+    """
     timed = sorted((c.started, c.finished, c.rows) for c in commits if c.finished > c.started > 0)
     if not timed:
         return None
     starts, ends, rows = (np.array(column, float) for column in zip(*timed, strict=True))
     last_end = np.maximum.accumulate(ends)
     idle = np.maximum(starts[1:] - last_end[:-1], 0)
-    # Time of the clock → time of work: what lay still before a moment is taken off.
-    moments, lost = starts[1:], np.cumsum(idle)
+    # Clock time is converted to working time by subtracting all idle time before it.
+    idle_before = np.concatenate([[0.0], np.cumsum(idle)])
 
-    def worked(clock: np.ndarray) -> np.ndarray:
-        before = np.searchsorted(moments, clock, side="right")
-        return clock - starts[0] - np.concatenate([[0.0], lost])[before]
+    def working_time(clock: np.ndarray) -> np.ndarray:
+        return clock - starts[0] - idle_before[np.searchsorted(starts[1:], clock, side="right")]
 
-    begin, end = worked(starts), worked(ends)
+    begin, end = working_time(starts), working_time(ends)
     seconds = float(end.max())
     edges = np.linspace(0, seconds, BINS + 1)
-    # Images that were done by each edge, summed over shards a part at a time so that memory stays small.
+    # Images done by each edge, summed over blocks of shards to bound memory.
     done = np.zeros(BINS + 1)
-    for part in range(0, len(rows), 4096):
-        b, e, n = (values[part : part + 4096, None] for values in (begin, end, rows))
+    for start in range(0, len(rows), 4096):
+        b, e, n = (values[start : start + 4096, None] for values in (begin, end, rows))
         done += (n * np.clip((edges[None] - b) / (e - b), 0, 1)).sum(0)
     long = idle > seconds / BINS
     return Throughput(

@@ -1,4 +1,4 @@
-"""The pictures of the gallery: a small photograph and small segments to lay over it, many samples in a file.
+"""The pictures of the gallery: a small source image, and small segments to draw over it.
 
 Axes: H and W pixels.
 """
@@ -22,41 +22,49 @@ from pipeline.output.rows import decode_mask
 from pipeline.output.source_images import SourceImageError, SourceImages
 
 SIDE = 256
-"""Pixels of the longer side."""
+"""Longer side of a picture, in pixels."""
 JPEG_QUALITY = 80
-MOST_SEGMENTS = 100
-MOST_META = 2000
-"""Characters of a sample's own fields."""
+MAX_SEGMENTS = 100
+"""Segments of an image that are listed, the largest first."""
+MAX_META_LENGTH = 2000
+"""Characters of a sample's metadata that are shown."""
 
 
-def make_tile(row: Mapping[str, Any], photographs: SourceImages | str) -> dict[str, Any]:
-    """What the page is told of a labelled row beside the list of all rows, with its pictures in base64.
+def make_tile(row: Mapping[str, Any], source_images: SourceImages | str) -> dict[str, Any]:
+    """Return what the page needs to show a labelled row, with its pictures as base64.
 
-    photographs: those of its shard, or why there are none.
+    Args:
+        row: A labelled row.
+        source_images: Source images of its shard, or why there are none.
     """
     labels = decode_mask(row["mask"])
     names = {segment["id"]: segment_name(segment) for segment in row["segments"]}
     colours = segment_colours(1 + int(labels[labels != IGNORE].max(initial=0)), names)
-    largest = sorted(row["segments"], key=lambda segment: -segment["area"])[:MOST_SEGMENTS]
-    photograph = _photograph(row, photographs)
+    largest = sorted(row["segments"], key=lambda segment: -segment["area"])[:MAX_SEGMENTS]
+    image = _small_source_image(row, source_images)
     return {
         "size": [row["width"], row["height"]],
         "mask": _base64(segments_picture(labels, colours), "PNG"),
-        "photograph": None if isinstance(photograph, str) else _base64(photograph, "JPEG"),
-        "why": photograph if isinstance(photograph, str) else "",
+        "photograph": None if isinstance(image, str) else _base64(image, "JPEG"),
+        "why": image if isinstance(image, str) else "",
         "segments": [
             [segment["id"], segment["area"], segment["confidence"], names[segment["id"]], segment["name_score"], colour]
             for segment in largest
             for colour in [hexadecimal(colours[segment["id"]])]
         ],
-        "meta": (row["meta"] or "")[:MOST_META],
+        "meta": (row["meta"] or "")[:MAX_META_LENGTH],
     }
 
 
 def segments_picture(labels: np.ndarray, colours: np.ndarray) -> Image.Image:
-    """RGBA of at most SIDE pixels a side: colours with white borders, transparent where there is no segment.
+    """Draw segments in their colours with white borders; pixels in no segment are transparent.
 
-    labels: uint16 [H, W], 65535 = ignore. colours: uint8 [K, 3] by label.
+    Args:
+        labels: uint16 [H, W]; 65535 is ignored.
+        colours: Colour of each label, uint8 [K, 3].
+
+    Returns:
+        An RGBA picture with sides of at most `SIDE` pixels.
     """
     height, width = small_size(*labels.shape)
     rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
@@ -71,20 +79,23 @@ def segments_picture(labels: np.ndarray, colours: np.ndarray) -> Image.Image:
 
 
 def small_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) of the picture of an image of this size."""
+    """Return the height and width of the picture of an image of this size."""
     scale = min(1.0, SIDE / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _photograph(row: Mapping[str, Any], photographs: SourceImages | str) -> Image.Image | str:
-    if isinstance(photographs, str):
-        return photographs
+def _small_source_image(row: Mapping[str, Any], source_images: SourceImages | str) -> Image.Image | str:
+    """Return the resized source image of a row, or why there is none."""
+    if isinstance(source_images, str):
+        return source_images
     try:
-        pixels = decode_image(photographs.read(row["index"], row["key"]), min_side=1)
+        pixels = decode_image(source_images.read(row["index"], row["key"]), min_side=1)
     except (SourceImageError, ImageError) as error:
         return str(error)
     if pixels.shape[:2] != (row["height"], row["width"]):
-        return f"has {pixels.shape[1]} x {pixels.shape[0]} pixels now; labelled were {row['width']} x {row['height']}"
+        return (
+            f"has {pixels.shape[1]} x {pixels.shape[0]} pixels now, and had {row['width']} x {row['height']} in the run"
+        )
     height, width = small_size(*pixels.shape[:2])
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
 

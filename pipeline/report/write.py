@@ -1,7 +1,7 @@
-"""Write the page of a run: index.html, and a folder of data that it loads as it is looked at.
+"""Write the page of a run: index.html, and a folder of data files that it loads on demand.
 
-Nothing of it needs a server or a network. The data of a page have a folder of their own, so that whoever has the page
-open while another is written goes on with what he has.
+The page needs neither a server nor a network. Each version of the page has its own data folder, so a page that is open
+in a browser keeps working while a new version is written.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pipeline.executor.parallel import parallel_map
 from pipeline.output.commit import Commit
 from pipeline.output.manifest import Manifest
 from pipeline.readers.samples import Shard
-from pipeline.report.datafiles import DataFolder, put_text
-from pipeline.report.facts import Facts
+from pipeline.report.data_files import DataFolder, put_text
 from pipeline.report.html import Page, render
-from pipeline.report.part import TILES_A_FILE, Common, Part, report_part
-from pipeline.report.rowlist import RowList
+from pipeline.report.row_list import RowList
+from pipeline.report.row_statistics import RowStatistics
+from pipeline.report.shard import TILES_PER_FILE, ReportContext, ReportTask, report_shard
 from pipeline.storage import Storage
 
 FOLDER = "report"
@@ -30,10 +30,16 @@ SCRIPTS = ("data.js", "filters.js", "gallery.js", "detail.js", "page.js")
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a page is made from. commits: of done shards, by name. failed: why shards failed, by name.
+    """What a page is written from.
 
-    sources: the shards that were labelled, by name; else photographs_gone says why there are none. rows: at most in
-    the gallery, of evenly spread label shards.
+    Attributes:
+        out: OUT of the run.
+        manifest: Manifest of the run.
+        commits: Commit records of done shards by name.
+        failed: Reason of each failed shard by name.
+        sources: Source shards by name.
+        images_missing: Why there are no source shards; empty if there are.
+        rows: Largest number of rows in the gallery; more rows are reduced to those of evenly spaced label shards.
     """
 
     out: Storage
@@ -41,27 +47,37 @@ class Report:
     commits: Mapping[str, Commit]
     failed: Mapping[str, str]
     sources: Mapping[str, Shard]
-    photographs_gone: str
+    images_missing: str
     rows: int
 
 
 def write_report(
-    report: Report, *, processes: int, address: str | None, on_part: Callable[[], None] = lambda: None
-) -> Facts:
-    """Write the page into OUT/report, with so many processes or on the Ray cluster at the address."""
-    parts = make_parts(report)
+    report: Report, *, processes: int, address: str | None, on_shard: Callable[[], None] = lambda: None
+) -> RowStatistics:
+    """Write the page into OUT/report.
+
+    Args:
+        report: What the page shows.
+        processes: Number of processes on this machine.
+        address: Ray cluster to use instead of local processes.
+        on_shard: Called after each label shard.
+
+    Returns:
+        Statistics over all rows.
+    """
+    tasks = make_tasks(report)
     data = DataFolder(out=report.out, path=f"{DATA}/{_digest(report)}")
     image_field = report.manifest.settings["image_field"]
-    common = Common(out=report.out, data=data, image_field=image_field, photographs_gone=report.photographs_gone)
-    facts, rows = Facts(), RowList(data)
-    for of_part, entries in parallel_map(report_part, common, parts, processes=processes, address=address):
-        facts.update(of_part)
+    context = ReportContext(out=report.out, data=data, image_field=image_field, images_missing=report.images_missing)
+    statistics, rows = RowStatistics(), RowList(data)
+    for shard_statistics, entries in parallel_map(report_shard, context, tasks, processes=processes, address=address):
+        statistics.update(shard_statistics)
         rows.add(entries)
-        on_part()
+        on_shard()
     rows.write()
     tables = rows.tables()
-    shards = [part.shard for part in parts]
-    data.write("run", tables | {"shards": shards, "tilesAFile": TILES_A_FILE, "out": report.out.redacted})
+    shards = [task.shard for task in tasks]
+    data.write("run", tables | {"shards": shards, "tilesAFile": TILES_PER_FILE, "out": report.out.redacted})
     for name in ("page.css", *SCRIPTS):
         data.put(name, files("pipeline.report").joinpath("page", name).read_text("utf-8"))
     page = Page(
@@ -69,8 +85,8 @@ def write_report(
         manifest=report.manifest,
         commits=report.commits,
         failed=report.failed,
-        photographs_gone=report.photographs_gone,
-        facts=facts,
+        images_missing=report.images_missing,
+        statistics=statistics,
         data=data.path.removeprefix(f"{FOLDER}/"),
         shown=tables["rows"],
     )
@@ -78,21 +94,21 @@ def write_report(
     for path, _ in report.out.files(DATA):
         if not path.startswith(f"{data.path}/"):
             report.out.delete(path)
-    return facts
+    return statistics
 
 
-def make_parts(report: Report) -> list[Part]:
-    """A part a label shard; where there are too many rows, those of every so many-th shard are shown."""
+def make_tasks(report: Report) -> list[ReportTask]:
+    """Return one task for each label shard; every n-th shard is shown if there are more rows than the gallery takes."""
     total = sum(commit.rows for commit in report.commits.values())
     every = max(1, -(-total // report.rows))
     return [
-        Part(shard=shard, number=number, shown=number % every == 0, source=report.sources.get(shard))
+        ReportTask(shard=shard, number=number, shown=number % every == 0, source=report.sources.get(shard))
         for number, shard in enumerate(sorted(report.commits))
     ]
 
 
 def _digest(report: Report) -> str:
-    """16 hexadecimal digits of what the page shows."""
+    """Return 16 hexadecimal digits that identify what the page shows."""
     records = [f"{commit.path} {commit.finished}" for _, commit in sorted(report.commits.items())]
-    shown = [report.manifest.fingerprint, str(report.rows), report.photographs_gone, *sorted(report.sources), *records]
+    shown = [report.manifest.fingerprint, str(report.rows), report.images_missing, *sorted(report.sources), *records]
     return short_digest("\n".join(shown))

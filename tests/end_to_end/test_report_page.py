@@ -104,7 +104,7 @@ def test_pictures_are_seen_as_image_overlay_and_mask(page: Page, small: Path) ->
     opened(page, small)
     card = page.locator("#grid li").first
     photograph, mask = card.locator(".photograph"), card.locator(".mask")
-    expect(photograph).to_have_attribute("alt", "Photograph 000.png")
+    expect(photograph).to_have_attribute("alt", "Source image 000.png")
     for image in (photograph, mask):
         assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 60
     expect(mask).to_have_css("opacity", "0.55")
@@ -127,9 +127,9 @@ def test_filters_search_and_order(page: Page, small: Path) -> None:
     page.get_by_label("Search").fill("01")
     expect(found).to_have_text("11 of 42 rows")
     assert keys_shown(page) == ["001.png", *(f"01{digit}.png" for digit in range(10))]
-    page.get_by_label("At least this confidence").fill("0.4")
+    page.get_by_label("Minimum confidence").fill("0.4")
     expect(found).to_have_text("4 of 42 rows")
-    page.get_by_label("At most so many segments").fill("2")
+    page.get_by_label("Maximum number of segments").fill("2")
     expect(found).to_have_text("2 of 42 rows")
     page.get_by_role("button", name="Clear").click()
     expect(found).to_have_text("42 rows")
@@ -138,7 +138,7 @@ def test_filters_search_and_order(page: Page, small: Path) -> None:
     page.get_by_label("Status").select_option("")
     page.get_by_label("Name").select_option("sky")
     expect(found).to_have_text("10 of 42 rows")
-    page.get_by_label("Order").select_option("surest first")
+    page.get_by_label("Order").select_option("highest confidence first")
     expect(page.locator("#grid li").first).to_contain_text("009.png")
 
 
@@ -158,7 +158,7 @@ def test_the_keyboard_is_enough(page: Page, small: Path) -> None:
     page.keyboard.press("Enter")
     detail = page.get_by_role("dialog")
     expect(detail.locator("h2")).to_have_text("009.png")
-    expect(detail.get_by_role("button", name="Sample after")).to_be_disabled()
+    expect(detail.get_by_role("button", name="Next sample")).to_be_disabled()
     page.keyboard.press("ArrowLeft")
     expect(detail.locator("h2")).to_have_text("008.png")
     expect(detail.locator("figcaption")).to_have_text(["image", "overlay", "mask"])
@@ -200,7 +200,7 @@ def test_markup_that_got_in_all_the_same_would_run_nothing(browser: Browser, sma
 
 def test_failures_numbers_and_settings(page: Page, small: Path) -> None:
     opened(page, small, "#numbers")
-    expect(page.get_by_role("img", name="Segments in an image")).to_be_visible()
+    expect(page.get_by_role("img", name="Segments per image")).to_be_visible()
     expect(page.get_by_role("img", name="Throughput")).to_be_visible()
     page.get_by_role("link", name="Settings").click()
     expect(page.get_by_role("row", name="fingerprint")).to_contain_text("0123456789abcdef")
@@ -239,7 +239,7 @@ def test_ten_thousand_rows_open_at_once_and_scroll(page: Page, many: Path) -> No
     page.get_by_label("Search").fill("04567")
     expect(page.locator("#found")).to_have_text("1 of 10,000 rows")
     expect(page.locator("#grid img.alone")).to_have_css("opacity", "1")  # SRC is gone: segments alone
-    expect(page.locator(".note").first).to_contain_text("without their photographs")
+    expect(page.locator(".note").first).to_contain_text("without their source images")
     seconds = f"first pictures after {first:.2f} s, all rows after {every:.2f} s"
     print(f"\n10,000 rows: {seconds}, slowest frame {slowest:.0f} ms")
 

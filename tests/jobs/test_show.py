@@ -47,7 +47,7 @@ def test_the_picture_is_the_image_and_its_segments(out: Path, capsys: pytest.Cap
 
 def test_a_row_without_labels_prints_its_error(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert show(out, "c.png") == 1
-    assert "made so" in capsys.readouterr().out
+    assert "planted failure" in capsys.readouterr().out
     assert show(out, "c.png", "--json") == 1
     facts = json.loads(capsys.readouterr().out)
     assert (facts["status"], facts["picture"]) == ("undecodable", None)

@@ -1,13 +1,13 @@
-// The data files of the page, loaded as scripts when they are asked for: a page on a disk may read nothing else.
+// Loads the data files of the page on demand. They are scripts, because a page opened from disk can load nothing else.
 "use strict";
 
 const report = { folder: document.body.dataset.data, tilesKept: 48 };
 
-const handedOver = new Map();
+const receivedData = new Map();
 
-// What every data file calls.
+// Called by every data file.
 function reportData(name, value) {
-  handedOver.set(name, value);
+  receivedData.set(name, value);
 }
 
 function loadData(name) {
@@ -16,9 +16,9 @@ function loadData(name) {
     script.src = `${report.folder}/${name}.js`;
     script.onload = () => {
       script.remove();
-      const value = handedOver.get(name);
-      handedOver.delete(name);
-      if (value === undefined) reject(new Error(`${name}.js holds something else`));
+      const value = receivedData.get(name);
+      receivedData.delete(name);
+      if (value === undefined) reject(new Error(`${name}.js does not hold ${name}`));
       else resolve(value);
     };
     script.onerror = () => {
@@ -29,7 +29,7 @@ function loadData(name) {
   });
 }
 
-// Files of pictures: the last ones that were asked for stay in memory.
+// Files of pictures; the most recently used ones stay in memory.
 const tileFiles = new Map();
 
 async function loadTile(row) {
@@ -38,7 +38,7 @@ async function loadTile(row) {
   const file = tileFiles.get(name) ?? loadData(name);
   tileFiles.delete(name);
   tileFiles.set(name, file);
-  file.catch(() => tileFiles.delete(name)); // asked for again when it is needed again
+  file.catch(() => tileFiles.delete(name)); // the next use loads it again
   if (tileFiles.size > report.tilesKept) tileFiles.delete(tileFiles.keys().next().value);
   return (await file)[row.tile % report.run.tilesAFile];
 }
@@ -48,7 +48,7 @@ function readRow(line, number) {
   return { number, key, part, index, status: report.run.statuses[status], error, segments, confidence, tile, names };
 }
 
-// The list of rows, file after file; `onRows` is called with all that are there after each.
+// Loads the list of rows file by file, and calls `onRows` after each file.
 async function loadRows(onRows) {
   report.run = await loadData("run");
   report.rows = [];

@@ -1,14 +1,14 @@
-// One sample: image, segments and both, side by side, and what its row says.
+// The dialog of one sample: image, overlay and mask side by side, and the fields of its row.
 "use strict";
 
 const detail = document.getElementById("detail");
 const shown = { place: -1 };
 
 function element(name, text = "", className = "") {
-  const made = document.createElement(name);
-  made.textContent = text;
-  if (className) made.className = className;
-  return made;
+  const created = document.createElement(name);
+  created.textContent = text;
+  if (className) created.className = className;
+  return created;
 }
 
 async function openDetail(place) {
@@ -37,7 +37,7 @@ async function openDetail(place) {
 
 function fillDetail(row, tile) {
   const panes = tile.photograph
-    ? [["image", photographOf(row, tile)], ["overlay", ...layers(row, tile)], ["mask", maskOf(row, tile)]]
+    ? [["image", sourceImageOf(row, tile)], ["overlay", ...layers(row, tile)], ["mask", maskOf(row, tile)]]
     : [["mask", maskOf(row, tile)]];
   for (const [look, ...images] of panes) {
     const pane = element("figure", "", "pane");
@@ -49,12 +49,12 @@ function fillDetail(row, tile) {
     field("detail-pictures").append(pane);
   }
   const more = field("detail-more");
-  if (tile.why) more.append(element("p", `No photograph: ${tile.why}`, "note"));
+  if (tile.why) more.append(element("p", `No source image: ${tile.why}`, "note"));
   const size = `${tile.size[0]} × ${tile.size[1]} pixels`;
   more.append(element("p", `${size}, ${row.segments} segments, confidence ${row.confidence.toFixed(2)}`));
   more.append(segmentTable(row, tile));
   if (tile.segments.length < row.segments) {
-    more.append(element("p", `and ${row.segments - tile.segments.length} smaller ones`, "quiet"));
+    more.append(element("p", `and ${row.segments - tile.segments.length} smaller segments`, "quiet"));
   }
   if (tile.meta && tile.meta !== "{}") more.append(element("pre", tile.meta));
 }

@@ -1,4 +1,4 @@
-// Which rows are shown, and in which order.
+// Filters and sorts the rows of the gallery.
 "use strict";
 
 const tools = document.getElementById("tools");
@@ -24,10 +24,10 @@ function fillChoices() {
   field("name").closest("label").hidden = report.run.names.length === 0;
 }
 
-function bounds(least, most) {
-  const number = (id, otherwise) => (field(id).value === "" ? otherwise : Number(field(id).value));
-  const low = number(least, -Infinity);
-  const high = number(most, Infinity);
+function bounds(lowId, highId) {
+  const number = (id, fallback) => (field(id).value === "" ? fallback : Number(field(id).value));
+  const low = number(lowId, -Infinity);
+  const high = number(highId, Infinity);
   return { any: low === -Infinity && high === Infinity, has: (value) => low <= value && value <= high };
 }
 
@@ -42,7 +42,7 @@ function chosenRows() {
       (words === "" || row.key.toLowerCase().includes(words)) &&
       (status === "" || row.status === status) &&
       (name === null || row.names.includes(name)) &&
-      // A row without labels has neither number.
+      // Rows without labels have neither number.
       (segments.any || (row.tile >= 0 && segments.has(row.segments))) &&
       (confidence.any || (row.tile >= 0 && confidence.has(row.confidence))),
   );

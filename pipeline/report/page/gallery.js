@@ -1,4 +1,4 @@
-// The gallery: only the cards that are near the window exist.
+// The gallery. Only cards near the visible part of the page exist.
 "use strict";
 
 const grid = document.getElementById("grid");
@@ -9,10 +9,10 @@ const CAPTION = 46;
 const SPARE_LINES = 2;
 
 function measure() {
-  const room = grid.clientWidth;
-  const wanted = room < 560 ? 150 : 210;
-  gallery.columns = Math.max(1, Math.floor((room + GAP) / (wanted + GAP)));
-  gallery.width = Math.floor((room - GAP * (gallery.columns - 1)) / gallery.columns);
+  const available = grid.clientWidth;
+  const target = available < 560 ? 150 : 210;
+  gallery.columns = Math.max(1, Math.floor((available + GAP) / (target + GAP)));
+  gallery.width = Math.floor((available - GAP * (gallery.columns - 1)) / gallery.columns);
   gallery.height = gallery.width + CAPTION + GAP;
   grid.style.height = `${Math.ceil(gallery.rows.length / gallery.columns) * gallery.height}px`;
 }
@@ -34,7 +34,7 @@ function draw() {
   const to = Math.min(gallery.rows.length, last * gallery.columns);
   for (const [place, card] of gallery.cards) {
     const away = place < from || place >= to;
-    // A card that has the focus stays: the keyboard would lose its place.
+    // A card that has the focus is kept, because removing it would move the focus elsewhere.
     if (away && !card.contains(document.activeElement)) {
       card.remove();
       gallery.cards.delete(place);
@@ -99,22 +99,22 @@ function imageOf(kind, type, data, text) {
   return image;
 }
 
-function photographOf(row, tile) {
-  return imageOf("photograph", "jpeg", tile.photograph, `Photograph ${row.key}`);
+function sourceImageOf(row, tile) {
+  return imageOf("photograph", "jpeg", tile.photograph, `Source image ${row.key}`);
 }
 
 function maskOf(row, tile) {
   return imageOf("mask", "png", tile.mask, `${row.segments} segments of ${row.key}`);
 }
 
-// The photograph and, over it, the segments: what is seen of them is the style sheet's work.
+// The source image with the segments above it; the style sheet decides which of them is visible.
 function layers(row, tile) {
   const mask = maskOf(row, tile);
   if (!tile.photograph) {
     mask.classList.add("alone");
     return [mask];
   }
-  return [photographOf(row, tile), mask];
+  return [sourceImageOf(row, tile), mask];
 }
 
 function focusOn(place) {

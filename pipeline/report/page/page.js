@@ -1,4 +1,4 @@
-// What the parts of the page do together: views, the tools above the gallery, and the keyboard.
+// Connects the parts of the page: views, the tools above the gallery, and the keyboard.
 "use strict";
 
 const views = [...document.querySelectorAll("main > section")];
@@ -22,7 +22,7 @@ function filter() {
   const rows = chosenRows();
   showRows(rows);
   const all = report.run.rows;
-  const still = report.rows.length < all ? `, ${report.rows.length} read so far` : "";
+  const still = report.rows.length < all ? `, ${report.rows.length} loaded so far` : "";
   field("found").textContent =
     rows.length === all ? `${all.toLocaleString("en")} rows` : `${rows.length.toLocaleString("en")} of ${all.toLocaleString("en")} rows${still}`;
 }
@@ -94,7 +94,7 @@ document.addEventListener("keydown", (event) => {
   } else if ("123".includes(event.key)) chooseLook(Number(event.key) - 1);
 });
 
-// On a phone the filters are folded away, so that pictures come first.
+// On a phone the filters are collapsed, so that pictures come first.
 field("fold").addEventListener("click", () => {
   field("fold").setAttribute("aria-expanded", tools.classList.toggle("open"));
 });
@@ -116,11 +116,11 @@ for (const button of document.querySelectorAll("[data-status]")) {
 
 look();
 showView();
-let choicesThere = false;
+let choicesFilled = false;
 loadRows(() => {
-  if (!choicesThere) fillChoices();
-  choicesThere = true;
+  if (!choicesFilled) fillChoices();
+  choicesFilled = true;
   filter();
 }).catch((error) => {
-  field("found").textContent = `The rows cannot be read: ${error.message}`;
+  field("found").textContent = `The rows cannot be loaded: ${error.message}`;
 });

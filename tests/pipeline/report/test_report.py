@@ -1,4 +1,4 @@
-"""The page of a run: what is written, in what sizes, and that nothing of a row is more than text in it."""
+"""The report page of a run: its contents, the sizes of its files, and the escaping of text from rows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_runs import SECONDS_A_SHARD, failed, labelled, write_rows
+from report_runs import SECONDS_PER_SHARD, failed, labelled, write_rows
 
 import jobs.report
 from diffseg import IGNORE
 from diffseg.drawing.overlay import class_colour, palette
 from pipeline.output.commit import Commit
-from pipeline.report.part import TILES_A_FILE
+from pipeline.report.shard import TILES_PER_FILE
 from pipeline.report.throughput import throughput
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(1)">&amp;\u2028\u202e.png'
@@ -31,17 +31,17 @@ def report(out: Path | str, *flags: str) -> int:
 
 
 def data_of(out: Path) -> dict[str, Any]:
-    """What the data files hand over, by name."""
-    found = {}
+    """Return the contents of the data files by name."""
+    data = {}
     for path in out.glob("report/data/*/*.js"):
         match = re.fullmatch(r'reportData\("([a-z0-9-]+)",(.*)\)\n', path.read_text(), re.DOTALL)
         if match:
-            found[match[1]] = json.loads(match[2])
-    return found
+            data[match[1]] = json.loads(match[2])
+    return data
 
 
 class Reader(HTMLParser):
-    """Collects what a browser would take for elements, and the text between them."""
+    """Collects the elements that a browser would create, and the text between them."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OUT of 60 rows, two of them failed, with names on some segments; the page is written."""
+    """OUT of 60 rows, of which two failed and some have named segments; its page is written."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "in").mkdir()
     rows = []
@@ -85,13 +85,13 @@ def test_every_row_is_in_the_list_and_has_its_pictures(out: Path) -> None:
         ("undecodable", HOSTILE),
         ("too_large", "has 2³² pixels"),
     ]
-    for number, (_, part, index, _, _, segments, confidence, tile, names) in enumerate(rows[:58]):
-        assert (part, index, segments) == (number // 30, number % 30, 3)
+    for number, (_, shard, index, _, _, segments, confidence, tile, names) in enumerate(rows[:58]):
+        assert (shard, index, segments) == (number // 30, number % 30, 3)
         assert confidence == pytest.approx(number / 58, abs=1e-4)
         assert [run["names"][name][0] for name in names] == (sorted(["sky", HOSTILE]) if number < 10 else [])
-        picture = data[f"tiles-{part}-{tile // TILES_A_FILE}"][tile % TILES_A_FILE]
-        photograph = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture["photograph"]))))
-        np.testing.assert_allclose(photograph, 4 * number, atol=2)
+        picture = data[f"tiles-{shard}-{tile // TILES_PER_FILE}"][tile % TILES_PER_FILE]
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture["photograph"]))))
+        np.testing.assert_allclose(image, 4 * number, atol=2)
 
 
 def test_segments_have_the_colour_of_their_name_or_number(out: Path) -> None:
@@ -104,27 +104,27 @@ def test_segments_have_the_colour_of_their_name_or_number(out: Path) -> None:
         assert mask.shape == (40, 60, 4)
         for label, colour in enumerate(colours):
             np.testing.assert_array_equal(mask[20, 20 * label + 10], [*colour, 255])
-            told = next(segment for segment in tile["segments"] if segment[0] == label)
-            assert told[5] == "#{:02x}{:02x}{:02x}".format(*colour)
+            listed = next(segment for segment in tile["segments"] if segment[0] == label)
+            assert listed[5] == "#{:02x}{:02x}{:02x}".format(*colour)
     top = np.asarray(Image.open(io.BytesIO(base64.b64decode(tiles[0]["mask"]))))[:4, :, 3]
-    assert not top.any()  # what no segment has is transparent
+    assert not top.any()  # pixels in no segment are transparent
 
 
-def test_files_are_bounded_however_many_rows_there_are(tmp_path: Path) -> None:
+def test_the_size_of_files_is_bounded(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (600, 900)).astype(np.uint16)
-    long = labelled("k" * 100_000, noise)
+    large = labelled("k" * 100_000, noise)
     write_rows(
-        str(tmp_path), [long] * 30 + [failed("f", "undecodable", "e" * 100_000)] * 50, per_shard=40, source="gone"
+        str(tmp_path), [large] * 30 + [failed("f", "undecodable", "e" * 100_000)] * 50, per_shard=40, source="gone"
     )
     assert report(tmp_path) == 0
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "report").rglob("*") if path.is_file()}
     assert sum(name.startswith("tiles-") for name in sizes) == 2
-    assert max(size for name, size in sizes.items() if name.startswith("tiles-")) < TILES_A_FILE * 300_000
+    assert max(size for name, size in sizes.items() if name.startswith("tiles-")) < TILES_PER_FILE * 300_000
     assert sizes["rows-0.js"] < 80 * 2000
     assert sizes["index.html"] < 200_000
 
 
-def test_keys_errors_and_names_are_text(out: Path) -> None:
+def test_keys_errors_and_names_are_escaped(out: Path) -> None:
     html = (out / "report/index.html").read_text("utf-8")
     page = Reader(html)
     assert HOSTILE in page.text
@@ -138,17 +138,17 @@ def test_keys_errors_and_names_are_text(out: Path) -> None:
     for path in out.glob("report/data/*/r*.js"):
         text = path.read_bytes()
         assert text.isascii()
-    assert "http" not in re.sub(r"http-equiv", "", html)  # nothing is asked for elsewhere
+    assert "http" not in re.sub(r"http-equiv", "", html)  # the page loads nothing from elsewhere
 
 
-def test_the_page_tells_failures_speed_and_settings(out: Path) -> None:
+def test_the_page_shows_failures_speed_and_settings(out: Path) -> None:
     text = Reader((out / "report/index.html").read_text("utf-8")).text
     for words in ("undecodable", "has 2³² pixels", "images-000002", "samples_per_shard", "0123456789abcdef", "unet"):
         assert words in text
-    assert "Shards that failed: 1; not done yet: 0" in text
+    assert "Failed shards: 1; shards not done yet: 0" in text
 
 
-def test_without_photographs_the_segments_are_shown_and_it_is_said(
+def test_without_source_images_the_segments_are_shown_with_a_note(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report(out, "--images", str(out.parent / "nowhere"), "--json") == 0
@@ -156,15 +156,15 @@ def test_without_photographs_the_segments_are_shown_and_it_is_said(
     tile = data_of(out)["tiles-0-0"][0]
     assert tile["photograph"] is None
     assert tile["mask"]
-    assert "without their photographs" in (out / "report/index.html").read_text("utf-8")
+    assert "without their source images" in (out / "report/index.html").read_text("utf-8")
     assert report(out) == 0
     assert data_of(out)["tiles-0-0"][0]["photograph"]
-    assert len({path.parent for path in out.glob("report/data/*/*")}) == 1, "the data of the page before stay"
+    assert len({path.parent for path in out.glob("report/data/*/*")}) == 1, (
+        "the data of the previous page are still there"
+    )
 
 
-def test_of_many_rows_those_of_some_shards_are_shown_and_all_are_counted(
-    out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_large_run_shows_rows_of_some_shards_and_counts_all(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(out, "--rows", "30", "--json") == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"ok": 58, "undecodable": 1, "too_large": 1}
     assert data_of(out)["run"]["rows"] == 30
@@ -173,22 +173,22 @@ def test_of_many_rows_those_of_some_shards_are_shown_and_all_are_counted(
     assert report(out) == 0
 
 
-def test_a_run_that_has_done_nothing_has_a_page(tmp_path: Path) -> None:
+def test_a_run_without_done_shards_has_a_page(tmp_path: Path) -> None:
     write_rows(str(tmp_path), [], per_shard=1, source="gone")
     assert report(tmp_path) == 0
     assert report(tmp_path / "no-run") == 2
 
 
-def test_throughput_leaves_pauses_out() -> None:
+def test_throughput_excludes_pauses() -> None:
     def record(start: float, rows: int) -> Commit:
-        times = {"started": 1000 + start, "finished": 1000 + start + SECONDS_A_SHARD}
+        times = {"started": 1000 + start, "finished": 1000 + start + SECONDS_PER_SHARD}
         return Commit(shard="s", state="done", fingerprint="", attempt=1, rows=rows, **times)
 
-    # Two at a time, a night without work, and one.
-    found = throughput([record(0, 60), record(0, 30), record(40_000, 30)])
-    assert found is not None
-    assert found.seconds == 2 * SECONDS_A_SHARD
-    assert found.images == 120
-    np.testing.assert_allclose(found.rates, [3.0] * 30 + [1.0] * 30, rtol=1e-6)
-    assert found.pauses == [SECONDS_A_SHARD]
+    # Two shards at the same time, a pause of 40,000 s, and one shard.
+    result = throughput([record(0, 60), record(0, 30), record(40_000, 30)])
+    assert result is not None
+    assert result.seconds == 2 * SECONDS_PER_SHARD
+    assert result.images == 120
+    np.testing.assert_allclose(result.rates, [3.0] * 30 + [1.0] * 30, rtol=1e-6)
+    assert result.pauses == [SECONDS_PER_SHARD]
     assert throughput([]) is None

@@ -1,4 +1,4 @@
-"""The list of all rows, in files of bounded size, which the page keeps in memory to filter and search them."""
+"""The list of all rows, in files of bounded size. The page keeps it in memory to filter and search it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from diffseg.drawing.overlay import class_colour, hexadecimal
-from pipeline.report.datafiles import DataFolder
-from pipeline.report.part import Entry
+from pipeline.report.data_files import DataFolder
+from pipeline.report.shard import ListEntry
 
-ROWS_A_FILE = 5000
+ROWS_PER_FILE = 5000
 
 
 class RowList:
-    """Rows as they come from the parts; `write` puts the last ones into their file."""
+    """Collects the entries of all label shards in order, and writes full files; call `write` after the last entry."""
 
     def __init__(self, data: DataFolder) -> None:
         self._data = data
@@ -23,22 +23,22 @@ class RowList:
         self._statuses: dict[str, int] = {"ok": 0}
         self._names: dict[str, int] = {}
 
-    def add(self, entries: Iterable[Entry]) -> None:
-        """The rows of the next label shard."""
+    def add(self, entries: Iterable[ListEntry]) -> None:
+        """Add the entries of the next label shard."""
         for entry in entries:
-            self._rows.append(self._line(entry))
-            if len(self._rows) == ROWS_A_FILE:
+            self._rows.append(self._as_list(entry))
+            if len(self._rows) == ROWS_PER_FILE:
                 self.write()
 
     def write(self) -> None:
-        """Write the rows that are in no file yet."""
+        """Write the entries that are in no file yet."""
         if self._rows:
             self._data.write(f"rows-{self._files}", self._rows)
             self._total += len(self._rows)
             self._files, self._rows = self._files + 1, []
 
     def tables(self) -> dict[str, Any]:
-        """What the numbers in the rows stand for, and how many rows there are in how many files."""
+        """Return the tables that the entries refer to by number, and the number of rows and of files."""
         colours = {name: hexadecimal(class_colour(name)) for name in self._names}
         return {
             "rows": self._total,
@@ -47,10 +47,11 @@ class RowList:
             "names": [[name, colours[name]] for name in self._names],
         }
 
-    def _line(self, entry: Entry) -> list[Any]:
+    def _as_list(self, entry: ListEntry) -> list[Any]:
+        """Return an entry in the form that `readRow` of data.js expects."""
         status = self._statuses.setdefault(entry.status, len(self._statuses))
-        place = [entry.key, entry.part, entry.row, status]
+        common = [entry.key, entry.shard, entry.row, status]
         if entry.tile < 0:
-            return [*place, entry.error]
+            return [*common, entry.error]
         names = [self._names.setdefault(name, len(self._names)) for name in entry.names]
-        return [*place, "", entry.segments, round(entry.confidence, 4), entry.tile, names]
+        return [*common, "", entry.segments, round(entry.confidence, 4), entry.tile, names]

@@ -1,4 +1,4 @@
-"""What is counted over all rows of a run, a label shard at a time."""
+"""Statistics over all rows of a run, collected one label shard at a time."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ from typing import Any
 from pipeline.output.reader import segment_name
 
 CONFIDENCE_BINS = 20
+"""Number of bins of equal width for the confidence of images."""
 SMALLEST_SHARE = 14
-"""Segments of less than 2⁻¹⁴ of the image's pixels are counted with those."""
-MOST_REASONS = 200
-MOST_ERROR = 300
-"""Characters of a message."""
+"""Segments smaller than 2⁻¹⁴ of the image's pixels are counted in the bin of that size."""
+MAX_REASONS = 200
+"""Largest number of different errors that are counted separately."""
+MAX_ERROR_LENGTH = 300
+"""Characters of an error message that are kept."""
 
 
 @dataclass
-class Facts:
-    """Numbers of many rows.
+class RowStatistics:
+    """Counts over many rows.
 
-    statuses: rows. reasons: failed rows by (status, error). segments: labelled images by their number of segments.
-    confidence: labelled images by twentieths. shares: segments by k, where their share of the image's pixels is above
-    2⁻⁽ᵏ⁺¹⁾ and at most 2⁻ᵏ. names: segments.
+    Attributes:
+        statuses: Rows by status.
+        reasons: Failed rows by status and error.
+        segments: Labelled images by number of segments.
+        confidence: Labelled images by confidence bin.
+        shares: Segments by k, where their share of the image's pixels is above 2⁻⁽ᵏ⁺¹⁾ and at most 2⁻ᵏ.
+        names: Segments by name.
+        confidence_sum: Sum of the confidence of labelled images.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
@@ -36,10 +43,10 @@ class Facts:
     confidence_sum: float = 0.0
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Count a row: its status, error, size, n_segments, segments and confidence."""
+        """Count a row by its status, error, size, n_segments, segments and confidence."""
         self.statuses[row["status"]] += 1
         if row["status"] != "ok":
-            self._add_reason(row["status"], (row["error"] or "")[:MOST_ERROR])
+            self._add_reason(row["status"], (row["error"] or "")[:MAX_ERROR_LENGTH])
             return
         self.segments[row["n_segments"]] += 1
         self.confidence[min(int(row["confidence"] * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)] += 1
@@ -51,8 +58,8 @@ class Facts:
             if name:
                 self.names[name] += 1
 
-    def update(self, other: Facts) -> None:
-        """Add those of other rows."""
+    def update(self, other: RowStatistics) -> None:
+        """Add the statistics of other rows."""
         for name in ("statuses", "segments", "confidence", "shares", "names"):
             getattr(self, name).update(getattr(other, name))
         for (status, error), rows in other.reasons.items():
@@ -60,6 +67,6 @@ class Facts:
         self.confidence_sum += other.confidence_sum
 
     def _add_reason(self, status: str, error: str, rows: int = 1) -> None:
-        if (status, error) not in self.reasons and len(self.reasons) >= MOST_REASONS:
-            error = "for other reasons"
+        if (status, error) not in self.reasons and len(self.reasons) >= MAX_REASONS:
+            error = "other reasons"
         self.reasons[status, error] += rows

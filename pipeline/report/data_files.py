@@ -1,4 +1,4 @@
-"""Data that the page asks for, as scripts: from a disk a browser runs a script, and reads no JSON."""
+"""The data files of the page. They are scripts, because a page opened from disk can load scripts but no JSON."""
 
 from __future__ import annotations
 
@@ -13,23 +13,31 @@ from pipeline.storage import Storage
 
 @dataclass(frozen=True, kw_only=True)
 class DataFolder:
-    """A folder below OUT for the data of one page."""
+    """The folder below OUT with the data of one page.
+
+    Attributes:
+        out: OUT of the run.
+        path: Path of the folder below OUT.
+    """
 
     out: Storage
     path: str
 
     def write(self, name: str, value: Any) -> None:
-        """A script that hands `value` to the page under `name`."""
-        # JSON in ASCII is JavaScript, whatever the keys hold: they are data there, and never HTML.
+        """Write a script that passes `value` to the page under `name`."""
+        # ASCII JSON is valid JavaScript whatever the strings contain, and none of it is parsed as HTML.
         self.put(f"{name}.js", f"reportData({json.dumps(name)},{json.dumps(value, separators=(',', ':'))})\n")
 
     def put(self, name: str, text: str) -> None:
-        """A file of the folder."""
+        """Write a file of the folder."""
         put_text(self.out, f"{self.path}/{name}", text)
 
 
 def put_text(out: Storage, path: str, text: str) -> None:
-    """Write a text below OUT, so that a store that tells browsers what a file is sees its extension."""
+    """Write a text file below OUT.
+
+    The local file keeps the name, because object stores derive the content type from the extension.
+    """
     with tempfile.TemporaryDirectory(prefix="diffseg-report-") as folder:
         local = os.path.join(folder, os.path.basename(path))
         with open(local, "wb") as file:
