@@ -20,7 +20,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diffseg import CheckpointError
-from diffseg.model.layout import TINY, fingerprint
+from diffseg.model.files import fingerprint
+from diffseg.model.layout import TINY
 from diffseg.settings import settings_of
 from pipeline import weights
 from pipeline.errors import RunRefused
