@@ -1,4 +1,4 @@
-"""Print what pyproject.toml asks for, with the extras named on the command line: all of the image but our code."""
+"""Print the requirements of pyproject.toml and of the extras named on the command line, for the Dockerfile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What infra/ says: overlays as Kustomize makes them, their pods, and every command that stands in a manifest."""
+"""Reads infra/: the overlays as Kustomize builds them, their pods, and every command in a manifest."""
 
 from __future__ import annotations
 
@@ -25,50 +25,50 @@ Document = dict[str, Any]
 
 @functools.cache
 def overlay(name: str) -> list[Document]:
-    """The documents that `kubectl apply -k` would send; skips where there is no kubectl, which has Kustomize in it."""
+    """Return the documents that `kubectl apply -k` would send. Without kubectl, which has Kustomize, skip the test."""
     if not shutil.which("kubectl"):
-        pytest.skip("no kubectl here, so no Kustomize")
-    made = subprocess.run(
+        pytest.skip("needs kubectl, which contains Kustomize")
+    built = subprocess.run(
         ["kubectl", "kustomize", KUBERAY / "overlays" / name], capture_output=True, text=True, timeout=60, check=False
     )
-    assert made.returncode == 0, made.stderr
-    return list(yaml.safe_load_all(made.stdout))
+    assert built.returncode == 0, built.stderr
+    return list(yaml.safe_load_all(built.stdout))
 
 
 def of_kind(documents: list[Document], kind: str) -> list[Document]:
-    """The documents of a kind."""
+    """Return the documents of a kind."""
     return [document for document in documents if document["kind"] == kind]
 
 
 def cluster(documents: list[Document]) -> Document:
-    """The spec of the RayCluster, by itself or in a RayJob."""
+    """Return the spec of the RayCluster, which may be part of a RayJob."""
     (ray,) = of_kind(documents, "RayCluster") + of_kind(documents, "RayJob")
     return ray["spec"].get("rayClusterSpec", ray["spec"])
 
 
 def pods(documents: list[Document]) -> dict[str, Document]:
-    """The specs of all pods by the role that they have: head, worker, submitter."""
+    """Return the specs of all pods by role: head, worker, submitter."""
     spec = cluster(documents)
     (worker,) = spec["workerGroupSpecs"]
-    found = {"head": spec["headGroupSpec"]["template"]["spec"], "worker": worker["template"]["spec"]}
+    specs = {"head": spec["headGroupSpec"]["template"]["spec"], "worker": worker["template"]["spec"]}
     for job in of_kind(documents, "RayJob"):
-        found["submitter"] = job["spec"]["submitterPodTemplate"]["spec"]
-    return found
+        specs["submitter"] = job["spec"]["submitterPodTemplate"]["spec"]
+    return specs
 
 
 def container(pod: Document) -> Document:
-    """The only container of a pod."""
+    """Return the only container of a pod."""
     (only,) = pod["containers"]
     return only
 
 
 def launcher(path: Path) -> Document:
-    """A file of Ray's cluster launcher."""
+    """Return the content of a file of Ray's cluster launcher."""
     return yaml.safe_load(path.read_text())
 
 
 def commands() -> Iterator[Line]:
-    """Every command in every manifest, those that KubeRay makes of rayStartParams too."""
+    """Yield every command in every manifest, including those that KubeRay builds from rayStartParams."""
     for name in OVERLAYS:
         documents = overlay(name)
         for job in of_kind(documents, "RayJob"):

@@ -1,4 +1,4 @@
-"""KubeRay's OpenAPI schemas as a strict JSON Schema: what they do not name is an error."""
+"""KubeRay's OpenAPI schemas as a strict JSON Schema, in which unknown fields are errors."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ FOLDER = Path(__file__).parents[3] / "shared" / "schemas"
 
 
 def strict(schema: Any) -> Any:
-    """The same schema, where an object that names its fields has no others.
+    """Return the same schema, in which an object that names its fields accepts no others.
 
-    A custom resource definition has no additionalProperties for that: the API server drops unknown fields in silence.
+    A custom resource definition does not set additionalProperties for this, because the API server drops unknown fields
+    silently.
     """
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {name: strict(part) for name, part in schema.items()}
+    result = {name: strict(part) for name, part in schema.items()}
     open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
     if isinstance(schema.get("properties"), dict) and not open_ended and _is_schema(schema):
-        made["additionalProperties"] = False
-    return made
+        result["additionalProperties"] = False
+    return result
 
 
 def _is_schema(schema: dict[str, Any]) -> bool:
-    """Not the mapping of a field that is called "properties"."""
+    """Return whether this is a schema, and not the mapping of a field with the name "properties"."""
     return schema.get("type", "object") == "object"
 
 
 def problems(document: dict[str, Any]) -> list[str]:
-    """What KubeRay's schema of this kind finds wrong, as `place: message`."""
+    """Return the errors of a document under KubeRay's schema for its kind, as `path: message`."""
     schema = strict(json.loads((FOLDER / f"{document['kind'].lower()}-v1.json").read_text()))
-    found = jsonschema.Draft202012Validator(schema).iter_errors(document)
-    return [f"{error.json_path}: {error.message}" for error in found]
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(document)
+    return [f"{error.json_path}: {error.message}" for error in errors]

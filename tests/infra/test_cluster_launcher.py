@@ -11,12 +11,12 @@ CLOUDS = {path.stem: path for path in LAUNCHERS}
 
 
 def prepared(config: Document) -> Document:
-    """As `ray up` has it before it asks the cloud for anything."""
+    """Validate and complete a config as `ray up` does before it calls the cloud."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    made = prepare_config(copy.deepcopy(config))
-    validate_config(made)
-    return made
+    completed = prepare_config(copy.deepcopy(config))
+    validate_config(completed)
+    return completed
 
 
 @pytest.fixture(params=LAUNCHERS, ids=lambda path: path.stem)
@@ -24,9 +24,9 @@ def config(request: pytest.FixtureRequest) -> Document:
     return launcher(request.param)
 
 
-def test_ray_up_takes_it_and_adds_no_commands_of_its_own(config: Document) -> None:
-    made = prepared(config)
-    assert {name: made[name] for name in made if name.endswith("commands")} == {
+def test_ray_up_accepts_the_config_and_adds_no_commands(config: Document) -> None:
+    completed = prepared(config)
+    assert {name: completed[name] for name in completed if name.endswith("commands")} == {
         name: config[name] for name in config if name.endswith("commands")
     }
 
@@ -37,7 +37,7 @@ def test_ray_up_refuses_a_misspelt_field(config: Document) -> None:
         prepared(config)
 
 
-def test_the_head_does_no_work_and_workers_are_on_spot(config: Document) -> None:
+def test_the_head_runs_no_workers_and_workers_are_on_spot(config: Document) -> None:
     types = config["available_node_types"]
     assert types[config["head_node_type"]]["resources"] == {"CPU": 0}
     worker = types["gpu"]
@@ -48,12 +48,12 @@ def test_the_head_does_no_work_and_workers_are_on_spot(config: Document) -> None
     assert section not in types["head"]["node_config"]
 
 
-def test_the_token_is_on_and_is_a_file_of_the_user(config: Document) -> None:
+def test_token_authentication_uses_the_file_of_the_user(config: Document) -> None:
     assert "--env=RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
 
 
-def test_clouds_differ_in_machines_alone() -> None:
+def test_clouds_differ_only_in_machines() -> None:
     aws, gcp = (launcher(CLOUDS[name]) for name in ("aws", "gcp"))
     clouds = {"provider", "available_node_types", "head_setup_commands"}
     assert {name for name in aws.keys() | gcp.keys() if aws.get(name) != gcp.get(name)} == clouds

@@ -9,7 +9,7 @@ from manifests import LAUNCHERS, OVERLAYS, commands
 CHECKED = ("diffseg", "python", "ray")
 
 
-def test_every_command_of_a_manifest_is_one_that_its_program_takes() -> None:
+def test_every_command_of_a_manifest_is_accepted_by_its_program() -> None:
     lines = [line for line in commands() if line.words[0] in CHECKED]
     for line in lines:
         try:
@@ -36,6 +36,6 @@ def test_every_command_of_a_manifest_is_one_that_its_program_takes() -> None:
         "ray job submit -- python -m jobs.label s3://in s3://out --modle tiny",
     ],
 )
-def test_a_misspelt_command_is_found(line: str) -> None:
+def test_a_misspelt_command_is_noticed(line: str) -> None:
     with pytest.raises(Refused):
         parse(shlex.split(line))

@@ -24,14 +24,14 @@ NAMED_SECRET = re.compile(
 
 @pytest.mark.parametrize("path", sorted(INFRA.rglob("*.y*ml")), ids=lambda path: str(path.relative_to(INFRA)))
 def test_yaml_is_clean(path: Path) -> None:
-    found = [f"{problem.line}: {problem.desc}" for problem in linter.run(path.read_text(), RULES)]
-    assert found == []
+    problems = [f"{problem.line}: {problem.desc}" for problem in linter.run(path.read_text(), RULES)]
+    assert problems == []
 
 
 @pytest.mark.parametrize(
     "path", sorted(path for path in INFRA.rglob("*") if path.is_file()), ids=lambda path: path.name
 )
-def test_no_secret_is_written_down(path: Path) -> None:
+def test_no_file_contains_a_secret(path: Path) -> None:
     text = path.read_text()
     assert not SECRETS.search(text)
     assert not re.search(r"^kind: Secret", text, flags=re.MULTILINE)

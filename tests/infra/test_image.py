@@ -14,33 +14,33 @@ PYPROJECT = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_
 
 
 def pins() -> dict[str, str]:
-    """What constraints.txt pins, for this Python or a newer one."""
+    """Return the versions that constraints.txt pins for this Python or a newer one."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return dict(line.split(";")[0].strip().split("==") for line in lines if "==" in line and "< " not in line)
 
 
 def instructions(name: str) -> list[str]:
-    """The arguments of an instruction, wherever the Dockerfile has it."""
+    """Return the arguments of each occurrence of an instruction in the Dockerfile."""
     text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     return re.findall(rf"^{name} +(.*)$", text, flags=re.MULTILINE)
 
 
-def test_hadolint() -> None:
+def test_the_dockerfile_passes_hadolint() -> None:
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if not hadolint:
-        pytest.skip("no hadolint here: its wheel is for Linux on x86-64")
-    found = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, timeout=60, check=False)
-    assert (found.returncode, found.stdout) == (0, "")
+        pytest.skip("needs hadolint, whose wheel exists only for Linux on x86-64")
+    linted = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, timeout=60, check=False)
+    assert (linted.returncode, linted.stdout) == (0, "")
 
 
-def test_nobody_runs_it_and_bases_are_pinned() -> None:
+def test_the_user_is_unprivileged_and_bases_are_pinned() -> None:
     assert instructions("USER") == ["1000:1000"]
     stages = {line.split(" AS ")[-1] for line in instructions("FROM")}
     for base in (line.split()[0] for line in instructions("FROM")):
         assert base in stages or base == "base-${VARIANT}" or re.fullmatch(r"[\w/]+:[\w.-]*\d[\w.-]*", base)
 
 
-def test_the_builder_gets_what_is_copied_and_nothing_else() -> None:
+def test_the_builder_receives_exactly_the_files_that_are_copied() -> None:
     lines = (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
     assert "*" in lines
     sent = {line[1:] for line in lines if line.startswith("!")}
@@ -50,7 +50,7 @@ def test_the_builder_gets_what_is_copied_and_nothing_else() -> None:
     assert all((ROOT / name).exists() for name in sent)
 
 
-def test_its_packages_are_those_of_the_project() -> None:
+def test_the_image_has_the_requirements_of_the_project() -> None:
     line = [sys.executable, INFRA / "requirements.py", "s3", "gcs", "azure"]
     printed = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
     assert printed == [*PYPROJECT["dependencies"], "s3fs", "gcsfs", "adlfs"]

@@ -10,9 +10,7 @@ import schemas
 from manifests import OVERLAYS, ROOT, Document, cluster, container, of_kind, overlay, pods
 
 KUBERNETES = "1.32"
-needs_schemas = pytest.mark.skipif(
-    not schemas.FOLDER.is_dir(), reason="KubeRay's schemas (../shared/schemas) are not here: its fields go unchecked"
-)
+needs_schemas = pytest.mark.skipif(not schemas.FOLDER.is_dir(), reason="needs KubeRay's schemas in ../shared/schemas")
 
 
 @pytest.fixture(params=OVERLAYS)
@@ -37,18 +35,18 @@ def test_kuberay_knows_every_field(documents: list[Document]) -> None:
         (("rayClusterSpec", "headGroupSpec", "template", "spec", "containers", 0, "resources"), "limit"),
     ],
 )
-def test_a_misspelt_field_is_found(path: tuple[Any, ...], wrong: str) -> None:
+def test_a_misspelt_field_is_noticed(path: tuple[Any, ...], wrong: str) -> None:
     job = copy.deepcopy(of_kind(overlay("aws-job"), "RayJob")[0])
-    at = job["spec"]
+    node = job["spec"]
     for step in path:
-        at = at[step]
-    at[wrong] = 1
+        node = node[step]
+    node[wrong] = 1
     (problem,) = schemas.problems(job)
     assert repr(wrong) in problem
 
 
 @needs_schemas
-def test_a_wrong_type_is_found() -> None:
+def test_a_wrong_type_is_noticed() -> None:
     job = copy.deepcopy(of_kind(overlay("aws-job"), "RayJob")[0])
     job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
     (problem,) = schemas.problems(job)
@@ -66,32 +64,32 @@ def test_kubernetes_knows_every_field(documents: list[Document]) -> None:
         kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
 
 
-def test_what_is_named_exists(documents: list[Document]) -> None:
+def test_accounts_volumes_and_secrets_that_are_named_exist(documents: list[Document]) -> None:
     accounts = {account["metadata"]["name"] for account in of_kind(documents, "ServiceAccount")}
     for spec in pods(documents).values():
         assert spec.get("serviceAccountName") in {*accounts, None}
         mounts = {mount["name"] for mount in container(spec).get("volumeMounts", ())}
         assert mounts == {volume["name"] for volume in spec.get("volumes", ())}
     guide = (ROOT / "docs" / "cluster.md").read_text()
-    made = set(re.findall(r"kubectl create secret generic (\S+)", guide))
-    assert secrets(documents) == made
+    created = set(re.findall(r"kubectl create secret generic (\S+)", guide))
+    assert secrets(documents) == created
     token = cluster(documents)["authOptions"]["secretName"]
     assert f"create secret generic {token} --from-file=auth_token=" in guide
 
 
 def secrets(documents: list[Document]) -> set[str]:
-    """The names of all Secrets that pods and Ray refer to."""
+    """Return the names of all Secrets that the pods and Ray refer to."""
     sources = [source for spec in pods(documents).values() for source in container(spec).get("envFrom", ())]
     return {source["secretRef"]["name"] for source in sources} | {cluster(documents)["authOptions"]["secretName"]}
 
 
-def test_one_image_for_all(documents: list[Document]) -> None:
+def test_all_pods_use_one_image(documents: list[Document]) -> None:
     (image,) = {container(spec)["image"] for spec in pods(documents).values()}
     assert image.startswith("registry.example.com/diffseg:")
 
 
-def test_pods_are_nobody_and_reach_nothing_of_their_node(documents: list[Document]) -> None:
-    """What Kubernetes calls the restricted standard, which some namespaces enforce."""
+def test_pods_are_unprivileged_and_isolated_from_their_node(documents: list[Document]) -> None:
+    """This is the restricted Pod Security Standard of Kubernetes, which some namespaces enforce."""
     for role, spec in pods(documents).items():
         assert spec["securityContext"]["runAsNonRoot"], role
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, role
@@ -101,7 +99,7 @@ def test_pods_are_nobody_and_reach_nothing_of_their_node(documents: list[Documen
         assert {kind for volume in spec.get("volumes", ()) for kind in volume} <= {"name", "emptyDir"}, role
 
 
-def test_the_head_does_no_work_and_workers_come_on_demand(documents: list[Document]) -> None:
+def test_the_head_runs_no_workers_and_workers_are_autoscaled(documents: list[Document]) -> None:
     spec = cluster(documents)
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert (spec["enableInTreeAutoscaling"], spec["autoscalerOptions"]["version"]) == (True, "v2")
@@ -111,7 +109,7 @@ def test_the_head_does_no_work_and_workers_come_on_demand(documents: list[Docume
 
 
 @pytest.mark.parametrize("name", [name for name in OVERLAYS if name.endswith("-job")])
-def test_a_job_is_the_cluster_of_its_overlay_and_asks_for_as_many_workers_as_it_has_places(name: str) -> None:
+def test_a_job_starts_the_cluster_of_its_overlay_and_requests_as_many_workers_as_fit(name: str) -> None:
     documents = overlay(name)
     assert not of_kind(documents, "RayCluster")
     (job,) = of_kind(documents, "RayJob")
@@ -120,6 +118,6 @@ def test_a_job_is_the_cluster_of_its_overlay_and_asks_for_as_many_workers_as_it_
     assert job["spec"]["backoffLimit"] > 0
     workers = re.search(r"--workers 1:(\d+)", job["spec"]["entrypoint"])
     limits = container(pods(documents)["worker"])["resources"]["limits"]
-    places = limits["nvidia.com/gpu"] if "--device cuda" in job["spec"]["entrypoint"] else limits["cpu"]
+    workers_per_pod = limits["nvidia.com/gpu"] if "--device cuda" in job["spec"]["entrypoint"] else limits["cpu"]
     assert workers
-    assert int(workers[1]) == int(places) * cluster(documents)["workerGroupSpecs"][0]["maxReplicas"]
+    assert int(workers[1]) == int(workers_per_pod) * cluster(documents)["workerGroupSpecs"][0]["maxReplicas"]

@@ -1,4 +1,4 @@
-"""`diffseg export`: what it writes, read back by the library of each format."""
+"""Tests of `diffseg export`: its files are read back by the library of each format."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from diffseg import IGNORE
 from diffseg.drawing.overlay import class_colour, hexadecimal
 from pipeline.output.rows import SCHEMA
 
-# pycocotools decodes through an interface that NumPy 2 finds old.
+# pycocotools decodes through an interface that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-TURNED, HOSTILE, PLAIN, BROKEN = "turned.jpg", "sub folder/é<&>.png", "b.png", "broken.png"
+ROTATED, HOSTILE, PLAIN, BROKEN = "rotated.jpg", "sub folder/é<&>.png", "b.png", "broken.png"
 
 
 def labels_of(height: int, width: int, seed: int) -> np.ndarray:
-    """uint16 [H, W] of blocks with a hole that no segment has."""
+    """Return a label map of blocks, uint16 [H, W], with a hole that is in no segment."""
     blocks = np.random.default_rng(seed).integers(0, 4, (height // 4, width // 5)).astype(np.uint16)
     labels = np.kron(np.unique(blocks, return_inverse=True)[1].reshape(blocks.shape), np.ones((4, 5))).astype(np.uint16)
     labels[2:5, 3:9] = IGNORE
@@ -39,25 +39,25 @@ LABELS = {
     PLAIN: labels_of(20, 30, 0),
     BROKEN: None,
     HOSTILE: labels_of(24, 40, 1),
-    TURNED: labels_of(32, 20, 2),
+    ROTATED: labels_of(32, 20, 2),
 }
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OUT of a run over a PNG, one that failed, one with a hostile key and a JPEG that is turned by its EXIF."""
+    """Return OUT of a run over a PNG, a PNG that failed, a PNG with a hostile key and a JPEG that EXIF rotates."""
     folder = tmp_path_factory.mktemp("export")
     for key in (PLAIN, BROKEN, HOSTILE):
-        write_png(folder / "in" / key, photograph(key))
+        write_png(folder / "in" / key, source_image(key))
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(photograph(TURNED).transpose(1, 0, 2)[::-1]).save(folder / "in" / TURNED, quality=95, exif=exif)
+    Image.fromarray(source_image(ROTATED).transpose(1, 0, 2)[::-1]).save(folder / "in" / ROTATED, quality=95, exif=exif)
     write_run(folder / "out", dict(sorted(LABELS.items())), source=folder / "in")
     return folder / "out"
 
 
-def photograph(key: str) -> np.ndarray:
-    """uint8 [H, W, 3], flat in each quarter as JPEG keeps it."""
+def source_image(key: str) -> np.ndarray:
+    """Return an image, uint8 [H, W, 3], of constant colour in each quarter, which JPEG preserves."""
     labels = LABELS[key]
     height, width = (20, 30) if labels is None else labels.shape
     image = np.full((height, width, 3), 60, np.uint8)
@@ -66,7 +66,7 @@ def photograph(key: str) -> np.ndarray:
 
 
 def pixels(path: Path) -> np.ndarray:
-    """As they are stored, whatever EXIF says."""
+    """Return the pixels of a file as they are stored, without the rotation of EXIF."""
     with Image.open(path) as image:
         return np.asarray(image)
 
@@ -79,10 +79,10 @@ def test_coco_instances(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert export(run, tmp_path, "coco-instances") == 0
     assert "3 images; left out: 1 undecodable" in capsys.readouterr().err
     coco = COCO(tmp_path / "instances.json")
-    found = {image["key"]: image for image in coco.loadImgs(coco.getImgIds())}
-    assert found.keys() == {PLAIN, HOSTILE, TURNED}
-    for key, image in found.items():
-        assert image["file_name"] == key  # as it lies below SRC
+    images = {image["key"]: image for image in coco.loadImgs(coco.getImgIds())}
+    assert images.keys() == {PLAIN, HOSTILE, ROTATED}
+    for key, image in images.items():
+        assert image["file_name"] == key  # its path below SRC
         drawn = np.full((image["height"], image["width"]), IGNORE, np.uint16)
         for annotation in coco.loadAnns(coco.getAnnIds(imgIds=image["id"])):
             mask = coco.annToMask(annotation) == 1
@@ -108,7 +108,7 @@ def test_coco_panoptic(run: Path, tmp_path: Path) -> None:
             i: (ids == i).sum() for i in np.unique(ids[ids > 0])
         }
         copied = pixels(tmp_path / "images" / image["file_name"])
-        np.testing.assert_allclose(copied, photograph(image["key"]), atol=30)  # a JPEG is soft along its borders
+        np.testing.assert_allclose(copied, source_image(image["key"]), atol=30)  # JPEG blurs edges
     plain = next(image for image in images.values() if image["key"] == PLAIN)
     assert (tmp_path / "images" / plain["file_name"]).read_bytes() == (run.parent / "in" / PLAIN).read_bytes()
 
@@ -119,7 +119,7 @@ def test_voc(run: Path, tmp_path: Path) -> None:
     with open(tmp_path / "keys.csv", newline="") as file:
         keys = {row["name"]: row["key"].encode().decode("unicode_escape") for row in csv.DictReader(file)}
     assert set(keys) == set(names)
-    assert set(keys.values()) == {PLAIN, HOSTILE, TURNED}
+    assert set(keys.values()) == {PLAIN, HOSTILE, ROTATED}
     for name, key in keys.items():
         with Image.open(tmp_path / f"SegmentationObject/{name}.png") as objects:
             assert objects.mode == "P"
@@ -140,23 +140,23 @@ def test_huggingface(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     loaded = datasets.load_dataset(str(tmp_path / "dest"), split="train", cache_dir=str(tmp_path / "cache"))
     assert isinstance(loaded.features["label"], datasets.Image)
     rows = {row["key"]: row for row in loaded}
-    assert rows.keys() == {PLAIN, HOSTILE, TURNED}
+    assert rows.keys() == {PLAIN, HOSTILE, ROTATED}
     for key, row in rows.items():
         label = np.asarray(row["label"])
         np.testing.assert_array_equal(np.where(label == 255, IGNORE, label.astype(int)), LABELS[key])
-        np.testing.assert_allclose(np.asarray(row["image"]), photograph(key), atol=30)
+        np.testing.assert_allclose(np.asarray(row["image"]), source_image(key), atol=30)
         assert {s["id"] for s in row["segments"]} == set(np.unique(label[label < 255]).tolist())
 
 
 def test_label_studio(run: Path, tmp_path: Path) -> None:
     assert export(run, tmp_path, "label-studio") == 0
     tasks = [task for path in sorted((tmp_path / "tasks").iterdir()) for task in json.loads(path.read_bytes())]
-    found = {task["data"]["key"]: task for task in tasks}
-    assert found.keys() == {PLAIN, HOSTILE, TURNED}
-    assert found[HOSTILE]["data"]["image"] == "/data/local-files/?d=sub%20folder/%C3%A9%3C%26%3E.png"
+    tasks_by_key = {task["data"]["key"]: task for task in tasks}
+    assert tasks_by_key.keys() == {PLAIN, HOSTILE, ROTATED}
+    assert tasks_by_key[HOSTILE]["data"]["image"] == "/data/local-files/?d=sub%20folder/%C3%A9%3C%26%3E.png"
     interface = ElementTree.parse(tmp_path / "interface.xml").getroot()
     tag, image = interface.find("BrushLabels"), interface.find("Image")
-    for key, task in found.items():
+    for key, task in tasks_by_key.items():
         for region in task["predictions"][0]["result"]:
             assert (region["from_name"], region["to_name"]) == (tag.get("name"), image.get("name"))
             assert (region["original_height"], region["original_width"]) == LABELS[key].shape
@@ -170,7 +170,7 @@ def test_cvat(run: Path, tmp_path: Path) -> None:
     assert root.findtext("version") == "1.1"
     assert [label.text for label in root.findall("meta/task/labels/label/name")] == ["segment"]
     images = {image.get("name"): image for image in root.findall("image")}
-    assert images.keys() == {PLAIN, HOSTILE, TURNED}
+    assert images.keys() == {PLAIN, HOSTILE, ROTATED}
     for key, image in images.items():
         union = np.zeros((int(image.get("height")), int(image.get("width"))), int)
         for mask in image.findall("mask"):
@@ -178,11 +178,11 @@ def test_cvat(run: Path, tmp_path: Path) -> None:
             lengths = [int(length) for length in mask.get("rle").split(",")]
             inside = np.repeat(np.arange(len(lengths)) % 2, lengths).reshape(height, width)
             union[top : top + height, left : left + width] += inside
-        np.testing.assert_array_equal(union, LABELS[key] != IGNORE)  # every labelled pixel in one mask
+        np.testing.assert_array_equal(union, LABELS[key] != IGNORE)  # every labelled pixel is in exactly one mask
 
 
-def rewritten(run: Path, to: Path) -> Path:
-    """A copy of OUT whose rows were given names and confidences."""
+def with_names(run: Path, to: Path) -> Path:
+    """Copy OUT, and give its rows names and confidences."""
     for path in run.rglob("*"):
         if path.is_file() and path.suffix != ".parquet":
             (to / path.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def rewritten(run: Path, to: Path) -> Path:
     for path in sorted((run / "labels").iterdir()):
         rows = pq.read_table(path).to_pylist()
         for row in rows:
-            row["confidence"] = 0.2 if row["key"] == TURNED else row["confidence"]
+            row["confidence"] = 0.2 if row["key"] == ROTATED else row["confidence"]
             for segment in row["segments"]:
                 segment |= {"name": ("sky", "road", None)[min(segment["id"], 2)], "confidence": segment["id"] / 4}
         (to / "labels").mkdir(exist_ok=True)
@@ -198,8 +198,8 @@ def rewritten(run: Path, to: Path) -> Path:
     return to
 
 
-def test_names_are_categories_and_doubtful_labels_are_left_out(run: Path, tmp_path: Path) -> None:
-    named = rewritten(run, tmp_path / "out")
+def test_names_are_categories_and_uncertain_labels_are_left_out(run: Path, tmp_path: Path) -> None:
+    named = with_names(run, tmp_path / "out")
     flags = ("--min-confidence", "0.5", "--min-segment-confidence", "0.2")
     assert export(named, tmp_path / "coco", "coco-instances", *flags) == 0
     coco = COCO(tmp_path / "coco/instances.json")
@@ -210,21 +210,21 @@ def test_names_are_categories_and_doubtful_labels_are_left_out(run: Path, tmp_pa
     assert all(annotation["category_id"] == (1 if annotation["id"] % 2**16 == 1 else 2) for annotation in kept)
 
 
-def test_a_photograph_that_is_gone_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for key in (BROKEN, HOSTILE, TURNED):
-        write_png(tmp_path / "in" / key, photograph(key))
+def test_a_source_image_that_changed_is_reported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for key in (BROKEN, HOSTILE, ROTATED):
+        write_png(tmp_path / "in" / key, source_image(key))
     write_png(tmp_path / "in" / PLAIN, np.zeros((7, 8, 3), np.uint8))
     flags = ("--images", str(tmp_path / "in"), "--json")
     assert export(run, tmp_path / "voc", "voc", *flags) == 1
     facts = json.load(io.StringIO(capsys.readouterr().out))
     assert facts["counts"] == {"exported": 2, "undecodable": 1, "no_photograph": 1}
-    ((key, why),) = facts["problems"]
-    assert (key, "8 x 7" in why) == (PLAIN, True)
+    ((key, problem),) = facts["problems"]
+    assert (key, "8 x 7" in problem) == (PLAIN, True)
     assert export(run, tmp_path / "other", "voc", "--images", str(tmp_path / "nowhere")) == 2
     assert "--images" in capsys.readouterr().err
 
 
-def test_the_same_command_goes_over_its_files_and_another_is_refused(
+def test_the_same_command_writes_its_files_again_and_another_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(run, tmp_path, "cvat") == 0
@@ -237,14 +237,17 @@ def test_the_same_command_goes_over_its_files_and_another_is_refused(
     assert export(run, tmp_path, "cvat") == 2
 
 
-def test_class_ids_are_those_of_the_run_and_background_is_no_thing(run: Path, tmp_path: Path) -> None:
-    """Segments 0 to 3 are: the second name, background, between the thresholds, the first name; a third is nowhere."""
-    named = rewritten(run, tmp_path / "out")
-    given = [("road", 0.9), ("background", 0.1), (None, 0.3), ("sky", 0.8)]
+def test_class_ids_are_those_of_the_run_and_background_is_not_an_object(run: Path, tmp_path: Path) -> None:
+    """Segments 0 to 3: the second name, background, a score between the thresholds, and the first name.
+
+    No segment has the third name.
+    """
+    named = with_names(run, tmp_path / "out")
+    names = [("road", 0.9), ("background", 0.1), (None, 0.3), ("sky", 0.8)]
     for path in (named / "labels").iterdir():
         rows = pq.read_table(path).to_pylist()
         for segment in (segment for row in rows for segment in row["segments"]):
-            segment["name"], segment["name_score"] = given[segment["id"]]
+            segment["name"], segment["name_score"] = names[segment["id"]]
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
     settings = json.loads((named / "run.json").read_bytes())
     settings["settings"]["naming"]["names"] = ["sky", "road", "sea"]
@@ -274,6 +277,6 @@ def test_class_ids_are_those_of_the_run_and_background_is_no_thing(run: Path, tm
 
     assert export(named, tmp_path / "cvat", "cvat") == 0
     root = ElementTree.parse(tmp_path / "cvat/annotations.xml").getroot()
-    told = {label.findtext("name"): label.findtext("color") for label in root.findall("meta/task/labels/label")}
-    assert told == {name: hexadecimal(class_colour(name)) for name in ("sky", "road", "sea")}
+    colours = {label.findtext("name"): label.findtext("color") for label in root.findall("meta/task/labels/label")}
+    assert colours == {name: hexadecimal(class_colour(name)) for name in ("sky", "road", "sea")}
     assert {mask.get("label") for mask in root.iter("mask")} == {"sky", "road"}

@@ -1,4 +1,4 @@
-"""`diffseg shard`: image files into WebDataset tars."""
+"""Tests of `diffseg shard`: image files become WebDataset tars."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-def test_every_image_comes_back_with_its_path(images, tmp_path, capsys):
+def test_every_image_is_packed_with_its_path(images, tmp_path, capsys):
     out = tmp_path / "shards"
     assert main([str(images), str(out), "--samples-per-shard", "3"]) == 0
     assert capsys.readouterr().out.startswith("7 images in 3 shards")
@@ -64,7 +64,7 @@ def test_the_same_files_give_the_same_bytes(images, tmp_path, capsys):
     assert summary == {"images": 7, "shards": 2, "bytes": sum(path.stat().st_size for path in first)}
 
 
-def test_refusals_leave_everything_as_it_was(images, tmp_path, capsys):
+def test_refused_commands_change_nothing(images, tmp_path, capsys):
     out = tmp_path / "shards"
     (out / "deep").mkdir(parents=True)
     (out / "deep" / "old.tar").write_bytes(b"old")
@@ -86,7 +86,7 @@ def test_secrets_of_storage_options_are_not_shown(images, tmp_path, capsys):
     assert "hunter2" not in capsys.readouterr().err
 
 
-def test_as_a_module():
+def test_the_command_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "jobs.shard", "--help"], capture_output=True, text=True, check=True)
     assert "diffseg shard" in done.stdout
     assert "IMAGES SHARDS" in done.stdout

@@ -1,4 +1,4 @@
-"""`diffseg train` on runs whose label maps are given: here, on Ray, killed, and what it leaves."""
+"""Tests of `diffseg train` on runs with given label maps: in this process, on Ray, and after a kill."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from pipeline.training.state import load_network
 KILLED_AT_RENAME = Path(__file__).parents[1] / "killed_at_rename.py"
 SMALL = ("--size", "32", "--width", "8", "--batch-size", "2", "--steps", "12")
 DEADLINE = 300.0
-"""Seconds for one command: far more than it needs, so that only one that hangs meets it."""
+"""Seconds for one command, far more than it needs, so that only a command that hangs exceeds it."""
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OUT of a run over eight scenes with their true regions; SRC and the truth beside it; read only."""
+    """Return a read-only folder with OUT of a run that labelled eight scenes perfectly, SRC and the ground truth."""
     folder = tmp_path_factory.mktemp("run")
     labels: dict[str, np.ndarray | None] = {}
     for seed in range(8):
@@ -48,13 +48,13 @@ def train(folder: Path, model: Path, *flags: str) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MODEL of a training to its end, without Ray; read only."""
+    """Return MODEL of a training that ran to its end without Ray; read-only."""
     model = tmp_path_factory.mktemp("model")
     assert train(run_folder, model, "--no-ray", "--predict", str(run_folder / "images")) == 0
     return model
 
 
-def test_a_training_leaves_a_network_its_numbers_and_its_curves(undisturbed: Path) -> None:
+def test_a_training_writes_a_network_metrics_and_curves(undisturbed: Path) -> None:
     metrics = json.loads((undisturbed / "metrics.json").read_text())
     assert [record["step"] for record in metrics["history"]] == list(range(1, 13))
     assert metrics["images"] == 24
@@ -64,7 +64,7 @@ def test_a_training_leaves_a_network_its_numbers_and_its_curves(undisturbed: Pat
     assert json.loads((undisturbed / "config.json").read_text())["dimensions"] == 16
 
 
-def test_predicted_labels_are_a_run_that_can_be_scored(
+def test_predicted_labels_can_be_scored_like_a_run(
     run_folder: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(undisturbed / "labels"), str(run_folder / "truth"), "--baseline-images", "0", "--processes", "1"]
@@ -102,7 +102,9 @@ def test_a_folder_of_another_training_is_refused(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning", "ignore::FutureWarning")
-def test_workers_on_ray_make_one_network(run_folder: Path, undisturbed: Path, tmp_path: Path, local_ray: None) -> None:
+def test_workers_on_ray_train_the_same_network(
+    run_folder: Path, undisturbed: Path, tmp_path: Path, local_ray: None
+) -> None:
     assert train(run_folder, tmp_path / "one", "--workers", "1") == 0
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
     assert train(run_folder, tmp_path / "two", "--workers", "2") == 0
@@ -111,19 +113,19 @@ def test_workers_on_ray_make_one_network(run_folder: Path, undisturbed: Path, tm
     assert [record["step"] for record in metrics["history"]] == list(range(1, 13))
 
 
-def test_classes_are_learnt_where_a_run_has_names(run_folder: Path, tmp_path: Path) -> None:
-    """Light on dark: the background is what has the name `background`; a segment without a name is ignored."""
+def test_classes_are_learned_from_a_run_with_names(run_folder: Path, tmp_path: Path) -> None:
+    """Images are light boxes on a dark background, and the segment without a name is ignored."""
     rng = np.random.default_rng(0)
     labels: dict[str, np.ndarray | None] = {}
     names: dict[str, list[str | None]] = {}
     for number in range(8):
-        found = np.zeros((64, 64), np.uint16)
+        segments = np.zeros((64, 64), np.uint16)
         top, left = rng.integers(4, 28, size=2)
-        found[top : top + 32, left : left + 32] = 1
-        found[:, -4:] = 2
-        image = np.where((found == 1)[..., None], np.uint8(220), np.uint8(40)).repeat(3, axis=2)
+        segments[top : top + 32, left : left + 32] = 1
+        segments[:, -4:] = 2
+        image = np.where((segments == 1)[..., None], np.uint8(220), np.uint8(40)).repeat(3, axis=2)
         write_png(tmp_path / "images" / f"{number}.png", image)
-        labels[f"{number}.png"], names[f"{number}.png"] = found, [BACKGROUND, "box", None]
+        labels[f"{number}.png"], names[f"{number}.png"] = segments, [BACKGROUND, "box", None]
     write_run(tmp_path / "out", labels, source=tmp_path / "images", names=names, vocabulary=("box",))
     words = [str(tmp_path / "out"), str(tmp_path / "model"), *SMALL[:-1], "40", "--no-ray", "--target", "classes"]
     assert jobs.train.main(words) == 0
