@@ -45,7 +45,7 @@ SCENES, SCENE_SIZE = 48, (480, 640)
 REGIONS = 9
 """Regions of the planted attention of part merging."""
 IMAGES = 8
-"""Most images of parts whole, settings and names."""
+"""Maximum number of images in parts whole, settings and names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, the parsing of flags, and errors that become messages."""
+"""Exit codes, flag parsing and error handling of all commands."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def parsed(kind: type[Command], argv: list[str] | None, name: str, description: 
 
     Args:
         kind: The dataclass whose fields are the flags; the docstring of each field is its help text.
-        argv: The words of the command line; None for those of this process.
+        argv: The arguments of the command; None for those of this process.
         name: The name of the command, for the usage line.
         description: The text above the list of flags.
     """

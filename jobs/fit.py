@@ -46,7 +46,7 @@ class FitCommand:
     state: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STATE")]
     """File or URL to write, such as affinity.safetensors; a report is written to STATE.json."""
     images: int = 300
-    """Most images to learn from; every fifth of them is held out to measure generalisation."""
+    """Maximum number of images to learn from; every fifth is held out to measure generalisation."""
     confidence: float = 0.0
     """Leave out segments with a lower confidence, 0 to 1."""
     source: str | None = None

@@ -1,4 +1,4 @@
-"""What several commands print: lines, JSON, a progress bar and a table of counts."""
+"""Output that several commands share: lines, JSON, a progress bar and a table of counts."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def counts_table(counts: Mapping[str, int], seconds: Mapping[str, float], images
         images: How many images `seconds` covers.
     """
     table = Table(title=None, show_header=True, header_style="bold")
-    table.add_column("rows")
-    table.add_column("", justify="right")
+    table.add_column("status")
+    table.add_column("rows", justify="right")
     table.add_column("step")
     table.add_column("ms per image", justify="right")
     statuses = [(status, f"{n:,}") for status, n in sorted(counts.items(), key=lambda item: (item[0] != "ok", item[0]))]

@@ -32,7 +32,7 @@ class ReportCommand(ParallelFlags, SourceImageFlags):
     """The flags of `diffseg report`."""
 
     rows: int = 100_000
-    """Most rows in the gallery.
+    """Maximum number of rows in the gallery.
     The gallery of a larger run shows evenly spaced label shards; the numbers always cover all rows."""
 
 

@@ -1,4 +1,4 @@
-"""Pictures of measurements: how cost grows, on logarithmic axes, and how variants compare, as bars."""
+"""Plots of measurements: how cost grows, on logarithmic axes, and how variants compare, as bars."""
 
 from __future__ import annotations
 
@@ -6,58 +6,36 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from typing import TYPE_CHECKING
 
-from diffseg.drawing.plot import COLOURS, GRID, HEADING, INK, SMALL, SOFT, Sheet
+from diffseg.drawing.plot import COLOURS, INK, SOFT, new_figure, save_figure, style_axes
 from jobs.benchmarks.growth import Growth
 from jobs.benchmarks.measure import Comparison
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 BASELINE, FASTER, SLOWER = "#b6bcc4", "#2f7fc1", "#d9822b"
-SUPERSCRIPT = 10
-LABEL_HEIGHT = 18
+"""Colours of the bars of the baseline, and of variants that are faster and slower than the baseline."""
 
-WIDTH, PANEL_HEIGHT, PANEL_WIDTH = 1120, 250, 330
-ROW_HEIGHT, FIRST_PANEL, SECOND_PANEL = PANEL_HEIGHT + 100, 80, 690
-BAR_LEFT, BAR_WIDTH, BAR_HEIGHT, LINE_HEIGHT = 330, 480, 18, 26
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scale:
-    """A logarithmic axis: `low` lies at pixel `start`, `high` at `stop`."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-
-    def __call__(self, value: float) -> float:
-        share = (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
-        return self.start + share * (self.stop - self.start)
-
-    def ticks(self) -> list[float]:
-        """Powers of ten; where there are fewer than three, twice and five times those as well."""
-        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        for steps in ((1,), (1, 2, 5)):
-            found = [step * 10.0**decade for decade in decades for step in steps]
-            found = [value for value in found if self.low <= value * 1.001 and value <= self.high * 1.001]
-            if len(found) >= 3:
-                break
-        return found
+LABEL_ROOM = 1.6
+"""Width of a panel of bars, including the texts behind the bars, relative to its longest bar."""
 
 
 def _with_unit(value: float, units: Mapping[str, float]) -> str:
-    """Three digits in the largest unit that leaves 1 or more, "20 ms"; units: from large to small."""
+    """Format three digits in the largest unit that leaves 1 or more, such as "20 ms"; units go from large to small."""
     unit, size = next(((unit, size) for unit, size in units.items() if value >= size * 0.9995), list(units.items())[-1])
     return f"{float(f'{value / size:.3g}'):g} {unit}".strip()
 
 
 def seconds_text(seconds: float) -> str:
-    """Three digits: "1.5 s", "20 ms"."""
+    """Format a duration with three digits, such as "1.5 s" or "20 ms"."""
     return _with_unit(seconds, {"s": 1, "ms": 1e-3, "us": 1e-6})
 
 
 def bytes_text(size: float) -> str:
-    """Three digits in powers of 1000: "1.07 GB", "30 MB"."""
+    """Format a size with three digits in powers of 1000, such as "1.07 GB" or "30 MB"."""
     return _with_unit(size, {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1})
 
 
@@ -67,6 +45,8 @@ def _count_text(count: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
+    """One curve of a growth, with the exponent that was fitted to it."""
+
     name: str
     exponent: float
     values: Sequence[float]
@@ -75,118 +55,111 @@ class _Line:
 
 
 def draw_growth(growths: Sequence[Growth], path: str | os.PathLike[str]) -> None:
-    """A PNG with a row for each growth: seconds an image by step on the left, peak of memory on the right.
+    """Write `growth_figure` as PNG."""
+    save_figure(growth_figure(growths), path)
 
-    Both axes are logarithmic, so that a power of x is a straight line; the fitted power stands at its end.
+
+def growth_figure(growths: Sequence[Growth]) -> Figure:
+    """Plot a row for each growth: seconds per image by step on the left, and peak memory on the right.
+
+    Both axes are logarithmic, so that a power of x is a straight line. The legend gives the fitted power.
     """
-    sheet = Sheet(WIDTH, len(growths) * ROW_HEIGHT + 20)
+    figure = new_figure(11.5, 3.4 * len(growths))
+    panels = figure.subplots(len(growths), 2, squeeze=False)
     steps = list(dict.fromkeys(name for growth in growths for point in growth.points for name in point.seconds))
     colours = dict(zip((step for step in steps if step != "total"), COLOURS * len(steps), strict=False))
-    for row, growth in enumerate(growths):
-        top = row * ROW_HEIGHT + 50
-        seconds = [
+    for (left, right), growth in zip(panels, growths, strict=True):
+        lines = [
             _Line(
                 name=name,
-                exponent=slope,
+                exponent=exponent,
                 values=[point.seconds[name] for point in growth.points],
                 colour=colours.get(name, INK),
-                width=1.5 if name in colours else 3,
+                width=1.5 if name in colours else 2.5,
             )
-            for name, slope in growth.exponents.items()
+            for name, exponent in growth.exponents.items()
             if name != "peak"
         ]
-        _panel(sheet, FIRST_PANEL, top, f"seconds an image by {growth.against}", growth, seconds, seconds_text)
+        _draw_lines(left, f"seconds per image by {growth.against}", growth, lines, seconds_text)
         peaks = [point.peak for point in growth.points if point.peak]
         if "peak" in growth.exponents:
-            whole = _Line(name="peak", exponent=growth.exponents["peak"], values=peaks, colour=INK, width=3)
-            _panel(sheet, SECOND_PANEL, top, f"peak of added memory by {growth.against}", growth, [whole], bytes_text)
-    sheet.save(path)
+            peak = _Line(name="peak", exponent=growth.exponents["peak"], values=peaks, colour=INK, width=2.5)
+            _draw_lines(right, f"peak of added memory by {growth.against}", growth, [peak], bytes_text)
+        else:
+            right.set_visible(False)
+    return figure
 
 
-def _panel(
-    sheet: Sheet,
-    left: float,
-    top: float,
-    title: str,
-    growth: Growth,
-    lines: Sequence[_Line],
-    told: Callable[[float], str],
+def _draw_lines(
+    axes: Axes, title: str, growth: Growth, lines: Sequence[_Line], value_text: Callable[[float], str]
 ) -> None:
+    """Plot the lines of one growth on logarithmic axes, with a legend in the order of their ends."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     xs = [point.x for point in growth.points]
+    for line in sorted(lines, key=lambda line: line.values[-1], reverse=True):
+        label = f"{line.name}  $x^{{{round(line.exponent, 2) + 0.0:.2f}}}$"
+        axes.plot(xs, line.values, color=line.colour, linewidth=line.width, marker="o", markersize=4, label=label)
+    axes.set(xscale="log", yscale="log", xlabel=growth.against)
+    style_axes(axes, title)
     values = [value for line in lines for value in line.values]
-    across = _Scale(low=min(xs), high=max(xs), start=left + 14, stop=left + PANEL_WIDTH - 14)
     middle, reach = math.sqrt(min(values) * max(values)), math.sqrt(max(values) / min(values)) * 1.3
-    reach = max(reach, math.sqrt(10))  # a decade at least, or what hardly changes would look steep
-    up = _Scale(low=middle / reach, high=middle * reach, start=top + PANEL_HEIGHT, stop=top)
-    sheet.text(left, top - 22, title, size=HEADING)
-    for value in up.ticks():
-        sheet.line([(left, up(value)), (left + PANEL_WIDTH, up(value))], GRID)
-        sheet.text(left - 8, up(value), told(value), anchor="rm", size=SMALL, colour=SOFT)
-    for x in xs:
-        sheet.line([(across(x), top), (across(x), top + PANEL_HEIGHT)], GRID)
-        sheet.text(across(x), top + PANEL_HEIGHT + 6, _count_text(x), anchor="ma", size=SMALL, colour=SOFT)
-    sheet.text(left + PANEL_WIDTH / 2, top + PANEL_HEIGHT + 24, growth.against, anchor="ma", size=SMALL, colour=SOFT)
-    for line in lines:
-        places = [(across(x), up(value)) for x, value in zip(xs, line.values, strict=True)]
-        sheet.line(places, line.colour, line.width)
-        for place in places:
-            sheet.dot(*place, line.colour)
-    _labels(sheet, left + PANEL_WIDTH + 8, top, [(up(line.values[-1]), line) for line in lines])
-
-
-def _labels(sheet: Sheet, x: float, top: float, ends: Sequence[tuple[float, _Line]]) -> None:
-    """Names and powers at the lines' ends, moved apart where they would lie on one another."""
-    lines = sorted(ends, key=lambda end: end[0])
-    free = top
-    places = []
-    for y, _ in lines:
-        places.append(max(y, free))
-        free = places[-1] + LABEL_HEIGHT
-    for index, (_, line) in enumerate(lines):
-        # What would lie below the panel is moved up, and what is above it too.
-        y = min(places[index], top + PANEL_HEIGHT - LABEL_HEIGHT * (len(lines) - 1 - index))
-        end = sheet.text(x, y, f"{line.name}  x", colour=line.colour)
-        sheet.text(end + 1, y - 6, f"{round(line.exponent, 2) + 0.0:.2f}", size=SUPERSCRIPT, colour=line.colour)
+    reach = max(reach, math.sqrt(10))  # at least a decade, so that a nearly constant cost does not look steep
+    axes.set_ylim(middle / reach, middle * reach)
+    decades = math.log10(reach) * 2
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if decades > 3 else (1, 2, 5), numticks=20))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: value_text(value)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(xs, [_count_text(x) for x in xs])
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9, labelcolor="linecolor")
 
 
 def draw_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[str]) -> None:
-    """A PNG with a bar for each variant of each case: seconds an image, the longest of a case over the whole width.
+    """Write `comparison_figure` as PNG."""
+    save_figure(comparison_figure(comparisons), path)
 
-    At the bar: seconds, times the baseline, and the smallest and largest such ratio of all repetitions, which the thin
-    line over the bar's end shows as well.
+
+def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
+    """Plot a panel for each case, with a bar for each variant whose length is its seconds per image.
+
+    The longest bar of a case spans the panel. The text behind a bar gives the seconds, the ratio to the baseline, and
+    the smallest and the largest ratio of all repetitions, which the thin line at the end of the bar shows as well.
     """
-    parts = [(part, list(cases)) for part, cases in groupby(comparisons, key=lambda one: one.part)]
-    lines = sum(len(one.seconds) + 1.6 for one in comparisons) + 1.8 * len(parts) + 2
-    sheet = Sheet(WIDTH, lines * LINE_HEIGHT)
-    y = float(LINE_HEIGHT)
-    said = "seconds an image; grey: the baseline, blue: faster, orange: slower; in brackets: all repetitions"
-    sheet.text(24, y, said, colour=SOFT)
-    for part, cases in parts:
-        y += LINE_HEIGHT * 1.8
-        sheet.text(24, y, part, size=HEADING)
-        for one in cases:
-            y += LINE_HEIGHT * 1.2
-            sheet.text(24, y, one.case)
-            y = _bars(sheet, y, one) + LINE_HEIGHT * 0.4
-    sheet.save(path)
+    rows = [len(comparison.seconds) for comparison in comparisons]
+    figure = new_figure(11, 0.6 + sum(0.3 * count + 0.55 for count in rows))
+    figure.suptitle(
+        "seconds per image; grey: baseline, blue: faster, orange: slower; in brackets: range of all repetitions",
+        x=0.01,
+        ha="left",
+        fontsize=9,
+        color=SOFT,
+    )
+    panels = figure.subplots(len(comparisons), 1, squeeze=False, height_ratios=[count + 0.5 for count in rows])
+    for axes, comparison in zip(panels[:, 0], comparisons, strict=True):
+        _draw_bars(axes, comparison)
+    return figure
 
 
-def _bars(sheet: Sheet, y: float, one: Comparison) -> float:
-    """The bars of one case below y; where they end."""
-    baseline = one.median(one.baseline)
-    longest = max(max(one.median(variant), baseline * one.spread(variant)[1]) for variant in one.seconds)
-    for variant in one.seconds:
-        y += LINE_HEIGHT
-        seconds, ratio = one.median(variant), one.ratio(variant)
-        colour = BASELINE if variant == one.baseline else FASTER if ratio < 1 else SLOWER
-        end = BAR_LEFT + BAR_WIDTH * seconds / longest
-        sheet.text(BAR_LEFT - 10, y, variant, anchor="rm", colour=SOFT)
-        sheet.box(BAR_LEFT, y - BAR_HEIGHT / 2, end, y + BAR_HEIGHT / 2, colour)
-        said = seconds_text(seconds)
-        if variant != one.baseline:
-            least, most = (BAR_LEFT + BAR_WIDTH * baseline * edge / longest for edge in one.spread(variant))
-            sheet.line([(least, y), (most, y)], INK)
-            end = max(end, most)
-            said += "   {:.2f}x  ({:.2f} to {:.2f})".format(ratio, *one.spread(variant))
-        sheet.text(end + 10, y, said)
-    return y
+def _draw_bars(axes: Axes, comparison: Comparison) -> None:
+    """Plot the bars of one case from top to bottom, each with its text."""
+    variants = list(comparison.seconds)
+    baseline = comparison.median(comparison.baseline)
+    longest = max(max(comparison.median(name), baseline * comparison.spread(name)[1]) for name in variants)
+    for row, variant in enumerate(variants):
+        seconds, ratio = comparison.median(variant), comparison.ratio(variant)
+        is_baseline = variant == comparison.baseline
+        axes.barh(row, seconds, height=0.7, color=BASELINE if is_baseline else FASTER if ratio < 1 else SLOWER)
+        text, end = seconds_text(seconds), seconds
+        if not is_baseline:
+            smallest, largest = comparison.spread(variant)
+            axes.plot([baseline * smallest, baseline * largest], [row, row], color=INK, linewidth=1)
+            text += f"   {ratio:.2f}x  ({smallest:.2f} to {largest:.2f})"
+            end = max(end, baseline * largest)
+        axes.text(end + 0.015 * longest, row, text, va="center", fontsize=9, color=INK)
+    style_axes(axes, f"{comparison.part}: {comparison.case}")
+    axes.grid(visible=False)
+    axes.set_xlim(0, longest * LABEL_ROOM)
+    axes.set_ylim(len(variants) - 0.5, -0.5)
+    axes.set_xticks([])
+    axes.set_yticks(range(len(variants)), variants)
