@@ -1,6 +1,7 @@
-"""One loaded model: images to latents to one UNet pass to self-attention maps.
+"""One loaded model: from images to latents, and through one pass of the UNet to attention maps.
 
-Axes: B images in the batch, S pixels of a side, h and w of the latents.
+Axes: B images in the batch, S pixels per side, h and w of the latents, L tokens of a prompt, D features of a token, C
+chosen tokens, T names.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderTiny
@@ -18,15 +19,34 @@ from diffseg.attention.maps import CrossAttention, SelfAttention
 from diffseg.attention.recorder import latent_multiple, record_attention, record_self_attention
 from diffseg.devices import to_device
 from diffseg.model.checkpoint import Checkpoint
-from diffseg.model.text import NOTHING, Prompt
+from diffseg.model.text import EMPTY_PROMPT, Prompt
 
 Step = Callable[[str], AbstractContextManager]
+"""Context manager factory that is called with the name of a step of the work, to time it."""
+
 PIXELS_PER_LATENT = 8
 
 
 def no_step(name: str) -> AbstractContextManager:
-    """A step timer that does nothing."""
+    """Do not time the step."""
     return nullcontext()
+
+
+class _Conditioning(NamedTuple):
+    """What the UNet reads beside the latents in a pass with prompts.
+
+    Attributes:
+        context: [B, L, D], embeddings of the prompts.
+        added: Further conditioning, as keyword arguments of the UNet.
+        columns: int64 [B, C], positions of the names' tokens in the prompts.
+        weights: float32 [B, T, C], the weight of each token in each name of the image. It is the mean over the name's
+            tokens, so that names of many tokens have no advantage.
+    """
+
+    context: torch.Tensor
+    added: dict[str, Any]
+    columns: torch.Tensor
+    weights: torch.Tensor
 
 
 class Backbone:
@@ -38,82 +58,95 @@ class Backbone:
 
     @torch.inference_mode()
     def latents(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[B, 4, S/8, S/8] scaled latents of float32 [B, 3, S, S] pixels in [−1, 1]; the posterior's mean."""
+        """Return scaled latents [B, 4, S/8, S/8], the mean of the posterior, of float32 [B, 3, S, S] in [−1, 1]."""
         vae = self.checkpoint.vae
         encoded = vae.encode(to_device(pixels, vae.device, vae.dtype))
         raw = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
         return (raw * vae.config.scaling_factor).to(self.checkpoint.unet.dtype)
 
     def self_attention(self, pixels: torch.Tensor, timestep: int, step: Step = no_step) -> SelfAttention:
-        """One unconditional pass at `timestep` over float32 [B, 3, S, S] pixels in [−1, 1]; no noise is added."""
-        check = self.checkpoint
+        """Run one unconditional pass without added noise, and return its self-attention.
+
+        Args:
+            pixels: float32 [B, 3, S, S] in [−1, 1].
+            timestep: Diffusion timestep, 0 to 999.
+            step: Timer of steps.
+        """
+        checkpoint = self.checkpoint
         with step("encode"):
             latents = self.latents(pixels)
         with step("unet"):
-            context, added = check.context.expand(len(pixels), -1, -1), _repeated(check.added, len(pixels))
+            context, added = checkpoint.context.expand(len(pixels), -1, -1), _repeat(checkpoint.added, len(pixels))
             return record_self_attention(
-                check.unet, latents, self._timesteps(timestep, latents), encoder_hidden_states=context, **added
+                checkpoint.unet, latents, _timesteps(timestep, latents), encoder_hidden_states=context, **added
             )
 
     def attention(
         self, pixels: torch.Tensor, timestep: int, prompts: Sequence[Sequence[Prompt]], step: Step = no_step
     ) -> tuple[SelfAttention, CrossAttention]:
-        """As `self_attention`, in a pass that is told each image's prompt, and where it looks at the prompt's names.
+        """Run one pass per prompt of an image, and return self-attention and cross-attention.
 
-        prompts: of each image, one or more; the self-attention is that of the first pass, and each further prompt costs
-        one more. The maps of cross-attention are of names, in the order of the prompts: [B, T, h·w], T the most that an
-        image has; those that it has not are 0.
+        Args:
+            pixels: float32 [B, 3, S, S] in [−1, 1].
+            timestep: Diffusion timestep, 0 to 999.
+            prompts: One or more prompts for each image; each after the first costs one more pass.
+            step: Timer of steps.
+
+        Returns:
+            The self-attention of the first pass, and the cross-attention [B, T, h·w] of names, in the order of the
+            prompts. T is the largest number of names of an image; maps of the names that an image lacks are 0.
         """
         with step("encode"):
             latents = self.latents(pixels)
-        own, cross = None, None
-        for place in range(max(map(len, prompts))):
+        attention, cross = None, None
+        for turn in range(max(map(len, prompts))):
             with step("text"):
-                context, added, columns, words = self._told(prompts, place, latents)
+                conditioning = self._conditioning(prompts, turn, latents)
             with step("unet"):
-                timesteps = self._timesteps(timestep, latents)
-                looked, found = record_attention(
-                    self.checkpoint.unet, latents, timesteps, encoder_hidden_states=context, columns=columns, **added
+                attention_of_pass, cross_of_tokens = record_attention(
+                    self.checkpoint.unet,
+                    latents,
+                    _timesteps(timestep, latents),
+                    encoder_hidden_states=conditioning.context,
+                    columns=conditioning.columns,
+                    **conditioning.added,
                 )
-            found = found.combine_tokens(words)
-            own, cross = own or looked, found if cross is None else cross.add(found)
-        assert own is not None
+            cross_of_names = cross_of_tokens.combine_tokens(conditioning.weights)
+            attention = attention or attention_of_pass
+            cross = cross_of_names if cross is None else cross.add(cross_of_names)
+        assert attention is not None
         assert cross is not None
-        return own, cross
+        return attention, cross
 
-    def _told(
-        self, prompts: Sequence[Sequence[Prompt]], place: int, latents: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor, torch.Tensor]:
-        """What the UNet is told in one pass: each image's prompt at `place`, nothing where it has fewer.
-
-        Context [B, L, D], added conditioning, the columns of names' tokens, int64 [B, C], and what each of them counts
-        for each of the image's names, float32 [B, T, C]: the mean, so that names of many tokens have no advantage.
-        """
+    def _conditioning(self, prompts: Sequence[Sequence[Prompt]], turn: int, latents: torch.Tensor) -> _Conditioning:
+        """Return the conditioning by each image's prompt at index `turn`; images with fewer get an empty prompt."""
         text = self.checkpoint.text
         assert text is not None
-        told = [each[place] if place < len(each) else NOTHING for each in prompts]
-        before = [sum(len(prompt.names) for prompt in each[:place]) for each in prompts]
-        tokens = [text.columns(prompt) for prompt in told]
-        columns = pad_columns([list(chain.from_iterable(names)) for names in tokens], latents.device)
-        most = max(1, *(sum(len(prompt.names) for prompt in each) for each in prompts))
-        words = torch.zeros(len(prompts), most, columns.shape[1])
-        for of_image, names, first in zip(words, tokens, before, strict=True):
+        prompts_of_pass = [of_image[turn] if turn < len(of_image) else EMPTY_PROMPT for of_image in prompts]
+        tokens = [text.columns(prompt) for prompt in prompts_of_pass]
+        columns = pad_columns([list(chain.from_iterable(of_names)) for of_names in tokens], latents.device)
+        names_before = [sum(len(prompt.names) for prompt in of_image[:turn]) for of_image in prompts]
+        most_names = max(1, *(sum(len(prompt.names) for prompt in of_image) for of_image in prompts))
+        weights = torch.zeros(len(prompts), most_names, columns.shape[1])
+        for weights_of_image, tokens_of_names, first in zip(weights, tokens, names_before, strict=True):
             start = 0
-            for name, own in enumerate(names, start=first):
-                of_image[name, start : start + len(own)] = 1 / max(1, len(own))
-                start += len(own)
-        embeddings = [text.embed(prompt.text) for prompt in told]
-        context = torch.cat([each.context for each in embeddings]).to(latents.device, latents.dtype)
+            for name, name_tokens in enumerate(tokens_of_names, start=first):
+                weights_of_image[name, start : start + len(name_tokens)] = 1 / max(1, len(name_tokens))
+                start += len(name_tokens)
+        embeddings = [text.embed(prompt.text) for prompt in prompts_of_pass]
+        context = torch.cat([embedding.context for embedding in embeddings]).to(latents.device, latents.dtype)
         added = {
-            name: torch.cat([each.added[name] for each in embeddings]).to(latents.device, latents.dtype)
+            name: torch.cat([embedding.added[name] for embedding in embeddings]).to(latents.device, latents.dtype)
             for name in embeddings[0].added
         }
-        return context, {"added_cond_kwargs": added or None}, columns, to_device(words, latents.device)
-
-    def _timesteps(self, timestep: int, latents: torch.Tensor) -> torch.Tensor:
-        # as a number it would be copied to a GPU, which would be waited for
-        return torch.full((len(latents),), timestep, device=latents.device)
+        return _Conditioning(context, {"added_cond_kwargs": added or None}, columns, to_device(weights, latents.device))
 
 
-def _repeated(added: Mapping[str, torch.Tensor], batch: int) -> dict[str, Any]:
+def _timesteps(timestep: int, latents: torch.Tensor) -> torch.Tensor:
+    # A plain number would be copied to the GPU, and the copy would wait for the device.
+    return torch.full((len(latents),), timestep, device=latents.device)
+
+
+def _repeat(added: Mapping[str, torch.Tensor], batch: int) -> dict[str, Any]:
+    """Return further conditioning for each image of a batch, as keyword arguments of the UNet."""
     return {"added_cond_kwargs": {name: value.expand(batch, -1) for name, value in added.items()} or None}

@@ -1,4 +1,4 @@
-"""Images to latents, as the checkpoint's own pipeline scales them."""
+"""Latents are scaled as the checkpoint's own pipeline scales them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffseg.model.backbone import Backbone
 from diffseg.model.checkpoint import load_checkpoint
 
 
-def test_latents_are_the_scaled_mean(checkpoints: dict[str, Path]) -> None:
+def test_latents_are_the_scaled_mean_of_the_posterior(checkpoints: dict[str, Path]) -> None:
     backbone = Backbone(load_checkpoint(checkpoints["sd1"]))
     pixels = torch.rand(2, 3, 64, 128) * 2 - 1
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoints["sd1"])

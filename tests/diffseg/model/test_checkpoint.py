@@ -1,4 +1,4 @@
-"""Checkpoints in published layouts: what is loaded, what is not kept, and half precision."""
+"""Checkpoints in published layouts: what is loaded, what is not kept in memory, and half precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from small_checkpoints import TEXT, UNET, VAE, change_json, change_weights, write_json
 
-import diffseg.model.text
+import diffseg.model.text_encoders
 from diffseg.attention.recorder import self_attention_layers
 from diffseg.model.backbone import Backbone
 from diffseg.model.checkpoint import load_checkpoint
@@ -27,7 +27,7 @@ Copy = Callable[[str], Path]
 @pytest.mark.parametrize(
     ("layout", "resolution", "layers"), [("sd1", 128, 16), ("sd2-768", 768, 16), ("sdxl", 128, 28)]
 )
-def test_what_is_loaded(layout: str, resolution: int, layers: int, checkpoints: dict[str, Path]) -> None:
+def test_the_parts_of_a_checkpoint(layout: str, resolution: int, layers: int, checkpoints: dict[str, Path]) -> None:
     checkpoint = load_checkpoint(checkpoints[layout])
     assert checkpoint.resolution == resolution
     assert len(self_attention_layers(checkpoint.unet)) == layers
@@ -38,17 +38,17 @@ def test_what_is_loaded(layout: str, resolution: int, layers: int, checkpoints: 
     assert not any(p.requires_grad for p in [*checkpoint.unet.parameters(), *checkpoint.vae.parameters()])
 
 
-def test_decoder_and_text_encoder_are_not_in_memory(
+def test_decoder_and_text_encoders_are_not_kept_in_memory(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoders = []
 
-    def watched(*arguments: Any, **options: Any) -> Any:
+    def load_and_watch(*arguments: Any, **options: Any) -> Any:
         model = load_part(*arguments, **options)
         encoders.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(diffseg.model.text, "load_part", watched)
+    monkeypatch.setattr(diffseg.model.text_encoders, "load_part", load_and_watch)
     checkpoint = load_checkpoint(checkpoints["sdxl"])
     gc.collect()
     assert [encoder() for encoder in encoders] == [None, None]
@@ -67,8 +67,8 @@ def test_tiny_autoencoders_are_loaded_too(copy: Copy) -> None:
     torch.testing.assert_close(Backbone(load_checkpoint(folder)).latents(pixels), expected)
 
 
-def test_attention_blocks_of_the_vae_under_their_first_names(copy: Copy) -> None:
-    """SD 1.x was published before diffusers renamed them."""
+def test_attention_blocks_of_the_vae_may_have_their_old_names(copy: Copy) -> None:
+    """SD 1.x was published before diffusers renamed these weights."""
     folder = copy("sd1")
     expected = load_checkpoint(folder).vae.state_dict()
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -81,18 +81,18 @@ def test_attention_blocks_of_the_vae_under_their_first_names(copy: Copy) -> None
 
     change_weights(folder / VAE, rename)
     assert any("query" in key for key in load_file(folder / VAE))
-    found = load_checkpoint(folder).vae.state_dict()
-    assert all(torch.equal(expected[name], value) for name, value in found.items())
+    weights = load_checkpoint(folder).vae.state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in weights.items())
 
 
-def test_own_settings_of_a_checkpoint(copy: Copy) -> None:
+def test_settings_come_from_the_checkpoint(copy: Copy) -> None:
     folder = copy("sd1")
     write_json(folder / "diffseg.json", {"tau": [0.5, 0.6], "timestep": 50, "resolution": 192})
     checkpoint = load_checkpoint(folder)
     assert (checkpoint.tau, checkpoint.timestep, checkpoint.resolution) == ((0.5, 0.6), 50, 192)
 
 
-def test_half_precision_files(copy: Copy) -> None:
+def test_files_in_half_precision_are_loaded(copy: Copy) -> None:
     folder = copy("sd1")
     full = load_checkpoint(folder)
     for name in (UNET, VAE, TEXT):
@@ -130,7 +130,9 @@ def test_half_precision_is_safe_from_overflow(layout: str, dtype: torch.dtype, c
     for layer in self_attention_layers(checkpoint.unet):
         layer.register_forward_pre_hook(products)
     attention = Backbone(checkpoint).self_attention(torch.rand(1, 3, 128, 128) * 2 - 1, 300)
-    assert max(largest) > torch.finfo(torch.float16).max, "the plain product must overflow, or this shows nothing"
+    assert max(largest) > torch.finfo(torch.float16).max, (
+        "the product must overflow in float16 for this test to mean anything"
+    )
     for maps in attention.maps.values():
         assert maps.dtype == torch.float32
         torch.testing.assert_close(maps.sum(dim=-1), torch.ones(maps.shape[:2]))
@@ -145,16 +147,16 @@ def test_a_decoder_is_not_needed(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize("inside", ["", "vae"])
-def test_a_small_autoencoder_takes_the_place_of_the_models_own(copy: Copy, tmp_path: Path, inside: str) -> None:
+def test_another_autoencoder_replaces_the_models_own(copy: Copy, tmp_path: Path, inside: str) -> None:
     folder, other = copy("sd1"), tmp_path / "small"
     small = AutoencoderTiny(encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8))
     small.save_pretrained(other / inside)
-    own, replaced = load_checkpoint(folder), load_checkpoint(folder, vae=other)
+    original, replaced = load_checkpoint(folder), load_checkpoint(folder, vae=other)
     pixels = torch.rand(1, 3, 128, 128) * 2 - 1
     with torch.no_grad():
         expected = small.encode(pixels).latents
     torch.testing.assert_close(Backbone(replaced).latents(pixels), expected)
-    assert replaced.sha256 != own.sha256
+    assert replaced.sha256 != original.sha256
     change_weights(other / inside / "diffusion_pytorch_model.safetensors", lambda w: next(iter(w.values())).add_(1))
     assert load_checkpoint(folder, vae=other).sha256 != replaced.sha256
 

@@ -1,4 +1,4 @@
-"""CLIP at every place of an image: exact where it can be, and worth something where it was trained."""
+"""CLIP at every position of an image: exact identities, names, and checkpoints that cannot be used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def clip(folder: Path) -> Clip:
 
 @pytest.fixture
 def changed(folder: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """Return a copy that the test may damage."""
     return Path(shutil.copytree(folder, tmp_path / "changed"))
 
 
@@ -41,11 +41,11 @@ def pictures(side: int = SIDE, count: int = 2) -> torch.Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_value_tokens_mixed_by_the_heads_own_attention_are_the_embedding_of_the_image(clip: Clip) -> None:
-    """The output projection is linear: what was left out of the last layer is the mixing, and nothing else."""
-    prepared = clip.prepared(pictures())
+def test_values_mixed_by_the_last_layers_attention_give_the_embedding_of_the_image(clip: Clip) -> None:
+    """The output projection is linear, so the dense features differ from the embedding only in the missing mixing."""
+    prepared = clip.preprocess(pictures())
     vision = clip.model.vision_model
-    states, last = clip.before_last(prepared), vision.encoder.layers[-1]
+    states, last = clip.penultimate_states(prepared), vision.encoder.layers[-1]
     layer, heads = last.self_attn, clip.model.config.vision_config.num_attention_heads
     normed = last.layer_norm1(states)
     queries, keys, values = (
@@ -63,87 +63,87 @@ def test_value_tokens_mixed_by_the_heads_own_attention_are_the_embedding_of_the_
 
 
 def test_each_position_has_a_vector_of_length_one(clip: Clip) -> None:
-    found = clip.places(pictures())
-    assert found.shape == (2, clip.model.config.projection_dim, GRID, GRID)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(2, GRID, GRID))
+    features = clip.dense_features(pictures())
+    assert features.shape == (2, clip.model.config.projection_dim, GRID, GRID)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2, GRID, GRID))
 
 
-def test_the_embedding_of_the_image_is_bit_identical_with_and_without_it(clip: Clip) -> None:
-    prepared = clip.prepared(pictures())
+def test_dense_features_leave_the_embedding_of_the_image_bit_identical(clip: Clip) -> None:
+    prepared = clip.preprocess(pictures())
     before = clip.model.get_image_features(prepared).pooler_output
-    clip.places(pictures())
-    clip.before_last(prepared)
+    clip.dense_features(pictures())
+    clip.penultimate_states(prepared)
     assert torch.equal(clip.model.get_image_features(prepared).pooler_output, before)
 
 
-def test_positional_embeddings_are_their_own_at_the_size_of_training(clip: Clip) -> None:
+def test_positional_embeddings_are_not_interpolated_at_the_size_of_training(clip: Clip) -> None:
     vision = clip.model.vision_model
-    prepared = clip.prepared(pictures())
-    own = vision(prepared, output_hidden_states=True).hidden_states[-2]
-    assert torch.equal(clip.before_last(prepared), own)
+    prepared = clip.preprocess(pictures())
+    expected = vision(prepared, output_hidden_states=True).hidden_states[-2]
+    assert torch.equal(clip.penultimate_states(prepared), expected)
     assert torch.equal(prepared, ((pictures() + 1) / 2 - clip.mean) / clip.std)
 
 
-@pytest.mark.parametrize(("side", "places"), [(SIDE, 8), (2 * SIDE, 16), (50, 12), (SIDE // 2, 8), (PATCH, 8)])
-def test_any_size_of_image_has_whole_patches(clip: Clip, side: int, places: int) -> None:
-    found = clip.places(pictures(side, 1))
-    assert found.shape[2:] == (places, places)
-    assert torch.isfinite(found).all()
+@pytest.mark.parametrize(("side", "positions"), [(SIDE, 8), (2 * SIDE, 16), (50, 12), (SIDE // 2, 8), (PATCH, 8)])
+def test_any_size_of_image_has_whole_patches(clip: Clip, side: int, positions: int) -> None:
+    features = clip.dense_features(pictures(side, 1))
+    assert features.shape[2:] == (positions, positions)
+    assert torch.isfinite(features).all()
 
 
-def test_scores_do_not_depend_on_the_scale_of_texts(clip: Clip, folder: Path) -> None:
-    louder = load_clip(folder)
-    louder.model.text_projection.weight.mul_(7)
-    first, second = (each.probabilities(pictures(), [NAMES] * 2) for each in (clip, louder))
+def test_probabilities_do_not_depend_on_the_scale_of_text_vectors(clip: Clip, folder: Path) -> None:
+    scaled = load_clip(folder)
+    scaled.model.text_projection.weight.mul_(7)
+    first, second = (network.probabilities(pictures(), [NAMES] * 2) for network in (clip, scaled))
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 
-def test_scores_go_with_their_names_in_any_order(clip: Clip) -> None:
+def test_probabilities_follow_their_names_in_any_order(clip: Clip) -> None:
     order = [3, 1, 0, 5, 4, 2]
-    found = clip.probabilities(pictures(), [NAMES] * 2)
-    turned = clip.probabilities(pictures(), [[NAMES[index] for index in order]] * 2)
-    torch.testing.assert_close(turned, found[:, order], rtol=0, atol=1e-6)
+    probabilities = clip.probabilities(pictures(), [NAMES] * 2)
+    reordered = clip.probabilities(pictures(), [[NAMES[index] for index in order]] * 2)
+    torch.testing.assert_close(reordered, probabilities[:, order], rtol=0, atol=1e-6)
 
 
 def test_each_image_has_its_own_names(clip: Clip) -> None:
-    found = clip.probabilities(pictures(count=3), [NAMES[:2], (), NAMES])
-    assert found.shape == (3, len(NAMES), GRID, GRID)
-    assert not found[0, 2:].any()
-    assert not found[1].any()
-    assert (found >= 0).all()
-    assert (found.sum(dim=1) <= 1 + 1e-6).all()
+    probabilities = clip.probabilities(pictures(count=3), [NAMES[:2], (), NAMES])
+    assert probabilities.shape == (3, len(NAMES), GRID, GRID)
+    assert not probabilities[0, 2:].any()
+    assert not probabilities[1].any()
+    assert (probabilities >= 0).all()
+    assert (probabilities.sum(dim=1) <= 1 + 1e-6).all()
     alone = clip.probabilities(pictures(count=3)[:1], [NAMES[:2]])
-    torch.testing.assert_close(alone[0], found[0, :2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(alone[0], probabilities[0, :2], rtol=0, atol=1e-6)
     assert not clip.probabilities(pictures(count=1), [()]).any()
-    one = clip.probabilities(pictures(count=1), [["red"]], rest=())
-    torch.testing.assert_close(one, torch.ones_like(one))
+    single = clip.probabilities(pictures(count=1), [["red"]], distractors=())
+    torch.testing.assert_close(single, torch.ones_like(single))
 
 
-def test_a_name_has_one_vector_whatever_other_names_there_are(clip: Clip, folder: Path) -> None:
-    """The mean of the templates' vectors, each of length 1; the same bits in every company."""
-    assert torch.equal(clip.texts(NAMES)[2], load_clip(folder).texts(["blue"])[0])
+def test_the_vector_of_a_name_does_not_depend_on_other_names(clip: Clip, folder: Path) -> None:
+    """It is the mean of the templates' vectors, each of length 1, and always has the same bits."""
+    assert torch.equal(clip.name_vectors(NAMES)[2], load_clip(folder).name_vectors(["blue"])[0])
     tokens = [clip.tokenizer(template.format("blue"), return_tensors="pt").input_ids for template in TEMPLATES]
-    pooled = [clip.model.get_text_features(one).pooler_output[0] for one in tokens]
+    pooled = [clip.model.get_text_features(ids).pooler_output[0] for ids in tokens]
     mean = torch.stack([vector / vector.norm() for vector in pooled]).mean(dim=0)
-    torch.testing.assert_close(clip.texts(["blue"])[0], mean / mean.norm(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(clip.name_vectors(["blue"])[0], mean / mean.norm(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["x" * 1000, "人が走る", "", "{}", "<|endoftext|>"])
-def test_no_name_is_too_strange(clip: Clip, name: str) -> None:
-    assert torch.isfinite(clip.texts([name])).all()
+def test_unusual_names_have_finite_vectors(clip: Clip, name: str) -> None:
+    assert torch.isfinite(clip.name_vectors([name])).all()
 
 
-def test_colours_are_those_of_the_checkpoint(clip: Clip, changed: Path) -> None:
+def test_colour_statistics_come_from_the_checkpoint(clip: Clip, changed: Path) -> None:
     assert clip.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
     (changed / "preprocessor_config.json").unlink()
     plain = load_clip(changed)
     assert plain.mean.flatten().tolist() == pytest.approx(MEAN)
     assert plain.std.flatten().tolist() == pytest.approx(STD)
     assert plain.sha256 != clip.sha256
-    assert torch.equal(F.normalize(plain.texts(["red"])), plain.texts(["red"]))
+    assert torch.equal(F.normalize(plain.name_vectors(["red"])), plain.name_vectors(["red"]))
 
 
-def test_its_files_are_its_fingerprint(clip: Clip, folder: Path, changed: Path) -> None:
+def test_the_fingerprint_covers_the_files_that_are_read(clip: Clip, folder: Path, changed: Path) -> None:
     assert load_clip(changed).sha256 == clip.sha256 != fingerprint(folder)
     (changed / "README.md").write_text("not read")
     assert load_clip(changed).sha256 == clip.sha256
@@ -165,7 +165,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "bad words": (lambda f: (f / "vocab.json").write_text("{"), "tokenizer of .*: its files do not load"),
     "more words": (
         lambda f: change_json(f / "vocab.json", more=10**4, still=10**4 + 1),
-        r"its tokenizer has \d+ tokens, and its text tower knows",
+        r"its tokenizer has \d+ tokens, but its text encoder knows",
     ),
     "a colour": (
         lambda f: change_json(f / "preprocessor_config.json", image_mean=[0.5, 0.5]),
@@ -176,14 +176,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_cannot_be_used_is_refused(changed: Path, damage: str) -> None:
-    break_it, message = DAMAGES[damage]
-    break_it(changed)
+def test_a_damaged_clip_is_refused(changed: Path, damage: str) -> None:
+    inflict, message = DAMAGES[damage]
+    inflict(changed)
     with pytest.raises(CheckpointError, match=message):
         load_clip(changed)
 
 
-def test_the_embedded_model_is_no_clip() -> None:
+def test_the_embedded_model_is_refused_as_a_clip() -> None:
     with pytest.raises(CheckpointError, match=r"looked for config\.json of a CLIPModel; the folder holds .*unet"):
         load_clip("tiny")
     with pytest.raises(CheckpointError, match="no such folder, and not a hub id"):

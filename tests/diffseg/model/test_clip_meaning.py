@@ -1,4 +1,4 @@
-"""A CLIP that was told what is in pictures, and never where, names their segments (generated, held-out seeds)."""
+"""A CLIP trained on captions, without any location, names the segments of generated images with held-out seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffseg.settings import settings_of
 
 PICTURES, HELD_OUT = 60, 1000
 CHANCE, MARGIN = 1 / (2 * len(NAMES) - 1), 0.2
-"""Mean IoU of names drawn by lot, each as often as any other; and what was to be gained on it, set before training."""
+"""Mean IoU of random names with equal frequencies, and the gain over it that was required before training."""
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +27,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Clip:
 
 @pytest.fixture(scope="module")
 def pictures() -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels, and the index of the colour of each."""
+    """Return images and, for each of their pixels, the index of its colour."""
     generator = np.random.default_rng(HELD_OUT)
     drawn = [draw(generator) for _ in range(PICTURES)]
-    return pixels_of([image for image, _ in drawn]), torch.from_numpy(np.stack([truth for _, truth in drawn]))
+    return pixels_of([image for image, _ in drawn]), torch.from_numpy(np.stack([indices for _, indices in drawn]))
 
 
-def mean_iou(found: torch.Tensor, truth: torch.Tensor) -> float:
-    """Over all pictures at once, without any matching."""
-    both = [((found == k) & (truth == k)).sum() / ((found == k) | (truth == k)).sum() for k in range(len(NAMES))]
-    return torch.stack(both).mean().item()
+def mean_iou(names: torch.Tensor, truth: torch.Tensor) -> float:
+    """Return the mean IoU over names, of all pictures together and without any matching."""
+    ious = [((names == k) & (truth == k)).sum() / ((names == k) | (truth == k)).sum() for k in range(len(NAMES))]
+    return torch.stack(ious).mean().item()
 
 
 def pixel_names(maps: torch.Tensor) -> torch.Tensor:
@@ -44,9 +44,9 @@ def pixel_names(maps: torch.Tensor) -> torch.Tensor:
 
 
 def segment_names(clip: Clip, pixels: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """The name of each true segment, at its pixels."""
+    """Name each segment of the ground truth, and return the name at each pixel."""
     regions = F.one_hot(truth, len(NAMES)).permute(0, 3, 1, 2).float()
-    given = Signals(
+    signals = Signals(
         pixels=pixels,
         grid=(SIDE, SIDE),
         self_attention=torch.empty(0),
@@ -55,16 +55,16 @@ def segment_names(clip: Clip, pixels: torch.Tensor, truth: torch.Tensor) -> torc
         name_counts=torch.full((len(pixels),), len(NAMES)),
     )
     (stage,) = stages_of(["clip"], settings_of(clip_smooth=False), (1.0,))
-    named = stage.run(given, Scores(maps=regions))
-    assert named is not None
-    assert named.names is not None
-    return named.names.gather(1, truth.flatten(1)).view_as(truth)
+    scores = stage.run(signals, Scores(maps=regions))
+    assert scores is not None
+    assert scores.names is not None
+    return scores.names.gather(1, truth.flatten(1)).view_as(truth)
 
 
-def test_names_are_found_without_having_been_shown_where(
+def test_names_are_located_without_training_on_locations(
     trained: Clip, pictures: tuple[torch.Tensor, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Far above chance, which random weights are at; segments, whose names their positions vote on, above positions."""
+    """Pixels are far above chance and above random weights; segments, by the vote of their positions, above pixels."""
     pixels, truth = pictures
     by_pixel = mean_iou(pixel_names(trained.probabilities(pixels, [NAMES] * PICTURES)), truth)
     by_segment = mean_iou(segment_names(trained, pixels, truth), truth)
@@ -76,14 +76,14 @@ def test_names_are_found_without_having_been_shown_where(
     assert by_pixel > control + MARGIN
 
 
-def test_smoothing_by_attention_that_knows_the_segments_helps(
+def test_smoothing_by_attention_that_follows_the_segments_helps(
     trained: Clip, pictures: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     pixels, truth = pictures[0][:12], pictures[1][:12]
     coarse = truth[:, 2::4, 2::4]
     attention = torch.stack([torch.from_numpy(planted(m.numpy(), leak=0.1, noise=0.5)).float() for m in coarse])
     maps = trained.probabilities(pixels, [NAMES] * 12)
-    given = Signals(
+    signals = Signals(
         pixels=pixels,
         grid=(coarse.shape[1], coarse.shape[2]),
         self_attention=attention,
@@ -91,21 +91,21 @@ def test_smoothing_by_attention_that_knows_the_segments_helps(
         clip_probabilities=maps,
         name_counts=torch.full((12,), len(NAMES)),
     )
-    found = {}
+    scores = {}
     for smooth in (False, True):
         (stage,) = stages_of(["clip"], settings_of(clip_smooth=smooth), (1.0,))
-        classes = stage.run(given, None)
+        classes = stage.run(signals, None)
         assert classes is not None
-        found[smooth] = mean_iou(classes.maps.argmax(dim=1), coarse)
-    print(f"mean IoU of classes: {found[False]:.3f}, smoothed by planted attention {found[True]:.3f}")
-    assert found[True] > found[False]
+        scores[smooth] = mean_iou(classes.maps.argmax(dim=1), coarse)
+    print(f"mean IoU of classes: {scores[False]:.3f}, smoothed by planted attention {scores[True]:.3f}")
+    assert scores[True] > scores[False]
 
 
-def test_the_names_of_an_image_bound_what_is_found(trained: Clip, pictures: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Image-level labels: what is not in the picture is not found, and what is in it is found better."""
+def test_the_names_of_an_image_restrict_its_classes(trained: Clip, pictures: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """With image-level labels, no absent class is predicted, and the classes that are present are predicted better."""
     pixels, truth = pictures
     present = [image.unique() for image in truth]
-    maps = trained.probabilities(pixels, [[NAMES[k] for k in there] for there in present])
-    found = torch.stack([there[index] for there, index in zip(present, pixel_names(maps), strict=True)])
-    every = pixel_names(trained.probabilities(pixels, [NAMES] * PICTURES))
-    assert mean_iou(found, truth) > mean_iou(every, truth) + 0.05
+    maps = trained.probabilities(pixels, [[NAMES[k] for k in indices] for indices in present])
+    restricted = torch.stack([indices[name] for indices, name in zip(present, pixel_names(maps), strict=True)])
+    unrestricted = pixel_names(trained.probabilities(pixels, [NAMES] * PICTURES))
+    assert mean_iou(restricted, truth) > mean_iou(unrestricted, truth) + 0.05

@@ -1,4 +1,4 @@
-"""Files that cannot be used are refused, naming the part at fault; hub ids come from the local cache."""
+"""Files that cannot be used are refused with the name of the part at fault; hub ids come from the local cache."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Copy = Callable[[str], Path]
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As HF_HUB_OFFLINE=1 and an empty HF_HUB_CACHE, which the library reads once, when it is imported."""
+    """Have the effect of HF_HUB_OFFLINE=1 and an empty HF_HUB_CACHE, which the library reads only on import."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def test_fingerprint_is_of_the_files_that_are_read(copy: Copy) -> None:
+def test_the_fingerprint_covers_the_files_that_are_read(copy: Copy) -> None:
     folder = copy("sdxl")
     before = fingerprint(folder)
     assert load_checkpoint(folder).sha256 == before
@@ -36,22 +36,22 @@ def test_fingerprint_is_of_the_files_that_are_read(copy: Copy) -> None:
     (folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"other")
     write_json(folder / "scheduler" / "scheduler_config.json", {})
     assert fingerprint(folder) == before
-    seen = {before}
+    fingerprints = {before}
     for name in (UNET, VAE, TEXT, "text_encoder_2/model.safetensors", "tokenizer_2/vocab.json", "model_index.json"):
         content = bytearray((folder / name).read_bytes())
         content[-1] ^= 1
         (folder / name).write_bytes(content)
-        seen.add(fingerprint(folder))
-    assert len(seen) == 7
+        fingerprints.add(fingerprint(folder))
+    assert len(fingerprints) == 7
 
 
-def test_paths_that_are_read() -> None:
+def test_which_paths_are_read() -> None:
     for path in ("model_index.json", "unet/config.json", "text_encoder_2/model.safetensors", "tokenizer/merges.txt"):
         assert CHECKPOINT_FILES.includes(path)
     for path in ("README.md", "unet/x.bin", "a/unet/config.json", "unet/x.non_ema.safetensors", "tokenizer/a/b"):
         assert not CHECKPOINT_FILES.includes(path)
     for path in ("tokenizer/..", "tokenizer/.", "tokenizer/", "tokenizer//x", "../vae/config.json", "tokenizer/a\0b"):
-        assert not CHECKPOINT_FILES.includes(path), "no name of a file in the folder"
+        assert not CHECKPOINT_FILES.includes(path), "this path names no file in the folder"
     for path in ("config.json", "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors"):
         assert VAE_FILES.includes(path)
     for path in ("unet/config.json", "vae/x.safetensors", "vae/vae/config.json", "vae/diffusion_pytorch_model.bin"):
@@ -92,7 +92,7 @@ LAYER_NORM = "text_model.encoder.layers.0.layer_norm2.bias"
         (
             "sd1",
             remove("tokenizer"),
-            r"tokenizer of .*: looked for tokenizer/vocab.json and merges.txt .*found nothing",
+            r"tokenizer of .*: looked for vocab.json and merges.txt .*found nothing",
         ),
         ("sd1", remove("tokenizer/merges.txt"), r"tokenizer of .*; found special_tokens_map.json, token.*, vocab.json"),
         ("sdxl", remove("text_encoder_2"), r"text_encoder_2 of .*: looked for text_encoder_2/\*.safetensors"),
@@ -119,7 +119,7 @@ LAYER_NORM = "text_model.encoder.layers.0.layer_norm2.bias"
         ("sdxl", with_config("model_index.json", text_encoder_2=[None, None]), r"which go together"),
     ],
 )
-def test_what_cannot_be_used_is_refused_by_part(
+def test_damage_is_refused_with_the_name_of_the_part(
     layout: str, damage: Callable[[Path], None], message: str, copy: Copy
 ) -> None:
     folder = copy(layout)
@@ -128,15 +128,17 @@ def test_what_cannot_be_used_is_refused_by_part(
         load_checkpoint(folder)
 
 
-def test_a_single_file_a_missing_folder_and_no_hub_id_are_told_apart(checkpoints: dict[str, Path]) -> None:
+def test_messages_distinguish_a_single_file_a_missing_folder_and_an_invalid_hub_id(
+    checkpoints: dict[str, Path],
+) -> None:
     with pytest.raises(CheckpointError, match=r"is a file; a folder in the diffusers layout is needed"):
         load_checkpoint(checkpoints["sd1"] / UNET)
-    for nothing in ("/nowhere/at/all", "sd15", "a/b/c", "../sd/x"):
+    for name in ("/nowhere/at/all", "sd15", "a/b/c", "../sd/x"):
         with pytest.raises(CheckpointError, match=r"no such folder, and not a hub id \(owner/name\)"):
-            load_checkpoint(nothing)
+            load_checkpoint(name)
 
 
-def test_an_unknown_hub_id_says_what_was_looked_for() -> None:
+def test_the_message_for_an_unknown_hub_id_names_it_and_the_revision() -> None:
     with pytest.raises(CheckpointError, match=r"^nobody/nothing: no such folder here, and the hub gave no such"):
         load_checkpoint("nobody/nothing")
     with pytest.raises(CheckpointError, match=r"nobody/nothing: .* at revision v2: "):

@@ -1,4 +1,4 @@
-"""Prompts are what the checkpoint's own pipeline makes of them, and the places of names in them are known."""
+"""Prompts are embedded as by the checkpoint's own pipeline, and the tokens of names in them are located."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ Copy = Callable[[str], Path]
 
 
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "textless"])
-def test_empty_prompt_is_that_of_the_checkpoints_own_pipeline(layout: str, checkpoints: dict[str, Path]) -> None:
-    """The unconditional half of classifier-free guidance is what an empty prompt is in each family."""
+def test_the_empty_prompt_is_embedded_as_by_the_checkpoints_own_pipeline(
+    layout: str, checkpoints: dict[str, Path]
+) -> None:
+    """In each family, the unconditional half of classifier-free guidance is the embedding of the empty prompt."""
     checkpoint = load_checkpoint(checkpoints[layout])
     sdxl = layout.startswith("sdxl")
     pipeline = (StableDiffusionXLPipeline if sdxl else StableDiffusionPipeline).from_pretrained(checkpoints[layout])
@@ -49,7 +51,7 @@ def test_text_encoders_of_another_width_are_refused(copy: Copy, checkpoints: dic
     folder = copy("sd1")
     shutil.rmtree(folder / "text_encoder")
     shutil.copytree(checkpoints["sdxl"] / "text_encoder_2", folder / "text_encoder")
-    with pytest.raises(CheckpointError, match=r"text encoder of .*: 48 numbers a token; its UNet reads 32"):
+    with pytest.raises(CheckpointError, match=r"text encoder of .*: 48 features per token, but the UNet reads 32"):
         load_checkpoint(folder)
 
 
@@ -64,26 +66,26 @@ def test_a_prompt_is_embedded_as_by_the_checkpoints_own_pipeline(layout: str, ch
         arguments = {"device": torch.device("cpu"), "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         with torch.no_grad():
             encoded = pipeline.encode_prompt(prompt, **arguments)
-        found = text.embed(prompt)
-        torch.testing.assert_close(found.context, encoded[0], rtol=0, atol=1e-6)
+        embedding = text.embed(prompt)
+        torch.testing.assert_close(embedding.context, encoded[0], rtol=0, atol=1e-6)
         if layout == "sdxl":
-            torch.testing.assert_close(found.added["text_embeds"], encoded[2], rtol=0, atol=1e-6)
+            torch.testing.assert_close(embedding.added["text_embeds"], encoded[2], rtol=0, atol=1e-6)
 
 
-def test_the_tokens_of_names_are_found_by_their_characters(checkpoints: dict[str, Path]) -> None:
-    """Names of several tokens and several words, punctuation before them, repeated ones, and ones that are cut off."""
+def test_the_tokens_of_names_are_located_by_characters(checkpoints: dict[str, Path]) -> None:
+    """Names may have several tokens or words, follow punctuation, be repeated, or be truncated."""
     text = load_checkpoint(checkpoints["sd1"], text=True).text
     assert text is not None
     tokenizer = text.parts[0][0]
 
-    def read(prompt: Prompt) -> list[str]:
+    def tokens_of_names(prompt: Prompt) -> list[str]:
         tokens = tokenizer(prompt.text, padding="max_length", truncation=True, max_length=77)["input_ids"]
         return [
             "".join(tokenizer.convert_ids_to_tokens([tokens[i] for i in columns])).replace("</w>", " ").strip()
             for columns in text.columns(prompt)
         ]
 
-    assert read(prompt_of_names(["sky", "Red  ball", "T-shirt"], "a photograph, of: {}!")) == [
+    assert tokens_of_names(prompt_of_names(["sky", "Red  ball", "T-shirt"], "a photograph, of: {}!")) == [
         "sky",
         "red ball",
         "t - shirt",
@@ -91,12 +93,12 @@ def test_the_tokens_of_names_are_found_by_their_characters(checkpoints: dict[str
     caption = "the man's dog, a dog's man."
     repeated = Prompt(text=caption, names=("dog", "man"), spans=(((10, 13), (17, 20)), ((4, 7), (23, 26))))
     assert [caption[a:b] for spans in repeated.spans for a, b in spans] == ["dog", "dog", "man", "man"]
-    assert read(repeated) == ["dog dog", "man man"]
-    late = prompt_of_names(["x" * 80, "sky"])
-    assert text.columns(late)[1] == []
+    assert tokens_of_names(repeated) == ["dog dog", "man man"]
+    truncated = prompt_of_names(["x" * 80, "sky"])
+    assert text.columns(truncated)[1] == []
 
 
-def test_names_that_do_not_fit_are_spread_over_prompts(checkpoints: dict[str, Path]) -> None:
+def test_names_that_do_not_fit_are_split_into_several_prompts(checkpoints: dict[str, Path]) -> None:
     text = load_checkpoint(checkpoints["sd1"], text=True).text
     assert text is not None
     names = tuple(f"{chr(97 + i)}{chr(98 + i)}{chr(97 + i)}" for i in range(20)) * 2
@@ -110,6 +112,6 @@ def test_names_that_do_not_fit_are_spread_over_prompts(checkpoints: dict[str, Pa
     assert text.split_to_fit(prompt_of_names([])) == [prompt_of_names([])]
 
 
-def test_a_checkpoint_without_text_encoder_is_refused_where_names_are_asked_for(checkpoints: dict[str, Path]) -> None:
+def test_a_checkpoint_without_text_encoder_is_refused_if_names_are_needed(checkpoints: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match=r"has no text encoder, which names need; .* tiny-text"):
         load_checkpoint(checkpoints["textless"], text=True)
