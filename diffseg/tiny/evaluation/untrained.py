@@ -6,10 +6,10 @@ from pathlib import Path
 
 from diffusers import AutoencoderTiny
 
-from diffseg.tiny.recipe.export import export
-from diffseg.tiny.recipe.model import build
-from diffseg.tiny.recipe.text_model import build_text_encoder, build_tokenizer, reading_unet
-from diffseg.tiny.recipe.tokenizer import caption_words
+from diffseg.tiny.recipe.export import export_checkpoint
+from diffseg.tiny.recipe.model import build_networks
+from diffseg.tiny.recipe.text_model import build_text_encoder, build_tokenizer, build_text_unet
+from diffseg.tiny.recipe.tokenizer import caption_tokenizer
 
 __all__ = ["UNTRAINED_TAU", "write_untrained"]
 
@@ -22,10 +22,10 @@ def write_untrained(folder: Path, checkpoint: Path, *, seed: int) -> None:
 
     The VAE stays trained, which can only help this baseline.
     """
-    _, unet, scheduler = build(seed)
+    _, unet, scheduler = build_networks(seed)
     vae = AutoencoderTiny.from_pretrained(checkpoint / "vae", use_safetensors=True)
     text = None
     if (checkpoint / "text_encoder").is_dir():
-        words = caption_words()
-        unet, text = reading_unet(unet, seed), (build_text_encoder(words, seed), build_tokenizer(words))
-    export(vae, unet, scheduler, folder, recipe={"untrained": True, "seed": seed}, text=text)
+        words = caption_tokenizer()
+        unet, text = build_text_unet(unet, seed), (build_text_encoder(words, seed), build_tokenizer(words))
+    export_checkpoint(vae, unet, scheduler, folder, recipe={"untrained": True, "seed": seed}, text=text)

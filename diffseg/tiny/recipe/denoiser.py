@@ -1,4 +1,7 @@
-"""Train the UNet on encoded scenes, stage by stage."""
+"""The training of the embedded UNet on encoded scenes, stage by stage.
+
+Axes: B batch, S sampled queries, w side of the latents, Y and X rows and columns of labels (2w each).
+"""
 
 from __future__ import annotations
 
@@ -13,36 +16,36 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from diffseg.optim import descend, optimiser_of, set_lr
-from diffseg.tiny.recipe.latents import Batch, Pool
+from diffseg.tiny.recipe.latents import LatentBatch, LatentPool
 from diffseg.tiny.recipe.model import empty_context
 from diffseg.tiny.recipe.objective import RowRecorder, attention_loss, region_targets
-from diffseg.tiny.recipe.optim import Progress, load_state, save_state
 from diffseg.tiny.recipe.pictures import save_rows
-from diffseg.tiny.recipe.settings import Recipe, Stage, stage_of
+from diffseg.tiny.recipe.settings import Recipe, TrainingStage, stage_at
+from diffseg.tiny.recipe.training_state import ProgressLog, load_state, save_state
 
-__all__ = ["Draw", "average_into", "draw_pass", "pass_losses", "train_denoiser", "weighted"]
+__all__ = ["PassInputs", "draw_inputs", "pass_losses", "train_denoiser", "update_average", "weight_by_signal"]
 
 
 def train_denoiser(
     recipe: Recipe,
     unet: UNet2DConditionModel,
-    pools: Mapping[str, Pool],
+    pools: Mapping[str, LatentPool],
     alphas: Tensor,
     out: Path,
     *,
     vae: AutoencoderTiny,
     save_every: int,
 ) -> None:
-    """Train `unet` in place, or load what `out` holds of it and go on from there; it ends with its averaged weights.
+    """Train the UNet in place, from its last checkpoint if there is one, and leave it with its averaged weights.
 
     Args:
-        recipe: settings.
-        unet: as built.
-        pools: encoded scenes, by the name that stages call them by; all of one scale.
-        alphas: the scheduler's alphas_cumprod, float32 [1000].
-        out: folder of the state.
-        vae: encodes the scenes of the pictures to watch by.
-        save_every: steps between checkpoints.
+        recipe: Settings of the training.
+        unet: Initialised UNet.
+        pools: Encoded scenes, by the names that the stages use; all pools have the same scale.
+        alphas: `alphas_cumprod` of the scheduler, float32 [1000].
+        out: Folder of the checkpoint, and of a picture of attention rows.
+        vae: Encodes the scenes of the picture.
+        save_every: Steps between checkpoints.
     """
     optimiser = optimiser_of(unet)
     average = {name: value.clone() for name, value in unet.state_dict().items()}
@@ -50,18 +53,18 @@ def train_denoiser(
     scale = next(iter(pools.values())).scale
     done = load_state(out / "unet.pt", unet=unet, optimiser=optimiser, average=average)
     recorder = RowRecorder().attach(unet.train())
-    progress, last = Progress("unet", steps), None
+    progress, previous = ProgressLog("unet", steps), None
     for step in range(done, steps):
-        stage, own_step = stage_of(recipe.stages, step)
-        if stage is not last:  # the pace changes with the size of the samples
-            progress, last = Progress("unet", steps), stage
+        stage, step_of_stage = stage_at(recipe.stages, step)
+        if stage is not previous:  # the duration of a step changes with the size of the samples
+            progress, previous = ProgressLog("unet", steps), stage
         rng = np.random.default_rng([recipe.seed, 1, step])
-        set_lr(optimiser, stage.learning_rate(own_step))
-        batch = pools[stage.scenes].batch(rng, stage.batch, round(recipe.size // 8 * stage.crop))
-        draw = draw_pass(stage, batch, alphas, rng)
-        denoise, attend = pass_losses(unet, recorder, batch, draw, empty_context(stage.batch))
+        set_lr(optimiser, stage.learning_rate(step_of_stage))
+        batch = pools[stage.scenes].draw_batch(rng, stage.batch, round(recipe.size // 8 * stage.crop))
+        inputs = draw_inputs(stage, batch, alphas, rng)
+        denoise, attend = pass_losses(unet, recorder, batch, inputs, empty_context(stage.batch))
         descend(denoise + recipe.attention_weight * attend, unet, optimiser)
-        average_into(average, unet, min(recipe.average, (1 + step) / (10 + step)))
+        update_average(average, unet, min(recipe.average, (1 + step) / (10 + step)))
         progress.add(step, denoise=denoise.item(), attend=attend.item())
         if (step + 1) % save_every == 0 or step + 1 == steps:
             save_state(out / "unet.pt", step + 1, unet=unet, optimiser=optimiser, average=average)
@@ -70,22 +73,22 @@ def train_denoiser(
     unet.eval().set_attn_processor(AttnProcessor2_0())
 
 
-def average_into(average: dict[str, Tensor], network: torch.nn.Module, decay: float) -> None:
-    """Let the running average of weights, in place, follow those of the network."""
+def update_average(average: dict[str, Tensor], network: torch.nn.Module, decay: float) -> None:
+    """Update the running average of a network's weights in place; `decay` is the weight of the previous average."""
     for name, value in network.state_dict().items():
         average[name].lerp_(value, 1 - decay)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
-    """What chance decides of one training pass.
+class PassInputs:
+    """The random inputs of one training pass.
 
     Attributes:
-        t: timesteps, int64 [B].
-        alpha: share of signal, float32 [B, 1, 1, 1]; 1 without noise.
-        noisy: 1 or 0, float32 [B].
-        noise: float32, as the latents.
-        queries: of which attention is asked for, int64 [B, S].
+        t: Timesteps, int64 [B].
+        alpha: Share of signal, float32 [B, 1, 1, 1]; 1 for samples without noise.
+        noisy: 1 for samples with noise, else 0, float32 [B].
+        noise: float32 of the shape of the latents.
+        queries: Positions whose attention rows are recorded, int64 [B, S].
     """
 
     t: Tensor
@@ -95,46 +98,52 @@ class Draw:
     queries: Tensor
 
 
-def draw_pass(stage: Stage, batch: Batch, alphas: Tensor, rng: np.random.Generator) -> Draw:
-    """Draw timesteps, noise and queries for a batch."""
+def draw_inputs(stage: TrainingStage, batch: LatentBatch, alphas: Tensor, rng: np.random.Generator) -> PassInputs:
+    """PassInputs timesteps, noise and queries for a batch."""
     count, side = len(batch.latents), batch.latents.shape[-1]
-    # Half of the samples lie near the clean end, where DiffSeg works; clean ones carry any timestep, so that the exact
-    # pass of DiffSeg (no noise, t = 300) is one that the network knows.
-    late = np.where(rng.random(count) < 0.5, rng.integers(0, 200, count), rng.integers(20, 800, count))
+    # Half of the timesteps lie near the clean end of the schedule, where DiffSeg works. Samples without noise are given
+    # any timestep below 600, so that the network is also trained on the exact pass of DiffSeg: no noise, t = 300.
+    timesteps = np.where(rng.random(count) < 0.5, rng.integers(0, 200, count), rng.integers(20, 800, count))
     clean = rng.random(count) < stage.clean_share
-    t = torch.from_numpy(np.where(clean, rng.integers(0, 600, count), late))
+    t = torch.from_numpy(np.where(clean, rng.integers(0, 600, count), timesteps))
     noisy = torch.from_numpy(~clean).float()
     alpha = torch.where(noisy > 0, alphas[t], 1.0)[:, None, None, None]
     noise = torch.from_numpy(rng.standard_normal(batch.latents.shape, dtype=np.float32))
     queries = _sample_queries(rng, batch.labels, stage.queries, side)
-    return Draw(t=t, alpha=alpha, noisy=noisy, noise=noise, queries=queries)
+    return PassInputs(t=t, alpha=alpha, noisy=noisy, noise=noise, queries=queries)
 
 
 def pass_losses(
-    unet: UNet2DConditionModel, recorder: RowRecorder, batch: Batch, draw: Draw, context: Tensor
+    unet: UNet2DConditionModel, recorder: RowRecorder, batch: LatentBatch, inputs: PassInputs, context: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Denoising loss (v-prediction) and attention loss of one batch, both scalar; the recorder keeps the rows."""
-    side, alpha = batch.latents.shape[-1], draw.alpha
-    recorder.start(draw.queries, side)
-    noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * draw.noise
-    predicted = unet(noisy, draw.t, context).sample
-    velocity = alpha.sqrt() * draw.noise - (1 - alpha).sqrt() * batch.latents
+    """Return the denoising loss (v-prediction) and the attention loss of one batch, both scalar.
+
+    The recorder keeps the attention rows of the pass. `context` is float32 [B, tokens, channels].
+    """
+    side, alpha = batch.latents.shape[-1], inputs.alpha
+    recorder.start(inputs.queries, side)
+    noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * inputs.noise
+    predicted = unet(noisy, inputs.t, context).sample
+    velocity = alpha.sqrt() * inputs.noise - (1 - alpha).sqrt() * batch.latents
     errors = (predicted - velocity).square().mean((1, 2, 3))
-    denoise = (errors * draw.noisy).sum() / draw.noisy.sum().clamp_min(1)
-    rows = attention_loss(recorder, region_targets(batch.labels, draw.queries, side))
-    return denoise, weighted(rows, alpha)
+    denoise = (errors * inputs.noisy).sum() / inputs.noisy.sum().clamp_min(1)
+    rows = attention_loss(recorder, region_targets(batch.labels, inputs.queries, side))
+    return denoise, weight_by_signal(rows, alpha)
 
 
-def weighted(losses_B: Tensor, alpha: Tensor) -> Tensor:
-    """The mean by the share of signal: a region that noise has drowned cannot be attended to."""
+def weight_by_signal(losses_B: Tensor, alpha: Tensor) -> Tensor:
+    """Average losses weighted by the share of signal, because attention cannot follow a region hidden by noise."""
     weight = alpha.flatten()
     return (losses_B * weight).sum() / weight.sum()
 
 
 def _sample_queries(rng: np.random.Generator, labels_BYX: Tensor, count: int, side: int) -> Tensor:
-    """Positions int64 [B, S], drawn by the inverse root of their region's area: regions large and small get a share."""
-    picks = []
+    """Draw positions, int64 [B, S], with probabilities that favour small regions.
+
+    The probability of a position is proportional to the inverse square root of the area of its region.
+    """
+    positions = []
     for labels in labels_BYX[:, ::2, ::2].flatten(1).numpy():
         weight = np.bincount(labels)[labels] ** -0.5
-        picks.append(rng.choice(side * side, size=count, p=weight / weight.sum()))
-    return torch.from_numpy(np.stack(picks))
+        positions.append(rng.choice(side * side, size=count, p=weight / weight.sum()))
+    return torch.from_numpy(np.stack(positions))

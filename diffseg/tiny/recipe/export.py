@@ -1,4 +1,4 @@
-"""Write the embedded model as a diffusers Stable Diffusion folder, in half precision."""
+"""The export of an embedded model as a Stable Diffusion folder of diffusers, in half precision."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from diffseg.model.layout import TINY as CHECKPOINT
 from diffseg.settings import StageName
 
-__all__ = ["CHECKPOINT", "TRAINED_ON", "export"]
+__all__ = ["CHECKPOINT", "TRAINED_ON", "export_checkpoint"]
 
 TRAINED_ON = "procedurally generated images only (diffseg.tiny.scenes.scenes); no photograph, no human label"
+"""The training data of the text-free model, as recorded in its checkpoint."""
 
 
-def export(
+def export_checkpoint(
     vae: AutoencoderTiny,
     unet: UNet2DConditionModel,
     scheduler: DDIMScheduler,
@@ -34,24 +35,24 @@ def export(
     trained_on: str = TRAINED_ON,
     text: tuple[CLIPTextModel, CLIPTokenizer] | None = None,
 ) -> None:
-    """Write `folder` in the layout of StableDiffusionPipeline; an existing one is replaced whole.
+    """Write a checkpoint in the layout of StableDiffusionPipeline, and replace an existing folder as a whole.
 
     Args:
-        vae: float32, with its scaling_factor set.
-        unet: float32, with its exported weights.
-        scheduler: only its configuration is written.
-        folder: to write; its parent must exist.
-        recipe: settings, seed and steps, for the record.
-        tau: merging thresholds for this model, one per round: the paper's merge nearly everything here.
-        timestep: at which the thresholds were tuned.
-        method: stages that are the default with this model.
-        trained_on: what the weights have seen.
-        text: encoder, float32, and tokenizer of a model that reads text.
+        vae: Autoencoder in float32, with its `scaling_factor` set.
+        unet: UNet in float32, with the weights to export.
+        scheduler: Scheduler, of which only the configuration is written.
+        folder: Folder to write; its parent must exist.
+        recipe: Settings, seed and steps, which are recorded in the checkpoint.
+        tau: Merging thresholds for this model, one per round; those of the paper merge nearly everything here.
+        timestep: Timestep at which the thresholds were tuned.
+        method: Stages of the method that are the default for this model.
+        trained_on: Description of the training data.
+        text: Text encoder in float32 and tokenizer, for a text model.
     """
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     for name, part in (("vae", vae), ("unet", unet)):
-        copy.deepcopy(part).half().save_pretrained(aside / name, safe_serialization=True)
+        copy.deepcopy(part).half().save_pretrained(partial / name, safe_serialization=True)
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": diffusers.__version__,
@@ -63,14 +64,14 @@ def export(
     }
     if text is not None:
         encoder, tokenizer = text
-        copy.deepcopy(encoder).half().save_pretrained(aside / "text_encoder")
-        tokenizer.save_pretrained(aside / "tokenizer")
+        copy.deepcopy(encoder).half().save_pretrained(partial / "text_encoder")
+        tokenizer.save_pretrained(partial / "tokenizer")
         index["text_encoder"] = ["transformers", type(encoder).__name__]
         index["tokenizer"] = ["transformers", type(tokenizer).__name__]
-    _drop_derived_field(aside / "vae" / "config.json")
-    scheduler.save_pretrained(aside / "scheduler")
-    (aside / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    notes = {
+    _drop_derived_field(partial / "vae" / "config.json")
+    scheduler.save_pretrained(partial / "scheduler")
+    (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    model_settings = {
         "tau": list(tau),
         "timestep": timestep,
         "method": list(method),
@@ -78,17 +79,17 @@ def export(
         "trained_on": trained_on,
         "recipe": {**recipe, "torch": torch.__version__},
     }
-    (aside / "diffseg.json").write_text(json.dumps(notes, indent=2) + "\n")
+    (partial / "diffseg.json").write_text(json.dumps(model_settings, indent=2) + "\n")
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    aside.rename(folder)
+    partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _drop_derived_field(path: Path) -> None:
-    """AutoencoderTiny writes a field that it warns about when it reads it back."""
+    """Remove a field that AutoencoderTiny writes and that it warns about when it reads the file."""
     config = json.loads(path.read_text())
     config.pop("block_out_channels", None)
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,7 +1,7 @@
-"""The embedded networks: a Stable Diffusion of 4.3 million parameters, built from diffusers' own classes.
+"""The embedded networks: a Stable Diffusion of 4.3 million parameters, built from classes of diffusers.
 
-The UNet has the block layout of Stable Diffusion 1.x, so its 16 self-attention layers lie 5/5/5/1 on four resolutions,
-as there. There is no text encoder: the context is always one zero token.
+The UNet has the block layout of Stable Diffusion 1.x. As there, its 16 self-attention layers are distributed 5/5/5/1
+over four resolutions. There is no text encoder: the context is always a single zero token.
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-__all__ = ["CONTEXT_WIDTH", "build", "empty_context"]
+__all__ = ["CONTEXT_WIDTH", "build_networks", "empty_context"]
 
 CONTEXT_WIDTH = 16
+"""Channels of the context."""
 VAE_WIDTH = 16
+"""Channels of all layers of the autoencoder."""
 
-# Rows: lightness, red–green, yellow–blue. The gains bring the three to about the same variance on natural colours.
 OPPONENT = torch.tensor([[0.8, 0.8, 0.8], [3.0, -3.0, 0.0], [-1.5, -1.5, 3.0]])
-LIGHTNESS_OFFSET = -1.2  # centres the lightness of an image of mean grey
+"""Lightness, red–green and yellow–blue as mixtures of RGB; the gains give the three about equal variance on natural
+colours."""
+LIGHTNESS_OFFSET = -1.2
+"""Offset that centres the lightness of an image of mean grey."""
 
 
-def build(seed: int) -> tuple[AutoencoderTiny, UNet2DConditionModel, DDIMScheduler]:
-    """Return freshly initialised networks on the CPU in float32; the global torch generator is left as it was.
+def build_networks(seed: int) -> tuple[AutoencoderTiny, UNet2DConditionModel, DDIMScheduler]:
+    """Build initialised networks on the CPU in float32, without changing the global torch generator.
 
     Args:
-        seed: of the random weights, >= 0.
+        seed: Seed of the random weights, ≥ 0.
 
     Returns:
-        VAE (8x downsampling, 4 channels), UNet (v-prediction) and the scheduler with Stable Diffusion's betas.
+        The VAE (8x downsampling, 4 channels), the UNet (v-prediction) and a scheduler with Stable Diffusion's betas.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -61,15 +65,15 @@ def build(seed: int) -> tuple[AutoencoderTiny, UNet2DConditionModel, DDIMSchedul
 
 
 def empty_context(batch: int) -> Tensor:
-    """The only context the model knows: zeros, float32 [batch, 1, 16]."""
+    """Return the only context with which the model is trained: zeros, float32 [batch, 1, 16]."""
     return torch.zeros(batch, 1, CONTEXT_WIDTH)
 
 
 @torch.no_grad()
 def _preserve_colour(vae: AutoencoderTiny) -> None:
-    """Start as an autoencoder that keeps 8x8 mean colours, so that training is left with texture alone.
+    """Initialise the VAE to reconstruct the mean colours of 8x8 blocks, so that only texture remains to be learnt.
 
-    Without this, a network this small spends its few minutes on rediscovering colour.
+    Otherwise, a network of this size would spend its few minutes of training on colour.
     """
     for block in [*vae.encoder.layers, *vae.decoder.layers]:
         if hasattr(block, "fuse"):
@@ -90,7 +94,7 @@ def _preserve_colour(vae: AutoencoderTiny) -> None:
 def _pass_colour(
     layer: nn.Conv2d, mixture: Tensor, *, taps: tuple[int, ...] = (1,), bias: Tensor | None = None
 ) -> None:
-    """Make the first three outputs a mixture of the first three inputs, averaged over the taps of the kernel."""
+    """Make the first three outputs a mixture of the first three inputs, averaged over the given taps of the kernel."""
     layer.weight[:3] = 0
     for y in taps:
         for x in taps:

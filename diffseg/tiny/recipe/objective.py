@@ -1,11 +1,11 @@
-"""What the embedded UNet is trained on: denoising, and attention rows that stay inside their own region.
+"""The attention losses of the embedded UNets, which are trained with them beside the denoising loss.
 
-DiffSeg reads an attention row as a distribution over positions and merges rows that look alike; a row is right when
-it is uniform over its region. The second loss says exactly that, for a few sampled queries per image, on the same
-aggregate that DiffSeg forms.
+DiffSeg reads an attention row as a distribution over positions and merges similar rows, so the best row is uniform over
+the region of its query. The attention loss is the divergence from that row, for a few sampled queries per image, on the
+same aggregate of resolutions that DiffSeg forms. The naming loss is its counterpart for cross-attention.
 
-Axes: B batch, S sampled queries, P positions of the working grid (w·w), p positions of a layer's own grid, H heads,
-T tokens of a caption, C classes.
+Axes: B batch, S sampled queries, P positions of the working grid (w·w), p positions of a layer's grid, k keys of a
+layer, H heads, d channels of a head, T tokens of a caption, C classes, Y and X rows and columns of labels (2w each).
 """
 
 from __future__ import annotations
@@ -24,33 +24,37 @@ __all__ = ["RowRecorder", "attention_loss", "class_targets", "naming_loss", "reg
 
 @dataclass
 class RowRecorder:
-    """Attention processor for every layer of a UNet; keeps the attention rows of sampled queries, with gradient.
+    """Attention processor for all layers of a UNet that records the attention rows of sampled queries, with gradient.
 
-    Only S of P rows are formed outside the fused attention, which is what makes the loss affordable on a CPU.
+    Only S of P rows are computed outside the fused attention, which makes the loss affordable on a CPU.
 
     Attributes:
-        queries: int64 [B, S], positions of the working grid; None records nothing.
-        side: w, side of the working grid.
-        rows: per grid side, the head-averaged self-attention rows of each layer, float32 [B, S, p].
-        words: per grid side, those of cross-attention, float32 [B, S, T], where there is more than one token.
+        queries: Positions on the working grid, int64 [B, S]; None records nothing.
+        side: Side w of the working grid.
+        rows: For each grid side, the self-attention rows of its layers, averaged over heads, float32 [B, S, p].
+        token_rows: For each grid side, the cross-attention rows of its layers, averaged over heads, float32 [B, S, T];
+            recorded only if there is more than one token.
     """
 
     queries: Tensor | None = field(default=None, repr=False)
     side: int = 0
     rows: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
-    words: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
+    token_rows: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
 
     def attach(self, unet: UNet2DConditionModel) -> RowRecorder:
+        """Make this recorder the processor of all attention layers of `unet`, and return it."""
         unet.set_attn_processor(self)
         return self
 
     def start(self, queries: Tensor | None, side: int) -> None:
+        """Discard the recorded rows, and record those of `queries` from now on."""
         self.queries, self.side = queries, side
-        self.rows, self.words = {}, {}
+        self.rows, self.token_rows = {}, {}
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
     ) -> Tensor:
+        """Return the output of an attention layer, and record the rows of the queries."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
             layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -59,25 +63,26 @@ class RowRecorder:
         if self.queries is not None and encoder_hidden_states is None:
             self._record(self.rows, query, key)
         elif self.queries is not None and context.shape[1] > 1:
-            self._record(self.words, query, key)
+            self._record(self.token_rows, query, key)
         out = F.scaled_dot_product_attention(query, key, value)
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
-    def _record(self, into: dict[int, list[Tensor]], query_BHpd: Tensor, key_BHkd: Tensor) -> None:
+    def _record(self, rows_by_side: dict[int, list[Tensor]], query_BHpd: Tensor, key_BHkd: Tensor) -> None:
+        """Append the rows of the sampled queries in one layer, averaged over heads."""
         assert self.queries is not None
         heads, positions, width = query_BHpd.shape[1:]
         side = math.isqrt(positions)
-        # A coarse grid's row stands for every query under its cell (nearest repetition, as DiffSeg repeats queries).
+        # A row of a coarse grid represents all queries in its cell, as DiffSeg repeats the queries of coarse grids.
         y, x = self.queries // self.side, self.queries % self.side
         index = (y * side // self.side) * side + x * side // self.side
-        picked = query_BHpd.gather(2, index[:, None, :, None].expand(-1, heads, -1, width))
-        rows = (picked @ key_BHkd.transpose(2, 3) / math.sqrt(width)).softmax(-1).mean(1)
-        into.setdefault(side, []).append(rows)
+        sampled = query_BHpd.gather(2, index[:, None, :, None].expand(-1, heads, -1, width))
+        rows = (sampled @ key_BHkd.transpose(2, 3) / math.sqrt(width)).softmax(-1).mean(1)
+        rows_by_side.setdefault(side, []).append(rows)
 
     def aggregate(self) -> Tensor:
-        """DiffSeg's aggregate of the recorded rows, float32 [B, S, P], each row summing to 1.
+        """Return DiffSeg's aggregate of the recorded self-attention rows, float32 [B, S, P]; each row sums to 1.
 
-        Each map weighs in proportion to its resolution (section 3.2.1 of the paper).
+        The weight of each map is proportional to its resolution (section 3.2.1 of the paper).
         """
         total = sum(len(rows) * side for side, rows in self.rows.items())
         parts = []
@@ -89,72 +94,86 @@ class RowRecorder:
 
 
 def region_targets(labels_BYX: Tensor, queries_BS: Tensor, side: int) -> Tensor:
-    """The uniform distribution over each query's own region, float32 [B, S, P].
+    """Return the uniform distribution over the region of each query.
 
     Args:
-        labels_BYX: integer [B, 2w, 2w], labels at twice the working grid: a position on a border belongs to two regions
-            by parts, and so gets parts of the mass.
-        queries_BS: int64 [B, S], positions of the working grid.
-        side: w.
+        labels_BYX: Labels at twice the resolution of the working grid, integer [B, 2w, 2w], so that a position on a
+            border belongs to each of its regions in part and gets that part of the mass.
+        queries_BS: Positions on the working grid, int64 [B, S].
+        side: Side w of the working grid.
+
+    Returns:
+        float32 [B, S, P]; each row sums to 1.
     """
     y, x = queries_BS // side, queries_BS % side
-    own = labels_BYX.flatten(1).gather(1, 2 * y * 2 * side + 2 * x)
-    inside = (labels_BYX[:, None] == own[:, :, None, None]).float()
+    labels_BS = labels_BYX.flatten(1).gather(1, 2 * y * 2 * side + 2 * x)
+    inside = (labels_BYX[:, None] == labels_BS[:, :, None, None]).float()
     target = F.avg_pool2d(inside, 2).flatten(2)
     return target / target.sum(-1, keepdim=True)
 
 
 def attention_loss(recorder: RowRecorder, target_BSP: Tensor, *, per_resolution: float = 0.3) -> Tensor:
-    """KL divergence of the aggregated rows from their regions: float32 [B], nats, 0 is perfect.
+    """Return the KL divergence of the targets from the aggregated rows.
 
     Args:
-        recorder: after a forward pass of the UNet.
-        target_BSP: from `region_targets`.
-        per_resolution: weight of the mean of the same loss on each resolution alone.
+        recorder: Recorder after a forward pass of the UNet.
+        target_BSP: Targets from `region_targets`.
+        per_resolution: Weight of the same loss on single resolutions, averaged over them.
+
+    Returns:
+        float32 [B] in nats; 0 is a perfect match.
     """
     side = recorder.side
     grid = target_BSP.unflatten(-1, (side, side))
-    alone = [
+    single = [
         _divergence(F.avg_pool2d(grid, side // s).flatten(2) * (side // s) ** 2, torch.stack(rows).mean(0))
         for s, rows in recorder.rows.items()
     ]
-    return _divergence(target_BSP, recorder.aggregate()) + per_resolution * torch.stack(alone).mean(0)
+    return _divergence(target_BSP, recorder.aggregate()) + per_resolution * torch.stack(single).mean(0)
 
 
 def _divergence(target: Tensor, rows: Tensor) -> Tensor:
+    """Return the KL divergence of `target` from `rows`, both [B, S, …], averaged over queries; float32 [B]."""
     return (torch.special.xlogy(target, target) - target * rows.clamp_min(1e-8).log()).sum(-1).mean(-1)
 
 
 def class_targets(classes_BYX: Tensor, named_BC: Tensor, queries_BS: Tensor, side: int) -> Tensor:
-    """What a query should look at in its caption, float32 [B, S, C + 1]: shares of the classes named, and of the rest.
+    """Return how the cross-attention of each query should be distributed over the classes that its caption names.
 
     Args:
-        classes_BYX: int64 [B, 2w, 2w], classes 0..C-1 at twice the working grid.
-        named_BC: bool [B, C], whether the caption names a class; what it does not name counts with the rest.
-        queries_BS: int64 [B, S], positions of the working grid.
-        side: w.
+        classes_BYX: Classes 0..C-1 at twice the resolution of the working grid, int64 [B, 2w, 2w].
+        named_BC: Whether the caption names a class, bool [B, C]; all other classes count as background.
+        queries_BS: Positions on the working grid, int64 [B, S].
+        side: Side w of the working grid.
+
+    Returns:
+        float32 [B, S, C + 1]: the share of each named class at the query's position, then that of the background.
     """
     shares = F.avg_pool2d(F.one_hot(classes_BYX, named_BC.shape[1]).permute(0, 3, 1, 2).float(), 2).flatten(2)
-    own = shares.gather(2, queries_BS[:, None].expand(-1, shares.shape[1], -1)).transpose(1, 2) * named_BC[:, None]
-    return torch.cat([own, 1 - own.sum(-1, keepdim=True)], -1)
+    named = shares.gather(2, queries_BS[:, None].expand(-1, shares.shape[1], -1)).transpose(1, 2) * named_BC[:, None]
+    return torch.cat([named, 1 - named.sum(-1, keepdim=True)], -1)
 
 
 def naming_loss(recorder: RowRecorder, token_classes_BT: Tensor, target_BSC: Tensor) -> Tensor:
-    """KL divergence of the tokens' shares of cross-attention from the classes that show: float32 [B], nats.
+    """Return the KL divergence of the targets from the distribution of cross-attention over the named classes.
 
-    A noun's share is the sum over its tokens; all tokens that are of no noun (start, end, "and", commas) are the rest.
-    Shares are averaged over the layers of all resolutions but the coarsest; single resolutions count .3 beside that.
+    The attention to a noun is the sum over its tokens. All other tokens (start, end, "and", commas) count as
+    background. Attention is averaged over the layers of all resolutions except the coarsest. The same loss on single
+    resolutions, averaged over them, is added with weight 0.3.
 
     Args:
-        recorder: after a forward pass of the UNet over B images or more, of which the first B count.
-        token_classes_BT: int64 [B, T], the class that each token names, −1 where it names none.
-        target_BSC: from `class_targets`.
+        recorder: Recorder after a forward pass of the UNet over at least B images, of which the first B are scored.
+        token_classes_BT: Class that each token names, int64 [B, T], −1 for none.
+        target_BSC: Targets from `class_targets`, [B, S, C + 1].
+
+    Returns:
+        float32 [B] in nats; 0 is a perfect match.
     """
     batch, classes = len(token_classes_BT), target_BSC.shape[-1] - 1
-    shares_of = F.one_hot(token_classes_BT.where(token_classes_BT >= 0, classes), classes + 1).float()
-    sides = sorted(recorder.words)[1:]
-    means = [torch.stack(recorder.words[side])[:, :batch].mean(0) @ shares_of for side in sides]
-    counts = [len(recorder.words[side]) for side in sides]
+    class_of_token = F.one_hot(token_classes_BT.where(token_classes_BT >= 0, classes), classes + 1).float()
+    sides = sorted(recorder.token_rows)[1:]
+    means = [torch.stack(recorder.token_rows[side])[:, :batch].mean(0) @ class_of_token for side in sides]
+    counts = [len(recorder.token_rows[side]) for side in sides]
     parts = [mean * (count / sum(counts)) for mean, count in zip(means, counts, strict=True)]
-    alone = torch.stack([_divergence(target_BSC, mean) for mean in means]).mean(0)
-    return _divergence(target_BSC, sum(parts[1:], parts[0])) + 0.3 * alone
+    single = torch.stack([_divergence(target_BSC, mean) for mean in means]).mean(0)
+    return _divergence(target_BSC, sum(parts[1:], parts[0])) + 0.3 * single

@@ -1,4 +1,4 @@
-"""The settings that decide the embedded model's weights."""
+"""The settings that determine the weights of the embedded model."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Literal
 
 from diffseg.optim import cosine
 
-__all__ = ["Recipe", "Stage", "stage_of"]
+__all__ = ["Recipe", "TrainingStage", "stage_at"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stretch of the UNet's training.
+class TrainingStage:
+    """One stage of the training of a UNet.
 
     Attributes:
-        scenes: dead leaves, whole scenes, or captioned ones (diffseg.tiny.recipe.text_settings).
-        steps, batch: how many, of how many samples.
-        crop: side of the samples as a share of the scene's, 1 or 1/2.
-        lr: learning rate at the start and at the end.
-        warmup: steps of linear rise to the first rate.
-        hold: steps at the first rate; then half a cosine to the second one.
-        queries: sampled attention rows per image.
-        clean_share: share of samples without noise, which is how DiffSeg presents an image.
+        scenes: Pool of training scenes: dead leaves, whole scenes, or captioned scenes (for the text model).
+        steps: Number of steps.
+        batch: Samples per step.
+        lr: Learning rate at the start and at the end.
+        crop: Side of the samples as a share of the side of a scene, 1 or 1/2.
+        warmup: Steps during which the rate rises linearly to its first value.
+        hold: Steps before the rate begins to fall, along half a cosine, to its last value.
+        queries: Sampled attention rows per image.
+        clean_share: Share of samples without noise, in [0, 1); DiffSeg presents images without noise.
     """
 
     scenes: Literal["leaves", "scenes", "captioned"]
@@ -41,34 +42,43 @@ class Stage:
             raise ValueError(f"clean_share must lie in [0, 1), got {self.clean_share}")
 
     def learning_rate(self, step: int) -> float:
-        """The rate of the stage's own step, 0 to steps − 1."""
+        """Return the learning rate of a step, which is counted from 0 at the start of the stage."""
         high, low = self.lr
         through = max(0.0, (step - self.hold) / (self.steps - self.hold))
         return (low + (high - low) * cosine(through)) * min(1.0, (step + 1) / max(1, self.warmup))
 
 
-def stage_of(stages: Sequence[Stage], step: int) -> tuple[Stage, int]:
-    """The stage of a step of the UNet's training, and the stage's own number of that step."""
-    own = step
+def stage_at(stages: Sequence[TrainingStage], step: int) -> tuple[TrainingStage, int]:
+    """Return the stage of a step and the number of that step within the stage; both count from 0.
+
+    Raises:
+        ValueError: The stages end before this step.
+    """
+    step_of_stage = step
     for stage in stages:
-        if own < stage.steps:
-            return stage, own
-        own -= stage.steps
-    raise ValueError(f"step {step}: there are only {step - own}")
+        if step_of_stage < stage.steps:
+            return stage, step_of_stage
+        step_of_stage -= stage.steps
+    raise ValueError(f"step {step} is past the last stage: all stages together have {step - step_of_stage} steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides the weights.
+    """All settings that determine the weights.
 
     Attributes:
-        seed: of weights, crops and noise; scenes have their own seeds, counted from 0.
-        size: side of the scenes in pixels.
-        leaves, scenes: sizes of the two pools.
-        vae_scenes, vae_steps, vae_batch, vae_lr: autoencoder, on half-size crops of the first scenes of leaves.
-        stages: of the UNet, from plain to rich: what is learnt on leaves in minutes would take hours on whole scenes.
-        attention_weight: of the attention loss beside the denoising loss.
-        average: decay of the running average of the weights, which is what is exported.
+        seed: Seed of initial weights, crops and noise; the seeds of scenes count from 0 instead.
+        size: Side of the scenes in pixels, a multiple of 128.
+        leaves: Number of dead-leaves scenes for the UNet.
+        scenes: Number of whole scenes for the UNet.
+        vae_scenes: Number of dead-leaves scenes for the autoencoder, which sees crops of half their side.
+        vae_steps: Steps of the autoencoder.
+        vae_batch: Samples per step of the autoencoder.
+        vae_lr: Highest learning rate of the autoencoder.
+        stages: Stages of the UNet, from simple to complex scenes, because the network learns in minutes on leaves what
+            would take hours on whole scenes.
+        attention_weight: Weight of the attention loss; the denoising loss has weight 1.
+        average: Decay of the running average of the weights; the averaged weights are exported.
     """
 
     seed: int = 0
@@ -79,11 +89,13 @@ class Recipe:
     vae_steps: int = 350
     vae_batch: int = 8
     vae_lr: float = 2e-3
-    stages: tuple[Stage, ...] = (
-        Stage(scenes="leaves", steps=1500, batch=12, crop=0.5, lr=(1.5e-3, 6e-4), warmup=200, hold=750, queries=48),
-        Stage(scenes="leaves", steps=800, batch=6, lr=(9e-4, 0.0)),
-        Stage(scenes="leaves", steps=450, batch=6, lr=(6e-4, 0.0)),
-        Stage(
+    stages: tuple[TrainingStage, ...] = (
+        TrainingStage(
+            scenes="leaves", steps=1500, batch=12, crop=0.5, lr=(1.5e-3, 6e-4), warmup=200, hold=750, queries=48
+        ),
+        TrainingStage(scenes="leaves", steps=800, batch=6, lr=(9e-4, 0.0)),
+        TrainingStage(scenes="leaves", steps=450, batch=6, lr=(6e-4, 0.0)),
+        TrainingStage(
             scenes="scenes", steps=3000, batch=6, lr=(9e-4, 0.0), warmup=50, hold=1800, queries=128, clean_share=0.75
         ),
     )
@@ -92,10 +104,11 @@ class Recipe:
 
     @property
     def unet_steps(self) -> int:
+        """Number of steps of all stages together."""
         return sum(stage.steps for stage in self.stages)
 
     def __post_init__(self) -> None:
         if self.size % 128:
             raise ValueError(
-                f"size must be a multiple of 128, so that a crop of latents can be halved three times; got {self.size}"
+                f"size must be a multiple of 128, so that a crop of latents can be halved three times, got {self.size}"
             )

@@ -1,4 +1,4 @@
-"""The embedded networks that read text: Stable Diffusion's CLIP text encoder and tokenizer, very small."""
+"""The networks of the embedded text model: a small CLIP text encoder, its tokenizer, and a UNet that uses it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffseg.tiny.recipe.tokenizer import CONTEXT_TOKENS, END, START, Words
+from diffseg.tiny.recipe.tokenizer import CONTEXT_TOKENS, END, START, WordTokenizer
 
-__all__ = ["TEXT_WIDTH", "build_text_encoder", "build_tokenizer", "reading_unet"]
+__all__ = ["TEXT_WIDTH", "build_text_encoder", "build_text_unet", "build_tokenizer"]
 
 TEXT_WIDTH = 64
+"""Channels of a token after the text encoder."""
 
 
-def build_tokenizer(words: Words) -> CLIPTokenizer:
-    """The same tokens as `words`, for any text."""
+def build_tokenizer(words: WordTokenizer) -> CLIPTokenizer:
+    """Return a CLIP tokenizer with the same tokens as `words`, which accepts any text."""
     return CLIPTokenizer(vocab=dict(words.ids), merges=list(words.merges), model_max_length=CONTEXT_TOKENS)
 
 
-def build_text_encoder(words: Words, seed: int) -> CLIPTextModel:
-    """A freshly initialised encoder; the global torch generator is left as it was."""
+def build_text_encoder(words: WordTokenizer, seed: int) -> CLIPTextModel:
+    """Build an initialised text encoder, without changing the global torch generator."""
     config = CLIPTextConfig(
         vocab_size=len(words.ids),
         hidden_size=TEXT_WIDTH,
@@ -38,17 +39,18 @@ def build_text_encoder(words: Words, seed: int) -> CLIPTextModel:
 
 
 @torch.no_grad()
-def reading_unet(unet: UNet2DConditionModel, seed: int) -> UNet2DConditionModel:
-    """A copy of a text-free UNet that reads `TEXT_WIDTH` numbers a token and, until trained, makes nothing of them.
+def build_text_unet(unet: UNet2DConditionModel, seed: int) -> UNet2DConditionModel:
+    """Copy a text-free UNet into one with a context of `TEXT_WIDTH` channels, which it ignores until it is trained.
 
-    Its keys of cross-attention are new, its values zeros: the output is that of `unet` with the zero context.
+    The key projections of its cross-attention are initialised at random and the value projections are zero, so the
+    output is that of `unet` with the zero context.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        reader = UNet2DConditionModel.from_config({**unet.config, "cross_attention_dim": TEXT_WIDTH})
-    read = {name: value for name, value in unet.state_dict().items() if ".attn2.to_k." not in name}
-    for name, value in reader.state_dict().items():
+        text_unet = UNet2DConditionModel.from_config({**unet.config, "cross_attention_dim": TEXT_WIDTH})
+    weights = {name: value for name, value in unet.state_dict().items() if ".attn2.to_k." not in name}
+    for name, value in text_unet.state_dict().items():
         if ".attn2.to_v." in name:
-            read[name] = torch.zeros_like(value)
-    reader.load_state_dict(read, strict=False)
-    return reader.eval()
+            weights[name] = torch.zeros_like(value)
+    text_unet.load_state_dict(weights, strict=False)
+    return text_unet.eval()

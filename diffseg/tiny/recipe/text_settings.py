@@ -1,4 +1,4 @@
-"""The settings that decide the weights of the embedded model that reads text, and what its captions say."""
+"""The settings that determine the weights of the embedded text model, and the captions that it is trained on."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffseg.model.layout import EMBEDDED
-from diffseg.tiny.recipe.settings import Stage
+from diffseg.tiny.recipe.settings import TrainingStage
 from diffseg.tiny.scenes.vocabulary import NOUNS, Caption, compose_caption
 
 __all__ = ["TEXT_CHECKPOINT", "TextRecipe", "training_caption"]
 
 TEXT_CHECKPOINT = EMBEDDED["tiny-text"]
+"""Folder of the embedded text model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextRecipe:
-    """Everything that decides the weights, beside those of the text-free model that the training starts from.
+    """All settings that determine the weights, except the weights of the text-free model that the training starts from.
 
     Attributes:
-        seed: of new weights, crops, noise and captions; scenes have their own seeds, counted from 0.
-        size: side of the scenes in pixels.
-        captioned, scenes: sizes of the two pools.
-        text_free: share of each batch that is of scenes without a caption, on which masks are learnt.
-        stages: of the UNet and the text encoder.
-        attention_weight, naming_weight: of the losses beside the denoising loss.
-        text_factor: learning rate of what is new (text encoder, cross-attention) beside the rest's.
-        average: decay of the running average of the weights, which is what is exported.
+        seed: Seed of new weights, crops, noise and captions; the seeds of scenes count from 0 instead.
+        size: Side of the scenes in pixels.
+        captioned: Number of captioned scenes.
+        scenes: Number of scenes without a caption.
+        text_free: Share of each batch that has no caption, in [0, 1); on these samples the network learns masks.
+        stages: Stages of the UNet and the text encoder.
+        attention_weight: Weight of the attention loss; the denoising loss has weight 1.
+        naming_weight: Weight of the naming loss.
+        text_factor: Factor of the learning rate for new weights, those of the text encoder and of cross-attention.
+        average: Decay of the running average of the weights; the averaged weights are exported.
     """
 
     seed: int = 0
@@ -36,10 +39,12 @@ class TextRecipe:
     captioned: int = 3000
     scenes: int = 1000
     text_free: float = 0.375
-    stages: tuple[Stage, ...] = (
-        Stage(scenes="captioned", steps=800, batch=16, crop=0.5, lr=(8e-4, 4e-4), warmup=50, hold=500, queries=64),
-        Stage(scenes="captioned", steps=700, batch=8, lr=(8e-4, 0.0), warmup=20, hold=300, queries=96),
-        Stage(
+    stages: tuple[TrainingStage, ...] = (
+        TrainingStage(
+            scenes="captioned", steps=800, batch=16, crop=0.5, lr=(8e-4, 4e-4), warmup=50, hold=500, queries=64
+        ),
+        TrainingStage(scenes="captioned", steps=700, batch=8, lr=(8e-4, 0.0), warmup=20, hold=300, queries=96),
+        TrainingStage(
             scenes="captioned", steps=330, batch=8, lr=(6e-4, 0.0), warmup=20, hold=100, queries=96, clean_share=0.75
         ),
     )
@@ -50,10 +55,11 @@ class TextRecipe:
 
     @property
     def steps(self) -> int:
+        """Number of steps of all stages together."""
         return sum(stage.steps for stage in self.stages)
 
-    def text_free_of(self, batch: int) -> int:
-        """How many of a batch are without a caption."""
+    def text_free_count(self, batch: int) -> int:
+        """Return the number of samples without a caption in a batch of the given size."""
         return round(self.text_free * batch)
 
     def __post_init__(self) -> None:
@@ -62,11 +68,16 @@ class TextRecipe:
 
 
 def training_caption(rng: np.random.Generator, classes: Sequence[int], *, clean: bool) -> Caption:
-    """A caption of a training sample that shows `classes`.
+    """Draw the caption of a training sample.
 
-    One in five leaves nouns out: what they name is then of the rest. Half of the clean samples name nouns that do not
-    show, up to all there are, as whoever labels with a long list of names does; a noisy sample never does, for its
-    caption tells the network what to draw.
+    One caption in five omits nouns, whose regions then count as background. Half of the captions of clean samples also
+    name absent nouns, up to all of them, as users do who label with a long list of names. The caption of a noisy sample
+    names no absent noun, because it says what the network should draw.
+
+    Args:
+        rng: Source of all random numbers.
+        classes: Classes that are visible in the sample.
+        clean: True if the sample has no noise.
     """
     named = list(classes)
     if rng.random() < 0.2:

@@ -1,6 +1,6 @@
-"""A CLIP tokenizer for the words of captioned scenes, made by code: all bytes, and merges by which a word is one token.
+"""A byte pair encoding, compatible with CLIP's, in which each word of captioned scenes is one token.
 
-Words that are not of the vocabulary fall apart into bytes, as rare words do with any CLIP tokenizer.
+Words outside the vocabulary are split into shorter tokens, down to bytes, as rare words are by any CLIP tokenizer.
 """
 
 from __future__ import annotations
@@ -15,32 +15,45 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from diffseg.tiny.scenes.vocabulary import Caption, caption_vocabulary
 
-__all__ = ["CONTEXT_TOKENS", "Words", "caption_words"]
+__all__ = ["CONTEXT_TOKENS", "WordTokenizer", "caption_tokenizer"]
 
 Merge = tuple[str, str]
 
+"""Two adjacent tokens of a word that become one token."""
+
 CONTEXT_TOKENS = 77
+"""Tokens of a caption, including start, end and padding."""
 END_OF_WORD = "</w>"
+"""Suffix of tokens that end a word."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 @dataclass(frozen=True)
-class Words:
-    """Byte pair encoding with the given merges, in order of rank."""
+class WordTokenizer:
+    """Byte pair encoding for captions.
+
+    Attributes:
+        merges: In order of their rank; merges of a lower rank are applied first.
+    """
 
     merges: tuple[Merge, ...]
 
     @cached_property
     def ids(self) -> Mapping[str, int]:
-        """Of all tokens: bytes, bytes that end a word, merged ones, and the two that begin and end a text."""
+        """Ids of all tokens: bytes, bytes that end a word, merged tokens, and the tokens that start and end a text."""
         letters = sorted(ByteLevel.alphabet())
         ends = [letter + END_OF_WORD for letter in letters]
         return {token: i for i, token in enumerate([*letters, *ends, *map("".join, self.merges), START, END])}
 
     def encode(self, caption: Caption) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids int64 [77] from start to padding, and of each token the class that it names, else −1.
+        """Encode a caption.
 
-        Raises ValueError where the caption is too long.
+        Returns:
+            Token ids from the start token to the padding, int64 [77], and the class that each token names, or −1,
+            int64 [77].
+
+        Raises:
+            ValueError: The caption is too long.
         """
         ids, classes = [self.ids[START]], [-1]
         for word, noun in caption.pieces:
@@ -48,18 +61,18 @@ class Words:
             ids += [self.ids[token] for token in tokens]
             classes += [noun] * len(tokens)
         if len(ids) >= CONTEXT_TOKENS:
-            raise ValueError(f"a caption of {len(ids)} tokens: expected below {CONTEXT_TOKENS}")
-        padding = CONTEXT_TOKENS - len(ids)  # by the token that ends a text, as CLIP's tokenizer does
+            raise ValueError(f"the caption has {len(ids)} tokens, expected fewer than {CONTEXT_TOKENS}: {caption.text}")
+        padding = CONTEXT_TOKENS - len(ids)  # padded with the end token, as in CLIP's tokenizer
         return np.array(ids + [self.ids[END]] * padding), np.array(classes + [-1] * padding)
 
 
-def caption_words() -> Words:
-    """The tokenizer of captioned scenes: each of their words is one token."""
-    return Words(_merges_for(caption_vocabulary()))
+def caption_tokenizer() -> WordTokenizer:
+    """Return the tokenizer of captioned scenes, in which each of their words is one token."""
+    return WordTokenizer(_merges_for(caption_vocabulary()))
 
 
 def split_word(word: str, merges: Sequence[Merge]) -> list[str]:
-    """The tokens of an ASCII word: letters, of which the pair of the lowest rank is merged until none is left."""
+    """Split an ASCII word into tokens, by merging the pair of the lowest rank until no merge applies."""
     ranks = {merge: rank for rank, merge in enumerate(merges)}
     tokens = [*word[:-1], word[-1] + END_OF_WORD]
     while len(tokens) > 1:
@@ -77,9 +90,10 @@ def split_word(word: str, merges: Sequence[Merge]) -> list[str]:
 
 
 def _merges_for(words: Iterable[str]) -> tuple[Merge, ...]:
-    """Merges by which each word becomes one token: those that there are, then whatever its rest still needs.
+    """Return merges that make each word one token.
 
-    Later merges rank below all earlier ones, so that they change no word that was done before.
+    Each word is split with the merges of the words before it, and the merges that it still needs are appended. Appended
+    merges have a higher rank than all earlier ones, so they do not change the tokens of earlier words.
     """
     merges: list[Merge] = []
     for word in words:

@@ -1,6 +1,6 @@
-"""Choose the merging thresholds that ship with the embedded model: `python -m diffseg.tiny.recipe.tune`.
+"""Choose the merging thresholds of an embedded model: `python -m diffseg.tiny.recipe.tune`.
 
-Every candidate is scored on validation scenes, whose seeds are neither trained on nor reported on.
+All candidates are scored on validation scenes, whose seeds are used neither for training nor for reported results.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ __all__ = ["Tuning", "grid_scores", "tune"]
 log = logging.getLogger(__name__)
 
 Tau = tuple[float, ...]
+"""Merging thresholds, one per round."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """Score all pairs of a first and a later threshold on validation scenes and write the best into diffseg.json.
+    """Score all pairs of a first and a later threshold on validation scenes.
 
     Attributes:
-        model: a folder in the layout of the embedded checkpoint.
-        images: number of validation scenes.
-        captioned: whether every other scene is of the closed vocabulary, for a model that reads text.
-        timesteps: to try.
-        first: thresholds of the first round, which averages rows into proposals.
-        later: thresholds of the two rounds after it, which merge proposals.
-        write: whether to write the best into the folder.
+        model: Folder in the layout of the embedded checkpoint.
+        images: Number of validation scenes.
+        captioned: Make every second scene a captioned one, for a text model.
+        timesteps: Timesteps to try.
+        first: Thresholds to try for the first round, which averages attention rows into proposals.
+        later: Thresholds to try for the two rounds after it, which merge proposals.
+        write: Write the best thresholds and timestep into diffseg.json of the folder.
     """
 
     model: Path = CHECKPOINT
@@ -58,9 +59,15 @@ class Tuning:
 def grid_scores(
     segmenter: Segmenter, candidates: Sequence[Tau], scenes: Sequence[tuple[np.ndarray, np.ndarray]], timestep: int
 ) -> np.ndarray:
-    """Mean covering and mean best IoU of every candidate over images and their labels, float64 [candidates, 2].
+    """Return the covering and the mean best IoU of each candidate, averaged over scenes, float64 [candidates, 2].
 
-    The network runs once per image; only the merging is done again for each candidate.
+    The network runs once per image, and only the merging is repeated for each candidate.
+
+    Args:
+        segmenter: Model and all other settings.
+        candidates: Thresholds to score.
+        scenes: Images, uint8 [H, W, 3], and their labels, uint16 [H, W].
+        timestep: Timestep of the pass.
     """
     scores = np.zeros((len(candidates), 2))
     for image, labels in scenes:
@@ -74,13 +81,14 @@ def grid_scores(
 
 
 def tune(settings: Tuning) -> tuple[Tau, int]:
-    """Log every candidate's scores and return the thresholds and the timestep that are best by the mean of the two.
+    """Log the scores of all candidates and return the thresholds and the timestep with the best mean of both scores.
 
-    Covering alone is nearly flat over a wide range, at the upper end of which small objects are lost.
+    Covering alone is nearly constant over a wide range of thresholds, and at the upper end of that range small objects
+    are lost.
     """
     segmenter = Segmenter.from_pretrained(settings.model, device="cpu")
     candidates = [(first, later, later) for first, later in itertools.product(settings.first, settings.later)]
-    scenes = _scenes(settings)
+    scenes = _validation_scenes(settings)
     best = (-1.0, candidates[0], settings.timesteps[0])
     for timestep in settings.timesteps:
         scores = grid_scores(segmenter, candidates, scenes, timestep)
@@ -90,22 +98,22 @@ def tune(settings: Tuning) -> tuple[Tau, int]:
     return best[1], best[2]
 
 
-def _scenes(settings: Tuning) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Validation scenes, uint8 [H, W, 3], and their labels, uint16 [H, W]."""
+def _validation_scenes(settings: Tuning) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Generate validation scenes, uint8 [H, W, 3], and their labels, uint16 [H, W]."""
     generators = (generate_scene, generate_captioned if settings.captioned else generate_scene)
-    scenes = [generators[place % 2](seed) for place, seed in enumerate(VALIDATION_SEEDS[: settings.images])]
+    scenes = [generators[index % 2](seed) for index, seed in enumerate(VALIDATION_SEEDS[: settings.images])]
     return [(scene.image, scene.labels) for scene in scenes]
 
 
 def main(settings: Tuning) -> None:
-    """Tune, and write the best into the folder's diffseg.json where that was asked for."""
+    """Tune the thresholds, and write the best ones into the folder if that is requested."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     tau, timestep = tune(settings)
     if settings.write:
         path = settings.model / "diffseg.json"
-        notes = json.loads(path.read_text()) | {"tau": list(tau), "timestep": timestep}
-        path.write_text(json.dumps(notes, indent=2) + "\n")
+        model_settings = json.loads(path.read_text()) | {"tau": list(tau), "timestep": timestep}
+        path.write_text(json.dumps(model_settings, indent=2) + "\n")
 
 
 if __name__ == "__main__":

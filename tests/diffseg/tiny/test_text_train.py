@@ -1,4 +1,4 @@
-"""The losses of the model that reads text against closed forms; its training learns, and a kill costs but time."""
+"""The losses of the text model against closed forms; its training reduces them and resumes after a kill."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch import nn
 from warm import WarmCommand
 
 from diffseg.tiny.recipe.export import CHECKPOINT
-from diffseg.tiny.recipe.model import build, empty_context
+from diffseg.tiny.recipe.model import build_networks, empty_context
 from diffseg.tiny.recipe.objective import RowRecorder, class_targets, naming_loss
-from diffseg.tiny.recipe.optim import load_state
-from diffseg.tiny.recipe.settings import Stage
-from diffseg.tiny.recipe.text_model import TEXT_WIDTH, build_text_encoder, reading_unet
+from diffseg.tiny.recipe.settings import TrainingStage
+from diffseg.tiny.recipe.text_model import TEXT_WIDTH, build_text_encoder, build_text_unet
 from diffseg.tiny.recipe.text_settings import TextRecipe
-from diffseg.tiny.recipe.tokenizer import caption_words
+from diffseg.tiny.recipe.tokenizer import caption_tokenizer
 from diffseg.tiny.recipe.train_text import train_text
+from diffseg.tiny.recipe.training_state import load_state
 from diffseg.tiny.scenes.vocabulary import NOUNS, Caption
 
-WORDS = caption_words()
+WORDS = caption_tokenizer()
 CAPTION = Caption((("sand", NOUNS.index("sand")), ("and", -1), ("lava", NOUNS.index("lava"))))
 
 MINI = TextRecipe(
@@ -34,9 +34,9 @@ MINI = TextRecipe(
     captioned=6,
     scenes=3,
     stages=(
-        Stage(scenes="captioned", steps=6, batch=4, crop=0.5, lr=(8e-4, 4e-4), warmup=2, hold=3, queries=16),
-        Stage(scenes="captioned", steps=2, batch=2, lr=(8e-4, 0.0), queries=16),
-        Stage(scenes="captioned", steps=1, batch=2, lr=(6e-4, 0.0), queries=16, clean_share=0.75),
+        TrainingStage(scenes="captioned", steps=6, batch=4, crop=0.5, lr=(8e-4, 4e-4), warmup=2, hold=3, queries=16),
+        TrainingStage(scenes="captioned", steps=2, batch=2, lr=(8e-4, 0.0), queries=16),
+        TrainingStage(scenes="captioned", steps=1, batch=2, lr=(6e-4, 0.0), queries=16, clean_share=0.75),
     ),
 )
 
@@ -50,18 +50,18 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> nn.ModuleDict:
-    return train_text(MINI, CHECKPOINT, tmp_path_factory.mktemp("undisturbed"))
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> nn.ModuleDict:
+    return train_text(MINI, CHECKPOINT, tmp_path_factory.mktemp("uninterrupted"))
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: nn.ModuleDict, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_weights(uninterrupted: nn.ModuleDict, tmp_path: Path) -> None:
     program = ["diffseg.tiny.recipe.train_text", f"--out={tmp_path}", f"--checkpoint={tmp_path}/made", "--save-every=1"]
-    line = ["killed_at_rename", "*/text.pt", "2", *program, *recipe_options(MINI, TextRecipe())]
-    assert WarmCommand(*line, variables=os.environ).ended(540).returncode == -signal.SIGKILL
+    command = ["killed_at_rename", "*/text.pt", "2", *program, *recipe_options(MINI, TextRecipe())]
+    assert WarmCommand(*command, variables=os.environ).wait(540).returncode == -signal.SIGKILL
     assert 0 < load_state(tmp_path / "text.pt") < MINI.steps
     resumed = train_text(MINI, CHECKPOINT, tmp_path, save_every=4)
-    for (name, value), wanted in zip(resumed.state_dict().items(), undisturbed.state_dict().values(), strict=True):
-        assert torch.equal(value, wanted), name
+    for (name, value), expected in zip(resumed.state_dict().items(), uninterrupted.state_dict().values(), strict=True):
+        assert torch.equal(value, expected), name
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
@@ -70,11 +70,11 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         train_text(MINI, CHECKPOINT, tmp_path)
     with pytest.raises(ValueError, match="text_free"):
         TextRecipe(text_free=1.0)
-    assert [TextRecipe().text_free_of(batch) for batch in (16, 8)] == [6, 3]
+    assert [TextRecipe().text_free_count(batch) for batch in (16, 8)] == [6, 3]
 
 
-def naming(unet: UNet2DConditionModel, text: nn.Module) -> float:
-    """The naming loss on half a canvas of sand beside half a canvas of lava, as bare colours of latents."""
+def naming_loss_of(unet: UNet2DConditionModel, text: nn.Module) -> float:
+    """Return the naming loss on an image that is half sand and half lava, each of constant latents."""
     classes = torch.full((1, 32, 32), NOUNS.index("sand"))
     classes[:, :, 16:] = NOUNS.index("lava")
     latents = torch.zeros(1, 4, 16, 16)
@@ -91,54 +91,54 @@ def naming(unet: UNet2DConditionModel, text: nn.Module) -> float:
     return float(naming_loss(recorder, torch.from_numpy(token_classes)[None], target))
 
 
-def test_naming_is_learnt(undisturbed: nn.ModuleDict) -> None:
+def test_training_reduces_the_naming_loss(uninterrupted: nn.ModuleDict) -> None:
     unet = UNet2DConditionModel.from_pretrained(CHECKPOINT / "unet", use_safetensors=True)
-    fresh = naming(reading_unet(unet.float(), MINI.seed), build_text_encoder(WORDS, MINI.seed))
-    assert naming(undisturbed["unet"], undisturbed["text"]) < 0.8 * fresh
+    before = naming_loss_of(build_text_unet(unet.float(), MINI.seed), build_text_encoder(WORDS, MINI.seed))
+    assert naming_loss_of(uninterrupted["unet"], uninterrupted["text"]) < 0.8 * before
 
 
-def test_before_training_captions_change_nothing() -> None:
+def test_before_training_captions_do_not_change_the_output() -> None:
     unet = UNet2DConditionModel.from_pretrained(CHECKPOINT / "unet", use_safetensors=True).float()
     text = build_text_encoder(WORDS, 0)
     latents = torch.randn(2, 4, 16, 16)
     ids = torch.from_numpy(np.stack([WORDS.encode(caption)[0] for caption in (Caption(), CAPTION)]))
     with torch.no_grad():
         context = text(ids).last_hidden_state
-        read = reading_unet(unet, 0)(latents, 300, context).sample
-        torch.testing.assert_close(read, unet(latents, 300, empty_context(2)).sample, rtol=0, atol=2e-5)
+        output = build_text_unet(unet, 0)(latents, 300, context).sample
+        torch.testing.assert_close(output, unet(latents, 300, empty_context(2)).sample, rtol=0, atol=2e-5)
     assert not torch.allclose(context[0], context[1])
 
 
-def test_the_recorded_shares_are_those_of_the_layers() -> None:
-    unet = reading_unet(build(1)[1], 0)
+def test_the_recorded_rows_are_those_of_the_layers() -> None:
+    unet = build_text_unet(build_networks(1)[1], 0)
     latents, context = torch.randn(2, 4, 16, 16), torch.randn(2, 7, TEXT_WIDTH)
     queries = torch.tensor([[0, 17, 255], [1, 2, 3]])
     layer = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
-    seen: list[torch.Tensor] = []
-    layer.register_forward_pre_hook(lambda attention, inputs: seen.append(inputs[0]))
+    layer_inputs: list[torch.Tensor] = []
+    layer.register_forward_pre_hook(lambda attention, inputs: layer_inputs.append(inputs[0]))
     recorder = RowRecorder().attach(unet)
     recorder.start(queries, 16)
     with torch.no_grad():
         unet(latents, 300, context)
-        heads = [layer.head_to_batch_dim(part) for part in (layer.to_q(seen[0]), layer.to_k(context))]
+        heads = [layer.head_to_batch_dim(part) for part in (layer.to_q(layer_inputs[0]), layer.to_k(context))]
         expected = layer.get_attention_scores(*heads).unflatten(0, (2, -1)).mean(1)
-    assert {side: len(rows) for side, rows in recorder.words.items()} == {16: 5, 8: 5, 4: 5, 2: 1}
-    torch.testing.assert_close(recorder.words[16][0], expected.gather(1, queries[..., None].expand(-1, -1, 7)))
+    assert {side: len(rows) for side, rows in recorder.token_rows.items()} == {16: 5, 8: 5, 4: 5, 2: 1}
+    torch.testing.assert_close(recorder.token_rows[16][0], expected.gather(1, queries[..., None].expand(-1, -1, 7)))
 
 
-def test_targets_are_shares_of_what_is_named_and_the_rest() -> None:
+def test_targets_are_shares_of_the_named_classes_and_of_the_background() -> None:
     classes = torch.tensor([[[0, 0, 1, 1], [0, 2, 1, 1], [2, 2, 2, 2], [2, 2, 2, 2]]])
     named = torch.tensor([[True, True, False]])
     target = class_targets(classes, named, torch.tensor([[0, 1, 3]]), 2)
     assert target[0].tolist() == [[0.75, 0, 0, 0.25], [0, 1, 0, 0], [0, 0, 0, 1]]
 
 
-def test_the_naming_loss_agrees_with_a_brute_force() -> None:
-    """Two classes of three are named, the second by two tokens; each of three resolutions has layers of its own."""
+def test_the_naming_loss_agrees_with_brute_force() -> None:
+    """Two of three classes are named, the second by two tokens; there are three resolutions."""
     token_classes = torch.tensor([[-1, 0, -1, 2, 2, -1]])
     recorder = RowRecorder(queries=torch.zeros(1, 4, dtype=torch.int64), side=8)
-    recorder.words = {8: list(torch.rand(2, 1, 4, 6).softmax(-1)), 4: [torch.rand(1, 4, 6).softmax(-1)]}
-    recorder.words[2] = [torch.full((1, 4, 6), torch.nan)]  # the coarsest does not count
+    recorder.token_rows = {8: list(torch.rand(2, 1, 4, 6).softmax(-1)), 4: [torch.rand(1, 4, 6).softmax(-1)]}
+    recorder.token_rows[2] = [torch.full((1, 4, 6), torch.nan)]  # the coarsest resolution is ignored
     target = torch.rand(1, 4, 4).softmax(-1) * torch.tensor([1, 0, 1, 1])
     target /= target.sum(-1, keepdim=True)
 
@@ -147,21 +147,21 @@ def test_the_naming_loss_agrees_with_a_brute_force() -> None:
         for query in range(4):
             mean = [float(np.mean([float(layer[0, query, token]) for layer in layers])) for token in range(6)]
             shares = {0: mean[1], 2: mean[3] + mean[4], 3: mean[0] + mean[2] + mean[5]}
-            wanted = target[0, query].double()
-            total += sum(float(wanted[c] * (wanted[c].log() - np.log(share))) for c, share in shares.items())
+            expected = target[0, query].double()
+            total += sum(float(expected[c] * (expected[c].log() - np.log(share))) for c, share in shares.items())
         return total / 4
 
-    expected = divergence(recorder.words[8] + recorder.words[4])
-    expected += 0.3 * (divergence(recorder.words[8]) + divergence(recorder.words[4])) / 2
+    expected = divergence(recorder.token_rows[8] + recorder.token_rows[4])
+    expected += 0.3 * (divergence(recorder.token_rows[8]) + divergence(recorder.token_rows[4])) / 2
     assert naming_loss(recorder, token_classes, target).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_perfect_shares_and_captions_of_nothing_cost_nothing() -> None:
+def test_the_naming_loss_is_zero_for_perfect_rows_and_for_empty_captions() -> None:
     recorder = RowRecorder(queries=torch.zeros(1, 2, dtype=torch.int64), side=2)
     perfect = torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]])
-    recorder.words = {side: [perfect] for side in (2, 1)}
+    recorder.token_rows = {side: [perfect] for side in (2, 1)}
     target = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     assert naming_loss(recorder, torch.tensor([[-1, 0, -1]]), target).item() == pytest.approx(0, abs=1e-6)
-    nothing = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
-    recorder.words = {side: [torch.rand(1, 2, 3).softmax(-1)] for side in (2, 1)}
-    assert naming_loss(recorder, torch.tensor([[-1, -1, -1]]), nothing).item() == pytest.approx(0, abs=1e-6)
+    background = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
+    recorder.token_rows = {side: [torch.rand(1, 2, 3).softmax(-1)] for side in (2, 1)}
+    assert naming_loss(recorder, torch.tensor([[-1, -1, -1]]), background).item() == pytest.approx(0, abs=1e-6)
