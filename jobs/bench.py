@@ -72,7 +72,8 @@ class BenchCommand:
     reference: Path | None = None
     """Checkout of google/diffseg, to measure its code too; this needs tensorflow and scikit-learn."""
     plot: Path | None = None
-    """Also draw the results into this PNG, and those of part growth into a second one beside it."""
+    """Also draw the results into this PNG, and those of part growth into a second one beside it. This needs matplotlib
+    (the extra `plots`)."""
     json: bool = False
     """Print JSON, with the seconds of every turn."""
 
@@ -223,8 +224,11 @@ def _milliseconds(seconds: float) -> str:
 
 def _draw(path: Path, comparisons: Sequence[Comparison], growths: Sequence[Growth]) -> None:
     """Draw the comparisons into a PNG, and the growth into a second PNG, or into the same if there is nothing else."""
+    from diffseg.drawing.plot import can_draw
     from jobs.benchmarks.plot import draw_comparisons, draw_growth
 
+    if not can_draw(str(path)):
+        return
     if comparisons:
         draw_comparisons(comparisons, path)
     if growths:

@@ -1,6 +1,7 @@
 """Train a segmentation network on the label maps of a run, and label images with it.
 
 MODEL receives model.safetensors, config.json, metrics.json, curves.png and the checkpoint of the training.
+The picture needs the extra `plots`: pip install 'diffseg-pipeline[plots]'
 After a stop or a kill, the same command continues from the last checkpoint.
 With --predict the trained network also labels images into MODEL/labels, which `diffseg show`, `evaluate` and `export`
 read like any run.
@@ -123,7 +124,8 @@ def _predict(model: Storage, images: str) -> None:
 def _write_metrics(
     model: Storage, settings: TrainSettings, run: TrainRunSettings, records: list[Any]
 ) -> dict[str, Any]:
-    """Write metrics.json and curves.png into MODEL, and return the content of the former."""
+    """Write metrics.json and, with matplotlib, curves.png into MODEL, and return the content of the former."""
+    from diffseg.drawing.plot import can_draw
     from pipeline.training.curves import draw_curves
 
     seconds = sum(record["seconds"] for record in records)
@@ -137,14 +139,16 @@ def _write_metrics(
         "history": records,
     }
     model.write_bytes("metrics.json", json.dumps(document, indent=1).encode())
-    model.write_bytes("curves.png", draw_curves(records, f"trained on {settings.target}, {images:,} images"))
+    if can_draw("curves.png"):
+        model.write_bytes("curves.png", draw_curves(records, f"trained on {settings.target}, {images:,} images"))
     return document
 
 
 def _print(console: Console, model: Storage, document: dict[str, Any], predicted: bool) -> None:
     images = f"{document['images']:,} images at {document['images_per_second']:g} per second"
     print_line(console, f"{document['steps']:,} steps, {images}; loss {document['loss']:.3f}")
-    files = "model.safetensors, config.json, metrics.json, curves.png" + ", labels" * predicted
+    curves = ", curves.png" * model.is_file("curves.png")
+    files = f"model.safetensors, config.json, metrics.json{curves}" + ", labels" * predicted
     print_line(console, f"{model.redacted}: {files}")
 
 

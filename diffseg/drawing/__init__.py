@@ -1,1 +1,1 @@
-"""Pictures of label maps, and plots."""
+"""Pictures of label maps, and helpers for plots."""

@@ -1,49 +1,64 @@
-"""A sheet to draw measurements on: lines, dots, boxes and text, with the colours and sizes that all plots share."""
+"""Shared helpers for plots, which are drawn with matplotlib: an optional dependency, the extra `plots`.
+
+Figures are made with matplotlib's object interface. `matplotlib.pyplot` is not used, because it keeps global state.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
-from functools import cache
-from typing import IO
+from importlib.util import find_spec
+from typing import IO, TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "GRID", "HEADING", "INK", "PAPER", "SMALL", "SOFT", "TEXT", "Sheet"]
+__all__ = ["COLOURS", "GRID", "INK", "SOFT", "can_draw", "new_figure", "save_figure", "style_axes"]
 
-SCALE = 2  # drawn at twice the size, so that lines come out smooth
-INK, SOFT, GRID, PAPER = "#1f2328", "#6e7781", "#e6e8eb", "#ffffff"
+log = logging.getLogger(__name__)
+
+INK, SOFT, GRID = "#1f2328", "#57606a", "#e6e8eb"
+"""Colours of text and main lines, of secondary text, and of grid lines."""
+
 COLOURS = ("#2f7fc1", "#d9822b", "#3a9d5d", "#c8453b", "#8a63c4", "#8c6d4f", "#d46fb0", "#17a2b0", "#a3a32c")
-HEADING, TEXT, SMALL = 17, 14, 12
+"""Colours of data series."""
+
+DPI = 144
+"""Pixels per inch of saved figures."""
 
 
-class Sheet:
-    """A picture in pixels of what is saved, x to the right and y down."""
+def can_draw(picture: str) -> bool:
+    """Return whether matplotlib is installed; if it is not, log that the picture is left out and how to install it.
 
-    def __init__(self, width: float, height: float) -> None:
-        self.image = Image.new("RGB", (round(width * SCALE), round(height * SCALE)), PAPER)
-        self._draw = ImageDraw.Draw(self.image)
-
-    def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1) -> None:
-        self._draw.line([(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE), joint="curve")
-
-    def dot(self, x: float, y: float, colour: str) -> None:
-        self._draw.circle((x * SCALE, y * SCALE), 3 * SCALE, colour)
-
-    def box(self, left: float, top: float, right: float, bottom: float, colour: str) -> None:
-        self._draw.rectangle([value * SCALE for value in (left, top, right, bottom)], colour)
-
-    def text(
-        self, x: float, y: float, text: str, *, anchor: str = "lm", size: float = TEXT, colour: str = INK
-    ) -> float:
-        """Where the text ends on the right. anchor: Pillow's, "lm" for left and middle."""
-        self._draw.text((x * SCALE, y * SCALE), text, colour, _font(size), anchor)
-        return self._draw.textbbox((x * SCALE, y * SCALE), text, font=_font(size), anchor=anchor)[2] / SCALE
-
-    def save(self, path: str | os.PathLike[str] | IO[bytes]) -> None:
-        self.image.reduce(SCALE).quantize(128).save(path, "PNG", optimize=True)
+    Args:
+        picture: Name of the picture, for the message.
+    """
+    if find_spec("matplotlib") is not None:
+        return True
+    log.warning("%s is not drawn, because matplotlib is missing: pip install 'diffseg-pipeline[plots]'", picture)
+    return False
 
 
-@cache
-def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size * SCALE)
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches, whose layout leaves room for all labels."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+
+
+def style_axes(axes: Axes, title: str) -> None:
+    """Give axes a title on the left, a light grid behind the data, and no frame."""
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    axes.set_axisbelow(True)
+    axes.grid(color=GRID)
+    axes.tick_params(which="both", length=0, labelcolor=SOFT, labelsize=9)
+    axes.xaxis.label.set(color=SOFT, fontsize=9)
+    axes.yaxis.label.set(color=SOFT, fontsize=9)
+    axes.spines[:].set_visible(False)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str] | IO[bytes]) -> None:
+    """Write a figure as PNG, without the version of matplotlib, so that the same figure has the same bytes."""
+    figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})

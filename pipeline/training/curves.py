@@ -1,52 +1,52 @@
-"""The curves of a training as a picture: the loss and its parts, step by step."""
+"""Plot of a training: the loss and its parts by step."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from diffseg.drawing.plot import COLOURS, GRID, HEADING, SMALL, SOFT, Sheet
+from diffseg.drawing.plot import COLOURS, new_figure, save_figure, style_axes
 from pipeline.training.state import Record
 
-WIDTH, HEIGHT = 760, 380
-LEFT, TOP, RIGHT, BOTTOM = 64, 56, 620, 320
-LABEL_HEIGHT = 20
-NAMES = {
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LABELS = {
     "loss": "loss",
     "same": "|cosine| in a segment",
     "other": "|cosine| across",
 }
+"""Labels of the plotted values, by their names in a record."""
 
 
 def draw_curves(records: Sequence[Record], title: str) -> bytes:
-    """A PNG; records: at least one, with the same names in all."""
-    sheet = Sheet(WIDTH, HEIGHT)
-    names = [name for name in NAMES if name in records[0]]
-    values = {name: [record[name] for record in records] for name in names}
-    last, highest = records[-1]["step"], max(1.0, *(max(line) for line in values.values()))
-    sheet.text(LEFT, TOP - 28, title, size=HEADING)
-    for part in range(6):
-        y = BOTTOM - (BOTTOM - TOP) * part / 5
-        sheet.line([(LEFT, y), (RIGHT, y)], GRID)
-        sheet.text(LEFT - 8, y, f"{highest * part / 5:.2f}", anchor="rm", size=SMALL, colour=SOFT)
-        x = LEFT + (RIGHT - LEFT) * part / 5
-        sheet.text(x, BOTTOM + 8, f"{last * part / 5:,.0f}", anchor="ma", size=SMALL, colour=SOFT)
-    sheet.text((LEFT + RIGHT) / 2, BOTTOM + 28, "steps", anchor="ma", size=SMALL, colour=SOFT)
-    free = float(TOP)
-    ends = []
-    for colour, name in zip(COLOURS, names, strict=False):
-        points = [
-            (LEFT + (RIGHT - LEFT) * record["step"] / last, BOTTOM - (BOTTOM - TOP) * value / highest)
-            for record, value in zip(records, values[name], strict=True)
-        ]
-        if len(points) > 1:
-            sheet.line(points, colour, 2)
-        sheet.dot(*points[-1], colour)
-        ends.append((points[-1][1], name, colour))
-    for y, name, colour in sorted(ends):
-        free = max(free, y)
-        sheet.text(RIGHT + 10, free, f"{NAMES[name]} {values[name][-1]:.2f}", size=SMALL, colour=colour)
-        free += LABEL_HEIGHT
+    """Plot the records of a training, and return the plot as PNG.
+
+    Args:
+        records: At least one record; all have the same names.
+        title: Title of the plot.
+    """
     buffer = io.BytesIO()
-    sheet.save(buffer)
+    save_figure(curves_figure(records, title), buffer)
     return buffer.getvalue()
+
+
+def curves_figure(records: Sequence[Record], title: str) -> Figure:
+    """Plot the records of a training as lines, with the last values in the legend."""
+    figure = new_figure(7.6, 3.8)
+    axes = figure.add_subplot()
+    steps = [record["step"] for record in records]
+    names = [name for name in LABELS if name in records[0]]
+    values = {name: [record[name] for record in records] for name in names}
+    for colour, name in zip(COLOURS, names, strict=False):
+        label = f"{LABELS[name]} {values[name][-1]:.2f}"
+        axes.plot(steps, values[name], color=colour, linewidth=1.8, marker="o", markevery=[-1], label=label)
+    style_axes(axes, title)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 1.03 * max(1.0, *(max(line) for line in values.values())))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("steps")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return figure

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy.stats import rankdata
 
-from diffseg.drawing.plot import COLOURS, GRID, HEADING, INK, SMALL, SOFT, Sheet
+from diffseg.drawing.plot import COLOURS, INK, can_draw, new_figure, save_figure, style_axes
 from diffseg.scoring.bootstrap import Interval
 from diffseg.scoring.overlap import covering, overlap
 from diffseg.segmentation import IGNORE
@@ -182,34 +182,24 @@ def _cells(row: Row) -> list[str]:
     return [row.kind, str(row.count), f"{row.quality:.3f}", *figures, signed(surer, row.figures[surer])]
 
 
-WIDTH, HEIGHT, LEFT, GAP = 300, 300, 60, 90
-
-
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """A PNG with a panel for each set: mean IoU, or covering, by mean confidence; on the diagonal they are the same."""
+    """Plot mean IoU, or covering, by mean confidence, in a panel for each set; on the diagonal they are equal."""
     sets = list(dict.fromkeys(row.samples for row in rows))
     kinds = list(dict.fromkeys(row.kind for row in rows))
-    sheet = Sheet(LEFT + len(sets) * (WIDTH + GAP), HEIGHT + 120 + 18 * len(kinds))
-    for number_of_set, samples in enumerate(sets):
-        left, bottom = LEFT + number_of_set * (WIDTH + GAP), 50 + HEIGHT
-        sheet.text(left, 24, samples.split(",")[0].split(":")[0], size=HEADING)
-        for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-            x, y = left + tick * WIDTH, bottom - tick * HEIGHT
-            sheet.line([(left, y), (left + WIDTH, y)], GRID)
-            sheet.line([(x, bottom - HEIGHT), (x, bottom)], GRID)
-            sheet.text(left - 8, y, f"{tick:g}", anchor="rm", size=SMALL, colour=SOFT)
-            sheet.text(x, bottom + 6, f"{tick:g}", anchor="ma", size=SMALL, colour=SOFT)
-        sheet.line([(left, bottom), (left + WIDTH, bottom - HEIGHT)], INK)
+    figure = new_figure(0.4 + 3.8 * len(sets), 4.3 + 0.22 * len(kinds))
+    panels = figure.subplots(1, len(sets), squeeze=False)[0]
+    for axes, samples in zip(panels, sets, strict=True):
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1)
         for row in rows:
             if row.samples == samples:
+                confidence, quality = zip(*row.bins, strict=True)
                 colour = COLOURS[kinds.index(row.kind)]
-                points = [(left + WIDTH * said, bottom - HEIGHT * true) for said, true in row.bins]
-                sheet.line(points, colour, 2)
-                for point in points:
-                    sheet.dot(*point, colour)
-    for line, kind in enumerate(kinds):
-        sheet.text(LEFT, HEIGHT + 90 + 18 * line, kind, colour=COLOURS[line])
-    sheet.save(path)
+                axes.plot(confidence, quality, color=colour, linewidth=1.8, marker="o", markersize=4, label=row.kind)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="mean confidence", ylabel="mean IoU, or covering")
+        style_axes(axes, samples.split(",")[0].split(":")[0])
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize=9)
+    save_figure(figure, path)
 
 
 def main(settings: Reliability) -> None:
@@ -221,7 +211,8 @@ def main(settings: Reliability) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "reliability.md").write_text(text + "\n")
     (settings.out / "reliability.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    draw(rows, settings.out / "reliability.png")
+    if can_draw("reliability.png"):
+        draw(rows, settings.out / "reliability.png")
 
 
 if __name__ == "__main__":
