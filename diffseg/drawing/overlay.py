@@ -1,4 +1,4 @@
-"""Pictures of label maps, since people look before they read.
+"""Pictures of label maps: colours of labels, overlays on images, and contact sheets.
 
 Axes: H and W pixels.
 """
@@ -15,14 +15,21 @@ from PIL import Image
 from diffseg.segmentation import BACKGROUND as BACKGROUND_NAME
 from diffseg.segmentation import IGNORE, borders
 
-GOLDEN_TURN = 0.618033988749895  # of the hue circle: neighbours in number are far apart in colour
+GOLDEN_TURN = 0.618033988749895
+"""Step along the hue circle from one label to the next, so that consecutive labels have very different colours."""
+
 GAP = 8
+"""Space between the images of a contact sheet, in pixels."""
+
 BACKGROUND = (255, 255, 255)
+"""Colour of the space between images."""
+
 BACKGROUND_COLOUR = (96, 96, 104)
+"""Colour of segments that are named `background`."""
 
 
 def palette(count: int) -> np.ndarray:
-    """uint8 [count, 3] colours; a label has the same one whatever the count."""
+    """Return the colours of the labels 0 to count − 1, uint8 [count, 3]; they do not depend on the count."""
     colours = [
         colorsys.hsv_to_rgb((0.02 + k * GOLDEN_TURN) % 1, (0.75, 0.5)[k % 2], (1.0, 0.8)[k // 2 % 2])
         for k in range(count)
@@ -31,7 +38,7 @@ def palette(count: int) -> np.ndarray:
 
 
 def class_colour(name: str) -> tuple[int, int, int]:
-    """Red, green and blue of a name, 0 to 255: the same in every image and run, whatever other names there are."""
+    """Return red, green and blue of a name, 0 to 255, which are the same in every image and run."""
     if name == BACKGROUND_NAME:
         return BACKGROUND_COLOUR
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
@@ -41,13 +48,18 @@ def class_colour(name: str) -> tuple[int, int, int]:
 
 
 def hexadecimal(colour: Sequence[int] | np.ndarray) -> str:
-    """#rrggbb, as the web and annotation tools write it."""
+    """Format a colour as #rrggbb, the notation of the web and of annotation tools."""
     red, green, blue = colour
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def segment_colours(labels: int, names: Mapping[int, str | None]) -> np.ndarray:
-    """uint8 [labels, 3]: the colour of each label, of its name where it has one. names: by label."""
+    """Return the colour of each label, uint8 [labels, 3]: that of its name if it has one.
+
+    Args:
+        labels: Number of labels.
+        names: Name by label.
+    """
     colours = palette(labels)
     for label, name in names.items():
         if name and label < labels:
@@ -58,14 +70,20 @@ def segment_colours(labels: int, names: Mapping[int, str | None]) -> np.ndarray:
 def overlay(
     image: np.ndarray, labels: np.ndarray, *, opacity: float = 0.55, names: Mapping[int, str | None] | None = None
 ) -> np.ndarray:
-    """uint8 [H, W, 3]: segments coloured over the image with white borders; ignored pixels are darkened.
+    """Colour the segments of an image, with white borders; ignored pixels are darkened.
 
-    image: uint8 [H, W, 3]. labels: uint16 [H, W], 65535 = ignore. opacity: of the colours, 0 to 1. names: of labels
-    that take the colour of their name.
+    Args:
+        image: uint8 [H, W, 3].
+        labels: uint16 [H, W], 65535 = ignored.
+        opacity: Opacity of the colours, 0 to 1.
+        names: Name by label; these labels have the colours of their names.
+
+    Returns:
+        uint8 [H, W, 3].
     """
     ignored = labels == IGNORE
-    shown = np.where(ignored, 0, labels)
-    colours = segment_colours(int(shown.max()) + 1, names or {})[shown].astype(np.float32)
+    indices = np.where(ignored, 0, labels)
+    colours = segment_colours(int(indices.max()) + 1, names or {})[indices].astype(np.float32)
     mixed = image * (1 - opacity) + colours * opacity
     mixed[ignored] = image[ignored] * 0.25
     mixed[borders(labels)] = 255
@@ -73,11 +91,17 @@ def overlay(
 
 
 def contact_sheet(rows: list[list[np.ndarray]], *, height: int = 256, columns: int = 1) -> Image.Image:
-    """One picture of rows of uint8 [H, W, 3] images, each scaled to `height` pixels; `columns` rows side by side."""
+    """Arrange images in one picture.
+
+    Args:
+        rows: Rows of images, uint8 [H, W, 3] each.
+        height: Height to which every image is scaled, in pixels.
+        columns: How many rows are placed side by side.
+    """
     strips = [_strip(images, height) for images in rows]
     width = max(strip.width for strip in strips)
     lines = -(-len(strips) // columns)
-    sheet = Image.new("RGB", (columns * (width + 2 * GAP) - GAP + GAP, lines * (height + GAP) + GAP), BACKGROUND)
+    sheet = Image.new("RGB", (columns * (width + 2 * GAP), lines * (height + GAP) + GAP), BACKGROUND)
     for index, strip in enumerate(strips):
         line, column = divmod(index, columns)
         sheet.paste(strip, (GAP + column * (width + 2 * GAP), GAP + line * (height + GAP)))
@@ -85,6 +109,7 @@ def contact_sheet(rows: list[list[np.ndarray]], *, height: int = 256, columns: i
 
 
 def _strip(images: list[np.ndarray], height: int) -> Image.Image:
+    """Place images of one height side by side."""
     scaled = []
     for pixels in images:
         image = Image.fromarray(pixels)

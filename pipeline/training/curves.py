@@ -34,6 +34,8 @@ def draw_curves(records: Sequence[Record], title: str) -> bytes:
 
 def curves_figure(records: Sequence[Record], title: str) -> Figure:
     """Plot the records of a training as lines, with the last values in the legend."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(7.6, 3.8)
     axes = figure.add_subplot()
     steps = [record["step"] for record in records]
@@ -45,7 +47,7 @@ def curves_figure(records: Sequence[Record], title: str) -> Figure:
     style_axes(axes, title)
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.03 * max(1.0, *(max(line) for line in values.values())))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("steps")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)

@@ -1,3 +1,5 @@
+"""Colours of labels, overlays and contact sheets."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -7,7 +9,7 @@ from diffseg.drawing.overlay import contact_sheet, overlay, palette
 from diffseg.segmentation import borders
 
 
-def test_a_label_keeps_its_colour_whatever_the_count() -> None:
+def test_the_colour_of_a_label_does_not_depend_on_the_count() -> None:
     assert np.array_equal(palette(5), palette(300)[:5])
     assert len(np.unique(palette(40), axis=0)) == 40
 
@@ -18,7 +20,7 @@ def test_borders_lie_where_labels_change() -> None:
     assert borders(labels).tolist() == expected
 
 
-def test_overlay_mixes_colours_and_darkens_what_is_ignored() -> None:
+def test_an_overlay_mixes_colours_and_darkens_ignored_pixels() -> None:
     image = np.full((6, 6, 3), 100, dtype=np.uint8)
     labels = np.zeros((6, 6), dtype=np.uint16)
     labels[:, 3:] = IGNORE
@@ -29,7 +31,7 @@ def test_overlay_mixes_colours_and_darkens_what_is_ignored() -> None:
     assert np.array_equal(overlay(image, np.zeros((6, 6), dtype=np.uint16), opacity=0.0), image)
 
 
-def test_a_contact_sheet_shows_every_picture_at_the_height_asked_for() -> None:
+def test_a_contact_sheet_shows_every_image_at_the_requested_height() -> None:
     red = np.zeros((10, 20, 3), dtype=np.uint8) + np.array([255, 0, 0], dtype=np.uint8)
     blue = np.zeros((40, 20, 3), dtype=np.uint8) + np.array([0, 0, 255], dtype=np.uint8)
     sheet = np.asarray(contact_sheet([[red, blue], [blue, red], [red]], height=32, columns=2))
