@@ -46,7 +46,7 @@ class Pairing:
         rule: Which part of the keys was compared: the whole path, or its last component.
         unpaired_rows: Keys of rows without ground truth.
         unpaired_ground_truth: Keys of ground truth without a row.
-        ambiguous_keys: Keys of rows that match several rows or several ground truths, and therefore stay unpaired.
+        ambiguous_keys: Keys of rows that are not unique on either side, and therefore stay unpaired.
     """
 
     pairs: dict[RowLocation, str]
@@ -113,7 +113,7 @@ def _first_keys(keys: Iterable[str]) -> str:
 def _pair_by(
     rows: RunRows, ground_truth: GroundTruth, common: Callable[[str], str]
 ) -> tuple[dict[RowLocation, str], set[str]]:
-    """Return the ground-truth key of each row, and the keys of rows that match several rows or ground truths."""
+    """Return the ground-truth key of each row, and the keys of rows that are not unique on either side."""
     row_counts = Counter(map(common, rows.ok.values()))
     ground_truth_counts = Counter(map(common, ground_truth.locations))
     ground_truth_key = {common(key): key for key in ground_truth.locations}

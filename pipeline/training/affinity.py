@@ -184,7 +184,7 @@ def _fit_state(job: FitJob, tasks: Sequence[FeatureTask]) -> tuple[FitReport, by
     fitted = [images[number] for number in sorted(images) if number % HELD_OUT != HELD_OUT - 1]
     if not fitted:
         example = f", such as {problems[0]}" if problems else ""
-        raise AffinityError(f"no image has two labels near one another; {len(problems)} could not be read{example}")
+        raise AffinityError(f"no image has a usable pair of labels; {len(problems)} images could not be read{example}")
     torch.set_num_threads(job.threads)  # the last bits of sums, and so of the state, depend on it
     kind = kind_module(job.settings.kind)
     tensors, layout = kind.fit(fitted, job.device)

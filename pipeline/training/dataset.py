@@ -125,7 +125,7 @@ class LabelDataset(IterableDataset):
     def __iter__(self) -> Iterator[TrainingSample]:
         info = get_worker_info()
         number, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        # A data loader begins with its first worker, so that one takes over the worker whose turn comes next.
+        # A data loader starts with its first worker, so that worker must read the part of the one whose turn is next.
         worker = (number + self._skipped_batches) % workers
         batches = self._skipped_batches // workers + (worker < self._skipped_batches % workers)
         rng = np.random.default_rng([self.settings.seed, self._epoch, self.rank, worker])

@@ -1,4 +1,4 @@
-"""Run the frozen model on images of a run and keep what an affinity is fitted on, one label shard at a time."""
+"""Run the frozen model on images of a run and store the features that an affinity is fitted to, shard by shard."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 "use strict";
 
 const detail = document.getElementById("detail");
-const shown = { place: -1 };
+const shown = { position: -1 };
 
 function element(name, text = "", className = "") {
   const created = document.createElement(name);
@@ -11,17 +11,17 @@ function element(name, text = "", className = "") {
   return created;
 }
 
-async function openDetail(place) {
-  if (place < 0 || place >= gallery.rows.length) return;
-  shown.place = place;
-  const row = gallery.rows[place];
+async function openDetail(position) {
+  if (position < 0 || position >= gallery.rows.length) return;
+  shown.position = position;
+  const row = gallery.rows[position];
   field("detail-key").textContent = row.key;
   const where = `row ${row.index} of shard ${report.run.shards[row.part]}`;
-  field("detail-facts").textContent = `${where} · ${place + 1} of ${gallery.rows.length}`;
+  field("detail-facts").textContent = `${where} · ${position + 1} of ${gallery.rows.length}`;
   field("detail-pictures").replaceChildren();
   field("detail-more").replaceChildren();
-  field("before").disabled = place === 0;
-  field("after").disabled = place === gallery.rows.length - 1;
+  field("before").disabled = position === 0;
+  field("after").disabled = position === gallery.rows.length - 1;
   if (!detail.open) detail.showModal();
   if (row.tile < 0) {
     field("detail-more").append(element("p", `${row.status}: ${row.error}`, "note"));
@@ -29,7 +29,7 @@ async function openDetail(place) {
   }
   try {
     const tile = await loadTile(row);
-    if (shown.place === place) fillDetail(row, tile);
+    if (shown.position === position) fillDetail(row, tile);
   } catch (error) {
     field("detail-more").append(element("p", error.message, "note"));
   }

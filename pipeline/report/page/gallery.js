@@ -32,33 +32,33 @@ function draw() {
   const last = Math.ceil((above + innerHeight) / gallery.height) + SPARE_LINES;
   const from = Math.max(0, first * gallery.columns);
   const to = Math.min(gallery.rows.length, last * gallery.columns);
-  for (const [place, card] of gallery.cards) {
-    const away = place < from || place >= to;
+  for (const [position, card] of gallery.cards) {
+    const away = position < from || position >= to;
     // A card that has the focus is kept, because removing it would move the focus elsewhere.
     if (away && !card.contains(document.activeElement)) {
       card.remove();
-      gallery.cards.delete(place);
+      gallery.cards.delete(position);
     }
   }
-  for (let place = from; place < to; place++) {
-    if (!gallery.cards.has(place)) gallery.cards.set(place, addCard(place));
+  for (let position = from; position < to; position++) {
+    if (!gallery.cards.has(position)) gallery.cards.set(position, addCard(position));
   }
 }
 
-function addCard(place) {
-  const row = gallery.rows[place];
+function addCard(position) {
+  const row = gallery.rows[position];
   const card = document.createElement("li");
   card.setAttribute("aria-setsize", gallery.rows.length);
-  card.setAttribute("aria-posinset", place + 1);
-  const line = Math.floor(place / gallery.columns);
-  const x = (place % gallery.columns) * (gallery.width + GAP);
+  card.setAttribute("aria-posinset", position + 1);
+  const line = Math.floor(position / gallery.columns);
+  const x = (position % gallery.columns) * (gallery.width + GAP);
   card.style.transform = `translate(${x}px, ${line * gallery.height}px)`;
   card.style.width = `${gallery.width}px`;
   card.style.height = `${gallery.height - GAP}px`;
   const button = document.createElement("button");
   button.type = "button";
-  button.tabIndex = place === gallery.active ? 0 : -1;
-  button.dataset.place = place;
+  button.tabIndex = position === gallery.active ? 0 : -1;
+  button.dataset.position = position;
   const picture = document.createElement("span");
   picture.className = "picture";
   const caption = document.createElement("span");
@@ -117,10 +117,10 @@ function layers(row, tile) {
   return [sourceImageOf(row, tile), mask];
 }
 
-function focusOn(place) {
+function focusOn(position) {
   const before = gallery.cards.get(gallery.active)?.firstChild;
   if (before) before.tabIndex = -1;
-  gallery.active = Math.max(0, Math.min(place, gallery.rows.length - 1));
+  gallery.active = Math.max(0, Math.min(position, gallery.rows.length - 1));
   const top = grid.getBoundingClientRect().top + Math.floor(gallery.active / gallery.columns) * gallery.height;
   const bar = tools.getBoundingClientRect().bottom > 0 ? tools.offsetHeight : 0;
   if (top < bar) scrollBy(0, top - bar - GAP);

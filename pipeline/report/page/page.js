@@ -59,8 +59,8 @@ tools.addEventListener("reset", () => setTimeout(() => { look(); filter(); }));
 grid.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
-  focusOn(Number(button.dataset.place));
-  openDetail(Number(button.dataset.place));
+  focusOn(Number(button.dataset.position));
+  openDetail(Number(button.dataset.position));
 });
 
 const steps = {
@@ -83,8 +83,8 @@ grid.addEventListener("keydown", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.altKey || event.ctrlKey || event.metaKey) return;
   if (detail.open) {
-    if (event.key === "ArrowLeft") openDetail(shown.place - 1);
-    if (event.key === "ArrowRight") openDetail(shown.place + 1);
+    if (event.key === "ArrowLeft") openDetail(shown.position - 1);
+    if (event.key === "ArrowRight") openDetail(shown.position + 1);
     return;
   }
   if (event.target.matches("input, select, textarea") || views[0].hidden) return;
@@ -99,11 +99,11 @@ field("fold").addEventListener("click", () => {
   field("fold").setAttribute("aria-expanded", tools.classList.toggle("open"));
 });
 
-field("before").addEventListener("click", () => openDetail(shown.place - 1));
-field("after").addEventListener("click", () => openDetail(shown.place + 1));
+field("before").addEventListener("click", () => openDetail(shown.position - 1));
+field("after").addEventListener("click", () => openDetail(shown.position + 1));
 field("close").addEventListener("click", () => detail.close());
 detail.addEventListener("click", (event) => event.target === detail && detail.close());
-detail.addEventListener("close", () => focusOn(shown.place));
+detail.addEventListener("close", () => focusOn(shown.position));
 
 for (const button of document.querySelectorAll("[data-status]")) {
   button.addEventListener("click", () => {
