@@ -1,4 +1,4 @@
-"""Anchors, merging and k-means against oracles: closed forms, invariances, and elements in float64."""
+"""Anchors, merging and k-means: closed forms, invariances, and element-wise computation in float64."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def merged(attention: np.ndarray, tau: tuple[float, ...], *, consume: Consume = 
 def proposals_of(
     attention: np.ndarray, anchors: np.ndarray, tau: tuple[float, ...], consume: Consume = "paper"
 ) -> torch.Tensor:
-    proposals, alive = merge(torch.from_numpy(attention).float()[None], anchors=anchors, tau=tau, consume=consume)
-    return proposals[0, alive[0]]
+    proposals, valid = merge(torch.from_numpy(attention).float()[None], anchors=anchors, tau=tau, consume=consume)
+    return proposals[0, valid[0]]
 
 
 def groups_of(close: np.ndarray, consume: Consume) -> np.ndarray:
@@ -56,11 +56,11 @@ def test_merging_flips_at_the_critical_leakage(tau: float, offset: float, segmen
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_planted_regions_are_found_and_permuted_columns_are_not(seed: int) -> None:
+def test_planted_regions_are_recovered_and_permuted_columns_are_not(seed: int) -> None:
     mask = voronoi(24, 6, seed)
     attention = planted(mask, leak=0.05, noise=0.5, seed=seed)
-    found = merged(attention, (1.0,) * 3, per_side=12)
-    assert adjusted_rand_index(partition(found), mask) > 0.95
+    proposals = merged(attention, (1.0,) * 3, per_side=12)
+    assert adjusted_rand_index(partition(proposals), mask) > 0.95
     shuffled = merged(permuted_columns(attention, seed), (1.0,) * 3, per_side=12)
     assert abs(adjusted_rand_index(partition(shuffled), mask)) < 0.02
 
@@ -75,7 +75,7 @@ def test_uniform_attention_is_one_segment(consume: Consume) -> None:
 @pytest.mark.parametrize("consume", ["paper", "google"])
 @pytest.mark.parametrize("tau", [(0.9,), (1.1, 0.9), (0.6, 0.6, 0.6), (0.3, 0.5, 0.8, 1.2)])
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_elements(consume: Consume, tau: tuple[float, ...], seed: int) -> None:
+def test_it_agrees_with_elements(consume: Consume, tau: tuple[float, ...], seed: int) -> None:
     attention = planted(voronoi(16, 7, seed), leak=0.2, noise=0.7, seed=seed)
     anchors = anchor_positions((16, 16), 8)
     expected = merge_by_elements(attention, anchors, tau, consume)
@@ -84,19 +84,19 @@ def test_agrees_with_elements(consume: Consume, tau: tuple[float, ...], seed: in
     np.testing.assert_allclose(proposals.numpy(), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_consume_presets_differ_where_a_group_could_take_a_consumed_proposal() -> None:
+def test_consume_presets_differ_where_a_group_could_average_a_proposal_again() -> None:
     close = np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]], dtype=bool)
     assert groups_of(close, "paper").tolist() == [[True, True, False], [False, False, True]]
     assert groups_of(close, "google").tolist() == [[True, True, False], [False, True, True]]
 
 
 def test_a_row_belongs_to_its_own_group_whatever_its_distance() -> None:
-    nowhere = np.zeros((3, 3), dtype=bool)
+    never_close = np.zeros((3, 3), dtype=bool)
     for consume in ("paper", "google"):
-        assert np.array_equal(groups_of(nowhere, consume), np.eye(3, dtype=bool))
+        assert np.array_equal(groups_of(never_close, consume), np.eye(3, dtype=bool))
 
 
-def test_number_of_proposals_never_grows_with_rounds() -> None:
+def test_more_rounds_never_give_more_proposals() -> None:
     attention = planted(voronoi(16, 9, 5), leak=0.2, noise=0.8, seed=5)
     counts = [len(merged(attention, (0.7,) * rounds, per_side=8)) for rounds in range(1, 6)]
     assert counts[0] == 64
@@ -105,7 +105,7 @@ def test_number_of_proposals_never_grows_with_rounds() -> None:
 
 
 @pytest.mark.parametrize("consume", ["paper", "google"])
-def test_extreme_thresholds(consume: Consume) -> None:
+def test_extreme_thresholds_keep_every_row_or_merge_all(consume: Consume) -> None:
     mask = voronoi(16, 9, 2)
     without_noise = planted(mask, leak=0.1)
     everywhere = {"consume": consume, "per_side": 16}
@@ -116,17 +116,17 @@ def test_extreme_thresholds(consume: Consume) -> None:
     assert len(merged(without_noise, (float("inf"),) * 2, **everywhere)) == 1
 
 
-def test_order_of_positions_does_not_matter() -> None:
+def test_the_order_of_positions_makes_no_difference() -> None:
     attention = planted(voronoi(16, 6, 3), leak=0.1, noise=0.4, seed=3)
     order = np.random.default_rng(0).permutation(256)
     anchors = anchor_positions((16, 16), 8)
-    place = np.argsort(order)  # where each position went
+    new_position = np.argsort(order)
     plain = proposals_of(attention, anchors, (0.8,) * 3)
-    moved = proposals_of(attention[np.ix_(order, order)], place[anchors], (0.8,) * 3)
+    moved = proposals_of(attention[np.ix_(order, order)], new_position[anchors], (0.8,) * 3)
     torch.testing.assert_close(moved, plain[:, torch.from_numpy(order)])
 
 
-def test_a_flipped_picture_gives_the_flipped_partition() -> None:
+def test_flipped_attention_gives_the_flipped_partition() -> None:
     mask = voronoi(16, 6, 4)
     attention = planted(mask, leak=0.05, noise=0.3, seed=4)
     flip = np.arange(256).reshape(16, 16)[:, ::-1].ravel()
@@ -152,7 +152,7 @@ def test_a_flipped_picture_gives_the_flipped_partition() -> None:
         (64, 64, "even", [*range(64)]),
     ],
 )
-def test_anchor_axis(tokens: int, count: int, layout: AnchorLayout, expected: list[int]) -> None:
+def test_anchor_positions_along_an_axis(tokens: int, count: int, layout: AnchorLayout, expected: list[int]) -> None:
     assert anchor_axis(tokens, count, layout).tolist() == expected
 
 
@@ -169,13 +169,13 @@ def test_anchors_of_a_rectangle_are_row_major() -> None:
 
 def clusters(attention: np.ndarray, start: np.ndarray) -> torch.Tensor:
     rows, centres = (torch.from_numpy(array).float()[None] for array in (attention, start))
-    found, alive = kmeans(rows, centres, torch.ones(1, len(start), dtype=torch.bool))
-    assert alive.all()
-    return found[0]
+    refined, valid = kmeans(rows, centres, torch.ones(1, len(start), dtype=torch.bool))
+    assert valid.all()
+    return refined[0]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_kmeans_agrees_with_plain_lloyd(seed: int) -> None:
+def test_kmeans_agrees_with_lloyds_algorithm_by_elements(seed: int) -> None:
     mask = voronoi(16, 5, seed)
     attention = planted(mask, leak=0.3, noise=0.9, seed=seed)
     start = attention[np.random.default_rng(seed).permutation(256)[:6]]
@@ -184,7 +184,7 @@ def test_kmeans_agrees_with_plain_lloyd(seed: int) -> None:
     np.testing.assert_allclose(centres.numpy(), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_kmeans_drops_a_cluster_that_nothing_is_near() -> None:
+def test_kmeans_drops_an_empty_cluster() -> None:
     mask = two_unequal_regions(12)
     attention = planted(mask, leak=0.1, noise=0.1)
     far = np.zeros(144)

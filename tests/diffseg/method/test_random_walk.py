@@ -1,4 +1,4 @@
-"""The random walk: what every walk must keep, planted attention, and each form beside the matrix that it stands for."""
+"""The random walk: invariants, planted attention, and agreement with the transition matrix."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from diffseg.method.random_walk import Flow, confident_seeds, dense_flow, local_
 SIDE = 24
 
 
-def some_attention(side: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
-    """float32 [B, side², side²] of random regions with leaks and noise."""
+def random_attention(side: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
+    """Return attention of random regions with leakage and noise, float32 [B, side², side²]."""
     maps = [planted(voronoi(side, 5, seed + b), leak=0.2, noise=0.8, seed=seed + b) for b in range(batch)]
     return torch.from_numpy(np.stack(maps)).float()
 
 
-def some_scores(side: int, count: int = 3, seed: int = 0, batch: int = 1) -> torch.Tensor:
+def random_scores(side: int, count: int = 3, seed: int = 0, batch: int = 1) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).random((batch, count, side, side), dtype=np.float32))
 
 
@@ -32,7 +32,7 @@ def flows(attention: torch.Tensor, side: int, power: float = 2) -> dict[str, Flo
 
 
 def transition(attention: np.ndarray, side: int, power: float, radius: int) -> np.ndarray:
-    """float64 [P, P] by its definition: symmetrise, leave out what is far, raise, make rows sum to 1."""
+    """Compute the transition matrix by its definition in float64: symmetrise, limit, raise, normalise rows."""
     weights = (attention + attention.T) / 2
     if radius:
         rows, columns = np.divmod(np.arange(side * side), side)
@@ -44,18 +44,18 @@ def transition(attention: np.ndarray, side: int, power: float, radius: int) -> n
 
 @pytest.mark.parametrize("radius", [0, 1, 2, 5, 40])
 @pytest.mark.parametrize("power", [1.0, 2.0, 8.0])
-def test_it_is_a_power_of_the_transition_matrix(radius: int, power: float) -> None:
-    attention, scores = some_attention(12), some_scores(12)
+def test_a_walk_without_seeds_is_a_power_of_the_transition_matrix(radius: int, power: float) -> None:
+    attention, scores = random_attention(12), random_scores(12)
     matrix = transition(attention[0].double().numpy(), 12, power, radius)
     expected = scores.double().numpy().reshape(3, -1) @ np.linalg.matrix_power(matrix, 4).T
     flow = local_flow(attention, (12, 12), radius, power) if radius else dense_flow(attention, power)
-    found = walk(scores, flow, no_seeds(scores), 4)
-    np.testing.assert_allclose(found.numpy().reshape(3, -1), expected, rtol=1e-4)
+    walked = walk(scores, flow, no_seeds(scores), 4)
+    np.testing.assert_allclose(walked.numpy().reshape(3, -1), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("radius", [0, 5])
-def test_seeds_stay_as_they_are_step_by_step(radius: int) -> None:
-    attention, scores = some_attention(12, 1), some_scores(12, seed=1)
+def test_seeds_keep_their_scores_in_every_step(radius: int) -> None:
+    attention, scores = random_attention(12, 1), random_scores(12, seed=1)
     seeds = torch.from_numpy(np.random.default_rng(2).random((1, 1, 12, 12)) < 0.2)
     matrix, expected = transition(attention[0].double().numpy(), 12, 2, radius), scores[0].flatten(1).double().numpy()
     start, fixed = expected.copy(), seeds.flatten().numpy()
@@ -63,82 +63,84 @@ def test_seeds_stay_as_they_are_step_by_step(radius: int) -> None:
         expected = expected @ matrix.T
         expected[:, fixed] = start[:, fixed]
     flow = local_flow(attention, (12, 12), radius, 2) if radius else dense_flow(attention, 2)
-    found = walk(scores, flow, seeds, 3)
-    np.testing.assert_allclose(found[0].flatten(1).numpy(), expected, rtol=1e-4)
-    assert torch.equal(found[:, :, seeds[0, 0]], scores[:, :, seeds[0, 0]])
+    walked = walk(scores, flow, seeds, 3)
+    np.testing.assert_allclose(walked[0].flatten(1).numpy(), expected, rtol=1e-4)
+    assert torch.equal(walked[:, :, seeds[0, 0]], scores[:, :, seeds[0, 0]])
 
 
-def test_a_radius_beyond_the_grid_is_the_same_as_none() -> None:
-    attention, scores = some_attention(12, 3), some_scores(12, seed=3)
+def test_a_radius_beyond_the_grid_gives_the_same_as_no_radius() -> None:
+    attention, scores = random_attention(12, 3), random_scores(12, seed=3)
     near, dense = (random_walk(scores, attention, power=2, steps=4, radius=radius, seeds=0.5) for radius in (40, 0))
     torch.testing.assert_close(near, dense)
 
 
 @pytest.mark.parametrize("form", ["dense", "local"])
-def test_constant_scores_stay_and_none_leaves_its_range(form: str) -> None:
-    flow = flows(some_attention(16, 4), 16)[form]
-    scores = some_scores(16, 3, seed=4)
+def test_constant_scores_stay_and_other_scores_stay_within_their_range(form: str) -> None:
+    flow = flows(random_attention(16, 4), 16)[form]
+    scores = random_scores(16, 3, seed=4)
     scores[:, 1] = 0.7
     scores[:, 2] = 0
-    found = walk(scores, flow, no_seeds(scores), 4)
-    torch.testing.assert_close(found[:, 1], scores[:, 1])
-    assert not found[:, 2].any()
-    assert scores[:, 0].min() <= found[:, 0].min()
-    assert found[:, 0].max() <= scores[:, 0].max()
-    assert found[:, 0].std() < scores[:, 0].std() * 0.7, "it is a mean"
+    walked = walk(scores, flow, no_seeds(scores), 4)
+    torch.testing.assert_close(walked[:, 1], scores[:, 1])
+    assert not walked[:, 2].any()
+    assert scores[:, 0].min() <= walked[:, 0].min()
+    assert walked[:, 0].max() <= scores[:, 0].max()
+    assert walked[:, 0].std() < scores[:, 0].std() * 0.7, "it is a mean"
 
 
 @pytest.mark.parametrize("form", ["dense", "local"])
-def test_nothing_leaks_between_blocks_that_do_not_see_each_other(form: str) -> None:
+def test_scores_do_not_spread_between_blocks_without_attention_to_each_other(form: str) -> None:
     truth = voronoi(16, 4, 5)
     flow = flows(torch.from_numpy(planted(truth, leak=0.0, noise=0.5)).float()[None], 16)[form]
     scores = torch.from_numpy(np.eye(4, dtype=np.float32)[:, truth])[None]
     torch.testing.assert_close(walk(scores, flow, no_seeds(scores), 16), scores)
 
 
-def test_a_position_that_nothing_looks_at_keeps_its_scores() -> None:
-    attention, scores = torch.zeros(1, 16, 16), some_scores(4)
+def test_a_position_without_weights_keeps_its_scores() -> None:
+    attention, scores = torch.zeros(1, 16, 16), random_scores(4)
     attention[0, 0, 1] = 1
     for flow in (dense_flow(attention, 2), local_flow(attention, (4, 4), 3, 2)):
-        found = walk(scores, flow, no_seeds(scores), 1)
-        assert torch.equal(found.flatten(2)[..., 2:], scores.flatten(2)[..., 2:])
-        torch.testing.assert_close(found[..., 0, 0], scores[..., 0, 1])
+        walked = walk(scores, flow, no_seeds(scores), 1)
+        assert torch.equal(walked.flatten(2)[..., 2:], scores.flatten(2)[..., 2:])
+        torch.testing.assert_close(walked[..., 0, 0], scores[..., 0, 1])
 
 
 def with_seeds(truth: np.ndarray, share: float, seed: int) -> torch.Tensor:
-    """float32 [1, K, h, w]: 1 at that share of each region's positions, at least one of them, and 0 elsewhere."""
+    """Return scores, float32 [1, K, h, w]: 1 at a share of each region's positions (at least one), else 0."""
     generator, scores = np.random.default_rng(seed), np.zeros((truth.max() + 1, truth.size), np.float32)
     for region, maps in enumerate(scores):
-        places = np.flatnonzero(truth == region)
-        maps[generator.choice(places, max(1, round(share * len(places))), replace=False)] = 1
+        positions = np.flatnonzero(truth == region)
+        maps[generator.choice(positions, max(1, round(share * len(positions))), replace=False)] = 1
     return torch.from_numpy(scores.reshape(1, -1, *truth.shape))
 
 
 def mean_iou(scores: torch.Tensor, truth: np.ndarray) -> float:
-    """A position without any score has no label."""
-    found = np.where(scores[0].amax(dim=0) > 0, scores[0].argmax(dim=0), -1)
+    """Return the mIoU of the best proposals; a position whose scores are all 0 has no label."""
+    labels = np.where(scores[0].amax(dim=0) > 0, scores[0].argmax(dim=0), -1)
     regions = range(truth.max() + 1)
-    return float(np.mean([((found == r) & (truth == r)).sum() / ((found == r) | (truth == r)).sum() for r in regions]))
+    return float(
+        np.mean([((labels == r) & (truth == r)).sum() / ((labels == r) | (truth == r)).sum() for r in regions])
+    )
 
 
 @pytest.mark.parametrize("leak", [0.1, 0.3])
-def test_a_tenth_of_each_region_is_enough_to_find_it(leak: float) -> None:
-    """On seeds that nothing was chosen by; and attention whose columns are shuffled leads nowhere."""
-    found, bare, shuffled = [], [], []
+def test_a_tenth_of_each_region_is_enough_to_recover_it(leak: float) -> None:
+    """Use random seeds that no setting was chosen on; attention with shuffled columns recovers nothing."""
+    spread, bare, shuffled = [], [], []
     for seed in range(100, 110):
         truth = voronoi(SIDE, 4, seed)
         attention, scores = planted(truth, leak=leak, noise=0.5, seed=seed), with_seeds(truth, 0.1, seed)
-        for rows, into in ((attention, found), (permuted_columns(attention, seed), shuffled)):
+        for rows, into in ((attention, spread), (permuted_columns(attention, seed), shuffled)):
             rows_of_batch = torch.from_numpy(rows).float()[None]
             into.append(mean_iou(random_walk(scores, rows_of_batch, power=2, steps=4, radius=0, seeds=0.5), truth))
         bare.append(mean_iou(scores, truth))
-    assert np.mean(found) >= 0.98
-    assert np.mean(found) > np.mean(bare) + 0.5
+    assert np.mean(spread) >= 0.98
+    assert np.mean(spread) > np.mean(bare) + 0.5
     assert np.mean(shuffled) < 0.45
 
 
-def test_a_region_with_few_seeds_is_not_washed_away() -> None:
-    """Clamped seeds hold what a walk without them loses where some regions have many seeds and others few."""
+def test_a_region_with_few_seeds_survives() -> None:
+    """With many seeds in one region and few in others, fixed seeds keep regions that a walk without seeds loses."""
     truth = voronoi(SIDE, 4, 120)
     many, few = with_seeds(truth, 0.5, 0), with_seeds(truth, 0.1, 0)
     scores = torch.cat([few[:, :1], many[:, 1:2], few[:, 2:]], dim=1)
@@ -148,7 +150,7 @@ def test_a_region_with_few_seeds_is_not_washed_away() -> None:
     assert mean_iou(walk(scores, flow, no_seeds(scores), 16), truth) < 0.6
 
 
-def test_seeds_are_where_a_proposal_is_as_sure_as_it_gets() -> None:
+def test_seeds_are_the_most_confident_positions_of_each_proposal() -> None:
     scores = torch.tensor([[[0.9, 0.8, 0.5, 0.4, 0.0]], [[0.1, 0.6, 0.5, 0.5, 0.0]]])[None]
     assert confident_seeds(scores, 0.5)[0, 0, 0].tolist() == [True, False, False, True, False]
     assert confident_seeds(scores, 0.2)[0, 0, 0].tolist() == [True, True, False, True, False]
@@ -156,8 +158,8 @@ def test_seeds_are_where_a_proposal_is_as_sure_as_it_gets() -> None:
 
 
 @pytest.mark.parametrize("radius", [0, 5])
-def test_an_image_of_a_batch_walks_as_alone_and_nothing_given_is_changed(radius: int) -> None:
-    attention, scores = some_attention(12, 6, batch=3), some_scores(12, seed=6, batch=3)
+def test_an_image_of_a_batch_walks_as_alone_and_the_arguments_are_not_changed(radius: int) -> None:
+    attention, scores = random_attention(12, 6, batch=3), random_scores(12, seed=6, batch=3)
     scores[1] = 1  # ends after one step, unlike the others
     kept = attention.clone(), scores.clone()
     options = {"power": 2.0, "steps": 4, "radius": radius, "seeds": 0.5}
@@ -170,10 +172,10 @@ def test_an_image_of_a_batch_walks_as_alone_and_nothing_given_is_changed(radius:
     assert torch.isfinite(together).all()
 
 
-def test_it_ends_where_steps_change_little() -> None:
+def test_a_walk_ends_when_steps_change_little() -> None:
     steps = []
-    scores = some_scores(12, seed=7)
-    dense = dense_flow(some_attention(12, 7), 1)
+    scores = random_scores(12, seed=7)
+    dense = dense_flow(random_attention(12, 7), 1)
 
     def counted(scores: torch.Tensor) -> torch.Tensor:
         steps.append(1)
@@ -183,7 +185,7 @@ def test_it_ends_where_steps_change_little() -> None:
     assert 3 < len(steps) < 100
 
 
-def test_the_disc_has_as_many_offsets_as_affinitynet() -> None:
+def test_a_disc_of_radius_5_has_34_offsets_as_in_affinitynet() -> None:
     half = half_disc(5, (64, 64))
     assert len(half) == 34
     assert not {(-y, -x) for y, x in half} & {(0, 0), *half}

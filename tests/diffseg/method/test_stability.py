@@ -1,4 +1,4 @@
-"""The threshold of each image: which partition is the most stable, and what it is good for."""
+"""The threshold of each image: the most stable partition, and what choosing it gains."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def test_factors_go_from_half_to_double_around_one() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_index_is_that_of_the_definition(seed: int) -> None:
+def test_the_index_agrees_with_the_definition(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    one, other = generator.integers(0, 5, 200), generator.integers(0, 3 + seed, 200)
-    other[:100] = one[:100]
-    assert adjusted_rand_index(one, other) == pytest.approx(reference_index(one, other))
-    assert adjusted_rand_index(one, other) == adjusted_rand_index(other, one)
-    assert adjusted_rand_index(one, 4 - one) == 1
+    a, b = generator.integers(0, 5, 200), generator.integers(0, 3 + seed, 200)
+    b[:100] = a[:100]
+    assert adjusted_rand_index(a, b) == pytest.approx(reference_index(a, b))
+    assert adjusted_rand_index(a, b) == adjusted_rand_index(b, a)
+    assert adjusted_rand_index(a, 4 - a) == 1
 
 
-def test_index_of_trivial_partitions() -> None:
+def test_the_index_of_trivial_partitions() -> None:
     whole, apart = np.zeros(6, dtype=int), np.arange(6)
     assert adjusted_rand_index(whole, whole) == adjusted_rand_index(apart, apart) == 1
     assert adjusted_rand_index(whole, apart) == 0
@@ -44,7 +44,7 @@ def test_the_partition_that_lasts_longest_is_chosen() -> None:
     assert most_stable([fine, thirds, thirds, thirds, halves, np.zeros(60, dtype=int)]) == 1
     assert most_stable([fine, thirds, halves, halves, halves, halves]) == 2
     assert most_stable([thirds]) == 0
-    assert most_stable([halves, 1 - halves]) == 0, "of equals the first"
+    assert most_stable([halves, 1 - halves]) == 0, "the first of equally stable partitions"
 
 
 def partition(truth: np.ndarray, attention: np.ndarray, tau: tuple[float, ...], **settings: Any) -> np.ndarray:
@@ -54,15 +54,15 @@ def partition(truth: np.ndarray, attention: np.ndarray, tau: tuple[float, ...], 
     return decide(scores[0], grid).labels
 
 
-def test_a_threshold_that_is_too_large_for_an_image_is_mended() -> None:
+def test_a_smaller_threshold_is_chosen_where_the_given_one_is_too_large() -> None:
     truth = voronoi(16, 5, 2)
-    attention = planted(truth, leak=0.2, noise=0.3, seed=2)  # .83 nats between regions, at least
+    attention = planted(truth, leak=0.2, noise=0.3, seed=2)  # at least 0.83 nats between regions
     given, chosen = (partition(truth, attention, (1.6,) * 3, stable=stable) for stable in (False, True))
     assert reference_index(given, truth) < 0.7
     assert reference_index(chosen, truth) > 0.95
 
 
-def test_where_all_thresholds_agree_nothing_changes() -> None:
+def test_nothing_changes_where_all_thresholds_agree() -> None:
     truth = voronoi(16, 5, 3)
     attention = planted(truth, leak=0.03)
     given, chosen = (partition(truth, attention, (0.9,) * 3, stable=stable) for stable in (False, True))
