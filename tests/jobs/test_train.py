@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,23 @@ def test_a_training_writes_a_network_metrics_and_curves(undisturbed: Path) -> No
     with Image.open(undisturbed / "curves.png") as picture:
         assert picture.size[0] > 100
     assert json.loads((undisturbed / "config.json").read_text())["dimensions"] == 16
+
+
+def test_without_matplotlib_a_training_ends_without_the_picture_and_says_how_to_get_it(
+    run_folder: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = shutil.copytree(undisturbed, tmp_path / "model")
+    (model / "curves.png").unlink()
+    monkeypatch.setattr("diffseg.drawing.plot.find_spec", lambda name: None)
+    assert train(run_folder, model, "--no-ray") == 0
+    assert not (model / "curves.png").exists()
+    assert "pip install 'diffseg-pipeline[plots]'" in caplog.text
+    assert "curves.png" not in capsys.readouterr().err.split("steps,")[-1]
 
 
 def test_predicted_labels_can_be_scored_like_a_run(
