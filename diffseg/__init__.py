@@ -1,4 +1,4 @@
-"""Images in, label maps out: DiffSeg (CVPR 2024) on any Stable Diffusion checkpoint."""
+"""Label maps of images, computed by DiffSeg (CVPR 2024) with any Stable Diffusion checkpoint."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from diffseg.segmenter import Segmenter as Segmenter
     from diffseg.settings import SegmenterSettings as SegmenterSettings
 
-# torch and diffusers take seconds to import, so a name is loaded when it is asked for: `--help` needs none of them.
-_HOME = {
+# torch and diffusers take seconds to import, and `--help` needs neither, so a name is imported on first access.
+_MODULES = {
     "IGNORE": "segmentation",
     "CheckpointError": "model.layout",
     "ImageError": "images.decode",
@@ -28,10 +28,10 @@ _HOME = {
     "SegmenterSettings": "settings",
     "segment_attention": "from_attention",
 }
-__all__ = list(_HOME)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'diffseg' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"diffseg.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"diffseg.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What a device, and the memory of this process, want for speed."""
+"""Transfers to a device, and the memory of the device and of this process."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from typing import Any
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt, from glibc's malloc.h."""
 
 
 def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A tensor of this process on the device; a GPU is not waited for, as the copy starts from pinned memory."""
+    """Copy a tensor from host memory to a device. A GPU is not waited for: the copy starts from pinned memory."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, dtype, non_blocking=device.type == "cuda")
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep the memory that it frees, up to its peak, for what it allocates next.
+    """Make this process keep the memory that it frees, up to its peak, for later allocations.
 
-    By default glibc gives arrays of more than a few MiB back to the kernel, which hands them out again as zeroed pages,
-    one fault for each: a fifth of the time of a VAE. For processes of our own; a library should not decide this for
-    its users. To be called once the model is loaded, as loading frees half as much again as the weights, which is given
-    back. Does nothing where the C library is another.
+    By default glibc returns arrays of more than a few MiB to the kernel. The kernel then provides zeroed pages again,
+    at the cost of one page fault each, which takes a fifth of the time of a VAE.
+
+    Only this project's own processes call this function, because a library should not decide it for its users. Call it
+    after the model has been loaded: loading frees half as much memory again as the weights need, and that memory is
+    returned to the kernel here. With another C library the function does nothing.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
@@ -34,14 +37,14 @@ def keep_freed_memory() -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host in torch's hands, had no room for an array."""
+    """Return whether torch could not allocate memory, on a device or on the host."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
     )
 
 
 def release_device_memory(device: str) -> None:
-    """Return to a GPU what torch keeps of it for later; `device` is its kind."""
+    """Release the device memory that torch caches for later allocations; `device` is its type, such as cuda."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     elif device == "mps":

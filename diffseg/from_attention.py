@@ -1,4 +1,7 @@
-"""DiffSeg on attention maps that the caller provides (Tian et al., CVPR 2024)."""
+"""DiffSeg on attention maps that the caller provides (Tian et al., CVPR 2024).
+
+Axes: H and W pixels, h and w tokens of a grid.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from diffseg.pending import NonFiniteError
 from diffseg.settings import Preset, settings_of, thresholds
 
 PIXELS_PER_TOKEN = 8
+"""Pixels per side of a token in the default size of the result."""
 
 
 def segment_attention(
@@ -24,11 +28,21 @@ def segment_attention(
     kmeans: bool | None = None,
     size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Label map, uint16 [H, W] with labels 0 … K−1, of self-attention that you bring yourself.
+    """Segment self-attention that the caller provides.
 
-    maps: {side or (h, w) in tokens: float32 [heads, h·w, h·w], rows sum to 1}; each entry counts as one layer.
-    tau: one threshold in nats, or one for each round; default: the preset's, else 1.1. size: (H, W) of the result;
-    default: 8 times the finest grid, 512 x 512 for 64. Raises ValueError where a shape does not fit its side.
+    Args:
+        maps: {side or (h, w) in tokens: float32 [heads, h·w, h·w]}, whose rows sum to 1. Each entry counts as a layer.
+        preset: Settings to start from.
+        tau: One threshold in nats for all rounds, or one for each round. The default is the preset's, else 1.1.
+        kmeans: Whether to refine the proposals by k-means. The default is the preset's.
+        size: (H, W) of the result in pixels. The default is 8 times the finest grid, 512 x 512 for a side of 64.
+
+    Returns:
+        The label map, uint16 [H, W] with labels 0 … K−1.
+
+    Raises:
+        ValueError: A shape does not fit its side, or a setting is invalid.
+        NonFiniteError: The attention is not finite. This is a ValueError.
     """
     if not maps:
         raise ValueError("no attention maps were given")
@@ -40,8 +54,8 @@ def segment_attention(
         if heads.ndim != 3 or tuple(heads.shape[1:]) != (tokens, tokens):
             raise ValueError(f"maps[{key}]: shape {tuple(heads.shape)}; expected [heads, {tokens}, {tokens}]")
         means[grid] = heads.mean(dim=0, keepdim=True)
-    given = {"kmeans": kmeans, "tau": tau}
-    settings = settings_of(preset, **{name: value for name, value in given.items() if value is not None})
+    overrides = {name: value for name, value in {"kmeans": kmeans, "tau": tau}.items() if value is not None}
+    settings = settings_of(preset, **overrides)
     attention = SelfAttention(maps=means, layers=dict.fromkeys(means, 1))
     scores, finite = scores_of(attention, settings, settings.merging.tau or thresholds(1.1), overwrite=True)
     if not finite.all():

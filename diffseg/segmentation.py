@@ -1,6 +1,6 @@
-"""Label maps: the value that stands for no segment, and the pixels that a protocol looks at.
+"""The result of a segmentation: a label map and its segments. This module does not import torch.
 
-Axes: H and W pixels.
+Axes: H and W pixels, K segments.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 IGNORE = 65535
-"""Label of pixels that no segment claims: those outside of a centre crop."""
+"""Label of pixels that belong to no segment, because they lie outside a centre crop."""
 
 BACKGROUND = "background"
-"""What a segment is called that none of the names calls."""
+"""Name of a segment that shows none of the given names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A rectangle, half-open: rows [top, bottom), columns [left, right)."""
+    """A half-open rectangle: rows [top, bottom) and columns [left, right)."""
 
     top: float
     left: float
@@ -30,9 +30,13 @@ class Box:
 class Segment:
     """One segment of a label map.
 
-    id: its label. area: pixels. bbox: (x, y, width, height) in pixels. confidence: 0 to 1, mean margin of its pixels.
-    name: what it is called, `background`, or None where it has no name; name_score: how sure that is, 0 to 1, None
-    where nothing was named.
+    Attributes:
+        id: Its label.
+        area: Number of its pixels.
+        bbox: Bounding box (x, y, width, height) in pixels.
+        confidence: Mean over its pixels of the margin between the best and the second proposal, 0 to 1.
+        name: One of the given names, `background`, or None if it has no name.
+        name_score: Score of the name, 0 to 1; None unless segments are named.
     """
 
     id: int
@@ -45,9 +49,12 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Segmentation:
-    """labels: uint16 [H, W], 0 … K−1, all present, and `IGNORE`. segments: one a label, in order.
+    """The label map of an image.
 
-    confidence: 0 to 1, mean margin between best and second proposal over the labelled pixels.
+    Attributes:
+        labels: uint16 [H, W], the labels 0 … K−1, all of which occur, and `IGNORE`.
+        segments: The segment of each label, in order.
+        confidence: Mean over the labelled pixels of the margin between the best and the second proposal, 0 to 1.
     """
 
     labels: np.ndarray
@@ -56,7 +63,7 @@ class Segmentation:
 
 
 def borders(labels: np.ndarray) -> np.ndarray:
-    """bool [H, W]: pixels whose right or lower neighbour has another label."""
+    """Return the pixels of a label map [H, W] whose right or lower neighbour has another label, bool [H, W]."""
     edge = np.zeros(labels.shape, dtype=bool)
     edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     edge[:-1] |= labels[:-1] != labels[1:]

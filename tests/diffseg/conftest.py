@@ -1,4 +1,4 @@
-"""Fixtures shared by the library's tests; the helper modules beside this file are importable by their names."""
+"""Fixtures for the tests of the library. The helper modules beside this file can be imported by their names."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-# Models this small gain nothing from threads, and waiting for a second core that is busy made them ten times slower.
+# Models this small gain nothing from threads, and waiting for a second, busy core made them ten times slower.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
-    """Random weights are the same in every order of the tests."""
+    """Give every test the same random weights, in whatever order the tests run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -23,7 +23,7 @@ def seeded() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random-weight checkpoints of reduced width in the layouts of published ones, by name; tests copy to change."""
+    """Checkpoints with random weights and reduced width, in published layouts, by name. Tests must not change them."""
     from small_checkpoints import LAYOUTS, write_checkpoint
 
     root = tmp_path_factory.mktemp("checkpoints")
@@ -36,5 +36,5 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def copy(checkpoints: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A checkpoint of its own for the test to change, by layout."""
+    """Return a function that copies the checkpoint of a layout, for a test that changes it."""
     return lambda layout: Path(shutil.copytree(checkpoints[layout], tmp_path / layout))

@@ -1,4 +1,4 @@
-"""The options by which a training's command is told a recipe of a test."""
+"""Command-line options that give a training command the recipe of a test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["recipe_options"]
 
 
 def recipe_options(recipe: Any, default: Any) -> list[str]:
-    """What differs from the default, stage by stage; both have as many stages."""
+    """Return options for all fields that differ from the default, which must have as many stages."""
     options = _options("--recipe", recipe, default)
     for number, (stage, other) in enumerate(zip(recipe.stages, default.stages, strict=True)):
         options += _options(f"--recipe.stages.{number}", stage, other)

@@ -1,4 +1,4 @@
-"""The method once more in float64, element by element, to compare against: slow, plain and independent of torch.
+"""A float64 reference of the method, element by element: slow, plain and independent of torch.
 
 Axes: P = h·w token positions, M anchors, K proposals.
 """
@@ -13,7 +13,7 @@ Grid = tuple[int, int]
 
 
 def bilinear_axis(tokens: int, pixels: int, start: float = 0.0, stop: float | None = None) -> np.ndarray:
-    """float64 [pixels, tokens] weights of each token, half-pixel centres, edges repeated."""
+    """Return the weight of each token, float64 [pixels, tokens], with half-pixel centres and repeated edges."""
     stop = tokens if stop is None else stop
     weights = np.zeros((pixels, tokens))
     for pixel in range(pixels):
@@ -27,7 +27,7 @@ def bilinear_axis(tokens: int, pixels: int, start: float = 0.0, stop: float | No
 
 
 def aggregate_by_elements(maps: Mapping[Grid, np.ndarray], shares: Mapping[Grid, float]) -> np.ndarray:
-    """float64 [P, P] on the finest grid: keys bilinear and renormalised, queries repeated, weighted sum."""
+    """Return float64 [P, P] on the finest grid: the weighted sum, with bilinear keys and repeated queries."""
     height, width = max(maps, key=lambda grid: grid[0] * grid[1])
     total = np.zeros((height, width, height * width))
     for (rows, columns), attention in maps.items():
@@ -41,7 +41,7 @@ def aggregate_by_elements(maps: Mapping[Grid, np.ndarray], shares: Mapping[Grid,
 
 
 def symmetric_kl_by_elements(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """float64 [m, n]: the mean of both KL directions, in nats, each summed over its elements."""
+    """Return float64 [m, n]: the mean of both directions of KL, in nats."""
     p, q = p.astype(np.float64), q.astype(np.float64)
     distances = np.empty((len(p), len(q)))
     for i, row in enumerate(p):
@@ -51,7 +51,7 @@ def symmetric_kl_by_elements(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def merge_by_elements(attention: np.ndarray, anchors: Sequence[int], tau: Sequence[float], consume: str) -> np.ndarray:
-    """float64 [K, P] proposals, one at a time."""
+    """Merge proposals one at a time, and return float64 [K, P]."""
     proposals = []
     for anchor in anchors:
         near = symmetric_kl_by_elements(attention[anchor][None], attention)[0] < tau[0]
@@ -74,7 +74,7 @@ def merge_by_elements(attention: np.ndarray, anchors: Sequence[int], tau: Sequen
 
 
 def kmeans_by_elements(rows: np.ndarray, centres: np.ndarray, rounds: int = 300) -> np.ndarray:
-    """float64 [K', P] Lloyd iterations to the end; centres without rows stay where they are, and go at last."""
+    """Run Lloyd's iterations to convergence, and return float64 [K', P]; centres that end without rows are dropped."""
     centres, before = centres.copy(), None
     for _ in range(rounds):
         distances = np.stack([((rows - centre) ** 2).sum(axis=1) for centre in centres])
@@ -88,7 +88,7 @@ def kmeans_by_elements(rows: np.ndarray, centres: np.ndarray, rounds: int = 300)
 
 
 def upsample_by_elements(scores: np.ndarray, size: Grid, box: Sequence[float] | None = None) -> np.ndarray:
-    """float64 [K, H, W] bilinear; box: top, left, bottom, right of the part that is shown, in tokens."""
+    """Resize scores bilinearly to float64 [K, H, W]. `box` is the part shown: top, left, bottom, right, in tokens."""
     _, rows, columns = scores.shape
     top, left, bottom, right = box or (0, 0, rows, columns)
     down, along = bilinear_axis(rows, size[0], top, bottom), bilinear_axis(columns, size[1], left, right)
@@ -98,7 +98,7 @@ def upsample_by_elements(scores: np.ndarray, size: Grid, box: Sequence[float] | 
 def segment_by_elements(
     heads: Mapping[int, np.ndarray], anchors: Sequence[int], tau: Sequence[float], *, refine: bool, consume: str
 ) -> np.ndarray:
-    """Labels int64 [8·side, 8·side] of the released method: side-weighted mean maps, merging, k-means, argmax."""
+    """Segment as the released method does, and return labels int64 [8·side, 8·side]."""
     total, finest = sum(heads), max(heads)
     maps = {(side, side): value.astype(np.float64).mean(axis=0) for side, value in heads.items()}
     attention = aggregate_by_elements(maps, {(side, side): side / total for side in heads})

@@ -1,4 +1,4 @@
-"""Checkpoints of reduced width with random weights, file for file as published Stable Diffusion checkpoints lie."""
+"""Checkpoints of reduced width with random weights, in the same files as published Stable Diffusion checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def write_checkpoint(folder: Path, layout: str) -> None:
-    """One of LAYOUTS; sdxl asks for zeros in place of the empty prompt, sdxl-prompt does not."""
+    """Write a checkpoint of one of LAYOUTS. sdxl embeds the empty prompt as zeros, sdxl-prompt does not."""
     family = layout.split("-")[0].replace("textless", "sd1")
     sample_size = 96 if layout == "sd2-768" else 16
     small_unet(family, sample_size=sample_size).save_pretrained(folder / "unet")
@@ -76,7 +76,7 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], None]
 def write_text_encoder(
     folder: Path, width: int, *, projection: int | None = None, activation: str = "quick_gelu"
 ) -> None:
-    """Random weights under the names of published files (text_model.…, with the position ids of older releases)."""
+    """Write random weights under the names in published files (text_model.…, with the position ids of old releases)."""
     words = len(vocabulary()[0])
     config = CLIPTextConfig(
         vocab_size=words,
@@ -87,7 +87,7 @@ def write_text_encoder(
         hidden_act=activation,
         projection_dim=projection or width,
         bos_token_id=0,
-        eos_token_id=2,  # what published configurations say: the end is then found as the largest id
+        eos_token_id=2,  # as in published configurations; the end token is then located as the largest id
         pad_token_id=1,
     )
     model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
@@ -104,23 +104,23 @@ def write_text_encoder(
 
 
 def vocabulary(merges: Sequence[str] = ("t h", "th e</w>", "a n")) -> tuple[dict[str, int], list[str]]:
-    """Vocabulary and merges of CLIP's byte-pair encoding: every byte, its form at a word's end, and some merges."""
+    """Return a vocabulary for CLIP's byte-pair encoding, with all bytes and the merges, and the merges."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    symbols = [chr(byte) for byte in printable] + [chr(256 + place) for place in range(len(others))]
+    symbols = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
     words = [*symbols, *(f"{s}</w>" for s in symbols), *(m.replace(" ", "") for m in merges), START, END]
     return {word: number for number, word in enumerate(words)}, list(merges)
 
 
 def merges_of(words: Iterable[str]) -> list[str]:
-    """Merges by which each word, in small ASCII letters, is one token: pairs from its left that are not merged yet."""
+    """Return merges that make each word, in small ASCII letters, one token, by merging pairs from its left."""
     merges: list[tuple[str, str]] = []
     for word in words:
         parts = [*word[:-1], f"{word[-1]}</w>"]
         for pair in merges:
-            for place in reversed(range(len(parts) - 1)):
-                if tuple(parts[place : place + 2]) == pair:
-                    parts[place : place + 2] = ["".join(pair)]
+            for index in reversed(range(len(parts) - 1)):
+                if tuple(parts[index : index + 2]) == pair:
+                    parts[index : index + 2] = ["".join(pair)]
         while len(parts) > 1:
             merges.append((parts[0], parts[1]))
             parts[:2] = ["".join(parts[:2])]
@@ -128,9 +128,12 @@ def merges_of(words: Iterable[str]) -> list[str]:
 
 
 def write_tokenizer(folder: Path, *, padding: str, words: Iterable[str] | None = None) -> None:
-    """The four files of a published CLIP tokenizer; SD 1.x pads with the end token, SD 2.x with `!`.
+    """Write the four files of a published CLIP tokenizer.
 
-    words: those that are a token each.
+    Args:
+        folder: Folder of the tokenizer.
+        padding: Padding token: the end token in SD 1.x, `!` in SD 2.x.
+        words: Words that are to be one token each.
     """
     known, merges = vocabulary() if words is None else vocabulary(merges_of(words))
     write_json(folder / "vocab.json", known)

@@ -1,4 +1,4 @@
-"""CLIPs of reduced width in the transformers layout: of random weights, or trained on coloured shapes and captions."""
+"""CLIPs of reduced width in the transformers layout, with random weights or trained on captioned coloured shapes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CAPTIONS = ("{}", "a photo of {}", "a picture with {}")
 
 
 def write_clip(folder: Path, network: CLIPModel | None = None, *, width: int = 32, layers: int = 3) -> Path:
-    """A checkpoint as published ones lie; without a network one of random weights."""
+    """Write a checkpoint with the files of a published one; without a network, its weights are random."""
     if network is None:
         network = new_clip(width=width, layers=layers)
         with torch.no_grad():
@@ -50,29 +50,29 @@ def new_clip(*, width: int, layers: int) -> CLIPModel:
 
 
 def draw(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A ground with one or two shapes on it, uint8 [SIDE, SIDE, 3], and the index of each pixel's colour."""
+    """Draw one or two shapes on a background: uint8 [SIDE, SIDE, 3], and the index of each pixel's colour."""
     count = int(generator.integers(2, 4))
     chosen = generator.permutation(len(NAMES))[:count]
-    truth = np.full((SIDE, SIDE), chosen[0])
+    ground_truth = np.full((SIDE, SIDE), chosen[0])
     rows, columns = np.mgrid[:SIDE, :SIDE]
     for index in chosen[1:]:
         y, x = generator.uniform(6, SIDE - 6, 2)
         radius = generator.uniform(5, 9)
         far = (np.abs(rows - y), np.abs(columns - x))
         inside = np.maximum(*far) < radius if generator.random() < 0.5 else np.hypot(*far) < radius
-        truth[inside] = index
-    image = np.array(list(COLOURS.values()))[truth] * generator.uniform(0.8, 1.1)
+        ground_truth[inside] = index
+    image = np.array(list(COLOURS.values()))[ground_truth] * generator.uniform(0.8, 1.1)
     image = image + generator.normal(0, 25, (SIDE, SIDE, 3))
-    return image.clip(0, 255).astype(np.uint8), truth
+    return image.clip(0, 255).astype(np.uint8), ground_truth
 
 
 def pixels_of(images: list[np.ndarray]) -> torch.Tensor:
-    """float32 [B, 3, SIDE, SIDE] in [−1, 1]."""
+    """Return images as float32 [B, 3, SIDE, SIDE] in [−1, 1]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def write_trained_clip(folder: Path, *, steps: int, batch: int = 48) -> Path:
-    """Trained by CLIP's own loss on images and captions alone: it is told what is there, and never where."""
+    """Train by CLIP's own loss on images and captions. Captions name what an image shows, but never where."""
     torch.manual_seed(0)
     network = new_clip(width=48, layers=2)
     write_clip(folder, network)
@@ -83,14 +83,16 @@ def write_trained_clip(folder: Path, *, steps: int, batch: int = 48) -> Path:
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ([0.5, 0.4, 0.3], [0.25, 0.3, 0.35]))
     for _ in range(steps):
         drawn = [draw(generator) for _ in range(batch)]
-        there = [generator.permutation(np.unique(truth)) for _, truth in drawn]
-        captions = [generator.choice(CAPTIONS).format(" and ".join(NAMES[index] for index in some)) for some in there]
-        content = torch.tensor([sum(1 << int(index) for index in some) for some in there])
+        shown = [generator.permutation(np.unique(ground_truth)) for _, ground_truth in drawn]
+        captions = [
+            generator.choice(CAPTIONS).format(" and ".join(NAMES[index] for index in indices)) for indices in shown
+        ]
+        content = torch.tensor([sum(1 << int(index) for index in indices) for indices in shown])
         tokens = tokenizer(captions, padding=True, return_tensors="pt")
         pixels = (pixels_of([image for image, _ in drawn]) + 1) / 2
-        found = network(input_ids=tokens.input_ids, pixel_values=(pixels - mean) / std)
-        same = (content[:, None] == content).fill_diagonal_(False)  # no caption is wrong that says what is there
-        logits = found.logits_per_image.masked_fill(same, -torch.inf)
+        output = network(input_ids=tokens.input_ids, pixel_values=(pixels - mean) / std)
+        same = (content[:, None] == content).fill_diagonal_(False)  # a caption with the same content is not a negative
+        logits = output.logits_per_image.masked_fill(same, -torch.inf)
         target = torch.arange(batch)
         loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
         optimizer.zero_grad()
@@ -102,7 +104,7 @@ def write_trained_clip(folder: Path, *, steps: int, batch: int = 48) -> Path:
 
 
 def drop_weight(folder: Path, name: str) -> None:
-    """The same files without one weight."""
+    """Remove one weight from the files."""
     from safetensors.torch import load_file
 
     weights = load_file(folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""UNets and VAEs of reduced width in the layouts of published checkpoints, with random weights."""
+"""UNets and VAEs with random weights and reduced width, in the architectures of published checkpoints."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ POOLED_WIDTH = 24
 UNETS: dict[str, dict[str, Any]] = {
     # 16 self-attention layers at four resolutions, the same number of heads everywhere
     "sd1": {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": 8, "cross_attention_dim": TEXT_WIDTH},
-    # heads by level, linear projections (the configuration's attention_head_dim holds head counts)
+    # numbers of heads by level (in attention_head_dim, despite its name), linear projections
     "sd2": {
         "block_out_channels": (32, 64, 64, 64),
         "attention_head_dim": (2, 4, 8, 8),
         "cross_attention_dim": TEXT_WIDTH,
         "use_linear_projection": True,
     },
-    # attention at two resolutions only, of different depth, and added conditioning by text and size
+    # attention at two resolutions only, with different depths, and added conditioning by text and size
     "sdxl": {
         "block_out_channels": (32, 64, 64),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -38,7 +38,7 @@ UNETS: dict[str, dict[str, Any]] = {
 
 
 def small_unet(layout: str, *, sample_size: int = 16, sharpness: float = 4.0, **changes: Any) -> UNet2DConditionModel:
-    """A UNet whose self-attention has peaks: random weights as they are give nearly uniform maps, which show little."""
+    """Return a UNet whose self-attention has peaks; unscaled random weights give nearly uniform maps."""
     config = {"norm_num_groups": 8, "sample_size": sample_size, "in_channels": 4, "out_channels": 4}
     unet = UNet2DConditionModel(**{**config, **UNETS[layout], **changes}).eval()
     with torch.no_grad():
@@ -49,7 +49,7 @@ def small_unet(layout: str, *, sample_size: int = 16, sharpness: float = 4.0, **
 
 
 def small_vae(**changes: Any) -> AutoencoderKL:
-    """A VAE that makes 4 channels at an eighth of the side."""
+    """Return a VAE with 4 latent channels at an eighth of the image's side."""
     config = {
         "block_out_channels": (8, 8, 8, 8),
         "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -63,7 +63,7 @@ def small_vae(**changes: Any) -> AutoencoderKL:
 
 
 def unet_inputs(layout: str, batch: int = 1, grid: tuple[int, int] = (16, 16)) -> dict[str, Any]:
-    """Keyword arguments of one forward pass, drawn from the global generator."""
+    """Return keyword arguments of one forward pass, drawn from the global generator."""
     width = UNETS[layout]["cross_attention_dim"]
     inputs: dict[str, Any] = {
         "sample": torch.randn(batch, 4, *grid),

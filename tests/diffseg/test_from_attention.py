@@ -1,4 +1,4 @@
-"""The method on attention that is given: golden label maps, negative controls, shapes."""
+"""The method on attention that the caller provides: golden label maps, negative controls, shapes."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ CASES = {
 
 @pytest.mark.parametrize("kmeans", [False, True])
 @pytest.mark.parametrize("seed", CASES)
-def test_google_preset_agrees_with_elements_on_every_pixel(seed: int, kmeans: bool) -> None:
+def test_google_preset_agrees_with_the_reference_on_every_pixel(seed: int, kmeans: bool) -> None:
     regions, leak, noise, tau = CASES[seed]
-    truth = voronoi(16, regions, seed)
-    heads = planted_heads(truth, (16, 8, 4), leak=leak, noise=noise, seed=seed)
+    ground_truth = voronoi(16, regions, seed)
+    heads = planted_heads(ground_truth, (16, 8, 4), leak=leak, noise=noise, seed=seed)
     anchors = anchor_positions((16, 16), 16, "google")
     expected = segment_by_elements(heads, anchors, (tau,) * 3, refine=kmeans, consume="google")
-    found = segment_attention(heads, preset="google", tau=tau, kmeans=kmeans)
-    assert found.shape == (128, 128)
-    assert same_partition(found, expected)
-    assert adjusted_rand_index(found[4::8, 4::8], truth) > 0.6, "the planted regions are what is found"
+    labels = segment_attention(heads, preset="google", tau=tau, kmeans=kmeans)
+    assert labels.shape == (128, 128)
+    assert same_partition(labels, expected)
+    assert adjusted_rand_index(labels[4::8, 4::8], ground_truth) > 0.6, "the planted regions are not recovered"
 
 
 def reference_case(seed: int) -> dict[Any, Any]:
@@ -53,23 +53,23 @@ def reference_case(seed: int) -> dict[Any, Any]:
     return module.planted(seed)
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference's label maps are not beside this checkout")
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the label maps of the reference beside this checkout")
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_google_preset_agrees_with_the_released_implementation(seed: int) -> None:
     case = reference_case(seed)
-    labels = np.load(GOLDEN / "reference_labels.npz")
-    np.testing.assert_allclose(case[64][:, ::512, ::512], labels[f"rowsum64_{seed}"], rtol=1e-5)
+    reference = np.load(GOLDEN / "reference_labels.npz")
+    np.testing.assert_allclose(case[64][:, ::512, ::512], reference[f"rowsum64_{seed}"], rtol=1e-5)
     maps = {side: case[side] for side in (64, 32, 16, 8)}
-    found = segment_attention(maps, preset="google", tau=case["tau"], kmeans=case["kmeans"])
-    assert same_partition(found, labels[f"labels_{seed}"])
+    labels = segment_attention(maps, preset="google", tau=case["tau"], kmeans=case["kmeans"])
+    assert same_partition(labels, reference[f"labels_{seed}"])
 
 
-def test_permuted_attention_is_at_chance() -> None:
-    truth = voronoi(16, 5, 0)
-    heads = planted_heads(truth, (16,), leak=0.05, noise=0.3, seed=0)
-    assert adjusted_rand_index(segment_attention(heads, tau=0.9)[4::8, 4::8], truth) > 0.9
+def test_segments_of_permuted_attention_are_at_chance() -> None:
+    ground_truth = voronoi(16, 5, 0)
+    heads = planted_heads(ground_truth, (16,), leak=0.05, noise=0.3, seed=0)
+    assert adjusted_rand_index(segment_attention(heads, tau=0.9)[4::8, 4::8], ground_truth) > 0.9
     shuffled = {16: permuted_columns(heads[16].reshape(-1, 256)).reshape(heads[16].shape)}
-    assert abs(adjusted_rand_index(segment_attention(shuffled, tau=0.9)[4::8, 4::8], truth)) < 0.05
+    assert abs(adjusted_rand_index(segment_attention(shuffled, tau=0.9)[4::8, 4::8], ground_truth)) < 0.05
 
 
 @pytest.mark.parametrize("preset", ["default", "paper", "google"])
@@ -78,7 +78,7 @@ def test_uniform_attention_is_one_segment(preset: Any) -> None:
     assert not segment_attention(maps, preset=preset).any()
 
 
-def test_attention_of_rectangles_and_any_size_of_the_result() -> None:
+def test_grids_may_be_rectangles_and_the_result_any_size() -> None:
     left = (np.arange(12 * 20) % 20 < 7).astype(int)
     rows = np.where(left[:, None] == left[None, :], 1.0, 0.02)
     maps = {(12, 20): torch.from_numpy(rows / rows.sum(axis=1, keepdims=True))[None]}
@@ -92,9 +92,9 @@ def test_attention_of_rectangles_and_any_size_of_the_result() -> None:
 
 def test_thresholds_may_be_given_for_each_round() -> None:
     heads = planted_heads(voronoi(16, 6, 1), (16, 8), leak=0.1, noise=0.3, seed=1)
-    once, never, thrice = (segment_attention(heads, tau=tau).max() + 1 for tau in (0.9, (0.0, 0.0), [0.9, 0.9, 0.9]))
-    assert once == thrice < 20
-    assert never > 200, "nothing is merged: one segment for each position that its own row peaks at"
+    single, zero, listed = (segment_attention(heads, tau=tau).max() + 1 for tau in (0.9, (0.0, 0.0), [0.9, 0.9, 0.9]))
+    assert single == listed < 20
+    assert zero > 200, "thresholds of 0 merge nothing: each position where its own row peaks is a segment"
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_thresholds_may_be_given_for_each_round() -> None:
         ({4: np.zeros((1, 16, 16))}, {}, "not finite"),
     ],
 )
-def test_attention_that_does_not_fit_is_refused(maps: Any, options: Any, message: str) -> None:
+def test_invalid_attention_is_refused(maps: Any, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         segment_attention(maps, **options)
 
 
-def test_nearest_is_the_divergence_to_each_proposal_element_by_element() -> None:
+def test_nearest_scores_are_the_divergence_to_each_proposal() -> None:
     heads = planted_heads(voronoi(16, 5, 3), (16, 8), leak=0.1, noise=0.5, seed=3)
     maps = {
         (side, side): torch.as_tensor(value, dtype=torch.float32).mean(dim=0)[None] for side, value in heads.items()
@@ -131,8 +131,8 @@ def test_nearest_is_the_divergence_to_each_proposal_element_by_element() -> None
     assert scores.shape[2:] == (16, 16)
 
 
-def test_nearest_keeps_pixels_that_a_compact_neighbour_looks_at() -> None:
-    # Position 0 looks at itself and at 1; all others look at each other evenly, so that its .4 beats their 1/15 at 1.
+def test_nearest_keeps_pixels_that_a_compact_neighbour_attends_to() -> None:
+    # Position 0 attends to itself and to 1. All others attend to each other evenly, so at 1 its .4 beats their 1/15.
     rows = np.full((16, 16), 1e-6)
     rows[0, :2] = 0.6, 0.4
     rows[1:, 1:] = 1 / 15

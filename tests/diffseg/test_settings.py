@@ -1,4 +1,4 @@
-"""Settings are checked when they are made, and presets say what their sources do."""
+"""Settings are validated on construction, and presets do what their sources do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from diffseg.settings import COMPONENTS, PRESETS, SegmenterSettings, settings_of, thresholds
 
 
-def test_presets_differ_where_paper_and_release_do() -> None:
+def test_the_presets_differ_where_paper_and_release_differ() -> None:
     paper, google = (PRESETS[name].flat() for name in ("paper", "google"))
     assert {name: (paper[name], google[name]) for name in paper if paper[name] != google[name]} == {
         "antialias": (True, False),
@@ -25,7 +25,7 @@ def test_presets_differ_where_paper_and_release_do() -> None:
     assert paper["anchors_per_side"] == 16
 
 
-def test_default_labels_the_whole_image_and_leaves_the_rest_to_the_checkpoint() -> None:
+def test_the_default_labels_the_whole_image_and_leaves_the_rest_to_the_checkpoint() -> None:
     default = settings_of()
     assert default == PRESETS["default"] == SegmenterSettings()
     values = default.flat()
@@ -33,7 +33,7 @@ def test_default_labels_the_whole_image_and_leaves_the_rest_to_the_checkpoint() 
     assert (values["tau"], values["timestep"], values["resolution"]) == (None, None, None)
 
 
-def test_overrides_leave_the_preset_itself_alone() -> None:
+def test_overrides_do_not_change_the_preset() -> None:
     changed = settings_of("google", kmeans=True, tau=0.9)
     assert changed.proposals.kmeans
     assert changed.merging.tau == (0.9, 0.9, 0.9)
@@ -45,7 +45,7 @@ def test_overrides_leave_the_preset_itself_alone() -> None:
     ("tau", "expected"),
     [(1, (1.0, 1.0, 1.0)), (0.5, (0.5, 0.5, 0.5)), ([0.9, 1.1], (0.9, 1.1)), ((0.7,), (0.7,)), (None, None)],
 )
-def test_tau_is_one_number_or_one_a_round(tau: Any, expected: tuple[float, ...] | None) -> None:
+def test_tau_is_one_number_or_one_per_round(tau: Any, expected: tuple[float, ...] | None) -> None:
     assert settings_of("google", tau=tau).merging.tau == expected
     if tau is not None:
         assert thresholds(tau) == expected
@@ -73,7 +73,7 @@ def test_tau_is_one_number_or_one_a_round(tau: Any, expected: tuple[float, ...] 
         ("weights", ["none", None, {}, {64: -1.0, 32: 2.0}]),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(field: str, values: list[Any]) -> None:
+def test_values_out_of_range_are_refused_with_the_name_of_the_field(field: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises(ValueError, match=f"^{field}="):
             settings_of(**{field: value})
@@ -85,7 +85,7 @@ def test_values_at_the_ends_of_the_range_are_accepted() -> None:
     assert settings_of(timestep=0).attention.timestep == 0
 
 
-def test_unknown_names_are_refused_with_those_that_exist() -> None:
+def test_unknown_names_are_refused_with_the_known_names() -> None:
     with pytest.raises(ValueError, match=r"preset='gogle': expected one of default, paper, google"):
         settings_of("gogle")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"unknown settings noise, taus: expected some of .*\btau\b"):

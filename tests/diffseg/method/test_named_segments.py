@@ -1,4 +1,4 @@
-"""Segments with names, from images to rows of a Segmentation. Weights are random: nothing is said about meaning."""
+"""Named segments, from images to Segmentations. The weights are random, so meaning is not tested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("the cat", "sky", "an hat")
 
 
 @pytest.fixture(scope="module")
-def photographs() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     generator = np.random.default_rng(0)
     blocks = generator.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     return [np.kron(block, np.ones((20, 16, 1), dtype=np.uint8)) for block in blocks]
@@ -38,28 +38,28 @@ def segmenter(checkpoints: dict[str, Path], layout: str = "sd1", **settings: Any
     ],
     ids=["default", "classes", "all", "sdxl"],
 )
-def test_every_segment_has_one_of_the_names(
-    layout: str, settings: dict[str, Any], checkpoints: dict[str, Path], photographs: list[np.ndarray]
+def test_every_segment_gets_one_of_the_names(
+    layout: str, settings: dict[str, Any], checkpoints: dict[str, Path], images: list[np.ndarray]
 ) -> None:
     method = segmenter(checkpoints, layout, batch_size=2, **settings)
-    results = method(photographs, names=NAMES)
+    results = method(images, names=NAMES)
     for result in results:
         assert {segment.name for segment in result.segments} <= {*NAMES}
         assert all(0 <= segment.name_score <= 1 for segment in result.segments)
         assert [segment.area for segment in result.segments] == np.bincount(result.labels.ravel()).tolist()
-    several = {segment.name for result in results for segment in result.segments}
-    assert len(several) > 1 or layout == "sdxl", "a test of one name would see no other one's"
-    alone = Segmenter(method.backbone, method.settings, batch_size=2, naming=True)(photographs[2], names=NAMES)
+    assigned = {segment.name for result in results for segment in result.segments}
+    assert len(assigned) > 1 or layout == "sdxl", "with a single name no mix-up of names would show"
+    alone = Segmenter(method.backbone, method.settings, batch_size=2, naming=True)(images[2], names=NAMES)
     assert np.array_equal(alone.labels, results[2].labels)
     assert alone.segments == results[2].segments
 
 
-def test_thresholds_leave_segments_without_a_name_or_to_the_background(
-    checkpoints: dict[str, Path], photographs: list[np.ndarray]
+def test_segments_below_the_thresholds_are_background_or_have_no_name(
+    checkpoints: dict[str, Path], images: list[np.ndarray]
 ) -> None:
-    plain = segmenter(checkpoints)(photographs[0], names=NAMES)
+    plain = segmenter(checkpoints)(images[0], names=NAMES)
     middle = float(np.median([segment.name_score for segment in plain.segments]))
-    strict = segmenter(checkpoints, background_below=middle / 2, ignore_below=middle)(photographs[0], names=NAMES)
+    strict = segmenter(checkpoints, background_below=middle / 2, ignore_below=middle)(images[0], names=NAMES)
     for before, after in zip(plain.segments, strict.segments, strict=True):
         below = "background" if before.name_score < middle / 2 else None
         assert after.name == (before.name if before.name_score >= middle else below)
@@ -67,56 +67,54 @@ def test_thresholds_leave_segments_without_a_name_or_to_the_background(
     assert None in {segment.name for segment in strict.segments}
 
 
-def test_an_image_without_names_is_all_background(checkpoints: dict[str, Path], photographs: list[np.ndarray]) -> None:
+def test_an_image_without_names_is_all_background(checkpoints: dict[str, Path], images: list[np.ndarray]) -> None:
     for method in ("diffseg,cross", "cross"):
-        result = segmenter(checkpoints, method=method)(photographs[0], names=[])
+        result = segmenter(checkpoints, method=method)(images[0], names=[])
         assert {segment.name for segment in result.segments} == {"background"}
     assert len(result.segments) == 1
 
 
-def test_images_of_a_batch_may_have_names_of_their_own(
-    checkpoints: dict[str, Path], photographs: list[np.ndarray]
-) -> None:
-    """Long lists take several prompts each, which must not shift the names of the others in the batch."""
+def test_images_of_a_batch_may_have_different_names(checkpoints: dict[str, Path], images: list[np.ndarray]) -> None:
+    """Long lists need several prompts, which must not shift the names of the other images of the batch."""
     method = segmenter(checkpoints, batch_size=3)
     many = tuple(f"{chr(97 + i % 26)}x{chr(97 + i // 26)}yz" for i in range(40))
     prompts = [prompt_of_names(many), prompt_of_names(NAMES), prompt_of_names(many[:25])]
-    canvases = [method.prepare(image, prompt) for image, prompt in zip(photographs, prompts, strict=True)]
-    together = method.launch(canvases).results()
-    for canvas, result in zip(canvases, together, strict=True):
-        (alone,) = method.launch([canvas]).results()
+    inputs = [method.prepare(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+    together = method.launch(inputs).results()
+    for model_input, result in zip(inputs, together, strict=True):
+        (alone,) = method.launch([model_input]).results()
         assert not isinstance(alone, Exception)
         assert not isinstance(result, Exception)
         assert [segment.name for segment in result.segments] == [segment.name for segment in alone.segments]
-        assert canvas.prompt is not None
-        assert {segment.name for segment in result.segments} <= {*canvas.prompt.names}
+        assert model_input.prompt is not None
+        assert {segment.name for segment in result.segments} <= {*model_input.prompt.names}
 
 
-def test_maps_of_names_are_those_of_their_tokens(checkpoints: dict[str, Path], photographs: list[np.ndarray]) -> None:
+def test_maps_of_names_are_means_over_their_tokens(checkpoints: dict[str, Path], images: list[np.ndarray]) -> None:
     backbone = segmenter(checkpoints).backbone
-    pixels = fit_image(photographs[0], 128, "resize").pixels[None]
+    pixels = fit_image(images[0], 128, "resize").pixels[None]
     caption = Prompt(text="a cat, a hat", names=("cat", "a"), spans=(((2, 5),), ((0, 1), (7, 8))))
     text = backbone.checkpoint.text
     assert text is not None
     cat, articles = text.columns(caption)
-    own, cross = backbone.attention(pixels, 300, [[caption]])
+    attention, cross = backbone.attention(pixels, 300, [[caption]])
     by_token = Prompt(text=caption.text, names=(*"cat",), spans=(((2, 3),), ((3, 4),), ((4, 5),)))
     _, tokens = backbone.attention(pixels, 300, [[by_token]])
     assert len(cat) == 3
     assert len(articles) == 2
     for grid, maps in cross.maps.items():
         torch.testing.assert_close(maps[0, 0], tokens.maps[grid][0].mean(dim=0))
-    _, one = backbone.attention(pixels, 300, [[Prompt(text=caption.text, names=("a",), spans=(((7, 8),),))]])
-    _, other = backbone.attention(pixels, 300, [[Prompt(text=caption.text, names=("a",), spans=(((0, 1),),))]])
+    _, second = backbone.attention(pixels, 300, [[Prompt(text=caption.text, names=("a",), spans=(((7, 8),),))]])
+    _, first = backbone.attention(pixels, 300, [[Prompt(text=caption.text, names=("a",), spans=(((0, 1),),))]])
     for grid, maps in cross.maps.items():
-        torch.testing.assert_close(maps[0, 1], (one.maps[grid][0, 0] + other.maps[grid][0, 0]) / 2)
-    assert own.finest == (16, 16)
+        torch.testing.assert_close(maps[0, 1], (second.maps[grid][0, 0] + first.maps[grid][0, 0]) / 2)
+    assert attention.finest == (16, 16)
 
 
-def test_names_that_are_missing_or_cannot_be_read_are_refused(
-    checkpoints: dict[str, Path], photographs: list[np.ndarray]
+def test_missing_names_and_missing_text_encoders_are_refused(
+    checkpoints: dict[str, Path], images: list[np.ndarray]
 ) -> None:
     with pytest.raises(ValueError, match="method diffseg,cross names segments: it needs names for each image"):
-        segmenter(checkpoints)(photographs[0])
+        segmenter(checkpoints)(images[0])
     with pytest.raises(CheckpointError, match="has no text encoder"):
         segmenter(checkpoints, "textless")

@@ -1,4 +1,4 @@
-"""Names of segments and maps of classes, against sums done by hand."""
+"""Names of segments and maps of classes, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from diffseg.method.naming import (
 
 HALVES = torch.zeros(1, 3, 4, 4)
 HALVES[0, 0, :, :2], HALVES[0, 1, :, 2:] = 1.0, 1.0
-"""Two segments, left and right, and a proposal that is nowhere the highest."""
+"""Two segments, left and right, and a proposal that wins nowhere."""
 
 
 def of_halves(*pairs: tuple[float, float]) -> torch.Tensor:
-    """[1, T, 2, 2]: each name's value in the left and in the right half."""
+    """Return maps [1, T, 2, 2] from each name's value in the left and in the right half."""
     return torch.tensor([[[[left, right]] * 2 for left, right in pairs]])
 
 
-def test_the_name_with_the_larger_share_wins_and_its_strength_is_that_of_its_best_segment() -> None:
+def test_the_name_with_the_larger_share_wins_with_a_score_relative_to_its_best_segment() -> None:
     names, scores = vote_names(HALVES, of_halves((0.3, 0.1), (0.1, 0.4)), torch.tensor([2]), "share")
     assert names[0, :2].tolist() == [0, 1]
     assert scores[0, :2].tolist() == pytest.approx([0.75, 0.8])
 
 
-def test_a_single_name_is_told_from_its_surroundings_by_strength() -> None:
+def test_a_single_name_is_distinguished_from_its_surroundings_by_strength() -> None:
     names, scores = vote_names(HALVES, of_halves((0.4, 0.1)), torch.tensor([1]), "share")
     assert names[0, :2].tolist() == [0, 0]
     assert scores[0, :2].tolist() == pytest.approx([1, 0.25])
@@ -39,7 +39,7 @@ def test_a_single_name_is_told_from_its_surroundings_by_strength() -> None:
     assert apply_thresholds(names, scores, 0.2, 0.6)[0, :2].tolist() == [0, NO_NAME]
 
 
-def test_a_name_that_is_weak_everywhere_wins_where_maps_of_one_norm_decide() -> None:
+def test_a_weak_name_can_win_only_if_maps_are_scaled_to_one_norm() -> None:
     maps = of_halves((0.30, 0.29), (0.01, 0.05))
     counts = torch.tensor([2])
     assert vote_names(HALVES, maps, counts, "share")[0][0, :2].tolist() == [0, 0]
@@ -47,7 +47,7 @@ def test_a_name_that_is_weak_everywhere_wins_where_maps_of_one_norm_decide() -> 
 
 
 def test_the_mode_counts_positions_not_indices() -> None:
-    """Of names 0, 0, 2, 2, 2 the median of the indices would do, of 0, 0, 0, 2, 2, 1, 1 it is a name of the fewest."""
+    """For indices 0, 0, 0, 2, 2, 1, 1 the median is 1, which is one of the rarest names; the mode is 0."""
     proposals = torch.ones(1, 1, 1, 7)
     highest = torch.tensor([0, 0, 0, 2, 2, 1, 1])
     maps = torch.nn.functional.one_hot(highest, 3).T.float()[None, :, None]
@@ -65,16 +65,16 @@ def test_an_image_without_names_is_background_and_padding_never_wins(vote: str) 
     assert names[1, :2].tolist() == [0, 0]
 
 
-def test_segments_of_fractions_of_a_position_are_weighed_by_area() -> None:
+def test_segments_with_fractions_of_positions_are_weighted_by_area() -> None:
     proposals = torch.zeros(1, 2, 2, 4)
-    proposals[0, 0, :, :3], proposals[0, 1, :, 3:] = 1.0, 1.0  # three quarters of the left, and the last column
+    proposals[0, 0, :, :3], proposals[0, 1, :, 3:] = 1.0, 1.0  # the first three columns, and the last one
     share = torch.tensor([[[[1.0, 0.4]], [[0.0, 0.6]]]])
     names, scores = vote_names(proposals, share, torch.tensor([2]), "share")
     assert names.tolist() == [[0, 1]]
     assert scores[0, 0].item() == pytest.approx((2 * 1.0 + 0.4) / 3)
 
 
-def test_class_maps_peak_at_one_and_leave_absent_classes_out() -> None:
+def test_class_maps_are_shares_times_strengths_and_0_for_absent_classes() -> None:
     maps = class_maps(of_halves((0.3, 0.1), (0.3, 0.3), (0.9, 0.9)), torch.tensor([2]))
     share = torch.tensor([[0.2, 1 / 13], [0.2, 3 / 13]])
     strength = torch.tensor([[1.0, 1 / 3], [1.0, 1.0]])
@@ -82,7 +82,7 @@ def test_class_maps_peak_at_one_and_leave_absent_classes_out() -> None:
     assert not maps[0, 2].any()
 
 
-def test_thresholds_of_class_maps() -> None:
+def test_background_and_ignored_positions_of_class_maps() -> None:
     maps = torch.tensor([[[[0.9, 0.4, 0.1]], [[0.2, 0.3, 0.2]]]])
     assert add_background(maps, 0.3, 0.5).argmax(dim=1).tolist() == [[[0, 3, 2]]]
     assert add_background(maps, 0.0, 0.0).argmax(dim=1).tolist() == [[[0, 0, 1]]]
@@ -90,5 +90,5 @@ def test_thresholds_of_class_maps() -> None:
     assert add_background(torch.zeros(1, 1, 1, 1), 0.0, 0.0).argmax(dim=1).item() == 1
 
 
-def test_indices_stand_for_names() -> None:
+def test_indices_are_resolved_to_names() -> None:
     assert [name_of(index, ["cat", "sky"]) for index in (1, BACKGROUND_INDEX, NO_NAME)] == ["sky", "background", None]

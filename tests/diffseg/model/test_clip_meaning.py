@@ -33,9 +33,12 @@ def pictures() -> tuple[torch.Tensor, torch.Tensor]:
     return pixels_of([image for image, _ in drawn]), torch.from_numpy(np.stack([indices for _, indices in drawn]))
 
 
-def mean_iou(names: torch.Tensor, truth: torch.Tensor) -> float:
+def mean_iou(names: torch.Tensor, ground_truth: torch.Tensor) -> float:
     """Return the mean IoU over names, of all pictures together and without any matching."""
-    ious = [((names == k) & (truth == k)).sum() / ((names == k) | (truth == k)).sum() for k in range(len(NAMES))]
+    ious = [
+        ((names == k) & (ground_truth == k)).sum() / ((names == k) | (ground_truth == k)).sum()
+        for k in range(len(NAMES))
+    ]
     return torch.stack(ious).mean().item()
 
 
@@ -43,9 +46,9 @@ def pixel_names(maps: torch.Tensor) -> torch.Tensor:
     return F.interpolate(maps, SIDE, mode="bilinear").argmax(dim=1)
 
 
-def segment_names(clip: Clip, pixels: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+def segment_names(clip: Clip, pixels: torch.Tensor, ground_truth: torch.Tensor) -> torch.Tensor:
     """Name each segment of the ground truth, and return the name at each pixel."""
-    regions = F.one_hot(truth, len(NAMES)).permute(0, 3, 1, 2).float()
+    regions = F.one_hot(ground_truth, len(NAMES)).permute(0, 3, 1, 2).float()
     signals = Signals(
         pixels=pixels,
         grid=(SIDE, SIDE),
@@ -58,18 +61,18 @@ def segment_names(clip: Clip, pixels: torch.Tensor, truth: torch.Tensor) -> torc
     scores = stage.run(signals, Scores(maps=regions))
     assert scores is not None
     assert scores.names is not None
-    return scores.names.gather(1, truth.flatten(1)).view_as(truth)
+    return scores.names.gather(1, ground_truth.flatten(1)).view_as(ground_truth)
 
 
 def test_names_are_located_without_training_on_locations(
     trained: Clip, pictures: tuple[torch.Tensor, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Pixels are far above chance and above random weights; segments, by the vote of their positions, above pixels."""
-    pixels, truth = pictures
-    by_pixel = mean_iou(pixel_names(trained.probabilities(pixels, [NAMES] * PICTURES)), truth)
-    by_segment = mean_iou(segment_names(trained, pixels, truth), truth)
+    pixels, ground_truth = pictures
+    by_pixel = mean_iou(pixel_names(trained.probabilities(pixels, [NAMES] * PICTURES)), ground_truth)
+    by_segment = mean_iou(segment_names(trained, pixels, ground_truth), ground_truth)
     untrained = load_clip(write_clip(tmp_path_factory.mktemp("clip") / "random"))
-    control = mean_iou(pixel_names(untrained.probabilities(pixels, [NAMES] * PICTURES)), truth)
+    control = mean_iou(pixel_names(untrained.probabilities(pixels, [NAMES] * PICTURES)), ground_truth)
     print(f"mean IoU of names: pixels {by_pixel:.3f}, segments {by_segment:.3f}, random weights {control:.3f}")
     assert by_pixel > CHANCE + MARGIN
     assert by_segment >= by_pixel
@@ -79,8 +82,8 @@ def test_names_are_located_without_training_on_locations(
 def test_smoothing_by_attention_that_follows_the_segments_helps(
     trained: Clip, pictures: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    pixels, truth = pictures[0][:12], pictures[1][:12]
-    coarse = truth[:, 2::4, 2::4]
+    pixels, ground_truth = pictures[0][:12], pictures[1][:12]
+    coarse = ground_truth[:, 2::4, 2::4]
     attention = torch.stack([torch.from_numpy(planted(m.numpy(), leak=0.1, noise=0.5)).float() for m in coarse])
     maps = trained.probabilities(pixels, [NAMES] * 12)
     signals = Signals(
@@ -103,9 +106,9 @@ def test_smoothing_by_attention_that_follows_the_segments_helps(
 
 def test_the_names_of_an_image_restrict_its_classes(trained: Clip, pictures: tuple[torch.Tensor, torch.Tensor]) -> None:
     """With image-level labels, no absent class is predicted, and the classes that are present are predicted better."""
-    pixels, truth = pictures
-    present = [image.unique() for image in truth]
+    pixels, ground_truth = pictures
+    present = [image.unique() for image in ground_truth]
     maps = trained.probabilities(pixels, [[NAMES[k] for k in indices] for indices in present])
     restricted = torch.stack([indices[name] for indices, name in zip(present, pixel_names(maps), strict=True)])
     unrestricted = pixel_names(trained.probabilities(pixels, [NAMES] * PICTURES))
-    assert mean_iou(restricted, truth) > mean_iou(unrestricted, truth) + 0.05
+    assert mean_iou(restricted, ground_truth) > mean_iou(unrestricted, ground_truth) + 0.05
