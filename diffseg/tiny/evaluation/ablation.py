@@ -1,7 +1,7 @@
-"""What each setting of the segmenter is worth with the embedded model: `python -m diffseg.tiny.evaluation.ablation`.
+"""Score settings of the segmenter with the embedded model: `python -m diffseg.tiny.evaluation.ablation`.
 
-Each row is scored on the same images as the default settings and compared with them image by image. What was scored is
-kept, so the command can be stopped, goes on where it was, and takes only new rows when settings are added.
+Each row is scored on the same images as the default settings and compared with them image by image. Scores are cached,
+so the command can be stopped and resumed, and it scores only new rows when settings are added.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import tyro
 
 from diffseg.model.layout import read_json
 from diffseg.settings import SegmenterSettings, settings_of
-from diffseg.tiny.evaluation.samples import Choice
-from diffseg.tiny.evaluation.scoring import Method, Row, compare, model_method
-from diffseg.tiny.evaluation.tables import heading, markdown, number, signed
+from diffseg.tiny.evaluation.samples import SampleChoice
+from diffseg.tiny.evaluation.scoring import Method, ScoreRow, compare_methods, model_method
+from diffseg.tiny.evaluation.tables import column_heading, format_difference, format_mean, markdown
 from diffseg.tiny.recipe.export import CHECKPOINT
 
 __all__ = ["VARIANTS", "Ablation", "report"]
@@ -68,24 +68,25 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "resolution=384": {"resolution": 384},
     "resolution=512": {"resolution": 512},
 }
-"""By name, the fields that are given. Some say what the default says anyway, whatever it is; they are left out."""
+"""Settings by the name of their row; rows whose settings equal those of an earlier row are left out."""
 
 COMPARED = ("covering", "miou", "best_iou", "boundary_f")
+"""Scores whose differences from the default settings are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """Score settings of the segmenter beside the default ones, with 95 % intervals of the differences.
+    """Compare settings of the segmenter with the default settings, with 95 % intervals of the differences.
 
     Attributes:
-        samples: on what to score.
-        model: a folder in the layout of the embedded checkpoint.
-        rows: names of the rows to score, see VARIANTS; all where none is given.
-        threads: of torch.
-        out: a folder for what was scored, and for ablation.md and ablation.json.
+        samples: Images to score on.
+        model: Folder in the layout of the embedded checkpoint.
+        rows: Names of the rows to score, see `VARIANTS`; without names, all rows are scored.
+        threads: Threads of torch.
+        out: Folder for cached scores, ablation.md and ablation.json.
     """
 
-    samples: tyro.conf.OmitArgPrefixes[Choice] = field(default_factory=Choice)
+    samples: tyro.conf.OmitArgPrefixes[SampleChoice] = field(default_factory=SampleChoice)
     model: Path = CHECKPOINT
     rows: tuple[str, ...] = ()
     threads: int = 1
@@ -94,40 +95,40 @@ class Ablation:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.rows) - set(VARIANTS))
         if unknown:
-            raise ValueError(f"rows={unknown}: expected some of {', '.join(VARIANTS)}")
+            raise ValueError(f"rows={unknown}: unknown names, expected some of {', '.join(VARIANTS)}")
 
 
 def methods_of(ablation: Ablation) -> dict[str, list[Method]]:
-    """The default first, then the rows that were asked for, of those that come to the same settings one."""
-    own = tuple(read_json(ablation.model / "diffseg.json").get("method", ["diffseg"]))
+    """Return the default row and then the requested rows; of rows with equal settings, only the first is kept."""
+    default_method = tuple(read_json(ablation.model / "diffseg.json").get("method", ["diffseg"]))
     rows: dict[SegmenterSettings, str] = {}
     for name in ("default", *(ablation.rows or VARIANTS)):
         settings = settings_of(**VARIANTS[name])
-        rows.setdefault(replace(settings, method=settings.method or own), name)
+        rows.setdefault(replace(settings, method=settings.method or default_method), name)
     return {name: [model_method(ablation.model, **VARIANTS[name])] for name in rows.values()}
 
 
-def report(rows: Sequence[Row]) -> str:
-    """A table in Markdown for each set: means, and in brackets how much they are above the default's."""
+def report(rows: Sequence[ScoreRow]) -> str:
+    """Return a Markdown table for each set: mean scores, and in brackets their differences from the default row."""
     parts = []
     for samples in dict.fromkeys(row.samples for row in rows):
-        here = [row for row in rows if row.samples == samples]
+        rows_of_set = [row for row in rows if row.samples == samples]
         columns = [*COMPARED, "segments", "seconds"]
-        table = [[row.method, *(_cell(name, row, row is here[0]) for name in columns)] for row in here]
-        parts += [f"### {samples}", markdown(["settings", *map(heading, columns)], table)]
+        table = [[row.method, *(_cell(name, row, row is rows_of_set[0]) for name in columns)] for row in rows_of_set]
+        parts += [f"### {samples}", markdown(["settings", *map(column_heading, columns)], table)]
     return "\n\n".join(parts)
 
 
-def _cell(score: str, row: Row, is_default: bool) -> str:
+def _cell(score: str, row: ScoreRow, is_default: bool) -> str:
     if is_default or score not in COMPARED:
-        return number(score, row.scores[score])
-    return f"{row.scores[score].mean:.3f} ({signed(score, row.gain[score])})"
+        return format_mean(score, row.scores[score])
+    return f"{row.scores[score].mean:.3f} ({format_difference(score, row.gain[score])})"
 
 
 def main(ablation: Ablation) -> None:
-    """Print the tables and write them and the figures into the folder."""
+    """Print the tables, and write them and the scores into the folder."""
     torch.set_num_threads(ablation.threads)
-    rows = list(compare(methods_of(ablation), ablation.samples, ablation.out / "scored"))
+    rows = list(compare_methods(methods_of(ablation), ablation.samples, ablation.out / "scored"))
     text = report(rows)
     print(text)
     (ablation.out / "ablation.md").write_text(text + "\n")

@@ -1,9 +1,10 @@
-"""Whether confidence says how good a segment is: `python -m diffseg.tiny.evaluation.reliability`.
+"""Measure how well confidence predicts quality: `python -m diffseg.tiny.evaluation.reliability`.
 
-A segment is as good as its best intersection over union with a region of the truth; an image as its covering. Besides
-the confidence that a label run records, others are judged that could be made of what it records.
+The quality of a segment is its best intersection over union with a true region, and the quality of an image is its
+covering. Besides the confidence that a label run records, this module measures alternatives that can be computed from
+what a run records.
 
-Axes: S segments, or images.
+Axes: S segments or images.
 """
 
 from __future__ import annotations
@@ -25,63 +26,85 @@ from diffseg.scoring.bootstrap import Interval
 from diffseg.scoring.overlap import covering, overlap
 from diffseg.segmentation import IGNORE
 from diffseg.segmenter import Segmenter
-from diffseg.tiny.evaluation.samples import Choice, Sample, chosen
-from diffseg.tiny.evaluation.tables import markdown, number, signed
+from diffseg.tiny.evaluation.samples import Sample, SampleChoice, sample_sets
+from diffseg.tiny.evaluation.tables import format_difference, format_mean, markdown
 from diffseg.tiny.recipe.export import CHECKPOINT
 
-__all__ = ["FIGURES", "Judged", "Reliability", "judge", "measure"]
+__all__ = ["FIGURES", "GOOD", "Predictions", "Reliability", "measure_quality", "measure_reliability"]
 
 GOOD = 0.5
-"""IoU from which a segment is called found, as detection benchmarks have it."""
+"""IoU from which a segment counts as good, the threshold of detection benchmarks."""
 BINS = 10
+"""Number of bins of the calibration error."""
 ROUNDS = 500
+"""Resamples of the bootstrap."""
 
 FIGURES = ("rank correlation", "AUC", "calibration error", "surer half")
-"""Spearman's; the chance that one with `GOOD` IoU is surer than one without; the mean distance of confidence and IoU in
-bins of equal counts; how much higher the mean IoU of the surer half is than that of all."""
+"""Names of the measures.
+
+Rank correlation is Spearman's, between confidence and quality. AUC is the probability that the confidence of a good
+segment is higher than that of another segment. The calibration error is the mean distance between confidence and
+quality in bins of equal counts. The surer half is the half with the higher confidence; its measure is by how much its
+mean quality exceeds the mean quality of all.
+"""
 
 CONFIDENCES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "segments: confidence": lambda confidence, area: confidence,
     "segments: confidence · area^0.25": lambda confidence, area: confidence * area**0.25,
     "segments: confidence · area^0.5": lambda confidence, area: confidence * area**0.5,
 }
-"""Of the recorded confidence and the area as a share of the image."""
+"""Confidences by name, as functions of the recorded confidence and of the area as a share of the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """Compare confidence with what it should tell, for segments and for whole images, with 95 % intervals.
+    """Compare confidence with quality, for segments and for whole images, with 95 % intervals.
 
     Attributes:
-        samples: on what.
-        model: a folder in the layout of the embedded checkpoint.
-        threads: of torch.
-        out: a folder for reliability.md, reliability.json and the plot reliability.png.
+        samples: Images to segment.
+        model: Folder in the layout of the embedded checkpoint.
+        threads: Threads of torch.
+        out: Folder for reliability.md, reliability.json and the plot reliability.png.
     """
 
-    samples: tyro.conf.OmitArgPrefixes[Choice] = field(default_factory=Choice)
+    samples: tyro.conf.OmitArgPrefixes[SampleChoice] = field(default_factory=SampleChoice)
     model: Path = CHECKPOINT
     threads: int = 1
     out: Path = Path("tiny-eval")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judged:
-    """What was said and what was true: float64 [S] in [0, 1] each, and int [S], the image that each belongs to."""
+class Predictions:
+    """Predicted confidence and measured quality of segments, or of images.
+
+    Attributes:
+        confidence: float64 [S] in [0, 1].
+        quality: IoU or covering, float64 [S] in [0, 1].
+        image: Index of the image that each belongs to, int [S].
+    """
 
     confidence: np.ndarray
     quality: np.ndarray
     image: np.ndarray
 
     def bins(self) -> list[tuple[float, float]]:
-        """Mean confidence and mean quality of equal shares, from the least sure to the surest."""
+        """Return mean confidence and mean quality in bins of equal counts, in ascending order of confidence."""
         parts = np.array_split(np.argsort(self.confidence, kind="stable"), min(BINS, len(self.confidence)))
         return [(float(self.confidence[part].mean()), float(self.quality[part].mean())) for part in parts]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """What a kind of confidence is worth on one set. bins: see `Judged.bins`."""
+class ReliabilityRow:
+    """The reliability of one kind of confidence on one set of samples.
+
+    Attributes:
+        samples: Name of the set.
+        kind: Name of the confidence: a key of `CONFIDENCES`, or "images".
+        count: Number of segments or images.
+        quality: Mean quality.
+        figures: Measures by `FIGURES`.
+        bins: Mean confidence and mean quality of each bin, see `Predictions.bins`.
+    """
 
     samples: str
     kind: str
@@ -91,51 +114,55 @@ class Row:
     bins: list[tuple[float, float]]
 
 
-def measure(segmenter: Segmenter, samples: Sequence[Sample]) -> dict[str, Judged]:
-    """Segments by each of `CONFIDENCES`, and images; without those in which nothing has a truth."""
+def measure_quality(segmenter: Segmenter, samples: Sequence[Sample]) -> dict[str, Predictions]:
+    """Return the predictions for segments by each of `CONFIDENCES`, and for images.
+
+    Images without any ground truth are left out.
+    """
     segments: list[tuple[float, float, float, int]] = []
     images: list[tuple[float, float, int]] = []
     for index, sample in enumerate(track(samples, description="segmenting", console=Console(stderr=True))):
-        image, truth = sample.load()
-        found = segmenter(image)
-        table = overlap(truth, found.labels, ignore_truth=IGNORE)
+        image, ground_truth = sample.load()
+        segmentation = segmenter(image)
+        table = overlap(ground_truth, segmentation.labels, ignore_truth=IGNORE)
         if not len(table.truth_ids):
             continue
-        images.append((found.confidence, covering(table), index))
+        images.append((segmentation.confidence, covering(table), index))
         for label, iou in zip(table.segment_ids, table.iou.max(0), strict=True):
-            segment = found.segments[label]
-            segments.append((segment.confidence, iou, segment.area / truth.size, index))
+            segment = segmentation.segments[label]
+            segments.append((segment.confidence, iou, segment.area / ground_truth.size, index))
     confidence, quality, area, image_of = np.array(segments).T
-    judged = {
-        kind: Judged(confidence=told(confidence, area), quality=quality, image=image_of.astype(int))
-        for kind, told in CONFIDENCES.items()
+    predictions = {
+        kind: Predictions(confidence=formula(confidence, area), quality=quality, image=image_of.astype(int))
+        for kind, formula in CONFIDENCES.items()
     }
     confidence, quality, image_of = np.array(images).T
-    return judged | {"images": Judged(confidence=confidence, quality=quality, image=image_of.astype(int))}
+    return predictions | {"images": Predictions(confidence=confidence, quality=quality, image=image_of.astype(int))}
 
 
-def judge(judged: Judged, *, seed: int = 0) -> dict[str, Interval]:
-    """`FIGURES`, with a percentile bootstrap over images."""
-    groups = [np.flatnonzero(judged.image == image) for image in np.unique(judged.image)]
+def measure_reliability(predictions: Predictions, *, seed: int = 0) -> dict[str, Interval]:
+    """Return the measures of `FIGURES`, with percentile bootstrap intervals over images."""
+    groups = [np.flatnonzero(predictions.image == image) for image in np.unique(predictions.image)]
     rng = np.random.default_rng(seed)
-    drawn = []
+    resampled = []
     for _ in range(ROUNDS):
-        picked = np.concatenate([groups[index] for index in rng.integers(len(groups), size=len(groups))])
-        drawn.append(_figures(judged.confidence[picked], judged.quality[picked]))
-    figures = _figures(judged.confidence, judged.quality)
+        sample = np.concatenate([groups[index] for index in rng.integers(len(groups), size=len(groups))])
+        resampled.append(_figures(predictions.confidence[sample], predictions.quality[sample]))
+    figures = _figures(predictions.confidence, predictions.quality)
     return {
         name: Interval(mean=figure, half_width=_half_width(np.array(column)), count=len(groups))
-        for name, figure, column in zip(FIGURES, figures, zip(*drawn, strict=True), strict=True)
+        for name, figure, column in zip(FIGURES, figures, zip(*resampled, strict=True), strict=True)
     }
 
 
-def _half_width(drawn: np.ndarray) -> float:
-    there = drawn[~np.isnan(drawn)]
-    return float(np.ptp(np.quantile(there, [0.025, 0.975]))) / 2 if len(there) else float("nan")
+def _half_width(resampled: np.ndarray) -> float:
+    """Return half the width of the 95 % interval of resampled values; NaN values are ignored."""
+    values = resampled[~np.isnan(resampled)]
+    return float(np.ptp(np.quantile(values, [0.025, 0.975]))) / 2 if len(values) else float("nan")
 
 
 def _figures(confidence: np.ndarray, quality: np.ndarray) -> tuple[float, float, float, float]:
-    """In the order of `FIGURES`; NaN where there is no such figure, as with a single quality."""
+    """Return the measures in the order of `FIGURES`; a measure is NaN if it is undefined, as with constant quality."""
     ranks, true_ranks = rankdata(confidence), rankdata(quality)
     spread = ranks.std() * true_ranks.std()
     correlation = ((ranks - ranks.mean()) * (true_ranks - true_ranks.mean())).mean() / spread if spread else np.nan
@@ -151,23 +178,23 @@ def _figures(confidence: np.ndarray, quality: np.ndarray) -> tuple[float, float,
     return float(correlation), float(auc), float(error) / len(order), float(surer)
 
 
-def rows_of(settings: Reliability) -> Iterator[Row]:
-    """A row for each set and kind of confidence."""
+def rows_of(settings: Reliability) -> Iterator[ReliabilityRow]:
+    """Yield a row for each set of samples and kind of confidence."""
     segmenter = Segmenter.from_pretrained(settings.model, device="cpu")
-    for samples_name, samples in chosen(settings.samples).items():
-        for kind, judged in measure(segmenter, samples).items():
-            yield Row(
+    for samples_name, samples in sample_sets(settings.samples).items():
+        for kind, predictions in measure_quality(segmenter, samples).items():
+            yield ReliabilityRow(
                 samples=samples_name,
                 kind=kind,
-                count=len(judged.quality),
-                quality=float(judged.quality.mean()),
-                figures=judge(judged),
-                bins=judged.bins(),
+                count=len(predictions.quality),
+                quality=float(predictions.quality.mean()),
+                figures=measure_reliability(predictions),
+                bins=predictions.bins(),
             )
 
 
-def report(rows: Sequence[Row]) -> str:
-    """A table in Markdown for each set."""
+def report(rows: Sequence[ReliabilityRow]) -> str:
+    """Return a Markdown table for each set."""
     parts = []
     for samples in dict.fromkeys(row.samples for row in rows):
         table = [_cells(row) for row in rows if row.samples == samples]
@@ -176,13 +203,13 @@ def report(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ReliabilityRow) -> list[str]:
     *others, surer = FIGURES
-    figures = [number(name, row.figures[name]) for name in others]
-    return [row.kind, str(row.count), f"{row.quality:.3f}", *figures, signed(surer, row.figures[surer])]
+    figures = [format_mean(name, row.figures[name]) for name in others]
+    return [row.kind, str(row.count), f"{row.quality:.3f}", *figures, format_difference(surer, row.figures[surer])]
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[ReliabilityRow], path: Path) -> None:
     """Plot mean IoU, or covering, by mean confidence, in a panel for each set; on the diagonal they are equal."""
     sets = list(dict.fromkeys(row.samples for row in rows))
     kinds = list(dict.fromkeys(row.kind for row in rows))
@@ -203,7 +230,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def main(settings: Reliability) -> None:
-    """Print the tables and write them, the figures and the plot into the folder."""
+    """Print the tables, and write them, the measures and the plot into the folder."""
     torch.set_num_threads(settings.threads)
     rows = list(rows_of(settings))
     text = report(rows)

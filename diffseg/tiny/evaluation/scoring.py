@@ -1,6 +1,6 @@
-"""Scores of methods on samples: each image scored once and kept, then means, differences and their intervals.
+"""Scores of methods on samples, cached by image, with means, paired differences and their bootstrap intervals.
 
-Axes: N samples, S scores.
+Axes: N samples, S scores, H, W image.
 """
 
 from __future__ import annotations
@@ -25,41 +25,44 @@ from diffseg.scoring.scores import score_image
 from diffseg.scoring.view import View
 from diffseg.segmenter import Segmenter
 from diffseg.settings import settings_of
-from diffseg.tiny.evaluation.samples import Choice, Sample, chosen
+from diffseg.tiny.evaluation.samples import Sample, SampleChoice, sample_sets
 
 __all__ = [
     "SCORES",
     "Method",
-    "Row",
-    "Segment",
+    "ScoreRow",
+    "SegmentFunction",
     "baseline_methods",
-    "compare",
-    "intervals",
-    "kept_scores",
+    "cached_scores",
+    "compare_methods",
+    "method_scores",
     "model_method",
-    "scores_of",
+    "score_intervals",
 ]
 
 SCORES = ("covering", "miou", "best_iou", "boundary_f", "accuracy", "segments", "seconds")
-"""As in `diffseg.scoring.scores`, of whole images at their own size; then the number of segments, and seconds."""
+"""Scores of `diffseg.scoring.scores` on whole images at their original size, the number of segments, and seconds."""
 
 
-Segment = Callable[[np.ndarray], np.ndarray]
+SegmentFunction = Callable[[np.ndarray], np.ndarray]
+"""A function from an image, uint8 [H, W, 3], to a label map, uint16 [H, W]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Method:
-    """key: says everything that its label maps follow from, but for the code.
+    """A method of segmentation.
 
-    load: whatever takes a while before the first image; gives a function of uint8 [H, W, 3] to uint16 [H, W].
+    Attributes:
+        key: Describes everything that determines the label maps, except the code.
+        load: Prepares the method, which may take a while, and returns its function.
     """
 
     key: str
-    load: Callable[[], Segment]
+    load: Callable[[], SegmentFunction]
 
 
 def baseline_methods() -> dict[str, Method]:
-    """Those that need no model, by name."""
+    """Return the methods that need no model, by name."""
 
     def method(name: str) -> Method:
         segment = BASELINES[name]
@@ -69,61 +72,65 @@ def baseline_methods() -> dict[str, Method]:
 
 
 def model_method(model: Path, **settings: Any) -> Method:
-    """A checkpoint with settings of the segmenter."""
+    """Return the method of a checkpoint with settings of the segmenter."""
 
-    def load() -> Segment:
+    def load() -> SegmentFunction:
         segmenter = Segmenter.from_pretrained(model, device="cpu", **settings)
         return lambda image: segmenter(image).labels
 
     return Method(key=f"{fingerprint(model)} {settings_of(**settings)}", load=load)
 
 
-def scores_of(method: Method, samples: Sequence[Sample], folder: Path) -> Iterable[np.ndarray]:
-    """Yield the scores of one sample after the other, float64 [S], kept in `folder`."""
+def method_scores(method: Method, samples: Sequence[Sample], folder: Path) -> Iterable[np.ndarray]:
+    """Yield the scores of each sample, float64 [S], from the cache in `folder` where possible."""
 
     def load() -> Callable[[Sample], list[float]]:
         segment = method.load()
         return lambda sample: _score(segment, sample)
 
-    return kept_scores(method.key, samples, load, folder)
+    return cached_scores(method.key, samples, load, folder)
 
 
-def kept_scores(
+def cached_scores(
     key: str, samples: Sequence[Sample], load: Callable[[], Callable[[Sample], list[float]]], folder: Path
 ) -> Iterator[np.ndarray]:
-    """Yield the figures of one sample after the other, float64.
+    """Yield the scores of each sample, float64, from a cache where possible.
 
-    key: says everything that they follow from, but for the samples and the code. load: whatever takes a while before
-    the first sample; gives a function from a sample to its figures. folder: keeps them, a file for each key, so that
-    what was scored before is not scored again. What depends on the code of this package is scored again when that
-    changed.
+    Args:
+        key: Describes everything that determines the scores, except the samples and the code.
+        samples: Samples to score.
+        load: Prepares the scoring, which may take a while, and returns a function from a sample to its scores. It is
+            called only if a sample is not in the cache.
+        folder: Folder of the cache, which has one file per key. A change to the code of `diffseg`, other than
+            `diffseg.tiny`, invalidates the cache.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{hashlib.sha256(f'{_code()} {key}'.encode()).hexdigest()[:24]}.jsonl"
-    kept = dict(_lines(path))
+    path = folder / f"{hashlib.sha256(f'{_code_digest()} {key}'.encode()).hexdigest()[:24]}.jsonl"
+    cache = dict(_read_cache(path))
     score = None
     with path.open("a") as file:
         for sample in samples:
-            if sample.key not in kept:
+            if sample.key not in cache:
                 score = score or load()
-                kept[sample.key] = score(sample)
-                file.write("\n" + json.dumps([sample.key, kept[sample.key]]))
+                cache[sample.key] = score(sample)
+                file.write("\n" + json.dumps([sample.key, cache[sample.key]]))
                 file.flush()
-            yield np.array(kept[sample.key])
+            yield np.array(cache[sample.key])
 
 
-def _score(segment: Segment, sample: Sample) -> list[float]:
-    image, truth = sample.load()
+def _score(segment: SegmentFunction, sample: Sample) -> list[float]:
+    """Return the scores of one sample, in the order of `SCORES`."""
+    image, ground_truth = sample.load()
     start = time.perf_counter()
     labels = segment(image)
     seconds = time.perf_counter() - start
-    scores = score_image([truth], labels, View())
+    scores = score_image([ground_truth], labels, View())
     values = scores.values | {"segments": scores.segments, "seconds": seconds}
     return [float(values[name]) for name in SCORES]
 
 
-def _lines(path: Path) -> Iterable[tuple[str, list[float]]]:
-    """What was kept; a line that was cut off when its writer ended is none."""
+def _read_cache(path: Path) -> Iterable[tuple[str, list[float]]]:
+    """Yield cached scores with the keys of their samples; incomplete lines are ignored."""
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             key, scores = json.loads(line)
@@ -133,25 +140,30 @@ def _lines(path: Path) -> Iterable[tuple[str, list[float]]]:
 
 
 @cache
-def _code() -> str:
-    """Digest of the modules that a label map or a score can follow from."""
+def _code_digest() -> str:
+    """Return the digest of all modules that can affect a label map or a score."""
     package = Path(__file__).parents[2]
     modules = sorted(path for path in package.rglob("*.py") if package / "tiny" not in path.parents)
     return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()
 
 
-def intervals(scores: np.ndarray) -> dict[str, Interval]:
-    """The mean of each score, with its interval, of float64 [N, S]; samples without any truth are left out."""
+def score_intervals(scores: np.ndarray) -> dict[str, Interval]:
+    """Return the mean and interval of each score from float64 [N, S]; samples without ground truth are ignored."""
     scored = scores[~np.isnan(scores).any(1)]
     means = bootstrap(scored, lambda sums: sums / len(scored))
     return dict(zip(SCORES, means, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """Of one method on one set: the mean of each score, and how much higher it is than the first method's.
+class ScoreRow:
+    """The scores of one method on one set of samples.
 
-    Differences are taken image by image, so their intervals are narrower than those of the means.
+    Attributes:
+        samples: Name of the set.
+        method: Name of the method.
+        scores: Mean of each score.
+        gain: Mean of the difference of each score from that of the first method. The differences are paired by image,
+            so their intervals are narrower than those of the means.
     """
 
     samples: str
@@ -160,17 +172,24 @@ class Row:
     gain: dict[str, Interval]
 
 
-def compare(methods: Mapping[str, Sequence[Method]], choice: Choice, folder: Path) -> Iterator[Row]:
-    """Yield a row for each set and method. methods: by name, variants of each, over which scores are averaged."""
+def compare_methods(methods: Mapping[str, Sequence[Method]], choice: SampleChoice, folder: Path) -> Iterator[ScoreRow]:
+    """Yield a row for each set and method.
+
+    Args:
+        methods: By name, the variants of each method, over which its scores are averaged.
+        choice: Samples to score.
+        folder: Folder of the cache.
+    """
     console = Console(stderr=True)
-    for samples_name, samples in chosen(choice).items():
+    for samples_name, samples in sample_sets(choice).items():
         first = None
         for name, variants in methods.items():
             runs = []
             for method in variants:
-                scored = scores_of(method, samples, folder)
-                told = f"{name} on {samples_name}"
-                runs.append(np.array(list(track(scored, description=told, total=len(samples), console=console))))
+                scored = method_scores(method, samples, folder)
+                progress = track(scored, description=f"{name} on {samples_name}", total=len(samples), console=console)
+                runs.append(np.array(list(progress)))
             scores = np.mean(runs, axis=0)
             first = scores if first is None else first
-            yield Row(samples=samples_name, method=name, scores=intervals(scores), gain=intervals(scores - first))
+            gain = score_intervals(scores - first)
+            yield ScoreRow(samples=samples_name, method=name, scores=score_intervals(scores), gain=gain)

@@ -1,4 +1,4 @@
-"""Tables of scores as Markdown, which is read as well where it is printed."""
+"""Tables of scores in Markdown, aligned so that they are also readable on a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from diffseg.scoring.bootstrap import Interval
 
-__all__ = ["heading", "markdown", "number", "signed"]
+__all__ = ["column_heading", "format_difference", "format_mean", "markdown"]
 
 HEADINGS = {
     "miou": "mIoU, matched per image",
@@ -16,27 +16,29 @@ HEADINGS = {
     "accuracy": "pixel accuracy",
     "seconds": "s/image",
 }
+"""Headings of scores whose names are not used as headings."""
 DIGITS = {"segments": 1, "seconds": 2}
+"""Decimal places of scores that do not have three."""
 
 
-def heading(score: str) -> str:
-    """What a column of this score is called."""
+def column_heading(score: str) -> str:
+    """Return the heading of the column of a score."""
     return HEADINGS.get(score, score)
 
 
-def number(score: str, interval: Interval) -> str:
-    """The mean of a score and half the width of its interval."""
+def format_mean(score: str, interval: Interval) -> str:
+    """Format the mean of a score with half the width of its interval."""
     digits = DIGITS.get(score, 3)
     return f"{interval.mean:.{digits}f} ± {interval.half_width:.{digits}f}"
 
 
-def signed(score: str, interval: Interval) -> str:
-    """The same of a difference, with its sign."""
-    return f"{'+' if interval.mean >= 0 else '−'}{number(score, replace(interval, mean=abs(interval.mean)))}"
+def format_difference(score: str, interval: Interval) -> str:
+    """Format the mean of a difference of scores, with its sign and half the width of its interval."""
+    return f"{'+' if interval.mean >= 0 else '−'}{format_mean(score, replace(interval, mean=abs(interval.mean)))}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers, filled up so that columns stand in line."""
+    """Return a table, padded so that its columns are aligned; the first column is text, the others are numbers."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
 

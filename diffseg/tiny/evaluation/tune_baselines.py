@@ -1,12 +1,14 @@
 """Choose the settings of the baselines: `python -m diffseg.tiny.evaluation.tune_baselines`.
 
-They are tuned like the model's thresholds, on validation scenes and by the same score, so that the model is compared
-with the best that each can do. What is found is printed; the defaults of `diffseg.scoring.baselines` are then set by hand.
+The baselines are tuned like the thresholds of the model, on validation scenes and by the same score, so that the model
+is compared with each baseline at its best. The best settings are printed, and the defaults of
+`diffseg.scoring.baselines` are then set by hand.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +28,7 @@ from diffseg.tiny.evaluation.untrained import write_untrained
 from diffseg.tiny.recipe.export import CHECKPOINT
 from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS, Scene, generate_scene
 
-__all__ = ["CANDIDATES", "BaselineTuning", "climb", "validation_score"]
+__all__ = ["CANDIDATES", "BaselineTuning", "coordinate_ascent", "validation_score"]
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,9 @@ CANDIDATES: Mapping[str, Mapping[str, Sequence[Any]]] = {
         "small": (0.002, 0.005, 0.01, 0.02, 0.04),
     },
 }
+"""Values to try for each field of each baseline, ascending."""
 UNTRAINED_TAUS = (0.0001, 0.0003, 0.001, 0.003, 0.01)
+"""Thresholds to try for the untrained network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +61,8 @@ class BaselineTuning:
     """Find the settings of each baseline that score best on validation scenes.
 
     Attributes:
-        images: number of validation scenes.
-        names: which baselines; "random weights" is the untrained network.
+        images: Number of validation scenes.
+        names: Names of the baselines to tune; "random weights" is the untrained network.
     """
 
     images: int = 60
@@ -66,66 +70,79 @@ class BaselineTuning:
 
 
 def validation_score(method: Callable[[np.ndarray], np.ndarray], scenes: Sequence[Scene]) -> float:
-    """The mean of covering and mean best IoU over scenes, in [0, 1], as `diffseg.tiny.recipe.tune` weighs them."""
+    """Return the mean of covering and mean best IoU over scenes, in [0, 1], as in `diffseg.tiny.recipe.tune`."""
     tables = [overlap(scene.labels, method(scene.image)) for scene in scenes]
     return float(np.mean([(covering(table) + mean_best_iou(table)) / 2 for table in tables]))
 
 
-def climb(start: Any, candidates: Mapping[str, Sequence[Any]], score: Callable[[Any], float]) -> tuple[Any, float]:
-    """Change one field at a time, up and down its candidates as long as that helps, until no change of one helps.
+def coordinate_ascent(
+    start: Any, candidates: Mapping[str, Sequence[Any]], score: Callable[[Any], float]
+) -> tuple[Any, float]:
+    """Maximise a score by changing one field at a time.
 
-    start: a dataclass, whose fields need not be among the candidates, which ascend. Returns the best and its score.
+    Each field moves up and then down its candidates as long as the score rises, until no change of a single field
+    improves the score.
+
+    Args:
+        start: Dataclass with the initial settings, whose values need not be among the candidates.
+        candidates: Values to try for each field, ascending.
+        score: Returns the score of settings; it is called once for each.
+
+    Returns:
+        The best settings and their score.
     """
-    seen: dict[Any, float] = {}
+    scores: dict[Any, float] = {}
 
-    def scored(settings: Any) -> float:
-        if settings not in seen:
-            seen[settings] = score(settings)
-            log.info("%.4f  %s", seen[settings], settings)
-        return seen[settings]
+    def score_of(settings: Any) -> float:
+        if settings not in scores:
+            scores[settings] = score(settings)
+            log.info("%.4f  %s", scores[settings], settings)
+        return scores[settings]
 
-    best, before = start, None
-    while best != before:
-        before = best
+    best, previous = start, None
+    while best != previous:
+        previous = best
         for name, values in candidates.items():
-            now = getattr(best, name)
-            above, below = [value for value in values if value > now], [value for value in values if value < now]
-            for further in (above, below[::-1]):
-                for value in further:
+            current = getattr(best, name)
+            above = [value for value in values if value > current]
+            below = [value for value in values if value < current]
+            for direction in (above, below[::-1]):
+                for value in direction:
                     neighbour = dataclasses.replace(best, **{name: value})
-                    if scored(neighbour) <= scored(best):
+                    if score_of(neighbour) <= score_of(best):
                         break
                     best = neighbour
-    return best, scored(best)
+    return best, score_of(best)
 
 
 def untrained_threshold(scenes: Sequence[Scene]) -> tuple[float, float]:
-    """The threshold for all rounds that suits a network of random weights best, and its score."""
+    """Return the threshold for all rounds with the best score for a network with random weights, and that score."""
     with tempfile.TemporaryDirectory() as folder:
         write_untrained(Path(folder) / "untrained", CHECKPOINT, seed=0)
         segmenter = Segmenter.from_pretrained(Path(folder) / "untrained")
     scores = []
     for tau in UNTRAINED_TAUS:
-        other = Segmenter(segmenter.backbone, settings_of(tau=tau))
-        scores.append(validation_score(lambda image: other(image).labels, scenes))  # noqa: B023 (called here)
+        variant = Segmenter(segmenter.backbone, settings_of(tau=tau))
+        scores.append(validation_score(lambda image: variant(image).labels, scenes))  # noqa: B023 (called at once)
         log.info("%.4f  random weights, tau %g", scores[-1], tau)
     return UNTRAINED_TAUS[int(np.argmax(scores))], max(scores)
 
 
 def main(settings: BaselineTuning) -> None:
-    """Log every candidate's score and print the best of each baseline."""
+    """Log the scores of all candidates, and print the best settings of each baseline."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     if LEFT_OUT:
         log.warning(LEFT_OUT)
     scenes = [generate_scene(seed) for seed in VALIDATION_SEEDS[: settings.images]]
-    found = {}
+    results = {}
     for name in settings.names:
         if name == "random weights":
-            found[name] = untrained_threshold(scenes)
+            results[name] = untrained_threshold(scenes)
         elif name in BASELINES:
-            found[name] = climb(BASELINES[name], CANDIDATES[name], lambda method: validation_score(method, scenes))
-    for name, (best, score) in found.items():
+            score_of = functools.partial(validation_score, scenes=scenes)
+            results[name] = coordinate_ascent(BASELINES[name], CANDIDATES[name], score_of)
+    for name, (best, score) in results.items():
         print(f"{name}: {best}, {score:.4f}")
 
 

@@ -1,4 +1,4 @@
-"""The embedded network before it learned anything: the control that tells the training's share of a score."""
+"""The embedded network with random weights: the control that shows how much of a score is due to training."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ from diffusers import AutoencoderTiny
 
 from diffseg.tiny.recipe.export import export_checkpoint
 from diffseg.tiny.recipe.model import build_networks
-from diffseg.tiny.recipe.text_model import build_text_encoder, build_tokenizer, build_text_unet
+from diffseg.tiny.recipe.text_model import build_text_encoder, build_text_unet, build_tokenizer
 from diffseg.tiny.recipe.tokenizer import caption_tokenizer
 
 __all__ = ["UNTRAINED_TAU", "write_untrained"]
 
-# Tuned on validation scenes (diffseg.tiny.evaluation.tune_baselines): the comparison is with the best this baseline can do.
 UNTRAINED_TAU = (0.001, 0.001, 0.001)
+"""Merging thresholds that suit the untrained network best.
+
+They were tuned on validation scenes (`diffseg.tiny.evaluation.tune_baselines`), so that this baseline is at its best.
+"""
 
 
 def write_untrained(folder: Path, checkpoint: Path, *, seed: int) -> None:
-    """Write a checkpoint with random weights in the place of all that `checkpoint` has, text encoder or none.
+    """Write a checkpoint with the networks of another one but with random weights.
 
-    The VAE stays trained, which can only help this baseline.
+    The VAE remains trained, which can only help this baseline.
+
+    Args:
+        folder: Folder to write.
+        checkpoint: Embedded checkpoint, with or without a text encoder.
+        seed: Seed of the random weights.
     """
     _, unet, scheduler = build_networks(seed)
     vae = AutoencoderTiny.from_pretrained(checkpoint / "vae", use_safetensors=True)

@@ -1,4 +1,4 @@
-"""The ablation: which rows there are, and what stands in them."""
+"""The ablation: its rows, and their comparison with the default settings."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import pytest
 
 from diffseg.settings import SegmenterSettings, StageName, settings_of
 from diffseg.tiny.evaluation.ablation import VARIANTS, Ablation, main, methods_of
-from diffseg.tiny.evaluation.samples import Choice
+from diffseg.tiny.evaluation.samples import SampleChoice
 
 
-@pytest.mark.parametrize("own", [("diffseg",), ("diffseg", "par")], ids=["plain", "par"])
-def test_every_setting_has_one_row(own: tuple[StageName, ...], tmp_path: Path) -> None:
-    (tmp_path / "diffseg.json").write_text(json.dumps({"method": own}))
+@pytest.mark.parametrize("default_method", [("diffseg",), ("diffseg", "par")], ids=["plain", "par"])
+def test_equal_settings_share_one_row(default_method: tuple[StageName, ...], tmp_path: Path) -> None:
+    (tmp_path / "diffseg.json").write_text(json.dumps({"method": default_method}))
     names = list(methods_of(Ablation(model=tmp_path)))
     assert names[0] == "default"
-    assert len(names) < len(VARIANTS), "those that say what the default says"
+    assert len(names) < len(VARIANTS), "rows that equal the default are left out"
 
     def resolved(name: str) -> SegmenterSettings:
         settings = settings_of(**VARIANTS[name])
-        return replace(settings, method=settings.method or own)
+        return replace(settings, method=settings.method or default_method)
 
     kept = [resolved(name) for name in names]
     assert len(set(kept)) == len(kept)
     assert set(kept) == {resolved(name) for name in VARIANTS}
 
 
-def test_a_row_that_is_unknown_is_refused() -> None:
+def test_an_unknown_row_is_refused() -> None:
     with pytest.raises(ValueError, match="expected some of default, plain DiffSeg"):
         Ablation(rows=("no such thing",))
 
 
 def test_a_row_is_compared_with_the_default(tmp_path: Path) -> None:
-    samples = Choice(images=1, size=128, scenes="validation")
+    samples = SampleChoice(images=1, size=128, scenes="validation")
     main(Ablation(samples=samples, rows=("distance=hellinger",), out=tmp_path))
     default, other = json.loads((tmp_path / "ablation.json").read_text())
     assert (default["method"], other["method"]) == ("default", "distance=hellinger")
