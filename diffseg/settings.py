@@ -53,15 +53,15 @@ class SegmenterSettings:
     proposals: ProposalSettings = field(default_factory=ProposalSettings)
     """How the stages diffseg and ncut choose proposals and assign pixels to them."""
     merging: MergeSettings = field(default_factory=MergeSettings)
-    """Stage diffseg."""
+    """How stage diffseg merges attention maps."""
     cuts: NcutSettings = field(default_factory=NcutSettings)
-    """Stage ncut."""
+    """How stage ncut divides an image by normalised cuts."""
     walk: WalkSettings = field(default_factory=WalkSettings)
-    """Stage walk."""
+    """How stage walk spreads scores along the attention."""
     segment_names: SegmentNameSettings = field(default_factory=SegmentNameSettings)
     """How the stages cross and clip name segments."""
     clip: ClipSettings = field(default_factory=ClipSettings)
-    """Stage clip."""
+    """How stage clip scores names."""
 
     def __post_init__(self) -> None:
         if self.method is not None:

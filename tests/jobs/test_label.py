@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffseg.settings import PRESETS
+from diffseg.settings import PRESETS, settings_of
 from jobs.label import main, parse
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
@@ -28,6 +28,13 @@ def test_a_preset_sets_the_defaults_of_the_other_flags(flag: list[str]) -> None:
 def test_tau_is_one_word_at_any_position(text: str, tau: tuple[float, ...]) -> None:
     assert parse(["--tau", text, "in", "out"]).label.method.merging.tau == tau
     assert parse(["in", "out", "--tau", text]).label.method.merging.tau == tau
+
+
+def test_the_flag_of_a_setting_has_its_name_whatever_component_it_belongs_to() -> None:
+    flags = "--fit crop --timestep 50 --stable --anchors-per-side 4 --ncut-steps 2 --walk-radius 3 --vote mode".split()
+    method = parse([*flags, "--no-clip-smooth", "--min-area", "0.1", "in", "out"]).label.method
+    changes = {"fit": "crop", "timestep": 50, "stable": True, "anchors_per_side": 4, "ncut_steps": 2, "walk_radius": 3}
+    assert method == settings_of(**changes, vote="mode", clip_smooth=False, min_area=0.1)
 
 
 def test_all_flags_that_scripts_rely_on_are_parsed() -> None:
