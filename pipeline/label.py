@@ -1,7 +1,8 @@
-"""`label_shard`: the one function that turns a shard into a committed label shard. It knows no Ray.
+"""`label_shard`: the one function that turns a shard into a committed label shard. It imports no Ray.
 
-read → decode → batch → one pass → rows in input order → files → commit record. Only the pass and the files are the
-caller's own work: the next samples are read and decoded, and the masks of the last batch encoded, in threads beside it.
+The steps are: read, decode, one pass of the model for each batch, rows in input order, files, commit record. The
+caller's thread does only the passes and writes the files; threads read and decode the next samples, and encode the
+masks of the last batch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from diffseg import ImageError, Segmentation, Segmenter
 from diffseg.images.canvas import ModelInput
 from diffseg.images.decode import decode_image
 from diffseg.model.text import Prompt
-from diffseg.pending import Launched
+from diffseg.pending import PendingBatch
 from pipeline.output.commit import Commit, write_commit
 from pipeline.output.rows import Row, failed_row, labelled_row
 from pipeline.output.writer import LabelShardWriter
@@ -33,18 +34,23 @@ from pipeline.storage import Storage
 from pipeline.timing import StepTimer
 
 DECODERS, ENCODERS = 2, 2
-"""Threads that decode images ahead of the model, and encode masks behind it."""
-
+"""Threads that decode images ahead of the model, and threads that encode masks behind it."""
 Prepare = Callable[[np.ndarray, Prompt | None], ModelInput]
-"""Pixels, uint8 [H, W, 3], and what is said of them, to the model's square."""
-
-Decoded = tuple[Sample, ModelInput | None, Row | None]
-"""A sample with either its image as the model takes it or the row that says why there is none."""
+"""Fits pixels, uint8 [H, W, 3], to the model's square and attaches the prompt."""
 
 Outcome = tuple[Sample, Segmentation | Row]
-"""A sample with either its label map or the row that says why there is none."""
+"""A sample with its segmentation, or with the row that says why it has none."""
 
-JPEG, PNG, GIF, RIFF = b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF"
+IMAGE_SIGNATURES = {b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
+"""File extension by the first bytes of an image."""
+
+
+class Decoded(NamedTuple):
+    """A sample with its prepared image, or with the row that says why it has none."""
+
+    sample: Sample
+    model_input: ModelInput | None
+    row: Row | None
 
 
 def label_shard(
@@ -59,11 +65,23 @@ def label_shard(
     names: NameReader | None = None,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Commit:
-    """Label every sample of a shard and commit; doing it again writes the same bytes to the same names.
+    """Label every sample of a shard and commit it. Doing so again writes the same bytes under the same names.
 
-    metadata: goes into the Parquet footer; its `fingerprint` into the commit record. source: how the shard's store is
-    reached. names: what reads the names of each sample, where segments are named. on_sample: called once a row.
-    Raises ShardError where the shard itself cannot be read, OSError where a store fails.
+    Args:
+        segmenter: Labels a batch of images.
+        settings: The settings of the run.
+        metadata: Written into the Parquet footer; its "fingerprint" also goes into the commit record.
+        out: OUT.
+        source: Options for the store of the shard.
+        names: Reads the names of each sample; None if segments are not named.
+        on_sample: Called once for each row.
+
+    Returns:
+        The record that was written.
+
+    Raises:
+        ShardError: The shard itself cannot be read.
+        OSError: A store fails.
     """
     started, clock, step = time.time(), time.perf_counter(), StepTimer()
     counts: Counter[str] = Counter()
@@ -79,6 +97,7 @@ def label_shard(
             on_sample()
         with step("write"):
             files = writer.publish(out)
+    seconds = {name: round(seconds, 4) for name, seconds in step.seconds.items()}
     commit = Commit(
         shard=shard.name,
         state="done",
@@ -88,8 +107,7 @@ def label_shard(
         rows=counts.total(),
         counts=dict(counts),
         files=files,
-        seconds={name: round(s, 4) for name, s in step.seconds.items()}
-        | {"total": round(time.perf_counter() - clock, 4)},
+        seconds=seconds | {"total": round(time.perf_counter() - clock, 4)},
         started=started,
         finished=time.time(),
         worker=socket.gethostname(),
@@ -107,25 +125,29 @@ def _rows(
     names: NameReader | None,
     step: StepTimer,
 ) -> Generator[tuple[Sample, Row], None, None]:
+    """Yield a row for each sample of the shard, through the stages below."""
     ahead = segmenter.batch_size + DECODERS
-    tell = None if names is None else lambda sample: names(sample).prompt(settings.naming.template)
-    # Closed here, since an error that somebody holds would hold the stages before it, and their threads, as well.
+    prompt_of = None if names is None else lambda sample: names(sample).prompt(settings.naming.template)
+    # Every stage is closed here, and no local variable refers to the reader. An exception that the caller keeps would
+    # otherwise keep the stages and their threads.
     with (
         closing(
             prefetch(read_shard(shard, source, image_field=settings.image_field, step=step), ahead=ahead)
         ) as samples,
         closing(
-            decode_ahead(samples, shard.name, settings.max_pixels, segmenter.prepare, step, ahead=ahead, tell=tell)
+            decode_samples(
+                samples, shard.name, settings.max_pixels, segmenter.prepare, step, ahead=ahead, prompt_of=prompt_of
+            )
         ) as decoded,
         closing(label_samples(decoded, segmenter, step, shard.name)) as outcomes,
         closing(
-            encode_ahead(outcomes, shard.name, step, ahead=segmenter.batch_size, names=settings.naming.names)
+            encode_rows(outcomes, shard.name, step, ahead=segmenter.batch_size, names=settings.naming.names)
         ) as rows,
     ):
         yield from rows
 
 
-def decode_ahead(
+def decode_samples(
     samples: Iterable[Sample],
     shard: str,
     max_pixels: int,
@@ -133,26 +155,32 @@ def decode_ahead(
     step: StepTimer,
     *,
     ahead: int,
-    tell: Callable[[Sample], Prompt] | None = None,
+    prompt_of: Callable[[Sample], Prompt] | None = None,
 ) -> Generator[Decoded, None, None]:
-    """Decode and resize in threads, at most `ahead` samples in front of the consumer, in the order of the input.
+    """Decode and resize images in threads, in the order of the input.
 
-    tell: gives what the model is told of a sample; raises NamesError.
+    Args:
+        shard: Name of the samples' shard.
+        max_pixels: Largest image that is decoded.
+        prepare: Fits an image to the model's square.
+        step: Times the steps "decode" and "resize".
+        ahead: Number of samples that may be decoded ahead of the consumer.
+        prompt_of: Returns the prompt of a sample, or raises NamesError; None if segments are not named.
     """
 
     def decode(sample: Sample) -> Decoded:
         if sample.status != "ok" or sample.image is None:
-            return sample, None, failed_row(sample, shard, sample.status, sample.error)
+            return Decoded(sample, None, failed_row(sample, shard, sample.status, sample.error))
         try:
-            prompt = None if tell is None else tell(sample)
+            prompt = None if prompt_of is None else prompt_of(sample)
             with step("decode"):
                 pixels = decode_image(sample.image, max_pixels=max_pixels)
             with step("resize"):
-                return sample, prepare(pixels, prompt), None
+                return Decoded(sample, prepare(pixels, prompt), None)
         except (ImageError, NamesError) as error:
             status = error.status if isinstance(error, ImageError) else "bad_names"
             row = failed_row(sample, shard, status, str(error))
-            return dataclasses.replace(sample, image=None), None, row  # its bytes need not wait with it for a batch
+            return Decoded(dataclasses.replace(sample, image=None), None, row)  # frees the bytes before the batch
 
     return prefetch_map(decode, samples, threads=DECODERS, ahead=ahead)
 
@@ -160,24 +188,27 @@ def decode_ahead(
 def label_samples(
     decoded: Iterable[Decoded], segmenter: Segmenter, step: StepTimer, shard: str
 ) -> Generator[Outcome, None, None]:
-    """Outcomes in input order. The next batch is sent to a GPU before the results of one are waited for."""
-    under_way: deque[tuple[list[Decoded], Launched | None]] = deque()
+    """Label batches of images and yield the outcomes in input order.
+
+    On a GPU the next batch is launched before the results of the previous one are awaited.
+    """
+    in_flight: deque[tuple[list[Decoded], PendingBatch | None]] = deque()
     for batch in _batches(decoded, segmenter.batch_size):
-        canvases = [canvas for _, canvas, _ in batch if canvas is not None]
-        under_way.append((batch, segmenter.launch(canvases, step) if canvases else None))
-        if len(under_way) > 1:
-            yield from _outcomes(*under_way.popleft(), shard, step)
-    while under_way:
-        yield from _outcomes(*under_way.popleft(), shard, step)
+        inputs = [item.model_input for item in batch if item.model_input is not None]
+        in_flight.append((batch, segmenter.launch(inputs, step) if inputs else None))
+        if len(in_flight) > 1:
+            yield from _outcomes(*in_flight.popleft(), shard, step)
+    while in_flight:
+        yield from _outcomes(*in_flight.popleft(), shard, step)
 
 
 def _batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
-    """As many decodable images as the model takes at once; what cannot be decoded waits for no others."""
+    """Group samples until `size` of them have an image. Samples without one do not wait for a batch to fill."""
     batch: list[Decoded] = []
     images = 0
     for item in decoded:
         batch.append(item)
-        images += item[1] is not None
+        images += item.model_input is not None
         if images in (0, size):
             yield batch
             batch, images = [], 0
@@ -185,21 +216,22 @@ def _batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
         yield batch
 
 
-def _outcomes(batch: list[Decoded], launched: Launched | None, shard: str, step: StepTimer) -> Iterator[Outcome]:
+def _outcomes(batch: list[Decoded], pending: PendingBatch | None, shard: str, step: StepTimer) -> Iterator[Outcome]:
+    """Wait for the results of a batch. An image whose attention is not finite gets a failed row."""
     with step("results"):
-        results = iter(launched.results() if launched is not None else ())
-    for sample, canvas, row in batch:
-        outcome = row if canvas is None else next(results)
-        if canvas is not None and isinstance(outcome, Exception):
-            outcome = failed_row(sample, shard, "nonfinite", str(outcome), size=canvas.size)
+        results = iter(pending.results() if pending is not None else ())
+    for sample, model_input, row in batch:
+        outcome = row if model_input is None else next(results)
+        if model_input is not None and isinstance(outcome, Exception):
+            outcome = failed_row(sample, shard, "nonfinite", str(outcome), size=model_input.size)
         assert isinstance(outcome, Segmentation | Row)
         yield sample, outcome
 
 
-def encode_ahead(
+def encode_rows(
     outcomes: Iterable[Outcome], shard: str, step: StepTimer, *, ahead: int, names: Sequence[str] = ()
 ) -> Generator[tuple[Sample, Row], None, None]:
-    """Rows in the order of the outcomes; masks are encoded in threads, at most `ahead` behind the model."""
+    """Encode masks in threads, at most `ahead` behind the model, and yield the rows in the order of the outcomes."""
 
     def encode(item: Outcome) -> tuple[Sample, Row]:
         sample, outcome = item
@@ -211,8 +243,8 @@ def encode_ahead(
     return prefetch_map(encode, outcomes, threads=ENCODERS, ahead=ahead)
 
 
-def _image_member(sample: Sample) -> tuple[str, bytes] | None:
-    """Extension by the first bytes of the file, since keys and columns need not tell."""
+def _image_member(sample: Sample) -> tuple[str, bytes]:
+    """Return the extension and the bytes of an image. Keys and columns need not have the right extension."""
     data = sample.image or b""
-    kinds = {JPEG: "jpg", PNG: "png", GIF: "gif", RIFF: "webp"}
-    return next((kind for magic, kind in kinds.items() if data.startswith(magic)), "bin"), data
+    extensions = (extension for signature, extension in IMAGE_SIGNATURES.items() if data.startswith(signature))
+    return next(extensions, "bin"), data

@@ -1,4 +1,4 @@
-"""`label_shard` in this process, on the embedded model at 64 px."""
+"""`label_shard` and its stages in this process, with the embedded model at 64 px."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from diffseg import Segmentation, Segmenter
 from diffseg.images.canvas import ModelInput
 from diffseg.images.decode import decode_image
 from diffseg.model.backbone import Step, no_step
-from diffseg.pending import Launched
-from pipeline.label import Outcome, decode_ahead, encode_ahead, label_samples, label_shard
+from diffseg.pending import PendingBatch
+from pipeline.label import Outcome, decode_samples, encode_rows, label_samples, label_shard
 from pipeline.output.commit import read_commits
 from pipeline.output.rows import decode_mask, failed_row
 from pipeline.output.verify import verify_commit
+from pipeline.prefetch import THREAD_NAME
 from pipeline.readers.find import find_shards
 from pipeline.readers.samples import Sample
 from pipeline.settings import LabelSettings
@@ -51,14 +52,14 @@ def label(source: Path, out: Path, segmenter: Segmenter, **options: object) -> d
     return {row["key"]: row for row in rows}
 
 
-def test_rows_are_what_the_segmenter_gives(scene_folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+def test_rows_hold_what_the_segmenter_returns(scene_folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
     rows = label(scene_folder, tmp_path, segmenter)
     paths = sorted(path for path in scene_folder.rglob("*") if path.is_file())
     assert list(rows) == [path.relative_to(scene_folder).as_posix() for path in paths]
     for path, row in zip(paths, rows.values(), strict=True):
         expected = segmenter(path)
         assert np.array_equal(decode_mask(row["mask"]), expected.labels)
-        assert [s["area"] for s in row["segments"]] == [s.area for s in expected.segments]
+        assert [segment["area"] for segment in row["segments"]] == [segment.area for segment in expected.segments]
         assert row["confidence"] == pytest.approx(expected.confidence)
 
 
@@ -67,7 +68,7 @@ def test_the_commit_describes_the_files(scene_folder: Path, tmp_path: Path, segm
     out = Storage(url=str(tmp_path))
     (commit,) = read_commits(out).values()
     assert (commit.state, commit.rows, commit.counts, commit.attempt) == ("done", 20, {"ok": 20}, 1)
-    assert set(commit.files) == {"labels/images-000000.parquet", "webdataset/images-000000.tar"}
+    assert set(commit.files) == {f"labels/{commit.shard}.parquet", f"webdataset/{commit.shard}.tar"}
     assert verify_commit(out, commit) == []
     steps = {
         "read",
@@ -86,20 +87,20 @@ def test_the_commit_describes_the_files(scene_folder: Path, tmp_path: Path, segm
     assert set(commit.seconds) == steps
 
 
-def test_batches_give_the_same_bytes_again_and_the_same_masks(
+def test_batches_give_the_same_bytes_each_time_and_nearly_the_masks_of_single_images(
     scene_folder: Path, tmp_path: Path, segmenter: Segmenter
 ) -> None:
     fours = Segmenter(segmenter.backbone, segmenter.settings, batch_size=4)
-    one = label(scene_folder, tmp_path / "1", segmenter)
-    four = label(scene_folder, tmp_path / "4", fours)
+    single = label(scene_folder, tmp_path / "1", segmenter)
+    batched = label(scene_folder, tmp_path / "4", fours)
     label(scene_folder, tmp_path / "4b", fours)
-    name = "labels/images-000000.parquet"
-    assert (tmp_path / "4" / name).read_bytes() == (tmp_path / "4b" / name).read_bytes()
-    agree = [np.mean(decode_mask(one[k]["mask"]) == decode_mask(four[k]["mask"])) for k in one]
-    assert min(agree) > 0.99  # law 2: batch size may change the last bits of a float, and so a pixel
+    (path,), (again,) = ((tmp_path / name / "labels").iterdir() for name in ("4", "4b"))
+    assert path.read_bytes() == again.read_bytes()
+    agreement = [np.mean(decode_mask(single[key]["mask"]) == decode_mask(batched[key]["mask"])) for key in single]
+    assert min(agreement) > 0.99  # the batch size may change the last bits of a float, and so a pixel
 
 
-def test_a_place_in_the_batch_changes_nothing(scene_folder: Path, segmenter: Segmenter) -> None:
+def test_the_position_in_a_batch_changes_nothing(scene_folder: Path, segmenter: Segmenter) -> None:
     fours = Segmenter(segmenter.backbone, segmenter.settings, batch_size=4)
     images = [decode_image(path) for path in sorted((scene_folder / "a").iterdir())[:4]]
     forward = [result.labels for result in fours(images)]
@@ -110,12 +111,12 @@ def test_a_place_in_the_batch_changes_nothing(scene_folder: Path, segmenter: Seg
         assert np.array_equal(forward[i], alone[i])
 
 
-def test_an_overflow_costs_its_own_row(scene_folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+def test_an_overflow_fails_only_its_own_row(scene_folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
     class Overflowing(Segmenter):
-        def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> Launched:
-            launched = super().launch(canvases, step)
-            finite = torch.tensor([index != 1 for index in range(len(canvases))])
-            return dataclasses.replace(launched, finite=finite)
+        def launch(self, inputs: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
+            pending = super().launch(inputs, step)
+            finite = torch.tensor([index != 1 for index in range(len(inputs))])
+            return dataclasses.replace(pending, finite=finite)
 
     rows = label(scene_folder, tmp_path, Overflowing(segmenter.backbone, segmenter.settings, batch_size=4))
     assert [row["status"] for row in rows.values()] == ["ok", "nonfinite", "ok", "ok"] * 5
@@ -146,38 +147,38 @@ def test_decoding_stays_a_bounded_number_of_samples_ahead(scene_folder: Path, se
             drawn += 1
             yield Sample(index=index, key=str(index), image=data)
 
-    seen = 0
-    for sample, canvas, row in decode_ahead(samples(), "s", 2**20, segmenter.prepare, StepTimer(), ahead=3):
-        assert (sample.index, row) == (seen, None)
-        assert canvas is not None
-        assert drawn <= seen + 4
-        seen += 1
-    assert seen == 50
+    yielded = 0
+    for sample, model_input, row in decode_samples(samples(), "s", 2**20, segmenter.prepare, StepTimer(), ahead=3):
+        assert (sample.index, row) == (yielded, None)
+        assert model_input is not None
+        assert drawn <= yielded + 4
+        yielded += 1
+    assert yielded == 50
 
 
 def test_bad_images_wait_for_no_batch_and_keep_no_bytes(segmenter: Segmenter) -> None:
-    """Or a shard of large broken files would be in memory whole."""
+    """Otherwise a shard of large broken files would be in memory as a whole."""
     bad = [Sample(index=i, key=str(i), image=b"no image" * 1000) for i in range(5)]
-    taken: list[int] = []
+    drawn: list[int] = []
 
-    def watched() -> Iterator[Sample]:
+    def samples() -> Iterator[Sample]:
         for sample in bad:
-            taken.append(sample.index)
+            drawn.append(sample.index)
             yield sample
 
     step = StepTimer()
-    rows = label_samples(decode_ahead(watched(), "s", 10**6, segmenter.prepare, step, ahead=1), segmenter, step, "s")
+    rows = label_samples(decode_samples(samples(), "s", 10**6, segmenter.prepare, step, ahead=1), segmenter, step, "s")
     sample, row = next(rows)
-    assert (sample.image, row.status, taken) == (None, "undecodable", [0, 1, 2])
+    assert (sample.image, row.status, drawn) == (None, "undecodable", [0, 1, 2])
     assert len(list(rows)) == 4
 
 
-def test_masks_are_encoded_while_the_model_is_at_the_next_images() -> None:
-    begun = threading.Semaphore(0)
+def test_masks_are_encoded_while_the_model_labels_the_next_images() -> None:
+    next_pass = threading.Semaphore(0)
 
-    class NotBeforeTheNextPass(StepTimer):
+    class BlockedUntilTheNextPass(StepTimer):
         def __call__(self, name: str) -> AbstractContextManager[None]:
-            assert begun.acquire(timeout=540)
+            assert next_pass.acquire(timeout=540)
             return super().__call__(name)
 
     def outcomes() -> Iterator[Outcome]:
@@ -186,24 +187,24 @@ def test_masks_are_encoded_while_the_model_is_at_the_next_images() -> None:
             labels = np.full((8, 8), index, dtype=np.uint16)
             failed = failed_row(sample, "s", "undecodable", "why")
             yield sample, failed if index == 3 else Segmentation(labels=labels, segments=(), confidence=1.0)
-            begun.release()
+            next_pass.release()
 
-    rows = [row for _, row in encode_ahead(outcomes(), "s", NotBeforeTheNextPass(), ahead=2)]
+    rows = [row for _, row in encode_rows(outcomes(), "s", BlockedUntilTheNextPass(), ahead=2)]
     assert [row.index for row in rows] == list(range(6))
     assert [None if row.mask is None else decode_mask(row.mask)[0, 0] for row in rows] == [0, 1, 2, None, 4, 5]
 
 
-def test_an_error_of_the_device_ends_all_threads(scene_folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
-    """Also those before the model, while somebody still holds the error."""
+def test_a_device_error_ends_all_threads(scene_folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+    """This includes the threads of the stages before the model, while the caller still holds the error."""
 
     class Failing(Segmenter):
-        def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> Launched:
+        def launch(self, inputs: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
             raise RuntimeError("CUDA error")
 
-    with pytest.raises(RuntimeError, match="CUDA") as held:
+    with pytest.raises(RuntimeError, match="CUDA") as raised:
         label(scene_folder, tmp_path, Failing(segmenter.backbone, segmenter.settings))
     deadline = time.monotonic() + 540
-    while any(thread.name == "prefetch" for thread in threading.enumerate()):
+    while any(thread.name == THREAD_NAME for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert held.tb is not None
+    assert raised.tb is not None
