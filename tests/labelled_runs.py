@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,10 +15,12 @@ from pipeline.output.commit import Commit, write_commit
 from pipeline.output.manifest import Manifest, write_manifest
 from pipeline.output.rows import Row, labelled_row
 from pipeline.output.writer import LabelShardWriter
+from pipeline.readers.image_groups import group_images
 from pipeline.readers.names import NameSettings
 from pipeline.readers.samples import Sample
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
+from pipeline.storage.backend import ListedFile
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -36,16 +38,15 @@ def write_run(
 
     Args:
         out: OUT.
-        labels: Label map of each key, uint16 [H, W], in the order of SRC; None for a failed row.
+        labels: Label map of each key, uint16 [H, W]; None for a failed row.
         source: SRC.
-        per_shard: Rows per label shard.
+        per_shard: The mean number of rows in a label shard.
         names: Names of segments 0, 1, … by key; None for a segment without a name.
         vocabulary: The names of the run.
     """
-    storage, keys = Storage(url=str(out)), list(labels)
-    groups = [keys[start : start + per_shard] for start in range(0, len(keys), per_shard)]
-    for number, group in enumerate(groups):
-        shard = f"images-{number:06d}"
+    storage = Storage(url=str(out))
+    groups = shards_of_keys(labels, per_shard)
+    for shard, group in groups.items():
         rows = [_row(shard, index, key, labels[key], names.get(key), vocabulary) for index, key in enumerate(group)]
         with LabelShardWriter(shard, formats=("parquet",), metadata={}) as writer:
             for row in rows:
@@ -69,6 +70,12 @@ def write_run(
         shards=len(groups),
     )
     write_manifest(storage, manifest)
+
+
+def shards_of_keys(keys: Iterable[str], per_shard: int) -> dict[str, tuple[str, ...]]:
+    """Return the keys of each shard of a run over image files with these keys."""
+    files = [ListedFile(key, 0, "") for key in sorted(keys)]
+    return {shard.name: shard.files for shard in group_images("", files, per_shard)}
 
 
 def _row(

@@ -14,7 +14,7 @@ from pipeline.evaluation.layouts import LAYOUTS, GroundTruthError, Layout, Layou
 from pipeline.output.manifest import is_run
 from pipeline.output.writer import LABELS_FOLDER
 from pipeline.prefetch import prefetch_map
-from pipeline.readers.find import find_shards
+from pipeline.readers.find import find_files, shards_of
 from pipeline.readers.read import read_shard
 from pipeline.readers.samples import DEFAULT_LIMITS, Shard
 from pipeline.storage import SourceError, Storage
@@ -25,8 +25,6 @@ LabelMaps = list[np.ndarray]
 
 READ_THREADS = 8
 """Ground-truth files that are read in parallel."""
-
-_ALL_FILES = 10**9  # samples per shard: all ground-truth files form one list, whatever the shards of the run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +150,14 @@ def find_ground_truth(
         root, layout = url, "bsds500"
         locations = _file_locations(store.at(url), _matlab_files(store.at(url)), layout)
     else:
-        shards = find_shards(url, store, samples_per_shard=_ALL_FILES)
-        root = shards[0].url
-        if shards[0].kind == "images":
-            layout = recognise(_with_root_name(root, shards[0].files)) if layout is None else layout
-            locations = _file_locations(store.at(root), list(shards[0].files), layout)
+        files = find_files(url, store)
+        if files.kind == "images":
+            root, paths = store.at(files.root).url, [file.path for file in files.files]
+            layout = recognise(_with_root_name(root, paths)) if layout is None else layout
+            locations = _file_locations(store.at(root), paths, layout)
         else:
+            shards = shards_of(files, store, url, samples_per_shard=1)
+            root = shards[0].url
             layout = "labels" if layout is None else layout
             locations = _sample_locations(shards, store, field)
     if not locations:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.readers.find import find_shards
+from pipeline.readers.find import find_files
 from pipeline.readers.read import read_shard
-from pipeline.readers.samples import Sample
+from pipeline.readers.samples import Sample, Shard
 from pipeline.storage import SourceError, Storage, redact
 
 logger = logging.getLogger(__name__)
@@ -51,18 +51,21 @@ def pack_images(
     Raises:
         SourceError: No images were found, an image cannot be read, or `shards` already holds tars.
     """
-    image_shards = find_shards(images, Storage(url=images, options=options), samples_per_shard=samples_per_shard)
-    if image_shards[0].kind != "images":
-        raise SourceError(
-            f"{redact(images)}: holds {image_shards[0].kind} shards, which need no packing; name image files"
-        )
+    source = Storage(url=images, options=options)
+    root, kind, files, _ = find_files(images, source)
+    if kind != "images":
+        raise SourceError(f"{redact(images)}: holds {kind} shards, which need no packing; name image files")
+    if samples_per_shard < 1:
+        raise SourceError(f"samples per shard must be at least 1, not {samples_per_shard}")
+    url, paths = source.at(root).url, [file.path for file in files]
+    groups = [tuple(paths[start : start + samples_per_shard]) for start in range(0, len(paths), samples_per_shard)]
     out = Storage(url=shards, options=options)
-    present = [path for path, _ in out.files() if path.endswith((".tar", ".tar.gz", ".tgz"))]
-    if present:
-        raise SourceError(f"{out.redacted}: holds {len(present)} tars already ({present[0]} …); name an empty folder")
+    if present := [name for name in out.names() if not name.startswith(".")]:
+        raise SourceError(f"{out.redacted}: holds files already ({present[0]} …); name an empty folder")
     keys: set[str] = set()
     count = size = 0
-    for number, shard in enumerate(image_shards):
+    for number, group in enumerate(groups):
+        shard = Shard(name=f"{number:06d}", url=url, kind="images", files=group)
         samples = _complete(read_shard(shard, out), images)
         with tempfile.TemporaryDirectory(prefix="diffseg-shard-") as folder:
             local = os.path.join(folder, "shard.tar")
@@ -70,7 +73,7 @@ def pack_images(
             size += os.path.getsize(local)
             out.write_file(f"{number:06d}.tar", local)
         logger.info("%s: written", out.joined(f"{number:06d}.tar"))
-    return Packed(images=count, shards=len(image_shards), bytes=size)
+    return Packed(images=count, shards=len(groups), bytes=size)
 
 
 def _complete(samples: Iterator[Sample], source: str) -> Iterator[tuple[str, bytes]]:

@@ -77,16 +77,19 @@ class Shard:
             messages show `redact(url)`.
         kind: The kind of reader for it.
         files: The paths of the files of an `images` shard, relative to `url` and in order.
+        version: A text that changes when the content of the input changes (`pipeline.readers.versions`); "" where the
+            listing of the source says nothing about versions.
     """
 
     name: str
     url: str
     kind: ShardKind
     files: tuple[str, ...] = ()
+    version: str = ""
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that identify the input: the files of an `images` shard, or else its name."""
-        return short_digest("\n".join(self.files or (self.name,)).encode("utf-8", "surrogateescape"))
+        """Return 16 hexadecimal digits that identify the input: its name or the names of its files, and its version."""
+        return short_digest("\0".join((*(self.files or (self.name,)), self.version)).encode("utf-8", "surrogateescape"))
 
     def __repr__(self) -> str:
         return f"Shard(name={self.name!r}, kind={self.kind!r}, url={redact(self.url)!r}, {len(self.files)} files)"

@@ -43,6 +43,14 @@ class FolderBackend(Protocol):
         """
         ...
 
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the files and folders directly in `folder`, which need not exist, in any order."""
+        ...
+
+    def stat(self, path: str) -> ListedFile:
+        """Return the size and the version of a file, the same as in a listing without `with_versions`."""
+        ...
+
     def exists(self, path: str) -> bool:
         """Return True if a file or a folder exists at `path`."""
         ...

@@ -88,7 +88,22 @@ class Storage:
         Returns:
             The path relative to `url` and the size in bytes of each file, sorted by path.
         """
-        return sorted((file.path, file.size) for file in self._backend.list_files(self._full(prefix), depth))
+        return [(file.path, file.size) for file in self.list_files(prefix, depth=depth)]
+
+    def list_files(self, prefix: str = "", *, depth: int | None = None) -> list[ListedFile]:
+        """List files like `files`, with the version of each file as far as the listing itself tells it."""
+        return sorted(self._backend.list_files(self._full(prefix), depth))
+
+    def names(self) -> list[str]:
+        """Return the names of the files and folders directly in the root folder, sorted; [] if it does not exist."""
+        return sorted(self._backend.names(self.url))
+
+    def stat(self, path: str) -> ListedFile:
+        """Return the size and the version of a file, as `list_files` returns them.
+
+        A missing file raises `FileNotFoundError`.
+        """
+        return self._backend.stat(self._full(path))
 
     def versions(self, *, depth: int | None = None) -> list[ListedFile]:
         """List the files of the root folder like `files`, with the version of each file.

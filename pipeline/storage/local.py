@@ -24,10 +24,18 @@ class LocalFolder:
     def list_files(self, folder: str, depth: int | None, *, with_versions: bool = False) -> list[ListedFile]:
         """List the files below `folder`; a version is the modification time in nanoseconds."""
         prefix = folder.removeprefix(self.root).lstrip("/")
-        return [
-            ListedFile(f"{prefix}/{path}" if prefix else path, status.st_size, str(status.st_mtime_ns))
-            for path, status in _walk(folder, depth)
-        ]
+        return [_listed(f"{prefix}/{path}" if prefix else path, status) for path, status in _walk(folder, depth)]
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the files and folders directly in `folder`."""
+        try:
+            return os.listdir(folder)
+        except FileNotFoundError:
+            return []
+
+    def stat(self, path: str) -> ListedFile:
+        """Return the size and the version of a file."""
+        return _listed(path.removeprefix(self.root).lstrip("/"), os.stat(path))
 
     def exists(self, path: str) -> bool:
         """Return True if a file or a folder exists at `path`."""
@@ -66,6 +74,10 @@ class LocalFolder:
     def delete(self, path: str) -> None:
         """Delete a file."""
         os.remove(path)
+
+
+def _listed(path: str, status: os.stat_result) -> ListedFile:
+    return ListedFile(path, status.st_size, str(status.st_mtime_ns))
 
 
 def _walk(folder: str, depth: int | None) -> Iterator[tuple[str, os.stat_result]]:

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import IO, Any, TypeVar
 
 from pipeline.storage.atomic_write import is_temporary
@@ -22,7 +23,7 @@ from pipeline.storage.filesystems import (
 from pipeline.storage.redaction import redact
 from pipeline.storage.remote_file import RemoteFile
 from pipeline.storage.retries import StoreUnavailable, http_status, with_retries
-from pipeline.storage.urls import SourceError, join_url
+from pipeline.storage.urls import SourceError, join_url, scheme
 
 FILES_PER_BATCH = 1024
 """Small files that are read by one call of fsspec."""
@@ -64,6 +65,26 @@ class RemoteFolder:
             return [self._listed(path, entry, with_versions) for path, entry in self._entries(folder, depth)]
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the files and folders directly in `folder`."""
+        try:
+            entries = self._request(folder, lambda fs: fs.ls(folder, detail=False))
+        except FileNotFoundError:
+            return []
+        root = open_filesystem(folder, self.options)[1]
+        # Some stores list an empty object that has the name of the folder itself.
+        return [entry.rstrip("/").rpartition("/")[2] for entry in entries if entry.rstrip("/") != root]
+
+    def stat(self, path: str) -> ListedFile:
+        """Return the size and the version of a file."""
+        entry = self._info(path)
+        if entry is None or entry.get("type") == "directory":
+            raise FileNotFoundError(redact(path))
+        # Pages that list files over http say nothing about versions, and mirrors may differ in their tags.
+        has_version = scheme(self.root) not in ("http", "https")
+        relative = path.removeprefix(self.root).lstrip("/")
+        return ListedFile(relative, int(entry.get("size") or 0), _version(entry) if has_version else "")
 
     def exists(self, path: str) -> bool:
         """Return True if a file or a folder exists at `path`."""
@@ -156,8 +177,7 @@ class RemoteFolder:
     def _listed(self, path: str, entry: dict[str, Any], with_versions: bool) -> ListedFile:
         if with_versions and entry.get("size") is None:  # pages that list files over http give only their names
             entry = self._info(join_url(self.root, path)) or {}
-        version = next((str(entry[name]) for name in _VERSION_FIELDS if entry.get(name)), "")
-        return ListedFile(path, int(entry.get("size") or 0), version)
+        return ListedFile(path, int(entry.get("size") or 0), _version(entry))
 
     def _info(self, path: str) -> dict[str, Any] | None:
         """Return the fsspec entry of a file or folder, or None if nothing exists at `path`."""
@@ -190,3 +210,12 @@ class RemoteFolder:
             raise SourceError(f"{shown}: {redact(str(error))} (storage options given: {given})") from error
         except Exception as error:  # every library raises errors of its own kind
             raise OSError(f"{shown}: {type(error).__name__}: {redact(str(error))}") from error
+
+
+def _version(entry: Mapping[str, Any]) -> str:
+    """Return the version of a file from its fsspec entry, in the same form for an entry of a listing and of one file.
+
+    Stores quote a tag in the answer about one file and not always in a listing, and write a time in several types.
+    """
+    value = next((entry[name] for name in _VERSION_FIELDS if entry.get(name)), "")
+    return str(value.timestamp()) if isinstance(value, datetime) else str(value).removeprefix("W/").strip('"')

@@ -46,10 +46,34 @@ def test_image_files_are_grouped_into_shards(make):
     files = [f"{folder}/{number}.jpg" for folder in "ab" for number in range(5)] + ["_MG_1.JPG"]
     url = make(*files, "a/.thumb.jpg", "notes.txt")
     shards = find_shards(url, samples_per_shard=4)
-    assert [shard.name for shard in shards] == ["images-000000", "images-000001", "images-000002"]
-    assert [len(shard.files) for shard in shards] == [4, 4, 3]
+    assert len(shards) > 1
+    assert all(re.fullmatch("images-[0-9a-f]{12}", shard.name) for shard in shards)
     assert [path for shard in shards for path in shard.files] == sorted(files)
     assert {(shard.url, shard.kind) for shard in shards} == {(url, "images")}
+
+
+def test_a_replaced_file_has_another_version(make):
+    url = make("a.tar", "b.tar", "images/c.png")
+
+    def versions(source):
+        return {shard.name: shard.version for shard in find_shards(source)}
+
+    sources = (url.rstrip("/") + "/*.tar", f"{url}/a.tar", f"{url}/images")
+    before = [versions(source) for source in sources]
+    assert all(version for found in before for version in found.values())
+    assert [versions(source) for source in sources] == before
+    Storage(url=url).write_bytes("a.tar", b"more")
+    Storage(url=url).write_bytes("images/c.png", b"more")
+    after = [versions(source) for source in sources]
+    assert [old.keys() == new.keys() for old, new in zip(before, after, strict=True)] == [True] * 3
+    changed = [[name for name in old if old[name] != new[name]] for old, new in zip(before, after, strict=True)]
+    assert changed == [["a"], ["a"], list(before[2])]
+
+
+def test_the_version_of_a_file_that_only_a_brace_range_names(make):
+    url = make("a-0.tar", "a-1.tar")
+    local = not url.startswith("memory")
+    assert [bool(shard.version) for shard in find_shards(f"{url}/a-{{0..2}}.tar")] == [local, local, False]
 
 
 def test_a_single_file(make):

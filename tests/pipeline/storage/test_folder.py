@@ -50,6 +50,14 @@ def test_a_rewritten_file_has_another_version(storage):
     assert [after == old for after, old in zip(storage.versions(depth=2), before, strict=True)] == [True, False]
 
 
+def test_the_version_of_one_file_is_that_of_the_listing(storage):
+    storage.write_bytes("a/b", b"1")
+    assert storage.stat("a/b") == storage.list_files()[0] == storage.list_files("a")[0]
+    for missing in ("a/c", "d/e"):
+        with pytest.raises(FileNotFoundError):
+            storage.stat(missing)
+
+
 def test_many_small_files_are_read_in_one_call(storage):
     for number in range(5):
         storage.write_bytes(f"a/{number}", b"%d" % number)
