@@ -31,8 +31,8 @@ def test_tau_is_one_word_at_any_position(text: str, tau: tuple[float, ...]) -> N
 
 
 def test_the_flag_of_a_setting_has_its_name_whatever_component_it_belongs_to() -> None:
-    flags = "--fit crop --timestep 50 --stable --anchors-per-side 4 --ncut-steps 2 --walk-radius 3 --vote mode".split()
-    method = parse([*flags, "--no-clip-smooth", "--min-area", "0.1", "in", "out"]).label.method
+    line = "--fit crop --timestep 50 --stable --anchors-per-side 4 --ncut-steps 2 --walk-radius 3 --vote mode"
+    method = parse([*line.split(), "--no-clip-smooth", "--min-area", "0.1", "in", "out"]).label.method
     changes = {"fit": "crop", "timestep": 50, "stable": True, "anchors_per_side": 4, "ncut_steps": 2, "walk_radius": 3}
     assert method == settings_of(**changes, vote="mode", clip_smooth=False, min_area=0.1)
 
