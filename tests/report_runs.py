@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from labelled_runs import shards_of_keys
 
 from pipeline.output.commit import Commit, write_commit
 from pipeline.output.manifest import Manifest, versions, write_manifest
@@ -73,18 +74,18 @@ def write_rows(
 
     Args:
         url: OUT.
-        rows: The rows.
-        per_shard: Rows per label shard.
-        source: SRC, a folder of image files.
+        rows: The rows. If SRC exists, those with the status ok are sorted by key and the others come last.
+        per_shard: The number of rows in a label shard; the mean number if SRC exists.
+        source: SRC, a folder of the image files of the rows with the status ok, or "gone".
         options: fsspec storage options.
         failures: Reasons of failed shards.
     """
-    out, rows, number = Storage(url=url, options=options), iter(rows), 0
-    while group := list(islice(rows, per_shard)):
-        _write_shard(out, number, group)
+    out, number = Storage(url=url, options=options), 0
+    for shard, group in _groups(rows, per_shard, source):
+        _write_shard(out, shard, number, group)
         number += 1
     for reason in failures:
-        shard = f"images-{number:06d}"
+        shard = f"failed-{number:06d}"
         write_commit(out, Commit(shard=shard, state="failed", fingerprint=FINGERPRINT, attempt=3, error=reason))
         number += 1
     manifest = Manifest(
@@ -100,8 +101,23 @@ def write_rows(
     return out
 
 
-def _write_shard(out: Storage, number: int, rows: list[Row]) -> None:
-    shard = f"images-{number:06d}"
+def _groups(rows: Iterable[Row], per_shard: int, source: str) -> Iterator[tuple[str, list[Row]]]:
+    """Yield the name and the rows of each shard; if SRC exists, its shards."""
+    rows = iter(rows)
+    if source == "gone":
+        for number in itertools.count():
+            group = list(itertools.islice(rows, per_shard))
+            if not group:
+                return
+            yield f"images-{number:06d}", group
+    by_key = {row.key: row for row in rows}
+    others = [row for row in by_key.values() if row.status != "ok"]
+    shards = shards_of_keys([key for key, row in by_key.items() if row.status == "ok"], per_shard)
+    for number, (shard, keys) in enumerate(shards.items(), start=1):
+        yield shard, [by_key[key] for key in keys] + (others if number == len(shards) else [])
+
+
+def _write_shard(out: Storage, shard: str, number: int, rows: list[Row]) -> None:
     with LabelShardWriter(shard, formats=("parquet",), metadata={}) as writer:
         for index, row in enumerate(rows):
             writer.add(dataclasses.replace(row, shard=shard, index=index))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from labelled_runs import shards_of_keys
 from object_store import LABELS, PHOTOGRAPHS, ObjectStore
 from PIL import Image
 from report_runs import labelled, write_rows
@@ -29,7 +30,7 @@ def test_a_run_in_a_store_has_a_page_is_exported_and_is_read(object_store: Objec
 
     assert jobs.report.main([out, *flags]) == 0
     found = object_store.keys(LABELS, "looked-at/out/report/")
-    assert sum("/tiles-" in key for key in found) == 2
+    assert sum("/tiles-" in key for key in found) == len(shards_of_keys([row.key for row in rows], 2))
     kinds = {name: object_store.content_type(LABELS, key) for key in found for name in [key.rpartition("/")[2]]}
     assert kinds["index.html"] == "text/html"  # a browser would save anything else
     assert "javascript" in kinds["run.js"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from labelled_runs import shards_of_keys
 from PIL import Image
 from report_runs import SECONDS_PER_SHARD, failed, labelled, write_rows
 
@@ -70,7 +71,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels[:5] = IGNORE if number == 0 else labels[:5]
         rows.append(labelled(key, labels, {0: "sky", 2: HOSTILE} if number < 10 else None, number / 58))
     rows += [failed(HOSTILE, "undecodable", HOSTILE), failed("b.png", "too_large", "has 2³² pixels")]
-    write_rows(str(folder / "out"), rows, per_shard=30, source=str(folder / "in"), failures=[HOSTILE])
+    write_rows(str(folder / "out"), rows, per_shard=10**9, source=str(folder / "in"), failures=[HOSTILE])
     assert report(folder / "out") == 0
     return folder / "out"
 
@@ -79,14 +80,14 @@ def test_every_row_is_in_the_list_and_has_its_pictures(out: Path) -> None:
     data = data_of(out)
     run, rows = data["run"], data["rows-0"]
     assert run["rows"] == len(rows) == 60
-    assert run["shards"] == ["images-000000", "images-000001"]
+    assert run["shards"] == list(shards_of_keys([row[0] for row in rows[:58]], 10**9))
     assert [row[0] for row in rows[:3]] == ["000.png", "001.png", "002.png"]
     assert [(run["statuses"][row[3]], row[4]) for row in rows[58:]] == [
         ("undecodable", HOSTILE),
         ("too_large", "has 2³² pixels"),
     ]
     for number, (_, shard, index, _, _, segments, confidence, tile, names) in enumerate(rows[:58]):
-        assert (shard, index, segments) == (number // 30, number % 30, 3)
+        assert (shard, index, segments) == (0, number, 3)
         assert confidence == pytest.approx(number / 58, abs=1e-4)
         assert [run["names"][name][0] for name in names] == (sorted(["sky", HOSTILE]) if number < 10 else [])
         picture = data[f"tiles-{shard}-{tile // TILES_PER_FILE}"][tile % TILES_PER_FILE]
@@ -143,7 +144,7 @@ def test_keys_errors_and_names_are_escaped(out: Path) -> None:
 
 def test_the_page_shows_failures_speed_and_settings(out: Path) -> None:
     text = Reader((out / "report/index.html").read_text("utf-8")).text
-    for words in ("undecodable", "has 2³² pixels", "images-000002", "samples_per_shard", "0123456789abcdef", "unet"):
+    for words in ("undecodable", "has 2³² pixels", "failed-000001", "samples_per_shard", "0123456789abcdef", "unet"):
         assert words in text
     assert "Failed shards: 1; shards not done yet: 0" in text
 
@@ -164,13 +165,17 @@ def test_without_source_images_the_segments_are_shown_with_a_note(
     )
 
 
-def test_a_large_run_shows_rows_of_some_shards_and_counts_all(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report(out, "--rows", "30", "--json") == 0
+def test_a_large_run_shows_rows_of_some_shards_and_counts_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [labelled(f"{number}.png", STRIPES) for number in range(58)]
+    rows += [failed("a.png", "undecodable", ""), failed("b.png", "too_large", "")]
+    write_rows(str(tmp_path), rows, per_shard=30, source="gone")
+    assert report(tmp_path, "--rows", "30", "--json") == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"ok": 58, "undecodable": 1, "too_large": 1}
-    assert data_of(out)["run"]["rows"] == 30
-    assert "30 of 60 rows" in Reader((out / "report/index.html").read_text("utf-8")).text
-    assert report(out, "--rows", "0") == 2
-    assert report(out) == 0
+    assert data_of(tmp_path)["run"]["rows"] == 30
+    assert "30 of 60 rows" in Reader((tmp_path / "report/index.html").read_text("utf-8")).text
+    assert report(tmp_path, "--rows", "0") == 2
 
 
 def test_a_run_without_done_shards_has_a_page(tmp_path: Path) -> None:
