@@ -23,7 +23,9 @@ from pipeline.executor.recorder import RunRecorder
 from pipeline.executor.scheduler import Scheduler
 from pipeline.executor.shard_queue import ShardQueue
 from pipeline.executor.worker import LabelWorker
-from pipeline.output.manifest import Manifest, check_same_run, clear_run, read_manifest
+from pipeline.output.manifest import PATH as MANIFEST_PATH
+from pipeline.output.manifest import Manifest, check_same_run, read_manifest
+from pipeline.output.ownership import clear_run, refuse_foreign_folder
 from pipeline.output.plan import make_plan
 from pipeline.readers.find import find_shards
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
@@ -101,6 +103,8 @@ def label_run(
     if run.overwrite:
         clear_run(target)
     before = read_manifest(target)
+    if before is None:
+        refuse_foreign_folder(target, MANIFEST_PATH)
     redacted_source = Storage(url=source).redacted
     if before is not None:
         _check_settings(before, redacted_source, settings, target)

@@ -30,6 +30,7 @@ from pipeline.exports.items import (
 from pipeline.exports.names import name_hash, repeated
 from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
+from pipeline.output.ownership import refuse_foreign_folder
 from pipeline.output.reader import is_uncertain, label_rows
 from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage
@@ -161,9 +162,12 @@ def claim(export: Export, format_name: FormatName, manifest: Manifest, shards: i
         existing = export.dest.read_bytes(RECORD)
     except FileNotFoundError:
         existing = None
-    if existing != text and (existing is not None or export.dest.files(depth=2)):
-        contents = "an export of another run, or with other flags" if existing else "files"
-        raise SourceError(f"{export.dest.redacted}: holds {contents}; choose an empty folder")
+    if existing is None:
+        refuse_foreign_folder(export.dest, RECORD)
+    elif existing != text:
+        raise SourceError(
+            f"{export.dest.redacted}: holds an export of another run, or with other flags; choose an empty folder"
+        )
     export.dest.write_bytes(RECORD, text)
 
 

@@ -19,7 +19,6 @@ PATH = "run.json"
 PROGRESS_PATH = "progress.json"
 PACKAGES = ("diffseg-pipeline", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow", "webdataset", "ray")
 """Packages whose versions may change pixels or bytes."""
-RUN_FOLDERS = ("labels", "webdataset", "commits", "failures", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +140,3 @@ def _flatten(manifest: Manifest) -> dict[str, Any]:
     for group in groups:
         flat |= plain["settings"].get(group, {})
     return flat | {f"resolved {name}": value for name, value in plain["resolved"].items()}
-
-
-def clear_run(out: Storage) -> None:
-    """Delete what a run left, commit records first, so that a half-deleted run is never mistaken for a finished one."""
-    for path in (PATH, PROGRESS_PATH):
-        out.delete(path)
-    for folder in sorted(RUN_FOLDERS):
-        for path, _ in out.files(folder):
-            out.delete(path)

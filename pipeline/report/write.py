@@ -6,6 +6,7 @@ in a browser keeps working while a new version is written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -92,7 +93,7 @@ def write_report(
     )
     put_text(report.out, INDEX, render(page))
     for path, _ in report.out.files(DATA):
-        if not path.startswith(f"{data.path}/"):
+        if re.fullmatch(rf"{DATA}/[0-9a-f]{{16}}/.+", path) and not path.startswith(f"{data.path}/"):
             report.out.delete(path)
     return statistics
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load, save
 
 from diffseg.safetensors_metadata import read_metadata
+from pipeline.output.ownership import refuse_foreign_folder
 from pipeline.storage import SourceError, Storage
 from pipeline.training.network import SegmentationNetwork
 from pipeline.training.settings import TrainSettings
@@ -39,6 +40,7 @@ def claim(model: Storage, settings: TrainSettings, *, fingerprint: str, workers:
         ValueError: MODEL holds a training with other settings, another run or another number of workers.
     """
     plain = dataclasses.asdict(settings) | {"labels": fingerprint, "workers": workers}
+    refuse_foreign_folder(model, CLAIM)
     if model.create_bytes(CLAIM, json.dumps(plain, indent=1, sort_keys=True).encode()):
         return
     existing = json.loads(model.read_bytes(CLAIM))

@@ -12,7 +12,6 @@ from pipeline.errors import RunRefused
 from pipeline.output.manifest import (
     Manifest,
     check_same_run,
-    clear_run,
     fingerprint_of,
     is_run,
     read_manifest,
@@ -101,22 +100,6 @@ def test_another_environment_is_reported_and_not_refused(tmp_path: Path) -> None
         manifest(settings), manifest(settings, environment={"threads": 2}), Storage(url=str(tmp_path))
     )
     assert differences == ["threads: 1 before, 2 now"]
-
-
-def test_clear_run_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
-    out = Storage(url=str(tmp_path))
-    for path in (
-        "run.json",
-        "progress.json",
-        "labels/a.parquet",
-        "webdataset/a.tar",
-        "commits/a.json",
-        "failures/a.json",
-        "mine/notes.txt",
-    ):
-        out.write_bytes(path, b"x")
-    clear_run(out)
-    assert [path for path, _ in out.files()] == ["mine/notes.txt"]
 
 
 @pytest.mark.parametrize("wrong", [{"format": "webdataset"}, {"samples_per_shard": 0}, {"max_pixels": 0}])

@@ -128,3 +128,12 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "root" / "dangling").symlink_to(tmp_path / "nothing")
     (tmp_path / "root" / "sub" / "circle").symlink_to(tmp_path / "root")
     assert Storage(url=str(tmp_path / "root")).files() == [("file", 2), ("link/x", 2)]
+
+
+@pytest.mark.parametrize("root", ["memory://names", "local"])
+def test_names_are_those_of_the_files_and_folders_directly_below_the_root(root: str, tmp_path: Path) -> None:
+    folder = Storage(url=root if root.startswith("memory") else str(tmp_path / "names"))
+    assert folder.names() == []
+    folder.write_bytes("a.txt", b"")
+    folder.write_bytes("b/c/d.txt", b"")
+    assert folder.names() == ["a.txt", "b"]
