@@ -69,7 +69,7 @@ def test_refused_commands_change_nothing(images, tmp_path, capsys):
     (out / "deep").mkdir(parents=True)
     (out / "deep" / "old.tar").write_bytes(b"old")
     assert main([str(images), str(out)]) == 2
-    assert "holds 1 tars already (deep/old.tar" in capsys.readouterr().err
+    assert "holds files already (deep" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["deep"]
     assert main([str(out), str(tmp_path / "new")]) == 2
     assert "need no packing" in capsys.readouterr().err
