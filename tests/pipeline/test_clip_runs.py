@@ -1,4 +1,4 @@
-"""Runs that name segments by a CLIP: rows with names, its files in the fingerprint, and no names without it."""
+"""Runs that name segments by a CLIP: its names are in the rows, and its files count in the fingerprint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import huggingface_hub.constants
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +21,9 @@ from pipeline.executor.driver import RunSummary, label_run
 from pipeline.readers.names import NameSettings
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
-from pipeline.weights import CACHE, find_weights
+from pipeline.weights import find_weights
+
+pytestmark = pytest.mark.usefixtures("node_cache")
 
 FAST = settings_of(resolution=64, anchors_per_side=4)
 NAMING = NameSettings(names=NAMES)
@@ -41,13 +42,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(3):
         Image.fromarray(draw(generator)[0]).save(folder / f"{number}.png")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that holds nothing yet, and may ask a store."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
 
 
 def run(source: Path, out: Path, **label: object) -> RunSummary:
@@ -73,7 +67,7 @@ def test_a_run_names_by_clip_and_its_files_count(clip: Path, pictures: Path, tmp
     stored = Storage(url=f"memory://{tmp_path.name}/clip")
     for path in clip.iterdir():
         stored.write_file(path.name, path)
-    assert run(pictures, out, clip=stored.url).done_before == 1, "the same files from a store are the same run"
+    assert run(pictures, out, clip=stored.url).done_before == 1, "the same files in a store make the same run"
     other = Path(shutil.copytree(clip, tmp_path / "other"))
     change_json(other / "preprocessor_config.json", image_mean=[0.1, 0.1, 0.1])
     with pytest.raises(RunRefused, match="model_sha256"):
@@ -82,20 +76,20 @@ def test_a_run_names_by_clip_and_its_files_count(clip: Path, pictures: Path, tmp
         run(pictures, out, naming=NameSettings())
 
 
-def test_a_url_that_holds_no_clip_is_told(tmp_path: Path) -> None:
-    there = Storage(url=f"memory://{tmp_path.name}/none")
-    settings = LabelSettings(clip=there.url, naming=NAMING)
-    there.write_bytes("unet/config.json", b"{}")
-    with pytest.raises(CheckpointError, match=r"looked for config\.json; there is none.*in the transformers layout"):
+def test_a_url_without_a_clip_is_refused(tmp_path: Path) -> None:
+    store = Storage(url=f"memory://{tmp_path.name}/none")
+    settings = LabelSettings(clip=store.url, naming=NAMING)
+    store.write_bytes("unet/config.json", b"{}")
+    with pytest.raises(CheckpointError, match=r"looked for config\.json and found none.*in the transformers layout"):
         find_weights(settings, Storage(url="."))
-    there.write_bytes("config.json", b"{}")
-    there.write_bytes("pytorch_model.bin", b"")
+    store.write_bytes("config.json", b"{}")
+    store.write_bytes("pytorch_model.bin", b"")
     with pytest.raises(CheckpointError, match=r"looked for model\.safetensors .* Only safetensors are loaded"):
         find_weights(settings, Storage(url="."))
 
 
 @pytest.mark.parametrize(
-    ("settings", "found"),
+    ("settings", "message"),
     [
         (
             {"method": settings_of(method=("diffseg", "clip"))},
@@ -106,7 +100,7 @@ def test_a_url_that_holds_no_clip_is_told(tmp_path: Path) -> None:
         ({"clip": "s3://key:secret@bucket/clip"}, r"s3://bucket/clip: a model's URL with a user name"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], found: str) -> None:
-    with pytest.raises(ValueError, match=found) as raised:
+def test_contradictory_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
         LabelSettings(**({"naming": NAMING} | settings))  # type: ignore[arg-type]
     assert "secret" not in str(raised.value)

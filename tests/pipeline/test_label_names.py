@@ -1,4 +1,4 @@
-"""Names from samples to rows: who is told which, what the row says, and what cannot be used."""
+"""Names of segments, from the fields of samples to the rows."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def names_of(row: dict[str, Any]) -> set[tuple[str, int]]:
     return {(segment["name"], segment["class_id"]) for segment in row["segments"]}
 
 
-def test_labels_of_a_column_are_all_that_an_image_may_show(tmp_path: Path, segmenter: Segmenter) -> None:
+def test_an_image_gets_only_the_names_in_its_labels_column(tmp_path: Path, segmenter: Segmenter) -> None:
     labels = [["sky"], ["red ball", "grass"], [], ["car"], [2]]
     table = pa.table(
-        {"image": [png(i) for i in range(5)], "labels": [json.dumps(each) for each in labels], "id": [*"abcde"]}
+        {"image": [png(i) for i in range(5)], "labels": [json.dumps(names) for names in labels], "id": [*"abcde"]}
     )
-    lists = table.set_column(1, "labels", pa.array([[str(each) for each in row] for row in labels]))
+    lists = table.set_column(1, "labels", pa.array([[str(label) for label in row] for row in labels]))
     pq.write_table(lists, tmp_path / "images.parquet")
     rows = label(tmp_path / "images.parquet", tmp_path / "out", segmenter, names=NAMES, labels_field="labels")
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "bad_names", "ok"]
@@ -78,7 +78,7 @@ def test_labels_of_a_column_are_all_that_an_image_may_show(tmp_path: Path, segme
     assert all(0 <= segment["name_score"] <= 1 for row in rows for segment in row["segments"] or ())
 
 
-def test_captions_of_a_tar_are_the_prompt(tmp_path: Path, segmenter: Segmenter) -> None:
+def test_an_image_gets_only_the_names_in_its_caption(tmp_path: Path, segmenter: Segmenter) -> None:
     pytest.importorskip("textblob")
     captions = ["a red ball on the grass", "the skies", "nothing of that"]
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
@@ -87,15 +87,15 @@ def test_captions_of_a_tar_are_the_prompt(tmp_path: Path, segmenter: Segmenter) 
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    told = label(tmp_path / "shard.tar", tmp_path / "given", segmenter, names=NAMES, caption_field="txt")
-    assert names_of(told[0]) <= {("grass", 2), ("red ball", 3)}
-    assert names_of(told[1]) == {("sky", 1)}
-    assert names_of(told[2]) == {("background", 0)}
-    found = label(tmp_path / "shard.tar", tmp_path / "found", segmenter, caption_field="txt")
-    assert names_of(found[0]) <= {("red ball", None), ("ball", None), ("grass", None)}
+    with_names = label(tmp_path / "shard.tar", tmp_path / "given", segmenter, names=NAMES, caption_field="txt")
+    assert names_of(with_names[0]) <= {("grass", 2), ("red ball", 3)}
+    assert names_of(with_names[1]) == {("sky", 1)}
+    assert names_of(with_names[2]) == {("background", 0)}
+    without_names = label(tmp_path / "shard.tar", tmp_path / "nouns", segmenter, caption_field="txt")
+    assert names_of(without_names[0]) <= {("red ball", None), ("ball", None), ("grass", None)}
 
 
-def test_rows_that_cannot_be_named_yet_say_so_by_their_class(tmp_path: Path) -> None:
+def test_segments_with_a_low_score_are_background_or_ignored(tmp_path: Path) -> None:
     Image.open(io.BytesIO(png(0))).save(tmp_path / "image.png")
     strict = Segmenter.from_pretrained("tiny-text", resolution=64, naming=True, background_below=0.5, ignore_below=1.0)
     rows = label(tmp_path / "image.png", tmp_path / "out", strict, names=NAMES)
@@ -104,7 +104,7 @@ def test_rows_that_cannot_be_named_yet_say_so_by_their_class(tmp_path: Path) -> 
     assert all(segment["name"] == {-1: None, 0: "background"}[class_id] for class_id, segment in classes.items())
 
 
-def test_settings_that_contradict_each_other_are_refused() -> None:
+def test_contradictory_settings_are_refused() -> None:
     names = NameSettings(names=("sky",))
     with pytest.raises(ValueError, match="method diffseg,cross names segments: give names"):
         LabelSettings(method=settings_of(method="diffseg,cross"))

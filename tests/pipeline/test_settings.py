@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from diffseg.settings import SegmenterSettings, settings_of
 from pipeline.output.manifest import fingerprint_of
 from pipeline.settings import LabelSettings
@@ -88,3 +90,19 @@ def test_a_preset_has_the_plain_settings_and_fingerprint_of_earlier_versions() -
 def test_changed_settings_have_the_plain_settings_and_fingerprint_of_earlier_versions() -> None:
     changed = settings_of(weights={64: 1.0, 32: 0.5}, tau=0.9, method="diffseg,par", crops=2)
     check(changed, CHANGED, "309a1ff9504b08d2")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "s3://key:planted@bucket/sd"}, r"^s3://bucket/sd: a model's URL with a user name, a password"),
+        ({"vae": "https://host/sd?sig=planted"}, r"^https://host/sd: a model's URL .* --storage-options$"),
+        ({"model": "s3://bucket/sd", "revision": "v2"}, r"revision 'v2': only a hub id has revisions"),
+        ({"model": "pipe://cat"}, "refused"),
+        ({"vae": "simplecache::s3://bucket/x"}, "refused"),
+    ],
+)
+def test_locations_with_secrets_or_needless_revisions_are_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        LabelSettings(**settings)  # type: ignore[arg-type]
+    assert "planted" not in str(refused.value)
