@@ -129,6 +129,7 @@ def _half(paths: Sequence[Path], half: Half) -> Sequence[Path]:
 
 
 def _photograph_sample(image: Path, mask: Path) -> Sample:
+    """Return the sample of a photograph and its mask, whose pixels are read when the sample is loaded."""
     if not mask.is_file():
         raise ValueError(f"{image}: the image has no mask, expected {mask}")
 

@@ -80,11 +80,16 @@ def export_checkpoint(
         "recipe": {**recipe, "torch": torch.__version__},
     }
     (partial / "diffseg.json").write_text(json.dumps(model_settings, indent=2) + "\n")
+    _replace(folder, partial)
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Rename `new` to `folder`, and delete the previous folder of that name."""
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    partial.rename(folder)
+    new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -18,7 +18,6 @@ from diffseg.tiny.scenes.vocabulary import Caption, caption_vocabulary
 __all__ = ["CONTEXT_TOKENS", "WordTokenizer", "caption_tokenizer"]
 
 Merge = tuple[str, str]
-
 """Two adjacent tokens of a word that become one token."""
 
 CONTEXT_TOKENS = 77

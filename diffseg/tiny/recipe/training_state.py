@@ -21,7 +21,7 @@ class ProgressLog:
     """Logs the mean losses and the remaining time, once every few steps.
 
     Attributes:
-        stage: What is trained, for the message.
+        stage: Name of the training in the message.
         steps: Number of steps of the whole training.
         every: Steps per message.
         sums: Sum of each loss since the last message.

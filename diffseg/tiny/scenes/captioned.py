@@ -78,8 +78,8 @@ def visible_classes(classes: Array) -> list[int]:
 def _paint_grounds(rng: np.random.Generator, fields: NoiseFields, axis: Array) -> tuple[Array, Array]:
     """Draw one or two grounds: opponent colours, float32 [H, W, 3], and classes, uint8 [H, W]."""
     y, x = (grid.ravel() for grid in np.meshgrid(axis, axis, indexing="ij"))
-    picked = rng.choice(len(STUFF), size=2 if rng.random() < 0.65 else 1, replace=False)
-    kinds = sorted(picked.tolist(), key=lambda kind: STUFF[kind] != "sky")  # the sky is the upper ground
+    drawn = rng.choice(len(STUFF), size=2 if rng.random() < 0.65 else 1, replace=False)
+    kinds = sorted(drawn.tolist(), key=lambda kind: STUFF[kind] != "sky")  # the sky is the upper ground
     horizon = rng.uniform(0.25, 0.75) + rng.normal(0, 0.12) * (x - 0.5)
     horizon += rng.choice([0.0, 0.015, 0.05]) * fields.at(3, np.zeros_like(x), x * 0.7)
     below = y > horizon if len(kinds) > 1 else np.zeros(len(y), bool)
