@@ -77,7 +77,7 @@ class SegmenterSettings:
         return plain
 
     def with_values(self, **values: Any) -> SegmenterSettings:
-        """Return a copy with other values of some fields, each given by its name alone, in whatever component it is.
+        """Return a copy with new values of some fields, given by name whatever component they belong to.
 
         Raises:
             ValueError: A name is unknown, or a value is out of range.

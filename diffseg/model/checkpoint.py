@@ -91,7 +91,7 @@ def load_checkpoint(
     encoders = load_text_encoders(folder, unet, resolution)
     if text and not encoders.parts:
         raise CheckpointError(
-            f"{model}: has no text encoder, which names need; the embedded model with one is tiny-text"
+            f"{model}: has no text encoder, which is needed to read names; the embedded model with one is tiny-text"
         )
     empty = encoders.embed("")
     return Checkpoint(

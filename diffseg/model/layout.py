@@ -54,7 +54,7 @@ def resolve(model: str | os.PathLike[str], revision: str | None = None, files: M
         folder = snapshot_download(str(model), revision=revision, allow_patterns=patterns, ignore_patterns=UNUSED)
     except (OSError, ValueError) as error:  # raised offline, and for missing, private and gated repositories
         raise CheckpointError(
-            f"{model}: no such folder here, and the hub gave no such repository"
+            f"{model}: no such folder here, and no such repository could be downloaded from the hub"
             f"{f' at revision {revision}' if revision else ''}: {error}"
         ) from error
     return Path(folder)

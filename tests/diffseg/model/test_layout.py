@@ -139,7 +139,7 @@ def test_messages_distinguish_a_single_file_a_missing_folder_and_an_invalid_hub_
 
 
 def test_the_message_for_an_unknown_hub_id_names_it_and_the_revision() -> None:
-    with pytest.raises(CheckpointError, match=r"^nobody/nothing: no such folder here, and the hub gave no such"):
+    with pytest.raises(CheckpointError, match=r"^nobody/nothing: no such folder here, and no such repository"):
         load_checkpoint("nobody/nothing")
     with pytest.raises(CheckpointError, match=r"nobody/nothing: .* at revision v2: "):
         load_checkpoint("nobody/nothing", revision="v2")

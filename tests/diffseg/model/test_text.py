@@ -113,5 +113,5 @@ def test_names_that_do_not_fit_are_split_into_several_prompts(checkpoints: dict[
 
 
 def test_a_checkpoint_without_text_encoder_is_refused_if_names_are_needed(checkpoints: dict[str, Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"has no text encoder, which names need; .* tiny-text"):
+    with pytest.raises(CheckpointError, match=r"has no text encoder, which is needed to read names; .* tiny-text"):
         load_checkpoint(checkpoints["textless"], text=True)
