@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
 from diffseg.settings import Dtype
 from jobs.common import OK, guarded, parsed
@@ -72,8 +71,8 @@ class BenchCommand:
     reference: Path | None = None
     """Checkout of google/diffseg, to measure its code too; this needs tensorflow and scikit-learn."""
     plot: Path | None = None
-    """Also draw the results into this PNG, and those of part growth into a second one beside it. This needs matplotlib
-    (the extra `plots`)."""
+    """Also draw the results into this PNG, and those of part growth into a second one beside it.
+    This needs matplotlib, from the extra `plots`."""
     json: bool = False
     """Print JSON, with the seconds of every turn."""
 
@@ -95,6 +94,7 @@ def _bench(command: BenchCommand) -> int:
 
     from diffseg.devices import keep_freed_memory
     from jobs.benchmarks.measure import cores, machine
+    from jobs.benchmarks.tables import comparison_table, growth_table
 
     torch.set_num_threads(command.threads or cores())
     keep_freed_memory()  # as in workers; this also affects the bare pass
@@ -106,14 +106,14 @@ def _bench(command: BenchCommand) -> int:
         comparisons = []
         for comparison in _comparisons(command, images):
             comparisons.append(comparison)
-            console.print(_table(comparison))
+            console.print(comparison_table(comparison))
     growths: list[Growth] = []
     if "growth" in command.parts.split(","):
         from jobs.benchmarks.growth import measure_growth
 
         growths = measure_growth()
         for growth in growths:
-            console.print(_growth_table(growth))
+            console.print(growth_table(growth))
     if command.plot is not None:
         _draw(command.plot, comparisons, growths)
     if command.json:
@@ -181,45 +181,6 @@ def _read_images(folder: Path) -> list[np.ndarray]:
     from jobs.benchmarks.loop import image_files
 
     return [decode_image(path) for path in image_files(folder)[:IMAGES]]
-
-
-def _table(comparison: Comparison) -> Table:
-    table = Table(title=f"{comparison.part}: {comparison.case}", title_justify="left")
-    for column in ("variant", "ms per image", "images/s", f"of {comparison.baseline}", "range"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    for variant in comparison.seconds:
-        seconds = comparison.median(variant)
-        smallest, largest = comparison.spread(variant)
-        table.add_row(
-            variant,
-            f"{1000 * seconds:.1f}",
-            f"{1 / seconds:.2f}",
-            f"{comparison.ratio(variant):.3f}",
-            f"{smallest:.3f} to {largest:.3f}",
-        )
-    for step, seconds in comparison.steps.items():
-        table.add_row(f"  ours: {step}", f"{1000 * seconds:.1f}", "", "", "")
-    if comparison.notes:
-        table.caption = ", ".join(f"{name} {value}" for name, value in comparison.notes.items())
-    return table
-
-
-def _growth_table(growth: Growth) -> Table:
-    table = Table(title=f"growth: {growth.against}; ms per image, MB", title_justify="left", padding=0)
-    steps = [step for step in growth.points[0].seconds if step in growth.exponents]
-    for column in (growth.against, *steps, "peak"):
-        table.add_column(column, justify="right")
-    for point in growth.points:
-        peak = "" if point.peak is None else f"{point.peak / 1e6:.0f}"
-        x = f"{point.x / 1e6:g} M" if growth.against == "pixels" else f"{point.x:,}"
-        table.add_row(x, *(_milliseconds(point.seconds[step]) for step in steps), peak)
-    exponents = (f"{growth.exponents[name]:.2f}" if name in growth.exponents else "" for name in (*steps, "peak"))
-    table.add_row("exponent", *exponents)
-    return table
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.1f}" if seconds < 1 else f"{1000 * seconds:.0f}"
 
 
 def _draw(path: Path, comparisons: Sequence[Comparison], growths: Sequence[Growth]) -> None:

@@ -32,9 +32,9 @@ from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, generate_scene
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import counts_table, print_line
 from pipeline.executor.driver import label_run
-from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import require_manifest
 from pipeline.output.reader import label_rows
+from pipeline.output.records import read_run_commits
 from pipeline.output.rows import decode_mask
 from pipeline.readers.pack import pack_images
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings

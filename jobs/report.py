@@ -19,8 +19,8 @@ from jobs.common import OK, guarded, parsed
 from jobs.printing import print_json, print_line, progress_bar
 from jobs.run_flags import ParallelFlags, SourceImageFlags
 from pipeline.errors import RunFailed
-from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
+from pipeline.output.records import read_run_commits
 from pipeline.readers.samples import Shard
 from pipeline.report.row_statistics import RowStatistics
 from pipeline.report.write import INDEX, Report, write_report
@@ -40,7 +40,7 @@ def _report(command: ReportCommand) -> int:
     if command.rows < 1:
         raise ValueError(f"--rows is {command.rows}; expected at least 1")
     out, manifest = command.open()
-    done, failed = read_run_commits(out, manifest)
+    done, failed, _ = read_run_commits(out, manifest)
     sources, missing_reason = _source_shards(command, manifest)
     report = Report(
         out=out,

@@ -27,9 +27,9 @@ from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import print_json, print_line
 from jobs.run_flags import MOVED_IMAGES_ADVICE, SourceImageFlags
 from pipeline.errors import RunFailed
-from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
 from pipeline.output.reader import label_rows, segment_name
+from pipeline.output.records import read_run_commits
 from pipeline.output.rows import SCHEMA, decode_mask
 from pipeline.output.source_images import read_source_images
 from pipeline.storage import SourceError, Storage, redact

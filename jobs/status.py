@@ -18,7 +18,8 @@ from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import counts_table, print_json, print_line
 from jobs.run_flags import RunFlags
 from pipeline.executor.progress_file import ProgressReport, read_progress
-from pipeline.output.commit import read_run_commits, totals
+from pipeline.output.commit import totals
+from pipeline.output.records import read_run_commits
 
 SHARDS_SHOWN = 10
 """Shards in flight that the table shows; --json has all of them."""
@@ -30,7 +31,7 @@ def _status(command: RunFlags) -> int:
     progress = read_progress(out)
     if progress is not None and not command.json:  # printed first, because reading many records takes a while
         _print_progress(console, progress)
-    done, failures = read_run_commits(out, manifest)
+    done, failures, _ = read_run_commits(out, manifest)
     failed = {name: commit.error for name, commit in failures.items()}
     counts, seconds = totals(done.values())
     missing = max(0, manifest.shards - len(done) - len(failed))
