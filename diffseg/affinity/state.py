@@ -37,7 +37,7 @@ LayerHook = Callable[[int, Attention, torch.Tensor], None]
 """Receives the number of a self-attention layer in the order of the pass, the layer, and its input, [B, P, D]."""
 
 Observation = Mapping[str, torch.Tensor]
-"""What is learned from one image; see `collect` of either kind."""
+"""The tensors that are collected from one image to learn from; see `collect` of either kind."""
 
 
 class AffinityError(ValueError):

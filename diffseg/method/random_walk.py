@@ -128,7 +128,7 @@ def dense_flow(attention: torch.Tensor, power: float) -> Flow:
     """
     weights = torch.empty_like(attention)
     for image, out in zip(attention, weights, strict=True):
-        # torch transposes a whole matrix many times faster than part of one, or than it transposes while adding.
+        # A transposed copy of a whole matrix is many times faster in torch than one of a part, or adding a transpose.
         out.copy_(image.T)
         out.add_(image).pow_(power)
 
@@ -167,6 +167,6 @@ def stencil_flow(weights: Mapping[Grid, torch.Tensor]) -> Flow:
 def _symmetric_at(attention: torch.Tensor, grid: Grid, offset: Grid) -> torch.Tensor:
     """Return A + Aᵀ between positions and those at the offset, float32 [B, h − rows, w − |columns|]."""
     (down, right), pairs = offset, attention.unflatten(2, grid).unflatten(1, grid)
-    there = pairs.diagonal(down, 1, 3).diagonal(right, 1, 2)
-    back = pairs.diagonal(-down, 1, 3).diagonal(-right, 1, 2)
-    return there + back
+    forward = pairs.diagonal(down, 1, 3).diagonal(right, 1, 2)
+    backward = pairs.diagonal(-down, 1, 3).diagonal(-right, 1, 2)
+    return forward + backward
