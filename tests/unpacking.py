@@ -1,4 +1,4 @@
-"""A tar taken apart as the plainest of programs would do it."""
+"""Extraction of a tar with the standard library, as a reader of our tars would do it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def unpack(tar: Path, folder: Path) -> list[str]:
-    """The names in it, every member of which is a file and lies below `folder` then.
+    """Extract a tar whose members must be files that lie below `folder`, and return the names of the members.
 
-    `TarFile.extractall(filter=...)` would refuse the same, but is not in every Python 3.11 that distributions carry.
+    `TarFile.extractall(filter=...)` would make the same checks, but some distributions' Python 3.11 lacks it.
     """
     with tarfile.open(tar) as members:
         for member in members:

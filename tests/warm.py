@@ -1,7 +1,7 @@
-"""Commands in processes of their own that need not import torch and diffusers first, which takes seconds.
+"""Commands in their own processes that do not import torch and diffusers again, which takes seconds.
 
-A fork server imports them once; a command is a child of it, with its own environment, output and exit code. The command
-as a process that begins with nothing is what the tests start whose subject is the start, a kill, or Ray.
+A fork server imports the libraries once, and each command is a fork of it with its own environment, output and exit
+code. Tests of the start of a process, of kills and of Ray start the command as a new process instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-# None of the modules that are commands: they are run as `__main__`, as `python -m` does.
+# Without the modules of commands, which are run as `__main__` like `python -m` does.
 PRELOADED = [
     "torch",
     "diffusers.models.unets.unet_2d_condition",
@@ -33,17 +33,18 @@ _server.set_forkserver_preload(PRELOADED)
 
 
 class WarmCommand:
-    """`python -m` with these words, begun at once; `variables` are its whole environment."""
+    """A running `python -m` with the given words."""
 
     def __init__(self, *words: str | Path, variables: Mapping[str, str]) -> None:
+        """Start the command; `variables` are its whole environment."""
         self._words = [str(word) for word in words]
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
         self._outputs = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
         self.process = _server.Process(target=_run, args=(self._words, dict(variables), self._outputs))
         self.process.start()
 
-    def ended(self, seconds: float) -> subprocess.CompletedProcess[str]:
-        """Wait for its end; one that takes longer is killed. Raises subprocess.TimeoutExpired then."""
+    def wait(self, seconds: float) -> subprocess.CompletedProcess[str]:
+        """Wait for the command. Kills it and raises subprocess.TimeoutExpired if it takes longer than `seconds`."""
         with self._folder:
             self.process.join(seconds)
             if self.process.exitcode is None:
@@ -57,13 +58,13 @@ class WarmCommand:
 
 
 def _run(words: list[str], variables: dict[str, str], outputs: list[Path]) -> None:
-    """In the child: become the command."""
-    for place, path in enumerate(outputs, start=1):
+    """Become the command, in the forked process."""
+    for target, path in enumerate(outputs, start=1):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, place)
+        os.dup2(descriptor, target)
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(variables)
-    constants.HF_HUB_OFFLINE = variables.get("HF_HUB_OFFLINE") == "1"  # read when it was imported
+    constants.HF_HUB_OFFLINE = variables.get("HF_HUB_OFFLINE") == "1"  # the library reads the variable at its import
     sys.argv = words
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)

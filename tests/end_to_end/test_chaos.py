@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from chaos import SAMPLES, good, play_rounds, table
-from strikes import KINDS, SHARDS
+from process_faults import KINDS, SHARDS
 
 SEED = 7156
 """Its first round kills a node, the cluster with its driver (which else takes a minute to end), an actor, a driver."""

@@ -24,7 +24,7 @@ SECRET = "s3cr3t-w0rd"
 
 def warm(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """`python -m` with these words, to its end."""
-    return WarmCommand(*words, variables=environment()).ended(DEADLINE)
+    return WarmCommand(*words, variables=environment()).wait(DEADLINE)
 
 
 @pytest.fixture

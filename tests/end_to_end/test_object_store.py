@@ -1,4 +1,4 @@
-"""The S3 server and the proxy that other tests rely on: what they promise is what a client meets."""
+"""The S3 server and the fault-injecting proxy of the other tests behave as their documentation says."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
 import pytest
 import s3fs
 from botocore.exceptions import BotoCoreError
-from faults import Faults, of_kind
 from faulty_proxy import FaultyProxy
 from object_store import ObjectStore
+from runs import DEADLINE
+from store_faults import StoreFaults, faults_of_kind
 
 BROKEN = (OSError, BotoCoreError, aiohttp.ClientError, TimeoutError)
-"""What a client may raise for a connection that is refused, broken or silent."""
+"""The errors of a client whose connection is refused, broken or silent."""
 
 
 @pytest.fixture(scope="module")
 def client(object_store: ObjectStore) -> Callable[..., s3fs.S3FileSystem]:
-    """Makes s3fs clients that try once, so that every fault shows."""
+    """Return a function that makes s3fs clients without retries, so every fault becomes visible."""
 
     @functools.cache
-    def make(endpoint: str | None = None, identity: str = "labeller", patience: float = 20.0) -> s3fs.S3FileSystem:
-        once = {"retries": {"total_max_attempts": 1}, "read_timeout": patience, "connect_timeout": patience}
+    def make(endpoint: str | None = None, identity: str = "labeller", timeout: float = 20.0) -> s3fs.S3FileSystem:
+        once = {"retries": {"total_max_attempts": 1}, "read_timeout": timeout, "connect_timeout": timeout}
         fs = s3fs.S3FileSystem(
             **object_store.options(identity, endpoint),
             config_kwargs=once,
@@ -48,24 +50,24 @@ def proxy(object_store: ObjectStore) -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def through(proxy: FaultyProxy, client: Callable[..., s3fs.S3FileSystem]) -> Iterator[s3fs.S3FileSystem]:
-    """A client of the proxy, which has no faults before and after the test."""
-    proxy.set(Faults())
+    """Return a client of the proxy, which injects no faults before and after the test."""
+    proxy.inject(StoreFaults())
     yield client(proxy.endpoint)
-    proxy.set(Faults())
+    proxy.inject(StoreFaults())
 
 
-def injected(proxy: FaultyProxy, faults: Faults, act: Callable[[], Any]) -> set[str]:
-    """What was injected while `act` ran under `faults`: aiohttp may ask twice if a connection broke."""
+def injected(proxy: FaultyProxy, faults: StoreFaults, act: Callable[[], Any]) -> set[str]:
+    """Return the faults that were injected while `act` ran: aiohttp may send a request twice if a connection broke."""
     before = len(proxy.history)
-    proxy.set(faults)
+    proxy.inject(faults)
     try:
         act()
     finally:
-        proxy.set(Faults())
+        proxy.inject(StoreFaults())
     return {line.split()[-1] for line in proxy.history[before:]}
 
 
-def test_folders_go_up_and_come_back(object_store, tmp_path):
+def test_folders_are_uploaded_and_downloaded(object_store, tmp_path):
     source = tmp_path / "source"
     for name in ("a.bin", "b/ü #1+%20.bin", "b/c/empty"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,7 @@ def test_folders_go_up_and_come_back(object_store, tmp_path):
     assert len(object_store.keys("photographs", "round/trip/")) == 3
 
 
-def test_the_labeller_reads_photographs_and_writes_labels_only(object_store, client):
+def test_the_labeller_reads_one_bucket_and_writes_the_other(object_store, client):
     admin, labeller = client(identity="admin"), client()
     admin.pipe_file("photographs/rights/x", b"photo")
     assert labeller.cat_file("photographs/rights/x") == b"photo"
@@ -100,7 +102,7 @@ def test_the_labeller_reads_photographs_and_writes_labels_only(object_store, cli
     assert admin.find("photographs/rights") == ["photographs/rights/x"]
 
 
-def test_urls_work_with_the_environment_alone(object_store, monkeypatch):
+def test_urls_need_only_the_environment_variables(object_store, monkeypatch):
     for name, value in object_store.environment().items():
         monkeypatch.setenv(name, value)
     fs = s3fs.S3FileSystem(skip_instance_cache=True)
@@ -108,7 +110,7 @@ def test_urls_work_with_the_environment_alone(object_store, monkeypatch):
     assert fs.cat_file("s3://labels/environment/x") == b"1"
 
 
-def test_the_server_comes_back_with_its_data(object_store, client):
+def test_the_server_restarts_with_its_data(object_store, client):
     fs = client()
     for end in (object_store.stop, object_store.kill):
         fs.pipe_file("labels/outage/x", end.__name__.encode())
@@ -121,8 +123,8 @@ def test_the_server_comes_back_with_its_data(object_store, client):
         assert fs.cat_file("labels/outage/x") == end.__name__.encode()
 
 
-def test_what_passes_through_the_proxy_is_unchanged(through, proxy, tmp_path):
-    data = os.urandom(11 * 2**20)  # parts begin where it is at least twice as long as one
+def test_the_proxy_forwards_everything_unchanged(through, proxy, tmp_path):
+    data = os.urandom(11 * 2**20)  # s3fs uploads in parts from twice the size of a part on
     before = proxy.counts
     through.pipe_file("labels/pass/one", data[: 2**20])
     through.pipe_file("labels/pass/parts", data, chunksize=5 * 2**20)
@@ -147,14 +149,14 @@ def test_what_passes_through_the_proxy_is_unchanged(through, proxy, tmp_path):
 
 @pytest.mark.parametrize("name", ["slow_down", "error", "reset", "lost_answer", "reset_body", "stall"])
 def test_a_get_that_fails(name, through, proxy, client):
-    reader = client(proxy.endpoint, patience=2.0) if name == "stall" else through
+    reader = client(proxy.endpoint, timeout=2.0) if name == "stall" else through
     through.pipe_file("labels/get/x", os.urandom(300_000))
 
     def read():
         with pytest.raises(BROKEN):
             reader.cat_file("labels/get/x")
 
-    assert injected(proxy, Faults(**{name: 1.0}), read) == {name}
+    assert injected(proxy, StoreFaults(**{name: 1.0}), read) == {name}
 
 
 @pytest.mark.parametrize("name", ["slow_down", "error", "reset", "lost_answer", "cut"])
@@ -166,7 +168,7 @@ def test_a_put_that_fails(name, through, proxy):
         with pytest.raises(BROKEN):
             through.pipe_file(path, data)
 
-    assert injected(proxy, Faults(**{name: 1.0}), write) == {name}
+    assert injected(proxy, StoreFaults(**{name: 1.0}), write) == {name}
     assert through.cat_file(path) == (data if name == "lost_answer" else b"old")
 
 
@@ -174,51 +176,73 @@ def test_a_body_that_trickles_and_a_listing_that_is_slow(through, proxy):
     data = os.urandom(300_000)
     through.pipe_file("labels/slow/x", data)
     start = time.monotonic()
-    faults = Faults(trickle=1.0, trickle_seconds=0.5)
+    faults = StoreFaults(trickle=1.0, trickle_seconds=0.5)
     assert injected(proxy, faults, lambda: through.cat_file("labels/slow/x") == data) == {"trickle"}
     assert time.monotonic() - start > 0.4
     start = time.monotonic()
-    faults = Faults(slow_listing=1.0, slow_seconds=0.5)
+    faults = StoreFaults(slow_listing=1.0, slow_seconds=0.5)
     assert injected(proxy, faults, lambda: through.find("labels/slow")) == {"slow_listing"}
     assert time.monotonic() - start > 0.4
 
 
-def test_a_listing_that_is_late_for_new_keys(through, proxy):
-    listings = []
+def test_a_listing_omits_new_keys_for_a_while(through, proxy, monkeypatch):
+    now, listings = [0.0], []
+    monkeypatch.setattr(proxy, "clock", lambda: now[0])
     through.pipe_file("labels/late/old", b"1")
-    time.sleep(0.6)
+    now[0] = 6.0
     through.pipe_file("labels/late/new ü", b"2")
     through.pipe_file("labels/late/old", b"3")
-    faults = Faults(stale_listing=1.0, stale_seconds=0.5)
+    faults = StoreFaults(stale_listing=1.0, stale_seconds=5.0)
     assert injected(proxy, faults, lambda: listings.append(through.find("labels/late"))) == {"stale_listing"}
-    time.sleep(0.6)
+    now[0] = 12.0
     assert injected(proxy, faults, lambda: listings.append(through.find("labels/late"))) == set()
     assert listings == [["labels/late/old"], ["labels/late/new ü", "labels/late/old"]]
 
 
-def test_a_proxy_that_is_gone_and_comes_back(through, proxy):
-    through.pipe_file("labels/gone/x", b"1")
-    proxy.gone(0.5)
+def test_a_proxy_that_is_down_and_comes_up(through, proxy):
+    through.pipe_file("labels/down/x", b"1")
+    proxy.go_down()
     with pytest.raises(BROKEN):
-        through.cat_file("labels/gone/x")
-    time.sleep(0.7)
-    assert through.cat_file("labels/gone/x") == b"1"
-    proxy.gone()
-    with pytest.raises(BROKEN):
-        through.cat_file("labels/gone/x")
-    proxy.back()
-    assert through.cat_file("labels/gone/x") == b"1"
+        through.cat_file("labels/down/x")
+    proxy.come_up()
+    assert through.cat_file("labels/down/x") == b"1"
+    proxy.go_down(0.1)
+    end = time.monotonic() + DEADLINE
+    while True:
+        with contextlib.suppress(BROKEN):
+            assert through.cat_file("labels/down/x") == b"1"
+            break
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_held_requests_wait_until_they_are_released(through, proxy):
+    for name in ("x", "y"):
+        through.pipe_file(f"labels/held/{name}", name.encode())
+    proxy.hold("GET /labels/held/x")
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(through.cat_file, "labels/held/x")
+        end = time.monotonic() + DEADLINE
+        while proxy.held != ["GET /labels/held/x"]:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert through.cat_file("labels/held/y") == b"y"
+        assert not reading.done()
+        proxy.release()
+        assert reading.result(DEADLINE) == b"x"
+    assert proxy.held == []
+    assert through.cat_file("labels/held/x") == b"x"
 
 
 def test_the_same_seed_gives_the_same_faults(object_store, client):
     def run(seed: int) -> list[str]:
-        faults = Faults(slow_down=0.2, error=0.1, reset=0.1, lost_answer=0.1, reset_body=0.1)
+        faults = StoreFaults(slow_down=0.2, error=0.1, reset=0.1, lost_answer=0.1, reset_body=0.1)
         with FaultyProxy(object_store.endpoint, faults, seed=seed) as proxy:
             fs = client(proxy.endpoint)
             for act in [lambda: fs.pipe_file("labels/seed/x", b"12"), lambda: fs.cat_file("labels/seed/x")] * 12:
                 with contextlib.suppress(BROKEN):
                     act()
-            assert sum(proxy.counts[fault] for fault in of_kind("GET")) == len(proxy.history)
+            assert sum(proxy.counts[fault] for fault in faults_of_kind("GET")) == len(proxy.history)
             return proxy.history
 
     first = run(1)
@@ -227,7 +251,7 @@ def test_the_same_seed_gives_the_same_faults(object_store, client):
     assert 5 < len(first) < 50
 
 
-def test_faults_that_cannot_all_be():
-    Faults(cut=1.0, stall=1.0)
-    with pytest.raises(ValueError, match="more likely than 1"):
-        Faults(slow_down=0.6, cut=0.6)
+def test_probabilities_above_one_in_total_are_refused():
+    StoreFaults(cut=1.0, stall=1.0)
+    with pytest.raises(ValueError, match="sum to more than 1"):
+        StoreFaults(slow_down=0.6, cut=0.6)

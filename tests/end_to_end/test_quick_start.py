@@ -35,7 +35,7 @@ def test_the_quick_start_ends_with_a_network(tmp_path: Path, monkeypatch: pytest
     assert len(found) >= 5
     for program, *words in found:
         assert program == "diffseg"
-        done = WarmCommand("jobs.cli", *words, variables=environment()).ended(DEADLINE)
+        done = WarmCommand("jobs.cli", *words, variables=environment()).wait(DEADLINE)
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "network" / "model.safetensors").is_file()
     assert (tmp_path / "network" / "curves.png").is_file()

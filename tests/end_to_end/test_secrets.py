@@ -1,16 +1,17 @@
-"""Planted credentials are in nothing that a run on Ray leaves, says or shows, also where it fails."""
+"""No run on Ray leaves, prints or shows the planted credentials anywhere, also when it fails."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clusters import short_folder
-from leaks import WatchedHead, WatchedRun, files_below, forms, leaks
+from faulty_proxy import FaultyProxy
+from leaks import JOBS, TASKS, WatchedHead, WatchedRun, files_below, forms, leaks
 from object_store import LABELS, PHOTOGRAPHS, ObjectStore
 from runs import BOTH, FAST
 
@@ -27,7 +28,7 @@ def head() -> Iterator[WatchedHead]:
 
 @pytest.fixture(scope="module")
 def source(scene_tars: Path, object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two tars of four scenes, and one that is none."""
+    """Upload two tars of four scenes, and a file that is not a tar, and return their URL."""
     folder = tmp_path_factory.mktemp("with-a-broken-one")
     for name in ("000000.tar", "000001.tar"):
         (folder / name).write_bytes((scene_tars / name).read_bytes())
@@ -39,18 +40,29 @@ def source(scene_tars: Path, object_store: ObjectStore, tmp_path_factory: pytest
 
 @pytest.fixture
 def label(head: WatchedHead, object_store: ObjectStore, tmp_path: Path) -> Label:
-    """`diffseg label` with these storage options on the watched Ray, and then the search for what it let slip."""
+    """Return a function that runs `diffseg label` on the watched Ray, and then searches for leaked secrets.
 
-    def run(source: str, out: str, options: dict[str, Any], *flags: str) -> WatchedRun:
+    The function first waits until pages of the dashboard show the texts of `shows`.
+    """
+
+    def run(
+        source: str,
+        out: str,
+        options: dict[str, Any],
+        *flags: str,
+        shows: Mapping[str, bytes] = {},
+        meanwhile: Callable[[WatchedRun], object] = lambda run: None,
+    ) -> WatchedRun:
         given = ("--storage-options", json.dumps(options)) if options else ()
-        flags = ("--workers", "1", "--store-timeout", "3", *FAST, *BOTH, *flags)
-        done = head.run(tmp_path / "output", "jobs.label", source, out, *given, *flags)
-        done.note(head.answers())
+        words = ("jobs.label", source, out, *given, "--workers", "1", "--store-timeout", "3", *FAST, *BOTH, *flags)
+        watched = head.run(tmp_path / "output", *words, meanwhile=meanwhile)
+        for page, text in shows.items():
+            head.wait_for_page(watched, page, text)
         object_store.download(LABELS, tmp_path.name, tmp_path / "downloaded")
         shown = dict(files_below(tmp_path)) | dict(files_below(head.folder)) | dict(head.shared_memory())
-        shown |= done.answers | {f"title of {text.split()[:1]}": text.encode() for text in done.titles}
+        shown |= watched.pages | {f"title of {text.split()[:1]}": text.encode() for text in watched.titles}
         assert leaks(shown, object_store.planted) == []
-        return done
+        return watched
 
     return run
 
@@ -63,69 +75,90 @@ def out(tmp_path: Path) -> str:
 def test_a_run_with_a_shard_that_fails(
     source: str, out: str, object_store: ObjectStore, head: WatchedHead, label: Label
 ) -> None:
-    done = label(source, out, object_store.options(), "--model", f"s3://{PHOTOGRAPHS}/secret-model")
-    assert done.code == 1, done.output
+    """The driver's first request is held, and then the request for a shard, until everything was looked at."""
+    held_at: list[int] = []
+    is_masked: list[bool] = []
+
+    def release_what_was_seen(run: WatchedRun) -> None:
+        if not held_at:
+            if proxy.held:
+                held_at.append(len(run.driver_titles))
+        elif not is_masked:  # the title was read again, after the driver had sent its first request
+            is_masked.append("***" in run.driver_titles[held_at[0]])
+            proxy.hold(f"GET /{PHOTOGRAPHS}/secrets/000001.tar")
+        elif (
+            proxy.held
+            and any(title.startswith("ray::LabelWorker") for title in run.titles)
+            and b"LabelWorker.label" in run.pages.get(TASKS, b"")
+        ):
+            proxy.release()
+
+    with FaultyProxy(object_store.endpoint) as proxy:
+        proxy.hold("*")
+        options = object_store.options(endpoint=proxy.endpoint)
+        model = ("--model", f"s3://{PHOTOGRAPHS}/secret-model")
+        shows = {JOBS: b"--storage-options ***"}
+        run = label(source, out, options, *model, shows=shows, meanwhile=release_what_was_seen)
+    assert run.code == 1, run.output
     assert list((head.folder / "cache").glob("secret-model-*/*/record.json"))
-    assert "2 of 3 shards done; 8 images" in done.output, "the store answers nobody without those credentials"
-    assert "broken.tar" in done.output
+    assert "2 of 3 shards done; 8 images" in run.output, "the store answers nobody without those credentials"
+    assert "broken.tar" in run.output
     assert len(object_store.keys(LABELS, out.removeprefix(f"s3://{LABELS}/") + "/failures/")) == 1
-    # All was looked at while there was something to see.
-    assert any(text.startswith("ray::LabelWorker.label") for text in done.titles)
-    assert b"LabelWorker.label" in done.answers["/api/v0/tasks?detail=1&limit=1000"]
-    assert b"--storage-options ***" in done.answers["/api/jobs/"]
-    # The command line itself shows what was typed, until the first that the command does.
-    shows = [bool(leaks({"": text.encode()}, object_store.planted)) for text in done.own_titles]
-    masked = next(number for number, text in enumerate(done.own_titles) if "***" in text)
-    assert shows == [True] * masked + [False] * (len(shows) - masked)
+    assert any(title.startswith("ray::LabelWorker") for title in run.titles)
+    assert b"LabelWorker.label" in run.pages[TASKS]
+    # Before its first request the command masks the secret that was typed, and never shows it again.
+    assert leaks({"typed": json.dumps(options).encode()}, object_store.planted) == ["typed"]
+    assert is_masked == [True]
+    assert not leaks({title: title.encode() for title in run.driver_titles[held_at[0] :]}, object_store.planted)
 
 
-def test_a_secret_that_is_wrong(source: str, out: str, object_store: ObjectStore, label: Label) -> None:
+def test_a_wrong_secret(source: str, out: str, object_store: ObjectStore, label: Label) -> None:
     key, secret, *_ = object_store.planted
-    done = label(source, out, object_store.options() | {"key": key, "secret": secret[::-1] + secret})
-    assert done.code == 1
-    assert "access is denied" in done.output
+    run = label(source, out, object_store.options() | {"key": key, "secret": secret[::-1] + secret})
+    assert run.code == 1
+    assert "access is denied" in run.output
 
 
-def test_an_option_that_nobody_knows(source: str, out: str, object_store: ObjectStore, label: Label) -> None:
+def test_an_unknown_option(source: str, out: str, object_store: ObjectStore, label: Label) -> None:
     options = object_store.options()
-    done = label(source, out, options | {"client_kwargs": {**options["client_kwargs"], "sekret": options["secret"]}})
-    assert done.code == 2
-    assert "sekret" in done.output
+    run = label(source, out, options | {"client_kwargs": {**options["client_kwargs"], "sekret": options["secret"]}})
+    assert run.code == 2
+    assert "sekret" in run.output
 
 
 def test_an_out_that_cannot_be_written(source: str, object_store: ObjectStore, label: Label) -> None:
-    done = label(source, f"s3://{PHOTOGRAPHS}/out", object_store.options())
-    assert done.code == 1
-    assert "run.json: access is denied" in done.output
+    run = label(source, f"s3://{PHOTOGRAPHS}/out", object_store.options())
+    assert run.code == 1
+    assert "run.json: access is denied" in run.output
 
 
 def test_a_store_that_workers_cannot_reach(
     tmp_path: Path, free_port: int, object_store: ObjectStore, label: Label
 ) -> None:
     key, secret = (object_store.options()[name] for name in ("key", "secret"))
-    where = {"endpoint_url": f"http://{key}:{secret}@127.0.0.1:{free_port}", "region_name": "us-east-1"}
-    # Names in braces are not asked for by the driver, so the workers are the first to fail.
-    options = object_store.options() | {"client_kwargs": where}
-    done = label(f"s3://{PHOTOGRAPHS}/{{a,b}}.tar", str(tmp_path / "out"), options)
-    assert done.code == 1
-    assert "has not answered for" in done.output
-    assert b"StoreUnavailable" in done.answers["/api/v0/tasks?detail=1&limit=1000"]
+    client = {"endpoint_url": f"http://{key}:{secret}@127.0.0.1:{free_port}", "region_name": "us-east-1"}
+    # The driver does not look for names in braces, so the workers are the first to fail.
+    options = object_store.options() | {"client_kwargs": client}
+    shows = {TASKS: b"StoreUnavailable"}
+    run = label(f"s3://{PHOTOGRAPHS}/{{a,b}}.tar", str(tmp_path / "out"), options, shows=shows)
+    assert run.code == 1
+    assert "has not answered for" in run.output
 
 
 def test_a_signed_url_that_is_refused(tmp_path: Path, object_store: ObjectStore, label: Label) -> None:
     key, secret, *_ = object_store.planted
     signed = f"{object_store.endpoint}/{PHOTOGRAPHS}/{{a,b}}.tar?X-Amz-Credential={key}&X-Amz-Signature={secret}"
-    done = label(signed, str(tmp_path / "out"), {})
-    assert done.code == 1
-    assert "0 of 2 shards done" in done.output
-    assert f"{PHOTOGRAPHS}/{{a,b}}.tar".encode() in done.answers["/api/jobs/"]
+    shows = {JOBS: f"{PHOTOGRAPHS}/{{a,b}}.tar".encode()}
+    run = label(signed, str(tmp_path / "out"), {}, shows=shows)
+    assert run.code == 1
+    assert "0 of 2 shards done" in run.output
 
 
-def test_the_net_holds_every_form(tmp_path: Path) -> None:
-    word = "AKPLANTED+/secret=%"
-    for number, form in enumerate(sorted(forms(word))):
+def test_the_search_finds_every_form(tmp_path: Path) -> None:
+    secret = "AKPLANTED+/secret=%"
+    for number, form in enumerate(sorted(forms(secret))):
         folder = tmp_path / str(number) / "session" / "logs"
         folder.mkdir(parents=True)
         (folder / "worker.err").write_bytes(b"before\n--" + form + b"--after")
-        assert leaks(dict(files_below(tmp_path / str(number))), [word]) == [str(folder / "worker.err")]
-    assert leaks({"log": word[:-1].encode()}, [word]) == []
+        assert leaks(dict(files_below(tmp_path / str(number))), [secret]) == [str(folder / "worker.err")]
+    assert leaks({"log": secret[:-1].encode()}, [secret]) == []

@@ -1,4 +1,4 @@
-"""Runs from bucket to bucket on a real S3 server, also where it answers badly, is away, or is shared by two runs."""
+"""Runs from bucket to bucket on a real S3 server that injects faults, is down, or is used by two runs at once."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from faults import Faults
 from faulty_proxy import FaultyProxy
 from object_store import LABELS, PHOTOGRAPHS, ObjectStore
 from runs import BOTH, DEADLINE, FAST, differences, environment, label, tree
+from store_faults import StoreFaults
 from warm import WarmCommand
 
 import jobs.verify
 from pipeline.storage import Storage
 
-OUTAGE_SECONDS = float(os.environ.get("DIFFSEG_OUTAGE", "0"))
-"""`make outage` sets a minute."""
+OUTAGE_SECONDS = 60.0
+HELD = f"GET /{PHOTOGRAPHS}/scenes/00000[34].tar"
+"""The last two of the five shards: while their requests are held, a run with two workers cannot finish."""
 
 
 @pytest.fixture(scope="module")
 def source(scene_tars: Path, object_store: ObjectStore) -> str:
-    """The scenes as five tars, in the bucket that cannot be written to."""
+    """Upload the scenes as five tars to the bucket that the labeller cannot write to, and return their URL."""
     object_store.upload(scene_tars, PHOTOGRAPHS, "scenes")
     return f"s3://{PHOTOGRAPHS}/scenes"
 
@@ -46,7 +47,7 @@ def out(tmp_path: Path) -> str:
 
 @pytest.fixture
 def assert_is_labelled(object_store: ObjectStore, out: str, labelled: Path, tmp_path: Path) -> Callable[[], None]:
-    """OUT holds what an undisturbed run from local files leaves, byte for byte, but for the name of the source."""
+    """Return a check that OUT holds what an undisturbed run from local files leaves, except for the name of SRC."""
 
     def check() -> None:
         object_store.download(LABELS, out.removeprefix(f"s3://{LABELS}/"), tmp_path / "downloaded")
@@ -57,38 +58,41 @@ def assert_is_labelled(object_store: ObjectStore, out: str, labelled: Path, tmp_
 
 
 def driver(source: str, out: str, variables: dict[str, str], *flags: str) -> subprocess.Popen[str]:
-    """`diffseg label` as a process of its own."""
+    """Start `diffseg label` in another process."""
     line = [sys.executable, "-m", "jobs.label", source, out, *FAST, *BOTH, *flags]
     output = subprocess.PIPE
     return subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, text=True, env=environment() | variables)
 
 
 def warm(source: str, out: str, variables: dict[str, str], *flags: str) -> Callable[[], tuple[int, str]]:
-    """The same, begun at once; what is returned waits for its exit code and output."""
-    begun = WarmCommand("jobs.label", source, out, *FAST, *BOTH, *flags, variables=environment() | variables)
+    """Start the same command as a fork, and return a function that waits for its exit code and output."""
+    started = WarmCommand("jobs.label", source, out, *FAST, *BOTH, *flags, variables=environment() | variables)
 
-    def ended() -> tuple[int, str]:
-        done = begun.ended(DEADLINE)
-        return done.returncode, done.stdout + done.stderr
+    def finish() -> tuple[int, str]:
+        finished = started.wait(DEADLINE)
+        return finished.returncode, finished.stdout + finished.stderr
 
-    return ended
+    return finish
 
 
 def through(proxy: FaultyProxy, store: ObjectStore) -> tuple[str, ...]:
+    """Return the flags of a run in this process that reaches the store through the proxy."""
     return ("--no-ray", "--storage-options", json.dumps(store.options(endpoint=proxy.endpoint)), *BOTH)
 
 
-def test_a_run_completes_where_requests_fail(
+def test_a_run_completes_although_requests_fail(
     source: str, out: str, proxy: FaultyProxy, object_store: ObjectStore, assert_is_labelled: Callable[[], None]
 ) -> None:
-    # 5 % of all requests is little for a run of sixty: here it is a third.
-    proxy.set(Faults(slow_down=0.06, error=0.06, reset=0.06, lost_answer=0.06, reset_body=0.1, trickle=0.05, cut=0.1))
+    # Of the 60 requests of this run, 5 % would be too few, so a third of them fail.
+    proxy.inject(
+        StoreFaults(slow_down=0.06, error=0.06, reset=0.06, lost_answer=0.06, reset_body=0.1, trickle=0.05, cut=0.1)
+    )
     assert label(source, out, *through(proxy, object_store)) == 0
     assert sum(proxy.counts[fault] for fault in ("slow_down", "error", "reset", "lost_answer", "reset_body", "cut")) > 9
     assert_is_labelled()
 
 
-def test_a_get_that_stalls_is_asked_again(
+def test_a_get_that_stalls_is_repeated(
     source: str,
     out: str,
     proxy: FaultyProxy,
@@ -96,36 +100,36 @@ def test_a_get_that_stalls_is_asked_again(
     assert_is_labelled: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def calm_after_the_first() -> None:
+    def recover_after_the_first() -> None:
         while not proxy.counts["stall"] and not over.wait(0.02):
             pass
-        proxy.set(Faults())
+        proxy.inject(StoreFaults())
 
     monkeypatch.setattr("pipeline.storage.filesystems.REQUEST_SECONDS", 3.0)  # the deadline that ends the stall
-    proxy.set(Faults(stall=1.0))
-    over, calm = threading.Event(), threading.Thread(target=calm_after_the_first)
-    calm.start()
+    proxy.inject(StoreFaults(stall=1.0))
+    over, recovery = threading.Event(), threading.Thread(target=recover_after_the_first)
+    recovery.start()
     try:
         assert label(source, out, *through(proxy, object_store)) == 0
     finally:
         over.set()
-        calm.join()
+        recovery.join()
     assert proxy.counts["stall"] > 0
     assert_is_labelled()
 
 
-def test_a_late_listing_costs_work_but_no_row(
+def test_a_stale_listing_repeats_work_but_loses_no_row(
     source: str, out: str, proxy: FaultyProxy, object_store: ObjectStore, assert_is_labelled: Callable[[], None]
 ) -> None:
     assert label(source, out, *through(proxy, object_store)) == 0
-    proxy.set(Faults(stale_listing=1.0, stale_seconds=3600.0))
+    proxy.inject(StoreFaults(stale_listing=1.0, stale_seconds=3600.0))
     assert label(source, out, *through(proxy, object_store)) == 0
     assert proxy.counts["stale_listing"] > 0
     assert_is_labelled()
 
 
-@pytest.mark.skipif(not OUTAGE_SECONDS, reason="set DIFFSEG_OUTAGE=8 to run it: a minute")
-def test_a_store_that_is_away_is_waited_for(
+@pytest.mark.outage
+def test_a_run_waits_for_a_store_that_is_down(
     source: str,
     out: str,
     proxy: FaultyProxy,
@@ -133,14 +137,16 @@ def test_a_store_that_is_away_is_waited_for(
     assert_is_labelled: Callable[[], None],
 ) -> None:
     variables, actors = object_store.environment(endpoint=proxy.endpoint), ("--address", "local", "--workers", "2")
+    proxy.hold(HELD)
     run = driver(source, out, variables, *actors)
-    wait_for_records(object_store, out, 1)
-    proxy.gone(OUTAGE_SECONDS)
+    wait_until_both_workers_are_held(run, proxy)
+    proxy.go_down(OUTAGE_SECONDS)
+    proxy.release()
     output, _ = run.communicate(timeout=DEADLINE)
     assert run.returncode == 0, output
-    assert "workers wait: s3://" in output
+    assert "workers are waiting: s3://" in output
     assert "does not answer" in output
-    assert "all workers go on" in output
+    assert "all workers have resumed" in output
     assert "5 of 5 shards done; 20 images" in output
     code, output = warm(source, out, variables, *actors)()
     assert code == 0, output
@@ -148,7 +154,7 @@ def test_a_store_that_is_away_is_waited_for(
     assert_is_labelled()
 
 
-def test_a_store_that_is_gone_ends_the_run_and_a_later_run_resumes(
+def test_a_store_that_stays_down_ends_the_run_and_a_later_run_resumes(
     source: str,
     out: str,
     proxy: FaultyProxy,
@@ -156,19 +162,21 @@ def test_a_store_that_is_gone_ends_the_run_and_a_later_run_resumes(
     assert_is_labelled: Callable[[], None],
 ) -> None:
     variables = object_store.environment(endpoint=proxy.endpoint)
+    proxy.hold(HELD)
     run = driver(source, out, variables, "--address", "local", "--workers", "2", "--store-timeout", "4")
-    wait_for_records(object_store, out, 1)
-    proxy.gone()
+    wait_until_both_workers_are_held(run, proxy)
+    proxy.go_down()
+    proxy.release()
     output, _ = run.communicate(timeout=DEADLINE)
-    assert run.returncode == 1
+    assert run.returncode == 1, output
     assert "has not answered for" in output
     assert "s3://" in output
-    assert "the same command goes on where this run stopped" in output.replace("\n", " ")
+    assert "run the same command again" in output.replace("\n", " ")
     assert "Traceback" not in output
-    proxy.back()
+    proxy.come_up()
     code, output = warm(source, out, variables, "--no-ray")()
     assert code == 0, output
-    assert " of them before" in output
+    assert "5 of 5 shards done, 3 of them before" in output
     assert_is_labelled()
 
 
@@ -176,19 +184,19 @@ def test_two_runs_on_one_out_at_the_same_time(
     source: str, out: str, object_store: ObjectStore, assert_is_labelled: Callable[[], None]
 ) -> None:
     runs = [warm(source, out, object_store.environment(), "--no-ray") for _ in range(2)]
-    ends = [ended() for ended in runs]
-    assert [code for code, _ in ends] == [0, 0], ends
+    results = [finish() for finish in runs]
+    assert [code for code, _ in results] == [0, 0], results
     assert_is_labelled()
 
 
-def test_of_two_runs_with_other_settings_at_the_same_time_one_is_refused(
+def test_of_two_runs_with_different_settings_at_the_same_time_one_is_refused(
     source: str, out: str, object_store: ObjectStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taus = ("0.05", "0.06")
     runs = [warm(source, out, object_store.environment(), "--no-ray", "--tau", tau) for tau in taus]
-    ends = [ended() for ended in runs]
-    assert sorted(code for code, _ in ends) == [0, 2], ends
-    refused = next(output for code, output in ends if code == 2)
+    results = [finish() for finish in runs]
+    assert sorted(code for code, _ in results) == [0, 2], results
+    refused = next(output for code, output in results if code == 2)
     assert "holds a run with other settings" in refused
     assert "tau" in refused
     options = json.dumps(object_store.options())
@@ -196,9 +204,9 @@ def test_of_two_runs_with_other_settings_at_the_same_time_one_is_refused(
 
 
 def test_storage_on_a_real_server(out: str, proxy: FaultyProxy, object_store: ObjectStore) -> None:
-    """What the pipeline asks of a store, where a fifth of the requests fail and answers get lost."""
+    """Storage keeps its contract although a fifth of the requests fail or lose their answer."""
     storage = Storage(url=out, options=object_store.options(endpoint=proxy.endpoint))
-    proxy.set(Faults(slow_down=0.1, lost_answer=0.1))
+    proxy.inject(StoreFaults(slow_down=0.1, lost_answer=0.1))
     for number in range(40):
         storage.write_bytes(f"a/{number}", b"%d" % number)
     assert storage.read_small([f"a/{number}" for number in (7, 77, 30)]) == [b"7", None, b"30"]
@@ -226,15 +234,15 @@ def test_an_out_that_cannot_be_written_is_named(
     options = json.dumps(object_store.options())
     out = f"s3://{PHOTOGRAPHS}/out"
     assert label(source, out, "--no-ray", "--storage-options", options) == 1
-    said = capfd.readouterr().err
-    assert f"{out}/run.json: access is denied" in said
-    assert "Traceback" not in said
+    stderr = capfd.readouterr().err
+    assert f"{out}/run.json: access is denied" in stderr
+    assert "Traceback" not in stderr
 
 
-def wait_for_records(store: ObjectStore, out: str, count: int) -> None:
-    """Until the run is well under way."""
+def wait_until_both_workers_are_held(run: subprocess.Popen[str], proxy: FaultyProxy) -> None:
+    """Wait until three of the five shards are done and each worker waits for the request of one of the other two."""
     end = time.monotonic() + DEADLINE
-    prefix = out.removeprefix(f"s3://{LABELS}/") + "/commits/"
-    while len(store.keys(LABELS, prefix)) < count:
+    while len({request for request in proxy.held if request.endswith(".tar")}) < 2:
+        assert run.poll() is None, run.communicate()
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""`python -m node_worker URL`: what a worker on a node does about its model, without the model; says what it found."""
+"""`python -m node_worker URL`: find the weights of a model as a worker does, and print where they are, as JSON."""
 
 from __future__ import annotations
 

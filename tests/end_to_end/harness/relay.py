@@ -1,4 +1,4 @@
-"""A TCP relay before a server, whose connections can be broken as a network breaks them."""
+"""A TCP relay in front of a server, whose connections a test can break as a network would."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import contextlib
 from types import TracebackType
 from urllib.parse import urlsplit
 
-from serverthread import ServerThread
+from server_thread import ServerThread
 
 
 class Relay(ServerThread):
-    """The relay in a thread of its own, as a context manager.
+    """The relay, in its own thread, as a context manager.
 
     Attributes:
-        url: what clients are given instead of the server's.
+        url: The URL that clients use instead of the server's.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -25,20 +25,20 @@ class Relay(ServerThread):
     def __enter__(self) -> Relay:
         port = self.start("relay")
         self.url = f"http://127.0.0.1:{port}"
-        self._server = self.wait(asyncio.start_server(self._serve, "127.0.0.1", port, reuse_address=True))
+        self._server = self.call(asyncio.start_server(self._serve, "127.0.0.1", port, reuse_address=True))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.wait(self._close())
+        self.call(self._close())
         self.stop()
 
     def break_connections(self) -> int:
-        """Cut all that are open at this moment; how many ends these had."""
-        return self.wait(self._cut())
+        """Break all open connections and return how many ends they had."""
+        return self.call(self._abort())
 
-    async def _cut(self) -> int:
+    async def _abort(self) -> int:
         ends = list(self._open)
         for end in ends:
             end.transport.abort()
@@ -46,21 +46,21 @@ class Relay(ServerThread):
 
     async def _close(self) -> None:
         self._server.close()
-        await self._cut()
+        await self._abort()
         while self._open:
             await asyncio.sleep(0.01)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        onward_reader, onward = await asyncio.open_connection(self._host, self._upstream_port)
-        ends = {writer, onward}
+        upstream_reader, upstream_writer = await asyncio.open_connection(self._host, self._upstream_port)
+        ends = {writer, upstream_writer}
         self._open |= ends
         try:
-            await asyncio.gather(_pass_on(reader, onward), _pass_on(onward_reader, writer))
+            await asyncio.gather(_forward(reader, upstream_writer), _forward(upstream_reader, writer))
         finally:
             self._open -= ends
 
 
-async def _pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+async def _forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while data := await source.read(2**16):
             target.write(data)

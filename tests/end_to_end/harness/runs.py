@@ -1,9 +1,10 @@
-"""Runs of the commands, and what they leave, in a form that can be compared."""
+"""Runs of the commands, and their outputs in a form that can be compared."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,60 +16,71 @@ import pyarrow.parquet as pq
 import jobs.label
 from pipeline.output.rows import decode_mask
 
-# A threshold this low splits small scenes into many segments, so that equal masks say something.
+# So low a threshold splits small scenes into many segments, so the equality of masks is meaningful.
 FAST = ("--device", "cpu", "--resolution", "64", "--tau", "0.05")
 BOTH = ("--format", "parquet,webdataset")
+PROGRESS = re.compile(r"progress\.json|\.progress\.json\.[0-9a-f]+\.writing")
 TIMES = ("seconds", "started", "finished", "attempt", "worker")
+"""Fields of a commit record that differ between equal runs."""
 DEADLINE = 540.0
-"""Seconds for one command: far more than it needs, so that only a command that hangs meets it."""
+"""Seconds for one command: far more than it needs, so only a command that hangs exceeds it."""
 
 
 def label(source: Path | str, out: Path, *flags: str) -> int:
-    """`diffseg label` in this process, on the small setting; the exit code."""
+    """Run `diffseg label` with fast settings in this process and return the exit code."""
     return jobs.label.main([str(source), str(out), *FAST, *flags])
 
 
 def environment() -> dict[str, str]:
-    """For a command in a process of its own: this checkout, and no Ray cluster but its own."""
+    """Return the environment for a command in another process: this checkout, and no Ray cluster of this process."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    own = {"PYTHONPATH": str(Path(__file__).parents[3]), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
-    return kept | own | {"RAY_worker_niceness": "0"}  # conftest.py says why
+    added = {"PYTHONPATH": str(Path(__file__).parents[3]), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+    return kept | added | {"RAY_worker_niceness": "0"}  # tests/conftest.py states the reason
 
 
 def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """`python -m` with these words, to its end."""
+    """Run `python -m` with these words to its end."""
     line = [sys.executable, "-m", *map(str, words)]
     return subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=DEADLINE, check=False)
 
 
+def committed(out: Path) -> int:
+    """Return the number of commit records in OUT. A shard that was done twice may have two."""
+    return sum(path.suffix == ".json" and path.name[0] != "." for path in (out / "commits").glob("*"))
+
+
 def record_of(out: Path, shard: str) -> Path:
-    """The record of a done shard."""
+    """Return the path of the commit record of a finished shard."""
     (path,) = (out / "commits").glob(f"{shard}.*.json")
     return path
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    """All rows under OUT, shard by shard in their order."""
+    """Return all rows of OUT, shard by shard in order."""
     return [row for path in sorted((out / "labels").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
 def masks_of(out: Path) -> dict[str, np.ndarray]:
-    """uint16 [H, W] label maps by key, of the rows that have one."""
+    """Return the uint16 [H, W] label maps by key, of the rows that have one."""
     return {row["key"]: decode_mask(row["mask"]) for row in rows_of(out) if row["mask"] is not None}
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too, by its path; without what only tells the time and the place."""
-    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    found.pop("progress.json", None)
-    for path, data in found.items():
+    """Return every file below a folder by its path, also hidden ones, without times, hosts and attempts.
+
+    progress.json is left out, also under its temporary name: a run that ends does not wait long for a slow disk.
+    """
+    paths = [path for path in folder.rglob("*") if path.is_file() and not PROGRESS.fullmatch(path.name)]
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    for path, data in files.items():
         if path.startswith(("commits/", "failures/")):
             record = {name: value for name, value in json.loads(data).items() if name not in TIMES}
-            found[path] = json.dumps(record, sort_keys=True).encode()
-    return found
+            files[path] = json.dumps(record, sort_keys=True).encode()
+    return files
 
 
 def differences(out: Path, expected: Path) -> list[str]:
-    """The paths at which two trees differ; names alone, since a report of the bytes would be of megabytes."""
-    ours, theirs = tree(out), tree(expected)
-    return sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
+    """Return the paths at which two trees differ: names only, since a report of their bytes would be megabytes."""
+    actual_files, expected_files = tree(out), tree(expected)
+    paths = actual_files.keys() | expected_files.keys()
+    return sorted(path for path in paths if actual_files.get(path) != expected_files.get(path))

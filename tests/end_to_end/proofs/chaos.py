@@ -29,8 +29,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
 from clusters import Cluster, clear, short_folder
+from process_faults import SHARDS, SLOW, StruckRun, draw
 from runs import BOTH, differences, rows_of
-from strikes import SHARDS, SLOW, StruckRun, draw
 
 import jobs.label
 import jobs.shard
