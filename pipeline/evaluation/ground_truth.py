@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -152,7 +152,8 @@ def find_ground_truth(
     else:
         files = find_files(url, store)
         if files.kind == "images":
-            root, paths = store.at(files.root).url, [file.path for file in files.files]
+            folder, listed = files.single_root()
+            root, paths = store.at(folder).url, [file.path for file in listed]
             layout = recognise(_with_root_name(root, paths)) if layout is None else layout
             locations = _file_locations(store.at(root), paths, layout)
         else:
@@ -162,9 +163,22 @@ def find_ground_truth(
             locations = _sample_locations(shards, store, field)
     if not locations:
         raise SourceError(
-            f"{store.at(url).redacted}: holds no ground truth in the layout {layout}; set another --layout"
+            f"{store.at(url).redacted}: no ground truth in the layout {layout} was found. Looked for "
+            f"{_expected(layout)}; found {_summary(store.at(root))}. Set another --layout, or name another folder"
         )
     return GroundTruth(storage=store.at(root), layout_name=layout, field=field, ignore=ignore, locations=locations)
+
+
+def _expected(layout_name: LayoutName) -> str:
+    """Describe the files of a layout for a message."""
+    layout = LAYOUTS[layout_name]
+    return " or ".join(f"*{layout.suffix}.{extension}" for extension in layout.extensions)
+
+
+def _summary(folder: Storage) -> str:
+    """Count the files of a folder by extension for a message."""
+    counts = Counter(path.rpartition(".")[2].lower() for path, _ in folder.files())
+    return ", ".join(f"{count} .{extension}" for extension, count in counts.most_common(5)) or "no files"
 
 
 def _with_root_name(root: str, files: Iterable[str]) -> list[str]:
@@ -178,11 +192,21 @@ def _matlab_files(folder: Storage) -> list[str]:
 
 
 def _file_locations(folder: Storage, files: list[str], layout_name: LayoutName) -> dict[str, GroundTruthLocation]:
-    """Locate the files whose paths match the layout, or else all files with its extension."""
+    """Locate the files whose paths match the layout, or else all files with its extensions.
+
+    Raises:
+        SourceError: No path matches the layout, and the paths follow another one.
+    """
     layout = LAYOUTS[layout_name]
     full_paths = _with_root_name(folder.url, files)
     matching = [file for file, path in zip(files, full_paths, strict=True) if re.search(layout.path_pattern, path)]
-    used = matching or [path for path in files if path.endswith(f".{layout.extension}")]
+    other = recognise(full_paths)
+    if not matching and files and other not in ("labels", layout_name):
+        raise SourceError(
+            f"{folder.redacted}: holds no files of the layout {layout_name}, but files of the layout {other} "
+            f"({files[0]} …); set --layout {other}"
+        )
+    used = matching or [path for path in files if path.lower().endswith(tuple(f".{end}" for end in layout.extensions))]
     return {path: GroundTruthLocation(name=path) for path in used}
 
 

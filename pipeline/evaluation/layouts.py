@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from scipy.io import loadmat
 
@@ -19,7 +20,19 @@ from pipeline.readers.samples import IMAGE_EXTENSIONS
 MAX_PIXELS = 2**26
 """Largest label map that is decoded, in pixels."""
 
-LayoutName = Literal["bsds500", "cityscapes", "ade20k-full", "ade20k", "voc", "coco-stuff", "coco-panoptic", "labels"]
+LayoutName = Literal[
+    "bsds500",
+    "cityscapes",
+    "cityscapes-train-ids",
+    "ade20k-full",
+    "ade20k",
+    "voc",
+    "coco-stuff",
+    "coco-panoptic",
+    "labels",
+]
+
+_TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 Segments = Mapping[int, int]
 """Category id by segment id for one panoptic PNG, as listed in its JSON file."""
@@ -35,14 +48,14 @@ class Layout:
 
     Attributes:
         path_pattern: Regular expression for the paths of ground-truth files as the data set ships them. Where no path
-            matches, all files with `extension` are used.
+            matches, all files with one of `extensions` are used.
         read: Turns the bytes of a file into ids, integer [H, W], one array for each annotator.
         table: Class of each id, 65535 for ids that must not occur. None if each id is its own class.
         ignore: Ids that are not scored. None for the largest id: 255 in 8-bit files, 65535 in 16-bit files.
         classes: Number of classes; None for those that occur, 0 for regions without class names.
         suffix: End of a ground-truth file name, before the extension, that the image's name lacks.
         image_suffix: End of an image's file name, before the extension, that the ground truth's name lacks.
-        extension: File extension of ground-truth files.
+        extensions: File extensions of ground-truth files, in lower case.
     """
 
     path_pattern: str
@@ -52,7 +65,7 @@ class Layout:
     classes: int | None = None
     suffix: str = ""
     image_suffix: str = ""
-    extension: str = "png"
+    extensions: tuple[str, ...] = ("png",)
 
     def with_ignored_ids(self, ids: tuple[int, ...] | None) -> Layout:
         """Return this layout with other ids excluded from scoring; None keeps the layout's own."""
@@ -61,7 +74,7 @@ class Layout:
     def pairing_key(self, path: str) -> str:
         """Return what the path of a ground-truth file and the path or key of its image have in common."""
         stem, dot, extension = path.rpartition(".")
-        path = stem if dot and extension.lower() in (*IMAGE_EXTENSIONS, self.extension) else path
+        path = stem if dot and extension.lower() in (*IMAGE_EXTENSIONS, *self.extensions) else path
         for suffix in filter(None, (self.suffix, self.image_suffix)):
             path = path.removesuffix(suffix)
         return path
@@ -109,7 +122,9 @@ def _first_ids(ids: list[int] | tuple[int, ...]) -> str:
 
 
 def read_ids(data: bytes, segments: Segments | None = None) -> list[np.ndarray]:
-    """Read the ids of a single-channel PNG, grey or with a palette, as one uint8 or uint16 [H, W] array."""
+    """Read the ids of a single-channel PNG or TIFF, grey or with a palette, as one uint8 or uint16 [H, W] array."""
+    if data.startswith(_TIFF_SIGNATURES):
+        return [_read_tiff(data)]
     image = _open(data)
     if image.mode not in ("1", "L", "P", "I;16", "I"):
         raise GroundTruthError(
@@ -123,6 +138,21 @@ def read_ids(data: bytes, segments: Segments | None = None) -> list[np.ndarray]:
     return [ids.astype(np.uint8 if depth <= 8 else np.uint16)]
 
 
+def _read_tiff(data: bytes) -> np.ndarray:
+    try:
+        image = Image.open(io.BytesIO(data), formats=("TIFF",))
+    except Exception as error:  # Pillow's parsers raise many types for malformed bytes
+        raise GroundTruthError(f"is a broken TIFF: {error}") from error
+    _check_size(image)
+    ids = _pixels(image)
+    if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I") or ids.min() < 0 or ids.max() > IGNORE:
+        raise GroundTruthError(
+            f"is a TIFF of mode {image.mode} with values from {ids.min()} to {ids.max()}; expected one channel of "
+            f"integer ids from 0 to {IGNORE}"
+        )
+    return ids.astype(np.uint8 if image.mode in ("1", "L", "P") else np.uint16)
+
+
 def _read_colours(data: bytes) -> np.ndarray:
     image = _open(data)
     if image.mode not in ("RGB", "RGBA"):
@@ -133,23 +163,27 @@ def _read_colours(data: bytes) -> np.ndarray:
 def _open(data: bytes) -> PngImageFile:
     if not data.startswith(b"\x89PNG"):
         raise GroundTruthError(
-            f"is not a PNG (it starts with {data[:8]!r}); expected a label map as PNG. In tar and Parquet files, "
-            "--truth-field names the member or column of the ground truth"
+            f"is not a PNG (it starts with {data[:8]!r}); expected a label map as PNG; the layout labels also "
+            "reads TIFF. In tar and Parquet files, --truth-field names the member or column of the ground truth"
         )
     try:
         image = PngImageFile(io.BytesIO(data))
     except Exception as error:  # Pillow's parsers raise many types for malformed bytes
         raise GroundTruthError(f"is a broken PNG: {error}") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise GroundTruthError(f"declares {image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
+    _check_size(image)
     return image
 
 
-def _pixels(image: PngImageFile) -> np.ndarray:
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise GroundTruthError(f"declares {image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
     try:
         return np.asarray(image)
     except Exception as error:
-        raise GroundTruthError(f"is a broken PNG: {error}") from error
+        raise GroundTruthError(f"is a broken {image.format}: {error}") from error
 
 
 def _read_full_ade(data: bytes, segments: Segments | None) -> list[np.ndarray]:
@@ -189,7 +223,7 @@ def _consecutive(first: int, count: int) -> np.ndarray:
 
 
 LAYOUTS: dict[LayoutName, Layout] = {
-    "bsds500": Layout(path_pattern=r"\.mat$", read=_read_bsds, ignore=(), classes=0, extension="mat"),
+    "bsds500": Layout(path_pattern=r"\.mat$", read=_read_bsds, ignore=(), classes=0, extensions=("mat",)),
     "cityscapes": Layout(
         path_pattern=r"_gtFine_labelIds\.png$",
         read=read_ids,
@@ -197,6 +231,15 @@ LAYOUTS: dict[LayoutName, Layout] = {
         ignore=(*range(7), 255),
         classes=27,
         suffix="_gtFine_labelIds",
+        image_suffix="_leftImg8bit",
+    ),
+    "cityscapes-train-ids": Layout(
+        path_pattern=r"_gtFine_labelTrainIds\.png$",
+        read=read_ids,
+        table=_consecutive(0, 19),
+        ignore=(255,),
+        classes=19,
+        suffix="_gtFine_labelTrainIds",
         image_suffix="_leftImg8bit",
     ),
     "ade20k-full": Layout(path_pattern=r"ADE_\w+_\d{8}_seg\.png$", read=_read_full_ade, ignore=(0,), suffix="_seg"),
@@ -224,7 +267,7 @@ LAYOUTS: dict[LayoutName, Layout] = {
         ignore=(0,),
         classes=len(COCO_27),
     ),
-    "labels": Layout(path_pattern=r"\.png$", read=read_ids),
+    "labels": Layout(path_pattern=r"\.(png|tiff?)$", read=read_ids, extensions=("png", "tif", "tiff")),
 }
 """Layouts by the name given to --layout. Without the flag, the first whose `path_pattern` matches a path is used."""
 

@@ -79,6 +79,26 @@ def test_cityscapes_classes_start_at_road_and_void_is_ignored() -> None:
     assert decoded("cityscapes", png([[0, 6, 7, 23, 33, 255]])) == [[IGNORE, IGNORE, 0, 16, 26, IGNORE]]
 
 
+def test_cityscapes_train_ids_are_the_classes_and_255_is_ignored() -> None:
+    assert decoded("cityscapes-train-ids", png([[0, 6, 18, 255]])) == [[0, 6, 18, IGNORE]]
+    with pytest.raises(GroundTruthError, match="ids 19; this layout defines 0 to 18"):
+        decoded("cityscapes-train-ids", png([[19]]))
+
+
+@pytest.mark.parametrize(("dtype", "ignored"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_tiff_label_maps_are_read(dtype: type, ignored: int) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 3, ignored]], dtype)).save(buffer, "TIFF")
+    assert decoded("labels", buffer.getvalue()) == [[0, 3, IGNORE]]
+
+
+def test_a_tiff_without_integer_ids_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0.5, 3.0]], np.float32)).save(buffer, "TIFF")
+    with pytest.raises(GroundTruthError, match=r"TIFF of mode F with values from 0\.5 to 3\.0; expected one channel"):
+        decoded("labels", buffer.getvalue())
+
+
 def test_voc_ids_are_palette_indices_whatever_the_colours() -> None:
     image = Image.fromarray(np.array([[0, 15, 20, 255]], np.uint8)).convert("P")
     image.putdata([0, 15, 20, 255])
@@ -140,7 +160,8 @@ def test_files_that_are_not_label_maps_are_refused_with_a_remedy() -> None:
     for layout, data, message in (
         ("labels", png(np.zeros((2, 2, 3))), r"mode RGB; expected one channel.*--layout"),
         ("labels", png(np.zeros((2, 2, 4))), "mode RGBA"),
-        ("labels", tiff.getvalue(), r"is not a PNG \(it starts with b'II.*--truth-field"),
+        ("voc", b"GIF89a", r"is not a PNG \(it starts with b'GIF89a'\).*--truth-field"),
+        ("labels", tiff.getvalue()[:20], "broken TIFF"),
         ("labels", b"", "is not a PNG"),
         ("labels", complete[: len(complete) // 2], "broken PNG"),
         ("labels", complete[:20], "broken PNG"),
@@ -163,6 +184,7 @@ def test_files_that_are_not_label_maps_are_refused_with_a_remedy() -> None:
     ("path", "layout"),
     [
         ("gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png", "cityscapes"),
+        ("gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelTrainIds.png", "cityscapes-train-ids"),
         ("BSDS500/data/groundTruth/test/100007.mat", "bsds500"),
         ("VOC2012/SegmentationClass/2007_000032.png", "voc"),
         ("annotations/validation/ADE_val_00000001.png", "ade20k"),
@@ -186,6 +208,7 @@ def test_paths_identify_the_layout(path: str, layout: str) -> None:
             "frankfurt/frankfurt_000000_000294_gtFine_labelIds.png",
             "frankfurt/frankfurt_000000_000294_leftImg8bit.png",
         ),
+        ("cityscapes-train-ids", "val/aa_000000_gtFine_labelTrainIds.png", "val/aa_000000_leftImg8bit.png"),
         ("ade20k-full", "a/ADE_val_00000001_seg.png", "a/ADE_val_00000001.jpg"),
         ("bsds500", "test/100007.mat", "test/100007.jpg"),
         ("labels", "a/b.c.png", "a/b.c.JPEG"),
