@@ -12,7 +12,7 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +22,16 @@ from diffseg.images.canvas import ModelInput
 from diffseg.images.decode import decode_image
 from diffseg.model.text import Prompt
 from diffseg.pending import PendingBatch
-from pipeline.output.commit import Commit, write_commit
+from pipeline.output.commit import Commit, tag_of, write_commit
+from pipeline.output.fence import Fence, publication
+from pipeline.output.portable_image import portable_image
 from pipeline.output.rows import Row, failed_row, labelled_row
 from pipeline.output.writer import LabelShardWriter
 from pipeline.prefetch import prefetch, prefetch_map
 from pipeline.readers.names import NameReader, NamesError
 from pipeline.readers.read import read_shard
 from pipeline.readers.samples import Sample, Shard
+from pipeline.readers.versions import ReadCheck
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 from pipeline.timing import StepTimer
@@ -41,8 +44,8 @@ Prepare = Callable[[np.ndarray, Prompt | None], ModelInput]
 Outcome = tuple[Sample, Segmentation | Row]
 """A sample with its segmentation, or with the row that says why it has none."""
 
-IMAGE_SIGNATURES = {b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
-"""File extension by the first bytes of an image."""
+RowAndImage = tuple[Row, tuple[str, bytes] | None]
+"""A row, and the extension and bytes of the source image to store beside its label map."""
 
 
 class Decoded(NamedTuple):
@@ -64,6 +67,7 @@ def label_shard(
     attempt: int = 1,
     names: NameReader | None = None,
     on_sample: Callable[[], None] = lambda: None,
+    fence: Fence | None = None,
 ) -> Commit:
     """Label every sample of a shard and commit it. Doing so again writes the same bytes under the same names.
 
@@ -75,45 +79,53 @@ def label_shard(
         source: Options for the store of the shard.
         names: Reads the names of each sample; None if segments are not named.
         on_sample: Called once for each row.
+        fence: What run.json must say when the shard is committed; None if no other run can use OUT.
 
     Returns:
-        The record that was written.
+        The record that was written. Its inputs are those that were really read.
 
     Raises:
         ShardError: The shard itself cannot be read.
+        SourceChanged: The shard changed while it was read.
+        RunTakenOver: Another run has taken over OUT.
         OSError: A store fails.
     """
     started, clock, step = time.time(), time.perf_counter(), StepTimer()
     counts: Counter[str] = Counter()
+    check = ReadCheck(shard, source)
+    inputs = check.shard.digest()
+    tag = tag_of(metadata["fingerprint"], inputs)
     with (
-        LabelShardWriter(shard.name, formats=settings.formats, metadata=metadata) as writer,
+        LabelShardWriter(shard.name, formats=settings.formats, metadata={**metadata, "tag": tag}) as writer,
         closing(_rows(shard, segmenter, settings, source, names, step)) as rows,
     ):
-        for sample, row in rows:
+        for row, image in rows:
             with step("write"):
-                image = _image_member(sample) if settings.include_image and row.status == "ok" else None
                 writer.add(row, image=image)
             counts[row.status] += 1
             on_sample()
-        with step("write"):
-            files = writer.publish(out)
-    seconds = {name: round(seconds, 4) for name, seconds in step.seconds.items()}
-    commit = Commit(
-        shard=shard.name,
-        state="done",
-        fingerprint=metadata["fingerprint"],
-        attempt=attempt,
-        inputs=shard.digest(),
-        rows=counts.total(),
-        counts=dict(counts),
-        files=files,
-        seconds=seconds | {"total": round(time.perf_counter() - clock, 4)},
-        started=started,
-        finished=time.time(),
-        worker=socket.gethostname(),
-        batch_size=segmenter.batch_size,
-    )
-    write_commit(out, commit)
+        check.finish()
+        commit = Commit(
+            shard=shard.name,
+            state="done",
+            fingerprint=metadata["fingerprint"],
+            attempt=attempt,
+            inputs=inputs,
+            rows=counts.total(),
+            counts=dict(counts),
+            started=started,
+            worker=socket.gethostname(),
+            batch_size=segmenter.batch_size,
+        )
+        with nullcontext() if fence is None else publication(out, shard.name, tag, fence):
+            with step("write"):
+                files = writer.publish(out)
+            seconds = {name: round(seconds, 4) for name, seconds in step.seconds.items()}
+            seconds["total"] = round(time.perf_counter() - clock, 4)
+            commit = dataclasses.replace(commit, files=files, seconds=seconds, finished=time.time())
+            if fence is not None:
+                fence.check(out)
+            write_commit(out, commit)
     return commit
 
 
@@ -124,7 +136,7 @@ def _rows(
     source: Storage,
     names: NameReader | None,
     step: StepTimer,
-) -> Generator[tuple[Sample, Row], None, None]:
+) -> Generator[RowAndImage, None, None]:
     """Yield a row for each sample of the shard, through the stages below."""
     ahead = segmenter.batch_size + DECODERS
     prompt_of = None if names is None else lambda sample: names(sample).prompt(settings.naming.template)
@@ -141,7 +153,14 @@ def _rows(
         ) as decoded,
         closing(label_samples(decoded, segmenter, step, shard.name)) as outcomes,
         closing(
-            encode_rows(outcomes, shard.name, step, ahead=segmenter.batch_size, names=settings.naming.names)
+            encode_rows(
+                outcomes,
+                shard.name,
+                step,
+                ahead=segmenter.batch_size,
+                names=settings.naming.names,
+                include_images=settings.include_image,
+            )
         ) as rows,
     ):
         yield from rows
@@ -229,22 +248,28 @@ def _outcomes(batch: list[Decoded], pending: PendingBatch | None, shard: str, st
 
 
 def encode_rows(
-    outcomes: Iterable[Outcome], shard: str, step: StepTimer, *, ahead: int, names: Sequence[str] = ()
-) -> Generator[tuple[Sample, Row], None, None]:
-    """Encode masks in threads, at most `ahead` behind the model, and yield the rows in the order of the outcomes."""
+    outcomes: Iterable[Outcome],
+    shard: str,
+    step: StepTimer,
+    *,
+    ahead: int,
+    names: Sequence[str] = (),
+    include_images: bool = False,
+) -> Generator[RowAndImage, None, None]:
+    """Encode masks in threads, at most `ahead` behind the model, and yield the rows in the order of the outcomes.
 
-    def encode(item: Outcome) -> tuple[Sample, Row]:
+    With `include_images`, a row with a mask comes with its source image as a JPEG that shows the pixels of the mask.
+    """
+
+    def encode(item: Outcome) -> RowAndImage:
         sample, outcome = item
         if isinstance(outcome, Row):
-            return sample, outcome
+            return outcome, None
         with step("write"):
-            return sample, labelled_row(sample, shard, outcome, names)
+            row = labelled_row(sample, shard, outcome, names)
+            if not include_images or sample.image is None:
+                return row, None
+            data, extension = portable_image(sample.image, outcome.labels.shape, jpeg=True)
+            return row, (extension, data)
 
     return prefetch_map(encode, outcomes, threads=ENCODERS, ahead=ahead)
-
-
-def _image_member(sample: Sample) -> tuple[str, bytes]:
-    """Return the extension and the bytes of an image. Keys and columns need not have the right extension."""
-    data = sample.image or b""
-    extensions = (extension for signature, extension in IMAGE_SIGNATURES.items() if data.startswith(signature))
-    return next(extensions, "bin"), data

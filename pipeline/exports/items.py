@@ -12,8 +12,9 @@ import numpy as np
 
 from diffseg import IGNORE
 from diffseg.segmentation import BACKGROUND
-from pipeline.exports.images import portable_image
 from pipeline.exports.names import flat_name, is_plain_path, unique_name
+from pipeline.output.commit import LabelShard
+from pipeline.output.portable_image import portable_image
 from pipeline.output.reader import is_uncertain, label_rows
 from pipeline.output.rows import decode_mask
 from pipeline.output.source_images import SourceImageError, SourceImages
@@ -73,7 +74,7 @@ class ExportTask:
         source: Source shard with the images, if the export includes them.
     """
 
-    shard: str
+    shard: LabelShard
     number: int
     tasks: int
     first_id: int

@@ -189,7 +189,7 @@ def test_masks_are_encoded_while_the_model_labels_the_next_images() -> None:
             yield sample, failed if index == 3 else Segmentation(labels=labels, segments=(), confidence=1.0)
             next_pass.release()
 
-    rows = [row for _, row in encode_rows(outcomes(), "s", BlockedUntilTheNextPass(), ahead=2)]
+    rows = [row for row, _ in encode_rows(outcomes(), "s", BlockedUntilTheNextPass(), ahead=2)]
     assert [row.index for row in rows] == list(range(6))
     assert [None if row.mask is None else decode_mask(row.mask)[0, 0] for row in rows] == [0, 1, 2, None, 4, 5]
 

@@ -1,4 +1,7 @@
-"""Source images in exports: stored bytes are kept if all readers decode them to the same pixels, else re-encoded."""
+"""Source images beside label maps: stored bytes are kept if all readers decode them to the pixels of the label map.
+
+Readers differ in what they do with an EXIF orientation, a palette or transparency. Any other image is re-encoded.
+"""
 
 from __future__ import annotations
 
