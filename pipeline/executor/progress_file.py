@@ -18,9 +18,12 @@ from typing import Any, Literal
 
 import psutil
 
+from pipeline.bounded_json import InvalidFile, read_bounded, struct_fields
+from pipeline.errors import RunRefused
 from pipeline.executor.protocol import RunState
 from pipeline.executor.rate_meter import RateMeter
 from pipeline.output.manifest import PROGRESS_PATH
+from pipeline.output.schemas import DOCUMENT_BYTES, parse_progress
 from pipeline.storage import Storage, redact
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,8 @@ log = logging.getLogger(__name__)
 INTERVAL_SECONDS = 15.0
 STALE_SECONDS = 6 * INTERVAL_SECONDS
 """A driver that has not written for this long is presumed dead."""
+CLOCK_SECONDS = 2.0
+"""Largest difference between the creation time that the system reports for a process and the clock."""
 WRITE_TIMEOUT_SECONDS = 4.0
 """How long one write is retried."""
 CLOSE_SECONDS = 5.0
@@ -93,21 +98,50 @@ class ProgressReport:
         """Return True if a driver that claims to be running has not written for `STALE_SECONDS`."""
         return self.state == "running" and self.age() > STALE_SECONDS
 
+    def may_be_running(self) -> bool:
+        """Return True unless the driver has ended, has not written for `STALE_SECONDS`, or is known to be dead."""
+        if self.state != "running" or self.is_stale():
+            return False
+        if self.host != socket.gethostname():
+            return True
+        try:
+            return psutil.Process(self.pid).create_time() <= self.started + CLOCK_SECONDS
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.Error:  # a process of another user
+            return True
+
     def to_dict(self) -> dict[str, Any]:
         """Return the values by their JSON keys."""
         return {_JSON_KEYS.get(name, name): value for name, value in dataclasses.asdict(self).items()}
 
 
 def read_progress(out: Storage) -> ProgressReport | None:
-    """Read progress.json of OUT; None if it is missing or was not written by this version of the program."""
+    """Read progress.json of OUT; None if it is missing, or damaged, which a warning says."""
     try:
-        values: dict[str, Any] = dict(json.loads(out.read_bytes(PROGRESS_PATH)))
-        for name, key in _JSON_KEYS.items():
-            if key in values:
-                values[name] = values.pop(key)
-        return ProgressReport(**values)
-    except (FileNotFoundError, ValueError, TypeError):
+        return ProgressReport(**struct_fields(parse_progress(read_bounded(out, PROGRESS_PATH, DOCUMENT_BYTES))))
+    except FileNotFoundError:
         return None
+    except InvalidFile as error:
+        log.warning("%s is ignored: %s", out.joined(PROGRESS_PATH), error)
+        return None
+
+
+def refuse_if_running(out: Storage) -> None:
+    """Check that no run is at work in OUT, before its files are deleted.
+
+    Raises:
+        RunRefused: The driver of a run has written progress.json a short time ago, and may be alive.
+    """
+    report = read_progress(out)
+    if report is None or not report.may_be_running():
+        return
+    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(report.written))
+    raise RunRefused(
+        f"{out.redacted}: a run is at work here, on {report.host} as process {report.pid}; its last report is from "
+        f"{written}, {report.age():.0f} s ago. Stop it before you pass --overwrite. A driver that was killed is "
+        f"presumed dead {STALE_SECONDS:.0f} s after its last report"
+    )
 
 
 class ProgressFile:

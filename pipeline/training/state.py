@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from diffseg.safetensors_metadata import read_metadata
+from pipeline.bounded_json import InvalidFile, read_bounded, struct_fields
 from pipeline.output.ownership import refuse_foreign_folder
+from pipeline.output.schemas import DOCUMENT_BYTES, TrainingSchema, parse_network, parse_object, parse_training
 from pipeline.storage import SourceError, Storage
 from pipeline.training.network import SegmentationNetwork
 from pipeline.training.settings import TrainSettings
@@ -43,7 +47,12 @@ def claim(model: Storage, settings: TrainSettings, *, fingerprint: str, workers:
     refuse_foreign_folder(model, CLAIM)
     if model.create_bytes(CLAIM, json.dumps(plain, indent=1, sort_keys=True).encode()):
         return
-    existing = json.loads(model.read_bytes(CLAIM))
+    try:
+        existing = parse_object(read_bounded(model, CLAIM, DOCUMENT_BYTES))
+    except InvalidFile as error:
+        raise ValueError(
+            f"{model.joined(CLAIM)}: is not a record of a training ({error}). Choose another MODEL"
+        ) from None
     if existing != plain:
         names = sorted(name for name in plain.keys() | existing.keys() if plain.get(name) != existing.get(name))
         changes = ", ".join(f"{name} was {existing.get(name)}, is now {plain.get(name)}" for name in names)
@@ -79,26 +88,41 @@ def load_checkpoint(
     data = model.read_bytes(CHECKPOINT)
     weights: dict[str, torch.Tensor] = {}
     states: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in load(data).items():
-        kind, rest = name.split(".", 1)
-        if kind == "weights":
-            weights[rest] = tensor
-        else:
-            number, field = rest.split(".")
-            states.setdefault(int(number), {})[field] = tensor
-    network.load_state_dict(weights)
-    optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
-    progress = _progress(data)
-    return progress["step"], progress["history"]
+    with _damage_named(model, CHECKPOINT):
+        for name, tensor in load(data).items():
+            kind, rest = name.split(".", 1)
+            if kind == "weights":
+                weights[rest] = tensor
+            else:
+                number, field = rest.split(".")
+                states.setdefault(int(number), {})[field] = tensor
+        network.load_state_dict(weights)
+        optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
+        progress = _progress(data)
+    return progress.step, list(progress.history)
 
 
 def load_history(model: Storage) -> list[Record]:
     """Return the records of a training up to its last checkpoint."""
-    return _progress(model.read_bytes(CHECKPOINT))["history"]
+    data = model.read_bytes(CHECKPOINT)
+    with _damage_named(model, CHECKPOINT):
+        return list(_progress(data).history)
 
 
-def _progress(data: bytes) -> dict[str, Any]:
-    return json.loads(read_metadata(data)["training"])
+def _progress(data: bytes) -> TrainingSchema:
+    return parse_training(read_metadata(data)["training"])
+
+
+@contextmanager
+def _damage_named(model: Storage, path: str) -> Iterator[None]:
+    """Turn the errors of a file whose content is not what this program writes into one that names the file."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SourceError(
+            f"{model.joined(path)}: is damaged ({reason}). Choose another MODEL, or restore it"
+        ) from error
 
 
 def save_network(model: Storage, network: SegmentationNetwork, config: Mapping[str, Any]) -> None:
@@ -115,9 +139,12 @@ def load_network(model: Storage) -> tuple[SegmentationNetwork, dict[str, Any]]:
         SourceError: The training has not finished.
     """
     try:
-        config = json.loads(model.read_bytes(CONFIG))
-        network = SegmentationNetwork(width=config["width"], dimensions=config["dimensions"])
-        network.load_state_dict(load(model.read_bytes(WEIGHTS)))
+        with _damage_named(model, CONFIG):
+            config = parse_network(read_bounded(model, CONFIG, DOCUMENT_BYTES))
+        weights = model.read_bytes(WEIGHTS)
+        with _damage_named(model, WEIGHTS):
+            network = SegmentationNetwork(width=config.width, dimensions=config.dimensions)
+            network.load_state_dict(load(weights))
     except FileNotFoundError as error:
         raise SourceError(f"{model.redacted}: holds no trained network; pass the MODEL of `diffseg train`") from error
-    return network.eval(), config
+    return network.eval(), struct_fields(config)
