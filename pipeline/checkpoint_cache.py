@@ -24,6 +24,7 @@ from typing import Any
 
 from diffseg.model.files import ModelFiles, digests
 from diffseg.model.layout import CheckpointError
+from diffseg.settings import Dtype
 from pipeline.digest import BLOCK_BYTES, short_digest
 from pipeline.storage import Storage, StoreUnavailable
 from pipeline.storage.atomic_write import write_atomically
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 MAX_FILES = 1000
 """Most files of one checkpoint."""
 MAX_BYTES = 2**36
-"""Largest size of one checkpoint. SDXL in single and half precision is 21 GB."""
+"""Largest size of one checkpoint. SDXL in single precision is 14 GB."""
 MAX_TRIES = 2
 RECORD = "record.json"
 
@@ -52,11 +53,13 @@ class CheckpointCache:
         store: The URL.
         files: Which files are copied, and what must be among them.
         folder: Folder of the copies.
+        dtype: Dtype of the run, on which depends which files of weights are read.
     """
 
     store: Storage
     files: ModelFiles
     folder: Path
+    dtype: Dtype = "float32"
 
     def current(self) -> Path:
         """Return the copy of what the store holds now, and make it if there is none.
@@ -78,7 +81,7 @@ class CheckpointCache:
                 self._fetch(copy, versions)
             if (record := _read_record(copy)) is None:
                 log.warning("%s: changed while it was copied; it is copied again", self.store.redacted)
-            elif damaged := _damaged_files(copy, record, self.files):
+            elif damaged := _damaged_files(copy, record, self.files, self.dtype):
                 url = self.store.redacted
                 log.warning("%s: the copy of %s is damaged; it is copied again", copy / damaged[0], url)
                 self._discard(copy, record)
@@ -99,7 +102,7 @@ class CheckpointCache:
         """
         records = sorted(self.folder.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
         for copy in (path.parent for path in reversed(records)):
-            if (record := _read_record(copy)) is not None and not _damaged_files(copy, record, self.files):
+            if (record := _read_record(copy)) is not None and not _damaged_files(copy, record, self.files, self.dtype):
                 return copy
             log.warning(
                 "%s: the copy of %s is damaged; an older one is used if there is one", copy, self.store.redacted
@@ -124,10 +127,12 @@ class CheckpointCache:
                 f"in the {files.library} layout{example}"
             )
         prefix = f"{main_folder}/" if main_folder else ""
-        versions = {path: (size, tag) for path, size, tag in self.store.versions(depth=2) if files.includes(path)}
-        if not any(path.startswith(prefix) and path.endswith(".safetensors") for path in versions):
+        listed = {path: (size, tag) for path, size, tag in self.store.versions(depth=2)}
+        versions = {path: listed[path] for path in files.select(listed, self.dtype)}
+        part = files.part(main_folder)
+        if not part.has_weights(path.removeprefix(prefix) for path in versions if path.startswith(prefix)):
             raise CheckpointError(
-                f"{self.store.redacted}: looked for {prefix}{files.weights}.safetensors (or .fp16.safetensors) and "
+                f"{self.store.redacted}: looked for {prefix}{part.weights}.safetensors (or .fp16.safetensors) and "
                 "found none. Only safetensors are loaded: pickled .bin and .ckpt files can run code"
             )
         size = sum(size for size, _ in versions.values())
@@ -180,10 +185,10 @@ def _read_record(copy: Path) -> dict[str, Any] | None:
         return None
 
 
-def _damaged_files(copy: Path, record: dict[str, Any], files: ModelFiles) -> list[str]:
+def _damaged_files(copy: Path, record: dict[str, Any], files: ModelFiles, dtype: Dtype) -> list[str]:
     """Return the paths of the files of a copy that differ from its record."""
     try:
-        actual = digests(copy, files)
+        actual = digests(copy, files, dtype)
     except OSError as error:  # the disk fails, or another process is repairing the copy
         return [str(error.filename)]
     expected = record["files"]

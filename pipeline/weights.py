@@ -14,6 +14,7 @@ from huggingface_hub import is_offline_mode
 
 from diffseg.model.files import CHECKPOINT_FILES, CLIP_FILES, VAE_FILES, ModelFiles, fingerprint, with_digest
 from diffseg.model.layout import CheckpointError, resolve
+from diffseg.settings import Dtype
 from pipeline.checkpoint_cache import CheckpointCache
 from pipeline.digest import short_digest
 from pipeline.settings import LabelSettings
@@ -45,7 +46,7 @@ class Weights:
 
     def fingerprint(self) -> str:
         """Return the model_sha256 of run.json, which depends on the contents of the files and not on their location."""
-        checkpoint = fingerprint(self.model, vae=self.vae)
+        checkpoint = fingerprint(self.model, vae=self.vae, dtype=self.settings.dtype)
         return checkpoint if self.clip is None else with_digest(checkpoint, fingerprint(self.clip, CLIP_FILES))
 
     @contextmanager
@@ -72,9 +73,10 @@ def find_weights(settings: LabelSettings, source: Storage) -> Weights:
         SourceError: A store cannot be opened.
         OSError: A store fails.
     """
-    model = _locate(settings.model, settings.revision, source, CHECKPOINT_FILES)
-    vae = None if settings.vae is None else _locate(settings.vae, None, source, VAE_FILES)
-    clip = None if settings.clip is None else _locate(settings.clip, None, source, CLIP_FILES)
+    dtype = settings.dtype
+    model = _locate(settings.model, settings.revision, source, CHECKPOINT_FILES, dtype)
+    vae = None if settings.vae is None else _locate(settings.vae, None, source, VAE_FILES, dtype)
+    clip = None if settings.clip is None else _locate(settings.clip, None, source, CLIP_FILES, "float32")
     return Weights(settings=settings, model=model, vae=vae, clip=clip)
 
 
@@ -89,14 +91,14 @@ def find_affinity(location: str, source: Storage) -> AffinityState:
         raise AffinityError(f"{redact(location)}: there is no such file; `diffseg fit` writes one") from None
 
 
-def _locate(name: str, revision: str | None, source: Storage, files: ModelFiles) -> Path:
-    """Return the local folder of a local path, a hub id or a URL."""
+def _locate(name: str, revision: str | None, source: Storage, files: ModelFiles, dtype: Dtype) -> Path:
+    """Return the local folder or single file of a local path, a hub id or a URL."""
     if not scheme(name):
-        return resolve(local_path(name), revision, files)
+        return resolve(local_path(name), revision, files, dtype)
     store, root = source.at(name), cache_folder()
     readable = re.sub(r"[^\w-]", "_", store.url.rpartition("/")[2])[:50]
-    digest = short_digest("\0".join((store.url, *files.patterns)))
-    cache = CheckpointCache(store=store, files=files, folder=root / f"{readable}-{digest}")
+    digest = short_digest("\0".join((store.url, dtype, *files.patterns)))
+    cache = CheckpointCache(store=store, files=files, folder=root / f"{readable}-{digest}", dtype=dtype)
     try:
         return cache.latest() if is_offline_mode() else cache.current()
     except OSError as error:

@@ -55,14 +55,29 @@ class Backbone:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.pixel_multiple = PIXELS_PER_LATENT * latent_multiple(checkpoint.unet)
+        self._latents_mean, self._latents_std = self._of_channels("latents_mean"), self._of_channels("latents_std")
 
     @torch.inference_mode()
     def latents(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return scaled latents [B, 4, S/8, S/8], the mean of the posterior, of float32 [B, 3, S, S] in [−1, 1]."""
+        """Return scaled latents [B, 4, S/8, S/8], the mean of the posterior, of float32 [B, 3, S, S] in [−1, 1].
+
+        Where the autoencoder's configuration has a mean and a standard deviation of each channel, as in Playground
+        v2.5, the latents are standardised as diffusers' StableDiffusionXLImg2ImgPipeline does.
+        """
         vae = self.checkpoint.vae
         encoded = vae.encode(to_device(pixels, vae.device, vae.dtype))
         raw = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
-        return (raw * vae.config.scaling_factor).to(self.checkpoint.unet.dtype)
+        if self._latents_mean is None or self._latents_std is None:
+            scaled = raw * vae.config.scaling_factor
+        else:
+            scaled = (raw - self._latents_mean) * vae.config.scaling_factor / self._latents_std
+        return scaled.to(self.checkpoint.unet.dtype)
+
+    def _of_channels(self, key: str) -> torch.Tensor | None:
+        """Return numbers of the autoencoder's configuration as a tensor [1, 4, 1, 1], None if it has none."""
+        vae = self.checkpoint.vae
+        values = vae.config.get(key)
+        return None if values is None else torch.tensor(values, device=vae.device, dtype=vae.dtype).view(1, -1, 1, 1)
 
     def self_attention(self, pixels: torch.Tensor, timestep: int, step: Step = no_step) -> SelfAttention:
         """Run one unconditional pass without added noise, and return its self-attention.

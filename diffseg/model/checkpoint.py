@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from diffseg.model.files import VAE_FILES, fingerprint
-from diffseg.model.layout import CheckpointError, check_part, load_part, read_json, resolve
+from diffseg.attention.recorder import self_attention_layers
+from diffseg.model.config_fields import DIFFSEG_FIELDS, check_unet, check_vae
+from diffseg.model.config_rules import check_config
+from diffseg.model.files import CHECKPOINT_FILES, VAE_FILES, fingerprint
+from diffseg.model.layout import CheckpointError, check_part, load_part, read_json, resolve, weights_variant
+from diffseg.model.single_file import SingleFile
 from diffseg.model.text import TextEncoders
-from diffseg.model.text_encoders import ADDED_SDXL, load_text_encoders
-from diffseg.settings import StageName
+from diffseg.model.text_encoders import load_text_encoders
+from diffseg.settings import Dtype, StageName
 
-LATENT_CHANNELS, LATENT_PIXELS = 4, 8
-"""Channels of the latents, and image pixels per side of a latent position."""
+LATENT_PIXELS = 8
+"""Image pixels per side of a latent position."""
 
 AUTOENCODERS: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 PAPER_TAU, PAPER_TIMESTEP = (1.1, 1.1, 1.1), 300
@@ -69,7 +73,8 @@ def load_checkpoint(
     """Load any Stable Diffusion checkpoint with 4 latent channels.
 
     Args:
-        model: An embedded model, a local diffusers folder or a hub id.
+        model: An embedded model, a local diffusers folder, a single .safetensors file in the original layout of SD 1.x,
+            SD 2.x or SDXL, or a hub id.
         revision: Branch, tag or commit of the hub id.
         vae: Folder or hub id of an autoencoder, or of a checkpoint that has one, to use instead of the model's own.
         device: Torch device.
@@ -80,78 +85,96 @@ def load_checkpoint(
     Raises:
         CheckpointError: A part is missing or of another kind.
     """
-    folder = resolve(model, revision)
-    settings = read_json(folder / "diffseg.json") if (folder / "diffseg.json").is_file() else {}
-    unet_variant = check_part(folder, "unet", ("UNet2DConditionModel",))
-    unet_config = read_json(folder / "unet" / "config.json")
-    _check_unet(unet_config, model)
-    resolution = settings.get("resolution", _trained_side(unet_config, model))
-    encoder, sha256 = _load_vae(folder, torch.float32 if dtype == torch.float16 else dtype, vae)
-    unet = load_part(folder, "unet", UNet2DConditionModel, torch_dtype=dtype, variant=unet_variant)
-    encoders = load_text_encoders(folder, unet, resolution)
-    if text and not encoders.parts:
+    precision = _dtype_name(dtype)
+    location = resolve(model, revision, dtype=precision)
+    load = _load_single_file if location.is_file() else _load_folder
+    parts = load(location, dtype, None if vae is None else resolve(vae, files=VAE_FILES, dtype=precision))
+    if text and not parts.encoders.parts:
         raise CheckpointError(
             f"{model}: has no text encoder, which is needed to read names; the embedded model with one is tiny-text"
         )
-    empty = encoders.embed("")
+    empty = parts.encoders.embed("")
     return Checkpoint(
         name=str(model) if revision is None else f"{model}@{revision}",
-        sha256=sha256,
-        vae=for_inference(encoder, device),
-        unet=for_inference(unet, device),
+        sha256=parts.sha256,
+        vae=for_inference(parts.vae, device),
+        unet=for_inference(parts.unet, device),
         context=empty.context.to(device, dtype),
         added={name: value.to(device, dtype) for name, value in empty.added.items()},
-        tau=tuple(settings.get("tau", PAPER_TAU)),
-        timestep=int(settings.get("timestep", PAPER_TIMESTEP)),
-        resolution=resolution,
-        method=tuple(settings.get("method", ("diffseg",))),
-        text=encoders.on(device) if text else None,
+        tau=tuple(parts.settings.get("tau", PAPER_TAU)),
+        timestep=parts.settings.get("timestep", PAPER_TIMESTEP),
+        resolution=parts.resolution,
+        method=tuple(parts.settings.get("method", ("diffseg",))),
+        text=parts.encoders.on(device) if text else None,
     )
 
 
-def _load_vae(folder: Path, dtype: torch.dtype, other: str | os.PathLike[str] | None) -> tuple[Any, str]:
-    """Return the encoder of a checkpoint, or of `other` instead, and the digest of all files that are read of both."""
-    part, name = "vae", str(folder)
-    if other is None:
-        sha256 = fingerprint(folder)
-    else:
-        vae_folder, name = resolve(other, files=VAE_FILES), str(other)
-        sha256 = fingerprint(folder, vae=vae_folder)
-        folder, part = vae_folder, "vae" if (vae_folder / "vae").is_dir() else ""
-    variant = check_part(folder, part, tuple(AUTOENCODERS))
-    config = read_json(folder / part / "config.json")
-    _check_channels("vae", name, "latent_channels", config)
+class _Parts(NamedTuple):
+    """What is read of a checkpoint: its own settings for DiffSeg, and the models on the CPU."""
+
+    sha256: str
+    settings: dict[str, Any]
+    resolution: int
+    vae: Any
+    unet: UNet2DConditionModel
+    encoders: TextEncoders
+
+
+def _load_folder(folder: Path, dtype: torch.dtype, other_vae: Path | None) -> _Parts:
+    """Load a checkpoint in the diffusers layout, with the autoencoder of another folder if there is one."""
+    settings = read_json(folder / "diffseg.json") if (folder / "diffseg.json").is_file() else {}
+    check_config(folder / "diffseg.json", settings, DIFFSEG_FIELDS)
+    config = check_part(folder, "unet", ("UNet2DConditionModel",))
+    check_unet(folder / "unet" / "config.json", config)
+    sha256 = fingerprint(folder, vae=other_vae, dtype=_dtype_name(dtype))
+    vae = _load_vae(other_vae or folder, dtype)
+    variant = weights_variant(folder / "unet", f"unet of {folder}", CHECKPOINT_FILES.part("unet"), _dtype_name(dtype))
+    unet = load_part(folder, "unet", UNet2DConditionModel, torch_dtype=dtype, variant=variant)
+    _check_attention(unet, folder)
+    resolution = settings.get("resolution", config["sample_size"] * LATENT_PIXELS)
+    encoders = load_text_encoders(folder, unet, resolution, _dtype_name(dtype))
+    return _Parts(sha256, settings, resolution, vae, unet, encoders)
+
+
+def _load_single_file(file: Path, dtype: torch.dtype, other_vae: Path | None) -> _Parts:
+    """Load a checkpoint in a single file, with the autoencoder of a folder if there is one."""
+    checkpoint = SingleFile.read(file)
+    vae = checkpoint.vae(_vae_dtype(dtype)) if other_vae is None else _load_vae(other_vae, dtype)
+    unet = checkpoint.unet(dtype)
+    resolution = unet.config.sample_size * LATENT_PIXELS
+    sha256 = fingerprint(file, vae=other_vae, dtype=_dtype_name(dtype))
+    return _Parts(sha256, {}, resolution, vae, unet, checkpoint.text_encoders(unet, resolution))
+
+
+def _load_vae(folder: Path, dtype: torch.dtype) -> Any:
+    """Return the encoder of an autoencoder that lies in a folder, or in the folder `vae` below it."""
+    part = "vae" if (folder / "vae").is_dir() or (folder / "unet").is_dir() else ""
+    config = check_part(folder, part, tuple(AUTOENCODERS))
+    check_vae(folder / part / "config.json", config)
+    variant = weights_variant(folder / part, f"vae of {folder}", VAE_FILES.part("vae"), _dtype_name(dtype))
     unused = ("decoder.", "post_quant_conv.")
     vae_class = AUTOENCODERS[config["_class_name"]]
-    encoder = load_part(folder, part, vae_class, unused=unused, torch_dtype=dtype, variant=variant)
+    encoder = load_part(folder, part, vae_class, unused=unused, torch_dtype=_vae_dtype(dtype), variant=variant)
     encoder.decoder = encoder.post_quant_conv = None
-    return encoder, sha256
+    return encoder
 
 
-def _check_unet(config: dict[str, Any], model: str | os.PathLike[str]) -> None:
-    _check_channels("unet", model, "in_channels", config)
-    embed_type = config.get("addition_embed_type")
-    if embed_type not in (None, ADDED_SDXL):
-        raise CheckpointError(f"unet of {model}: addition_embed_type is {embed_type}; expected none or {ADDED_SDXL}")
-
-
-def _check_channels(part: str, model: str | os.PathLike[str], key: str, config: dict[str, Any]) -> None:
-    channels = config.get(key)
-    if channels != LATENT_CHANNELS:
+def _check_attention(unet: UNet2DConditionModel, folder: Path) -> None:
+    if not self_attention_layers(unet):
         raise CheckpointError(
-            f"{part} of {model}: {key} is {channels}; DiffSeg needs a text-to-image Stable Diffusion with 4"
+            f"unet of {folder}: has no self-attention; DiffSeg needs the transformer blocks of Stable Diffusion"
         )
+
+
+def _vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _dtype_name(dtype: torch.dtype) -> Dtype:
+    return cast(Dtype, str(dtype).removeprefix("torch."))
 
 
 def for_inference(model: Any, device: str) -> Any:
     """Freeze a model and move it to a device, in the channels-last layout on CPUs and CUDA, where it is faster."""
     model = model.eval().requires_grad_(False).to(device)
     return model.to(memory_format=torch.channels_last) if model.device.type in ("cpu", "cuda") else model
-
-
-def _trained_side(unet_config: dict[str, Any], model: str | os.PathLike[str]) -> int:
-    """Return the side in pixels of the images that the UNet was trained on."""
-    side = unet_config.get("sample_size")
-    if not isinstance(side, int):
-        raise CheckpointError(f"unet of {model}: expected the side of its latents, but sample_size is {side}")
-    return side * LATENT_PIXELS

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from diffseg.devices import to_device
+from diffseg.model.config_fields import check_clip
 from diffseg.model.files import CLIP_FILES, fingerprint
-from diffseg.model.layout import CheckpointError, listing, load_part, read_json, resolve
+from diffseg.model.layout import CheckpointError, listing, load_part, read_json, resolve, weights_variant
 from diffseg.model.text_encoders import check_tokenizer_files, load_tokenizer
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -152,12 +153,12 @@ def load_clip(model: str | os.PathLike[str], *, device: str = "cpu") -> Clip:
     from transformers import CLIPModel  # slow to import, and few runs name segments by CLIP
 
     tokenizer = load_tokenizer(folder, f"tokenizer of {folder}")
-    words = config.get("text_config", {}).get("vocab_size")
+    words = (config.get("text_config") or {}).get("vocab_size")
     if isinstance(words, int) and len(tokenizer) > words:
         raise CheckpointError(
             f"{folder}: its tokenizer has {len(tokenizer)} tokens, but its text encoder knows {words}"
         )
-    variant = None if any(".fp16." not in path.name for path in folder.glob("model*.safetensors")) else "fp16"
+    variant = weights_variant(folder, str(folder), CLIP_FILES.part(""), "float32")
     network = load_part(folder, "", CLIPModel, dtype=torch.float32, variant=variant)
     mean, std = _colour_statistics(folder)
     return Clip(
@@ -174,13 +175,9 @@ def _checked_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: looked for config.json of a CLIPModel; the folder holds {listing(folder)}")
     config = read_json(folder / "config.json")
+    check_clip(folder / "config.json", config)
     if config.get("model_type") != "clip":
         raise CheckpointError(f"{folder}: is a {config.get('model_type')}; looked for a clip (transformers' CLIPModel)")
-    if not list(folder.glob("model*.safetensors")):
-        raise CheckpointError(
-            f"{folder}: looked for model.safetensors; found {listing(folder)}. Only safetensors are loaded: pickled "
-            ".bin files can run code"
-        )
     check_tokenizer_files(folder, str(folder))
     return config
 

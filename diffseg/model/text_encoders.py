@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 
-from diffseg.model.layout import CheckpointError, listing, load_part, read_json
+from diffseg.model.config_fields import ADDED_SDXL, INDEX_FIELDS, TEXT_FIELDS, TIME_IDS
+from diffseg.model.config_rules import check_config
+from diffseg.model.files import CHECKPOINT_FILES
+from diffseg.model.layout import CheckpointError, listing, load_part, read_json, weights_variant
 from diffseg.model.text import TextEncoders
-
-ADDED_SDXL = "text_time"
-"""The UNet's `addition_embed_type` in SDXL."""
-
-TIME_IDS = 6
-"""Numbers of SDXL's size conditioning: original size, crop corner and target size."""
+from diffseg.settings import Dtype
 
 
-def load_text_encoders(folder: Path, unet: UNet2DConditionModel, resolution: int) -> TextEncoders:
+def load_text_encoders(folder: Path, unet: UNet2DConditionModel, resolution: int, dtype: Dtype) -> TextEncoders:
     """Load the text encoders that model_index.json names, and check each against the UNet.
 
     Args:
         folder: The checkpoint.
         unet: Its UNet.
         resolution: Side of the input square in pixels, for the size conditioning of SDXL.
+        dtype: Dtype of the run, on which depends which files of weights are read; the encoders are float32.
 
     Raises:
         CheckpointError: A part is missing, or does not fit the UNet.
     """
     index_file = folder / "model_index.json"
     index: dict[str, Any] = read_json(index_file) if index_file.is_file() else {}
+    check_config(index_file, index, INDEX_FIELDS)
     has_first = index.get("text_encoder", ["", ""])[1] is not None
     has_second = index.get("text_encoder_2", [None, None])[1] is not None
     added = unet.config.addition_embed_type == ADDED_SDXL
@@ -39,24 +40,50 @@ def load_text_encoders(folder: Path, unet: UNet2DConditionModel, resolution: int
             f"{folder}: looked for text_encoder and text_encoder_2 in model_index.json and {ADDED_SDXL} as the UNet's "
             "addition_embed_type, which go together; a refiner has the second encoder alone and cannot be used"
         )
-    width = unet.config.cross_attention_dim
     if not has_first:
-        return TextEncoders(parts=[], width=width)
+        return TextEncoders(parts=[], width=unet.config.cross_attention_dim)
     suffixes = ("", "_2") if has_second else ("",)
+    parts = [_load(folder, f"text_encoder{suffix}", f"tokenizer{suffix}", dtype) for suffix in suffixes]
+    return combine(
+        folder, parts, unet, resolution, zeros_for_empty=bool(index.get("force_zeros_for_empty_prompt", True))
+    )
+
+
+def combine(
+    shown: Path,
+    parts: Sequence[tuple[Any, Any]],
+    unet: UNet2DConditionModel,
+    resolution: int,
+    *,
+    zeros_for_empty: bool = True,
+) -> TextEncoders:
+    """Combine one or two text encoders, and check that they fit the UNet.
+
+    Args:
+        shown: The checkpoint, for messages.
+        parts: Pairs of a tokenizer and its encoder.
+        unet: The UNet.
+        resolution: Side of the input square in pixels, for the size conditioning of SDXL.
+        zeros_for_empty: Whether two encoders embed the empty prompt as zeros.
+
+    Raises:
+        CheckpointError: The embeddings have another width than the UNet reads.
+    """
+    width, has_second = unet.config.cross_attention_dim, len(parts) > 1
     time_ids = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]], dtype=torch.float32)
     encoders = TextEncoders(
-        parts=[_load(folder, f"text_encoder{suffix}", f"tokenizer{suffix}") for suffix in suffixes],
+        parts=parts,
         width=width,
         time_ids=time_ids if has_second else None,
-        zeros_for_empty=has_second and index.get("force_zeros_for_empty_prompt", True),
+        zeros_for_empty=has_second and zeros_for_empty,
     )
     empty = encoders.embed("")
-    _check_width(folder, "text encoders" if has_second else "text encoder", empty.context, width)
+    _check_width(shown, "text encoders" if has_second else "text encoder", empty.context, width)
     if has_second:
         pooled_width = (
             unet.config.projection_class_embeddings_input_dim - TIME_IDS * unet.config.addition_time_embed_dim
         )
-        _check_width(folder, "projection of text_encoder_2", empty.added["text_embeds"], pooled_width)
+        _check_width(shown, "projection of text_encoder_2", empty.added["text_embeds"], pooled_width)
     return encoders
 
 
@@ -94,22 +121,19 @@ def load_tokenizer(folder: Path, shown: str) -> Any:
         raise CheckpointError(f"{shown}: its files do not load: {error}") from error
 
 
-def _load(folder: Path, encoder: str, tokenizer: str) -> tuple[Any, Any]:
+def _load(folder: Path, encoder: str, tokenizer: str, dtype: Dtype) -> tuple[Any, Any]:
     """Return a tokenizer and its text encoder in float32."""
     # transformers is slow to import, and `tiny` has no text encoder.
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    weights = list((folder / encoder).glob("*.safetensors"))
-    if not weights:
-        raise CheckpointError(
-            f"{encoder} of {folder}: looked for {encoder}/*.safetensors; found {listing(folder / encoder)}"
-        )
+    variant = weights_variant(folder / encoder, f"{encoder} of {folder}", CHECKPOINT_FILES.part(encoder), dtype)
     check_tokenizer_files(folder / tokenizer, f"{tokenizer} of {folder}")
-    architectures = read_json(folder / encoder / "config.json").get("architectures")
+    config = read_json(folder / encoder / "config.json")
+    check_config(folder / encoder / "config.json", config, TEXT_FIELDS)
+    architectures = config.get("architectures")
     classes = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
-    if not architectures or architectures[0] not in classes:
+    if not isinstance(architectures, list) or architectures[:1] not in [[name] for name in classes]:
         raise CheckpointError(f"{encoder} of {folder}: is a {architectures}; looked for {' or '.join(classes)}")
-    variant = None if any(".fp16." not in path.name for path in weights) else "fp16"
     model_class = classes[architectures[0]]
     model = load_part(folder, encoder, model_class, dtype=torch.float32, variant=variant).eval()
     return load_tokenizer(folder / tokenizer, f"{tokenizer} of {folder}"), model

@@ -74,15 +74,21 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], None]
 
 
 def write_text_encoder(
-    folder: Path, width: int, *, projection: int | None = None, activation: str = "quick_gelu"
+    folder: Path,
+    width: int,
+    *,
+    projection: int | None = None,
+    activation: str = "quick_gelu",
+    layers: int = 3,
+    intermediate: int | None = None,
 ) -> None:
     """Write random weights under the names in published files (text_model.…, with the position ids of old releases)."""
     words = len(vocabulary()[0])
     config = CLIPTextConfig(
         vocab_size=words,
         hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3,
+        intermediate_size=intermediate or 2 * width,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         hidden_act=activation,
         projection_dim=projection or width,

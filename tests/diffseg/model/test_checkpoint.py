@@ -166,7 +166,7 @@ def test_an_autoencoder_that_does_not_fit_is_refused(copy: Copy, tmp_path: Path)
     with pytest.raises(CheckpointError, match="is a UNet2DConditionModel; looked for AutoencoderKL or AutoencoderTiny"):
         load_checkpoint(folder, vae=folder / "unet")
     AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "wide")
-    with pytest.raises(CheckpointError, match=r"vae of .*wide: latent_channels is 16"):
+    with pytest.raises(CheckpointError, match=r"wide/config.json: latent_channels is 16; expected 4"):
         load_checkpoint(folder, vae=tmp_path / "wide")
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
         load_checkpoint(folder, vae=tmp_path / "nowhere")
