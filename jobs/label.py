@@ -5,7 +5,7 @@ After a stop or a kill at any moment, the same command continues where the run s
 
 Exit codes:
   0: every shard is done.
-  1: some shards failed, or more samples failed than --allowed-failures permits.
+  1: some shards failed or are truncated or damaged, or more samples failed than --allowed-failures permits.
   2: wrong usage, or refused.
 """
 
@@ -29,7 +29,12 @@ from pipeline.readers.names import parse_names
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
 if TYPE_CHECKING:
-    from pipeline.executor.driver import RunSummary
+    from pipeline.executor.summary import RunSummary
+    from pipeline.output.reconcile import GoneShards
+
+
+DEFAULT_ALLOWED_FAILURES = 0.1
+"""Share of samples that may fail unless a flag says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +50,10 @@ class LabelCommand:
     storage_options: str = ""
     """JSON object with options for fsspec, such as credentials or an endpoint, for SRC, OUT and the URL of a model.
     The environment variables of the store are safer, because everybody can read a command line."""
-    allowed_failures: float = 0.1
-    """Share of samples that may fail, 0 to 1; above it the exit code is 1."""
+    allowed_failures: float | None = None
+    """Share of samples that may fail, 0 to 1; above it the exit code is 1. Default: 0.1, but a truncated or damaged
+    shard makes the exit code 1 as well, because nobody knows how many samples it has lost. A share that is given
+    covers such shards."""
     json: bool = False
     """Print the summary as JSON."""
     label: Annotated[LabelSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelSettings)
@@ -131,8 +138,14 @@ def _label(command: LabelCommand) -> int:
         print_json(dataclasses.asdict(summary))
     else:
         _print(console, summary)
-    too_many_failed = bool(summary.failed) or summary.failed_share() > command.allowed_failures
-    return SOME_FAILED if too_many_failed else OK
+    return SOME_FAILED if _has_failed(summary, command.allowed_failures) else OK
+
+
+def _has_failed(summary: RunSummary, allowed: float | None) -> bool:
+    """Return True if shards, or more samples than allowed, have failed."""
+    if summary.failed or (allowed is None and summary.broken):
+        return True
+    return summary.failed_share() > (DEFAULT_ALLOWED_FAILURES if allowed is None else allowed)
 
 
 def _print(console: Console, summary: RunSummary) -> None:
@@ -144,8 +157,19 @@ def _print(console: Console, summary: RunSummary) -> None:
     if summary.images:
         line += f"; {summary.images} images in {summary.wall:.1f} s"
     print_line(console, line)
+    if summary.gone is not None:
+        print_line(console, _gone_line(summary.gone), "yellow")
+    for name, status in summary.broken.items():
+        print_line(console, f"{status}: {name}: only a part of this shard could be read", "red")
     for name, error in summary.failed.items():
         print_line(console, f"failed: {name}: {error}", "red")
+
+
+def _gone_line(gone: GoneShards) -> str:
+    """Say what became of the label shards whose source is gone."""
+    names = ", ".join(gone.first) + (", …" if gone.shards > len(gone.first) else "")
+    what = f"{gone.shards} shards with {gone.rows} rows that are no longer in SRC: {names}"
+    return f"removed {what}" if gone.removed else f"kept {what} ({gone.reason})"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import print_json, print_line
 from jobs.run_flags import MOVED_IMAGES_ADVICE, SourceImageFlags
 from pipeline.errors import RunFailed
+from pipeline.output.commit import LabelShard
 from pipeline.output.manifest import Manifest
 from pipeline.output.reader import label_rows, segment_name
 from pipeline.output.records import read_run_commits
@@ -84,7 +85,7 @@ def _find_row(out: Storage, manifest: Manifest, key: str) -> dict[str, Any]:
     raise SourceError(f"{out.redacted}: none of {len(keys)} rows has the key {key!r}; {suggestion}")
 
 
-def _keys(out: Storage, manifest: Manifest) -> Iterator[tuple[str, int, str]]:
+def _keys(out: Storage, manifest: Manifest) -> Iterator[tuple[LabelShard, int, str]]:
     """Yield the shard, the index in the shard and the key of each row of a run."""
     for shard in sorted(read_run_commits(out, manifest).done):
         yield from ((shard, row["index"], row["key"]) for row in label_rows(out, shard, ("index", "key")))

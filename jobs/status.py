@@ -1,14 +1,17 @@
-"""Show the progress of a run: shards by state, rows by status, and the time of each step.
+"""Show the progress of a run: shards by state, rows by status, the time of each step, and how SRC has changed since.
 
 Exit codes:
-  0: every shard is done.
-  1: some shards failed or are missing.
+  0: every shard is done, and SRC has not changed since or cannot be listed.
+  1: some shards failed, are missing, truncated or damaged, or SRC has changed.
   2: OUT holds no run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,11 +21,21 @@ from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import counts_table, print_json, print_line
 from jobs.run_flags import RunFlags
 from pipeline.executor.progress_file import ProgressReport, read_progress
-from pipeline.output.commit import totals
-from pipeline.output.records import read_run_commits
+from pipeline.output.commit import Commit, LabelShard, totals
+from pipeline.output.listing import Listing, read_listing
+from pipeline.output.manifest import Manifest
+from pipeline.output.records import SortedRecords, read_run_commits
+from pipeline.output.source_changes import compare_with_source
 
 SHARDS_SHOWN = 10
-"""Shards in flight that the table shows; --json has all of them."""
+"""Shards that a table or a line shows; --json has all of them."""
+SHARD_KINDS = {
+    "doubled": "have more than one record, so the next run labels them again",
+    "stale": "were labelled from an earlier version of their source, so the next run labels them again",
+    "gone": "are left from an earlier state of SRC, so the next run removes them",
+    "kept": "are no longer in SRC and are kept",
+}
+"""What is said about shards that are neither done nor failed nor missing."""
 
 
 def _status(command: RunFlags) -> int:
@@ -31,31 +44,65 @@ def _status(command: RunFlags) -> int:
     progress = read_progress(out)
     if progress is not None and not command.json:  # printed first, because reading many records takes a while
         _print_progress(console, progress)
-    done, failures, _ = read_run_commits(out, manifest)
-    failed = {name: commit.error for name, commit in failures.items()}
+    done, failures, records = read_run_commits(out, manifest)
+    listing = read_listing(out, manifest.listing)
+    changes = compare_with_source(manifest, listing, records, command.store())
+    facts = _facts(manifest, done, failures, records, listing)
+    if command.json:
+        driver = progress and progress.to_dict() | {"age": progress.age(), "stale": progress.is_stale()}
+        print_json(facts | {"driver": driver, "source_changes": dataclasses.asdict(changes)})
+    else:
+        counts, seconds = totals(done.values())
+        print_line(console, f"{manifest.source} → {out.redacted}, model {facts['model']}")
+        console.print(counts_table(counts, seconds, counts.total()))
+        _print_shards(console, facts)
+        for line in changes.lines():
+            advice = "; run the same `diffseg label` again" if changes else ""
+            print_line(console, f"{line}{advice}", "yellow")
+    is_done = not any(facts[name] for name in ("failed", "missing", "doubled", "stale", "gone", "broken"))
+    return OK if is_done and not changes else SOME_FAILED
+
+
+def _facts(
+    manifest: Manifest,
+    done: Mapping[LabelShard, Commit],
+    failures: Mapping[str, Commit],
+    records: SortedRecords,
+    listing: Listing | None,
+) -> dict[str, Any]:
+    """Return what the records of OUT say about the run."""
     counts, seconds = totals(done.values())
-    missing = max(0, manifest.shards - len(done) - len(failed))
-    facts = {
+    kept = sorted(shard for shard in done if listing is not None and shard not in listing.inputs)
+    shards = manifest.shards if listing is None else len(listing.inputs)
+    return {
         "source": manifest.source,
         "model": manifest.settings["model"],
         "fingerprint": manifest.fingerprint,
-        "shards": manifest.shards,
-        "done": len(done),
-        "failed": failed,
-        "missing": missing,
+        "shards": shards,
+        "done": len(done) - len(kept),
+        "failed": {name: commit.error for name, commit in failures.items()},
+        "missing": max(0, shards - (len(done) - len(kept)) - len(failures)),
+        "doubled": sorted(records.doubled),
+        "stale": sorted(records.stale),
+        "gone": sorted(records.gone),
+        "kept": kept,
+        "broken": {str(shard): commit.broken for shard, commit in sorted(done.items()) if commit.broken},
         "counts": dict(counts),
         "seconds": dict(seconds),
-        "driver": progress and progress.to_dict() | {"age": progress.age(), "stale": progress.is_stale()},
     }
-    if command.json:
-        print_json(facts)
-    else:
-        print_line(console, f"{manifest.source} → {out.redacted}, model {facts['model']}")
-        console.print(counts_table(counts, seconds, counts.total()))
-        print_line(console, f"{len(done)} of {manifest.shards} shards done, {len(failed)} failed, {missing} missing")
-        for name, error in failed.items():
-            print_line(console, f"failed: {name}: {error}", "red")
-    return SOME_FAILED if failed or missing else OK
+
+
+def _print_shards(console: Console, facts: Mapping[str, Any]) -> None:
+    failed, missing = len(facts["failed"]), facts["missing"]
+    print_line(console, f"{facts['done']} of {facts['shards']} shards done, {failed} failed, {missing} missing")
+    for kind, text in SHARD_KINDS.items():
+        if names := facts[kind]:
+            shown = ", ".join(names[:SHARDS_SHOWN]) + (", …" if len(names) > SHARDS_SHOWN else "")
+            print_line(console, f"{len(names)} shards {text}: {shown}", "yellow")
+    for name, status in facts["broken"].items():
+        print_line(console, f"{status}: {name}: only a part of this shard could be read", "red")
+    for name, error in facts["failed"].items():
+        print_line(console, f"failed: {name}: {error}", "red")
 
 
 def _print_progress(console: Console, progress: ProgressReport) -> None:

@@ -1,8 +1,8 @@
-"""Check every file of a run against the size, checksum and rows that were committed.
+"""Check every file of a run against the size, checksum and rows that were committed, and its shards against SRC.
 
 Exit codes:
-  0: every file is as committed.
-  1: a file is damaged, missing or not part of a finished shard, or a shard is not done.
+  0: every file is as committed, and SRC has not changed since or cannot be listed.
+  1: a file is damaged, missing or not part of a finished shard, a shard is not done, or SRC has changed.
   2: OUT holds no run.
 """
 
@@ -17,8 +17,12 @@ from rich.console import Console
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import print_json, print_line
 from jobs.run_flags import RunFlags
+from pipeline.output.listing import read_listing
+from pipeline.output.records import list_records
+from pipeline.output.source_changes import SourceChanges, compare_with_source
 from pipeline.output.verify import Verdict, delete_bad_records, verify_run
 
+SAME_COMMAND = "run the same `diffseg label` again"
 FAILED_SHOWN = 5
 """Names of failed shards that are printed."""
 
@@ -34,18 +38,21 @@ class VerifyCommand(RunFlags):
 def _verify(command: VerifyCommand) -> int:
     out, manifest = command.open()
     verdict = verify_run(out, manifest)
+    listing = read_listing(out, manifest.listing)
+    records = list_records(out, manifest.fingerprint, listing)
+    changes = compare_with_source(manifest, listing, records, command.store())
     if command.redo:
         delete_bad_records(out, verdict)
     if command.json:
-        facts = dataclasses.asdict(verdict)
+        facts = dataclasses.asdict(verdict) | {"source": dataclasses.asdict(changes)}
         del facts["records"]
         print_json(facts)
     else:
-        _print(verdict, records_deleted=command.redo)
-    return OK if verdict.is_whole else SOME_FAILED
+        _print(verdict, changes, records_deleted=command.redo)
+    return OK if verdict.is_whole and not changes else SOME_FAILED
 
 
-def _print(verdict: Verdict, *, records_deleted: bool) -> None:
+def _print(verdict: Verdict, changes: SourceChanges, *, records_deleted: bool) -> None:
     console = Console()
     for shard, problems in verdict.problems.items():
         for problem in problems:
@@ -57,12 +64,18 @@ def _print(verdict: Verdict, *, records_deleted: bool) -> None:
         names = ", ".join(verdict.failed[:FAILED_SHOWN]) + ", …" * (len(verdict.failed) > FAILED_SHOWN)
         print_line(console, f"{len(verdict.failed)} shards failed ({names}); `diffseg status` shows why", "red")
     if verdict.missing:
-        print_line(console, f"{verdict.missing} shards have no record; run the same `diffseg label` again", "red")
+        print_line(console, f"{verdict.missing} shards have no record; {SAME_COMMAND}", "red")
+    if verdict.gone and not changes.gone:
+        print_line(console, f"{len(verdict.gone)} shards are left from an earlier state of SRC; {SAME_COMMAND}", "red")
+    for line in changes.lines():
+        print_line(console, f"{line}; {SAME_COMMAND}" if changes else line, "red" if changes else "yellow")
     if verdict.problems:
         first_step = "" if records_deleted else "`diffseg verify --redo`, then "
         shards = ", ".join(verdict.problems)
         print_line(console, f"to label the damaged shards again, run {first_step}the same `diffseg label`: {shards}")
     result = "everything is as committed" if verdict.is_whole else "the run is damaged or incomplete"
+    if verdict.is_whole and changes:
+        result += ", but SRC has changed"
     print_line(console, f"{verdict.shards} shards, {verdict.rows} rows, {verdict.files} files: {result}")
 
 

@@ -13,3 +13,11 @@ class RunFailed(RuntimeError):
 
 class WorkerLost(RuntimeError):
     """The worker that was labelling a shard is gone: its process or its node died, or it was killed at a deadline."""
+
+
+class RunTakenOver(RunFailed):
+    """Another run with other settings or another listing of SRC has taken over OUT, so this run must not commit."""
+
+
+class ModelFailed(RuntimeError):
+    """The model failed at a batch. All batches have the same size, so the shard is hardly the cause."""

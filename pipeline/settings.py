@@ -139,8 +139,13 @@ class RunSettings:
     store_timeout: float = 300.0
     """Seconds during which requests to a store that does not answer are retried."""
     retry_failed: bool = False
-    """Retry only shards whose failure was transient: a store that did not answer, a lost worker, or a file that could
-    not be opened."""
+    """Retry only shards whose failure was transient (a store that did not answer, a lost worker, or a file that could
+    not be opened), and failed shards whose source has changed since."""
+    keep_removed: bool = False
+    """Keep the rows of images that are no longer in SRC. Without this flag the run removes them at its end."""
+    ignore_source_changes: bool = False
+    """Keep the labels of files that were replaced under the same name. Without this flag files with another size,
+    modification time or tag of the store are labelled again."""
     log_format: Literal["text", "json"] = "text"
     """Format of the log lines that workers write to Ray's session logs and the driver to standard error. With json,
     each line is an object with shard, attempt, host and process, each shard gets a line, and there is no progress

@@ -11,10 +11,11 @@ from PIL import Image
 
 from diffseg import IGNORE, Segmentation
 from diffseg.segmentation import Segment
-from pipeline.output.commit import Commit, write_commit
+from pipeline.output.commit import Commit, tag_of, write_commit
 from pipeline.output.manifest import Manifest, write_manifest
 from pipeline.output.rows import Row, labelled_row
 from pipeline.output.writer import LabelShardWriter
+from pipeline.readers.find import find_shards
 from pipeline.readers.image_groups import group_images
 from pipeline.readers.names import NameSettings
 from pipeline.readers.samples import Sample
@@ -46,16 +47,26 @@ def write_run(
     """
     storage = Storage(url=str(out))
     groups = shards_of_keys(labels, per_shard)
+    inputs = inputs_in(source, per_shard)
     for shard, group in groups.items():
         rows = [_row(shard, index, key, labels[key], names.get(key), vocabulary) for index, key in enumerate(group)]
-        with LabelShardWriter(shard, formats=("parquet",), metadata={}) as writer:
+        with LabelShardWriter(
+            shard, formats=("parquet",), metadata={"tag": tag_of(FINGERPRINT, inputs.get(shard, ""))}
+        ) as writer:
             for row in rows:
                 writer.add(row)
             files = writer.publish(storage)
         ok_rows = sum(row.status == "ok" for row in rows)
         counts = {"ok": ok_rows, "undecodable": len(rows) - ok_rows}
         commit = Commit(
-            shard=shard, state="done", fingerprint=FINGERPRINT, attempt=1, rows=len(rows), counts=counts, files=files
+            shard=shard,
+            state="done",
+            fingerprint=FINGERPRINT,
+            attempt=1,
+            inputs=inputs.get(shard, ""),
+            rows=len(rows),
+            counts=counts,
+            files=files,
         )
         write_commit(storage, commit)
     naming = NameSettings(names=tuple(vocabulary))
@@ -76,6 +87,13 @@ def shards_of_keys(keys: Iterable[str], per_shard: int) -> dict[str, tuple[str, 
     """Return the keys of each shard of a run over image files with these keys."""
     files = [ListedFile(key, 0, "") for key in sorted(keys)]
     return {shard.name: shard.files for shard in group_images("", files, per_shard)}
+
+
+def inputs_in(source: Path | str, per_shard: int) -> dict[str, str]:
+    """Return the digest of the inputs of each shard of SRC, by name; empty if SRC is missing."""
+    if not Path(source).exists():
+        return {}
+    return {shard.name: shard.digest() for shard in find_shards(str(source), samples_per_shard=per_shard)}
 
 
 def _row(

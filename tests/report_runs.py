@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from labelled_runs import shards_of_keys
 
-from pipeline.output.commit import Commit, write_commit
+from pipeline.output.commit import Commit, tag_of, write_commit
 from pipeline.output.manifest import Manifest, versions, write_manifest
 from pipeline.output.rows import Row, encode_mask
 from pipeline.output.writer import LabelShardWriter
@@ -118,7 +118,7 @@ def _groups(rows: Iterable[Row], per_shard: int, source: str) -> Iterator[tuple[
 
 
 def _write_shard(out: Storage, shard: str, number: int, rows: list[Row]) -> None:
-    with LabelShardWriter(shard, formats=("parquet",), metadata={}) as writer:
+    with LabelShardWriter(shard, formats=("parquet",), metadata={"tag": tag_of(FINGERPRINT, "")}) as writer:
         for index, row in enumerate(rows):
             writer.add(dataclasses.replace(row, shard=shard, index=index))
         files = writer.publish(out)

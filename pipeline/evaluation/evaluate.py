@@ -15,6 +15,7 @@ from pipeline.evaluation.ground_truth import GroundTruth
 from pipeline.evaluation.pairing import Pairing, RowLocation
 from pipeline.evaluation.score import THIS_RUN, EvaluationContext, Problem, ScoredImage, ScoringTask, score_shard
 from pipeline.executor.parallel import parallel_map
+from pipeline.output.commit import LabelShard
 from pipeline.readers.samples import Shard
 
 
@@ -87,7 +88,7 @@ def make_tasks(
     rows = sorted(pairing.pairs)
     drawn = np.random.default_rng(seed).permutation(len(rows))[:baseline_images]
     sample = {rows[i] for i in drawn}
-    rows_by_shard: defaultdict[str, list[RowLocation]] = defaultdict(list)
+    rows_by_shard: defaultdict[LabelShard, list[RowLocation]] = defaultdict(list)
     for row in rows:
         rows_by_shard[row.shard].append(row)
     return [

@@ -9,16 +9,17 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 from pipeline.evaluation.ground_truth import GroundTruth
-from pipeline.output.commit import read_run_commits
+from pipeline.output.commit import LabelShard
 from pipeline.output.manifest import Manifest
 from pipeline.output.reader import label_rows
+from pipeline.output.records import read_run_commits
 from pipeline.storage import SourceError, Storage
 
 
 class RowLocation(NamedTuple):
     """Where a row of a run is stored: its label shard, and its index in that shard."""
 
-    shard: str
+    shard: LabelShard
     row: int
 
 

@@ -15,6 +15,7 @@ from diffseg.scoring.scores import IMAGE_SCORES
 from pipeline.evaluation.layouts import GroundTruthError
 from pipeline.evaluation.pairing import RowLocation
 from pipeline.evaluation.score import EvaluationContext, ScoredImage, ScoringTask
+from pipeline.output.commit import LabelShard
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
 from pipeline.output.source_images import read_source_images
@@ -62,7 +63,7 @@ def draw_picture(
 
     A source image that cannot be read is drawn as a grey area.
     """
-    images_by_shard: defaultdict[str, list[ScoredImage]] = defaultdict(list)
+    images_by_shard: defaultdict[LabelShard, list[ScoredImage]] = defaultdict(list)
     for image in chosen:
         images_by_shard[image.location.shard].append(image)
     task_of = {task.shard: task for task in tasks}

@@ -19,6 +19,7 @@ from diffseg.segmentation import IGNORE
 from pipeline.evaluation.ground_truth import GroundTruth, GroundTruthLocation, LabelMaps
 from pipeline.evaluation.layouts import GroundTruthError
 from pipeline.evaluation.pairing import RowLocation
+from pipeline.output.commit import LabelShard
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
 from pipeline.output.source_images import read_source_images
@@ -93,7 +94,7 @@ class ScoringTask:
         for_baselines: Indices of the rows whose images the baselines segment.
     """
 
-    shard: str
+    shard: LabelShard
     locations: Mapping[int, GroundTruthLocation]
     source: Shard | None
     for_baselines: frozenset[int]

@@ -7,59 +7,37 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import ray
 from rich.console import Console
 
 from pipeline.errors import RunFailed, RunRefused
 from pipeline.executor.actors import ActorGroup
-from pipeline.executor.cluster import connected, describe_cluster
+from pipeline.executor.connection import connected
+from pipeline.executor.finish import Finish
 from pipeline.executor.progress_bar import ProgressBar
+from pipeline.executor.progress_file import refuse_if_running
 from pipeline.executor.protocol import Job, RunState, ShardInFlight, Worker, WorkerProgress
 from pipeline.executor.recorder import RunRecorder
 from pipeline.executor.scheduler import Scheduler
 from pipeline.executor.shard_queue import ShardQueue
+from pipeline.executor.summary import RunSummary
 from pipeline.executor.worker import LabelWorker
+from pipeline.output.commit import totals
+from pipeline.output.listing import Listing, read_listing
 from pipeline.output.manifest import PATH as MANIFEST_PATH
-from pipeline.output.manifest import Manifest, check_same_run, read_manifest
+from pipeline.output.manifest import Manifest, check_same_run, read_manifest, require_manifest
 from pipeline.output.ownership import clear_run, refuse_foreign_folder
-from pipeline.output.plan import make_plan
-from pipeline.readers.find import find_shards
+from pipeline.output.plan import Plan, make_plan
+from pipeline.output.records import read_run_commits
+from pipeline.readers.find import find_files, shards_of
+from pipeline.readers.samples import Shard, ShardKind
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 from pipeline.weights import find_affinity, find_weights
 from pipeline.worker_pools import WorkerSpec, parse_worker_specs
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """What OUT holds after a run.
-
-    Attributes:
-        shards: Number of shards of SRC.
-        done_before: Number of shards that earlier runs had labelled.
-        failed: Errors of the failed shards by name.
-        counts: Rows by status. Rows that failed in earlier runs are counted together, as "failed before".
-        seconds: Seconds by step of the shards labelled in this run.
-        images: Number of rows labelled in this run.
-        wall: Wall time of this run in seconds.
-    """
-
-    shards: int
-    done_before: int
-    failed: Mapping[str, str]
-    counts: Mapping[str, int]
-    seconds: Mapping[str, float]
-    images: int
-    wall: float
-
-    def failed_share(self) -> float:
-        """Return the share of rows whose status is not ok, 0 to 1."""
-        total = sum(self.counts.values())
-        return 1 - self.counts.get("ok", 0) / total if total else 0.0
 
 
 def label_run(
@@ -92,46 +70,80 @@ def label_run(
 
     Raises:
         SourceError: There is nothing to label.
-        RunRefused: OUT belongs to a run with other settings.
-        RunFailed: No worker starts, or a store is unreachable.
+        RunRefused: OUT belongs to a run with other settings, or is to be overwritten while a run is at work in it.
+        RunFailed: No worker starts, a store is unreachable, or another run has taken over OUT.
         OSError: A request of the driver to a store failed.
     """
     source_storage = Storage(url=".", options=source_options, retry_timeout=run.store_timeout)
     target = Storage(url=out, options=out_options, retry_timeout=run.store_timeout)
-    job = Job(settings=settings, worker=worker, source=source_storage, out=target)
-    shards = find_shards(source, source_storage, samples_per_shard=settings.samples_per_shard)
+    before = None if run.overwrite else read_manifest(target)  # before SRC is listed, as `take_over` requires
+    files = find_files(source, source_storage)
+    shards = shards_of(files, source_storage, source, samples_per_shard=settings.samples_per_shard)
     if run.overwrite:
+        refuse_if_running(target)
         clear_run(target)
-    before = read_manifest(target)
-    if before is None:
+    elif before is None:
         refuse_foreign_folder(target, MANIFEST_PATH)
     redacted_source = Storage(url=source).redacted
     if before is not None:
         _check_settings(before, redacted_source, settings, target)
     elif run.retry_failed:
         raise RunRefused(f"{target.redacted}: holds no run; drop --retry-failed")
-    plan = make_plan(target, shards, before.fingerprint if before else None, retry_failed=run.retry_failed)
+    listing = Listing.of(shards, ignore_changes=run.ignore_source_changes)
+    plan = make_plan(target, shards, listing, before.fingerprint if before else None, retry_failed=run.retry_failed)
+    if before is not None and (run.keep_removed or files.skipped):
+        listing = _with_kept(listing, plan, read_listing(target, before.listing), kind=files.kind)
+    if plan.todo:
+        target.check_writable()  # before a model is loaded
+    job = Job(settings=settings, worker=worker, source=source_storage, out=target, listing=listing.digest())
     if before is not None and not plan.todo:
         _check_model(before, job)
     started = time.perf_counter()
     with (
         ProgressBar(len(plan.todo), console=console or Console(quiet=True), shown=console is not None) as progress,
-        RunRecorder(job=job, source=redacted_source, plan=plan, before=before, progress=progress) as recorder,
+        RunRecorder(
+            job=job, source=redacted_source, plan=plan, listing=listing, before=before, progress=progress
+        ) as recorder,
     ):
-        if plan.todo and run.no_ray:
-            _run_in_process(job, ShardQueue(plan.todo), recorder, worker_class)
-        elif plan.todo:
-            _run_on_ray(job, run, ShardQueue(plan.todo), recorder, worker_class)
-    wall = time.perf_counter() - started
+
+        def label(todo: list[Shard]) -> None:
+            if run.no_ray:
+                _run_in_process(job, ShardQueue(todo), recorder, worker_class)
+            else:
+                _run_on_ray(job, run, ShardQueue(todo), recorder, worker_class)
+
+        if plan.todo:
+            label(plan.todo)
+        finish = Finish(
+            recorder=recorder, shards=shards, skipped=files.skipped, keep_removed=run.keep_removed, label=label
+        )
+        gone = finish.run()
     return RunSummary(
         shards=len(shards),
         done_before=len(plan.done),
         failed={name: failure.error for name, failure in sorted(plan.failures.items())} | recorder.failed,
-        counts=dict(plan.counts_before() + recorder.counts),
+        counts=dict(_recount(target, recorder) if recorder.has_relabelled else plan.counts_before() + recorder.counts),
         seconds=dict(recorder.seconds),
         images=recorder.counts.total(),
-        wall=wall,
+        wall=time.perf_counter() - started,
+        broken=dict(sorted(recorder.broken.items())),
+        gone=gone,
     )
+
+
+def _recount(out: Storage, recorder: RunRecorder) -> Counter[str]:
+    """Count the rows of all shards of SRC, by reading every record."""
+    commits = read_run_commits(out, require_manifest(out)).done
+    return totals(commit for shard, commit in commits.items() if shard in recorder.listing.inputs)[0]
+
+
+def _with_kept(listing: Listing, plan: Plan, previous: Listing | None, *, kind: ShardKind) -> Listing:
+    """Return the listing with the label shards that count although their source is gone.
+
+    The groups of image files are kept later, when the rows of the files that are left have been labelled in new groups.
+    """
+    kept = previous.kept if previous else ()
+    return listing.with_kept(kept if kind == "images" else {*kept, *plan.gone})
 
 
 def _check_settings(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
@@ -192,17 +204,19 @@ def _run_on_ray(
     job: Job, run: RunSettings, queue: ShardQueue, recorder: RunRecorder, worker_class: Callable[[], Worker]
 ) -> None:
     default = WorkerSpec(cpus=float(job.worker.threads))
-    with connected(run, parse_worker_specs(run.workers, default)) as is_local:
-        cluster = ray.cluster_resources()
+    with connected(run, parse_worker_specs(run.workers, default)) as connection:
+        watch = connection.watch
+        watch.refresh()
+        cluster = watch.resources
         uses_cuda = _resolve_device(job, cluster.get("GPU", 0) > 0).worker.device == "cuda"
         default = dataclasses.replace(default, gpus=run.gpus_per_worker if uses_cuda else 0.0)
         specs = parse_worker_specs(run.workers, default)
         for spec in specs:
-            if is_local and (spec.gpus > cluster.get("GPU", 0) or spec.cpus > cluster.get("CPU", 0)):
-                raise RunFailed(f"no worker can start on this machine: each requests {spec}. {describe_cluster()}")
+            if connection.is_private and (spec.gpus > cluster.get("GPU", 0) or spec.cpus > cluster.get("CPU", 0)):
+                raise RunFailed(f"no worker can start on this machine: each requests {spec}. {watch.describe()}")
         groups = [ActorGroup(spec, _job_of_pool(job, spec), worker_class) for spec in specs]
         timeouts = {"shard_timeout": run.shard_timeout, "start_timeout": run.start_timeout}
-        Scheduler(groups, queue, recorder, **timeouts).run()
+        Scheduler(groups, queue, recorder, watch=watch, **timeouts).run()
 
 
 def _job_of_pool(job: Job, spec: WorkerSpec) -> Job:

@@ -22,12 +22,14 @@ class Job:
         worker: How the worker runs.
         source: Options for the stores of the shards and of the model.
         out: OUT.
+        listing: Digest of the run's listing of SRC, for the fence between runs in one OUT.
     """
 
     settings: LabelSettings
     worker: WorkerSettings
     source: Storage
     out: Storage
+    listing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

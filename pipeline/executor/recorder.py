@@ -6,19 +6,22 @@ import dataclasses
 import logging
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from pipeline.errors import RunFailed, RunRefused, WorkerLost
+from pipeline.errors import RunFailed, RunRefused, RunTakenOver, WorkerLost
 from pipeline.executor import metrics
 from pipeline.executor.progress_bar import ProgressBar
 from pipeline.executor.progress_file import ProgressFile
 from pipeline.executor.protocol import Job, RunState, WorkerReport
 from pipeline.executor.shard_queue import Task
 from pipeline.output.commit import Commit, delete_commit, write_commit
-from pipeline.output.manifest import Manifest, check_same_run, create_manifest, read_manifest, write_manifest
+from pipeline.output.fence import take_over
+from pipeline.output.listing import ANY_INPUTS, Listing, read_listing
+from pipeline.output.manifest import Manifest
 from pipeline.output.plan import Plan
 from pipeline.readers.samples import Shard
-from pipeline.storage import StoreUnavailable, redact
+from pipeline.storage import StorageUnwritable, StoreUnavailable, redact
 from pipeline.storage.urls import split_url
 
 log = logging.getLogger(__name__)
@@ -37,26 +40,37 @@ class RunRecorder:
         job: What the workers get.
         source: SRC, without secrets.
         plan: The plan of the run; failures that are labelled now are removed from it.
-        before: run.json of OUT before this run, None if there was none.
+        listing: The listing of SRC.
+        before: run.json of OUT before this run listed SRC, None if there was none.
         progress: Progress on the console.
+        manifest: run.json of this run; None until OUT belongs to it.
         fingerprint: Fingerprint of the run; None until the first worker is ready.
         counts: Rows by status that this run has committed.
         seconds: Seconds by step of the shards that this run has committed.
         failed: Errors of the shards that failed in all their attempts, by name.
+        inputs_read: Inputs that a worker has read instead of the listed ones, because the file changed in between, by
+            shard name.
+        broken: The status "truncated" or "damaged" of each shard of which only a part could be read, by name.
+        has_relabelled: True if shards that were done had to be labelled again.
     """
 
     job: Job
     source: str
     plan: Plan
+    listing: Listing
     before: Manifest | None
     progress: ProgressBar
-    fingerprint: str | None = None
+    manifest: Manifest | None = None
     counts: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)
+    inputs_read: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    has_relabelled: bool = False
 
     def __post_init__(self) -> None:
         self._file = ProgressFile(self.job.out, todo=len(self.plan.todo))
+        self.broken = {name.shard: name.broken for name in self.plan.done if name.broken}
 
     def __enter__(self) -> RunRecorder:
         if self.before is not None and self.plan.todo:
@@ -68,12 +82,11 @@ class RunRecorder:
         metrics.measure_run(RunState(ready=0, requested=0, waiting=0, in_flight=()))
 
     def worker_ready(self, report: WorkerReport) -> None:
-        if self.fingerprint is not None:
-            if report.fingerprint != self.fingerprint:
+        if self.manifest is not None:
+            if report.fingerprint != self.manifest.fingerprint:
                 raise RunRefused(f"the checkpoint on {report.host} differs from the one that this run started with")
             return
-        out = self.job.out
-        now = Manifest(
+        manifest = Manifest(
             source=self.source,
             settings=self.job.settings.plain(),
             model_sha256=report.model_sha256,
@@ -81,19 +94,37 @@ class RunRecorder:
             environment=report.environment,
             fingerprint=report.fingerprint,
             shards=self.plan.shards,
+            listing=self.listing.digest(),
         )
-        if self.before is None and not create_manifest(out, now):
-            self.before = read_manifest(out)  # another run was started at the same moment
-        if self.before is not None:
-            for difference in check_same_run(self.before, now, out):
-                log.warning("resuming in another environment, so a few pixels may differ: %s", difference)
-            write_manifest(out, now)
-        self.fingerprint = report.fingerprint
+        for difference in take_over(self.job.out, before=self.before, now=manifest, listing=self.listing):
+            log.warning("resuming in another environment, so a few pixels may differ: %s", difference)
+        self.manifest = manifest
+        self.plan.delete_outdated(self.job.out)
         self._file.start()
+
+    def resume_without_worker(self) -> Manifest:
+        """Continue the run of OUT when every shard is done, and return its run.json."""
+        assert self.before is not None
+        self.manifest = dataclasses.replace(self.before, shards=self.plan.shards, listing=self.listing.digest())
+        if self.manifest != self.before or read_listing(self.job.out, self.before.listing) != self.listing:
+            take_over(self.job.out, before=self.before, now=self.manifest, listing=self.listing)
+        return self.manifest
+
+    def forget(self, shards: Collection[str]) -> None:
+        """Note that shards which were done are labelled again, so that `counts` holds the rows of some shards twice."""
+        self.plan.done = [name for name in self.plan.done if name.shard not in shards]
+        for shard in shards:
+            self.broken.pop(shard, None)
+        self.has_relabelled = True
 
     def shard_committed(self, commit: Commit) -> None:
         self.counts.update(commit.counts)
         self.seconds.update(commit.seconds)
+        self.broken.pop(commit.shard, None)
+        if commit.broken:
+            self.broken[commit.shard] = commit.broken
+        if self.listing.inputs[commit.shard] not in (ANY_INPUTS, commit.inputs):
+            self.inputs_read[commit.shard] = commit.inputs
         if failure := self.plan.failures.pop(commit.shard, None):
             delete_commit(self.job.out, failure)
         self.progress.shard_finished(commit.rows)
@@ -106,6 +137,10 @@ class RunRecorder:
         )
 
     def attempt_failed(self, task: Task, error: BaseException, *, will_retry: bool) -> None:
+        if isinstance(error, RunTakenOver):
+            raise error
+        if isinstance(error, StorageUnwritable):  # labels are written to OUT alone, so no other shard would do better
+            raise RunFailed(redact(str(error))) from error
         text = redact(str(error) if isinstance(error, WorkerLost) else f"{type(error).__name__}: {error}")
         name = task.shard.name
         then = ", it will be retried" if will_retry else ""
@@ -116,11 +151,11 @@ class RunRecorder:
             self._fail_if_stores_are_unreachable(task.shard)
         if will_retry:
             return
-        assert self.fingerprint is not None
+        assert self.manifest is not None
         record = Commit(
             shard=name,
             state="failed",
-            fingerprint=self.fingerprint,
+            fingerprint=self.manifest.fingerprint,
             attempt=task.attempt,
             inputs=task.shard.digest(),
             error=text,

@@ -16,6 +16,7 @@ from pipeline.executor import metrics
 from pipeline.executor.logs import limit_actor_to_project
 from pipeline.executor.protocol import Job, WorkerProgress, WorkerReport
 from pipeline.output.commit import Commit
+from pipeline.output.fence import Fence
 from pipeline.output.manifest import fingerprint_of, versions
 from pipeline.readers.samples import Shard
 from pipeline.storage import redact
@@ -50,7 +51,7 @@ class LabelWorker:
         from diffseg.model.backbone import Backbone
         from diffseg.model.checkpoint import load_checkpoint
         from diffseg.model.clip import load_clip
-        from diffseg.model.layout import with_digest
+        from diffseg.model.files import with_digest
         from diffseg.settings import needs_text_encoders
         from pipeline.readers.names import NameReader
 
@@ -173,6 +174,7 @@ class LabelWorker:
             attempt=attempt,
             names=self.names,
             on_sample=self._count_sample,
+            fence=Fence(fingerprint=report.fingerprint, listing=self.job.listing),
         )
 
     def _count_sample(self) -> None:

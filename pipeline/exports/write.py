@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from diffseg.segmentation import BACKGROUND
+from pipeline.bounded_json import InvalidFile, read_bounded
 from pipeline.executor.parallel import parallel_map
 from pipeline.exports import coco, cvat, huggingface, label_studio, voc
 from pipeline.exports.assemble import Fragments, Lines
@@ -28,10 +29,12 @@ from pipeline.exports.items import (
     read_labelled_images,
 )
 from pipeline.exports.names import name_hash, repeated
-from pipeline.output.commit import read_run_commits
+from pipeline.output.commit import LabelShard
 from pipeline.output.manifest import Manifest
 from pipeline.output.ownership import refuse_foreign_folder
 from pipeline.output.reader import is_uncertain, label_rows
+from pipeline.output.records import read_run_commits
+from pipeline.output.schemas import DOCUMENT_BYTES
 from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage
 
@@ -79,13 +82,13 @@ class ShardSurvey:
         names: Names of their segments.
     """
 
-    shard: str
+    shard: LabelShard
     rows: np.ndarray
     hashes: np.ndarray
     names: frozenset[str]
 
 
-def done_shards(out: Storage, manifest: Manifest) -> dict[str, int]:
+def done_shards(out: Storage, manifest: Manifest) -> dict[LabelShard, int]:
     """Return the number of rows of each done label shard, sorted by name.
 
     Raises:
@@ -97,7 +100,7 @@ def done_shards(out: Storage, manifest: Manifest) -> dict[str, int]:
     return dict(sorted(rows.items()))
 
 
-def survey_shard(out: Storage, shard: str) -> ShardSurvey:
+def survey_shard(out: Storage, shard: LabelShard) -> ShardSurvey:
     """Read the keys and the segment names of a label shard."""
     rows, hashes = [], []
     names: set[str] = set()
@@ -113,7 +116,10 @@ def survey_shard(out: Storage, shard: str) -> ShardSurvey:
 
 
 def make_tasks(
-    shards: Mapping[str, int], surveys: Iterable[ShardSurvey], sources: Mapping[str, Shard], names: Sequence[str] = ()
+    shards: Mapping[LabelShard, int],
+    surveys: Iterable[ShardSurvey],
+    sources: Mapping[str, Shard],
+    names: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], list[ExportTask]]:
     """Return the categories, and one export task for each label shard.
 
@@ -159,9 +165,11 @@ def claim(export: Export, format_name: FormatName, manifest: Manifest, shards: i
     record = settings | run | {"format": format_name, "photographs": export.copy_images}
     text = json.dumps(record, indent=1, sort_keys=True).encode() + b"\n"
     try:
-        existing = export.dest.read_bytes(RECORD)
+        existing = read_bounded(export.dest, RECORD, DOCUMENT_BYTES)
     except FileNotFoundError:
         existing = None
+    except InvalidFile as error:
+        raise SourceError(f"{export.dest.joined(RECORD)}: {error}; choose an empty folder") from None
     if existing is None:
         refuse_foreign_folder(export.dest, RECORD)
     elif existing != text:

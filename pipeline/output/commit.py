@@ -1,8 +1,9 @@
 """Commit records: a shard is done if and only if its record exists, so the record is written last.
 
-The name of a record holds a tag of the run's fingerprint and of the shard's inputs, and how many of its rows have the
-status ok. A listing therefore tells which shards are done, and a run is resumed without opening any record. The records
-of shards that failed in all their attempts lie in a folder of their own.
+The name of a record holds a tag of the run's fingerprint and of the shard's inputs, how many of its rows have the
+status ok, and whether a part of the input could not be read. A listing therefore tells which shards are done, and a run
+is resumed without opening any record. The records of shards that failed in all their attempts lie in a folder of their
+own.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from pipeline.bounded_json import InvalidFile, struct_fields
 from pipeline.digest import short_digest
-from pipeline.output.manifest import Manifest
+from pipeline.output.schemas import parse_record
 from pipeline.storage import Storage
 
 FOLDER = "commits"
@@ -24,7 +26,14 @@ FAILURES = "failures"
 TRANSIENT_STATUSES = ("unreadable",)
 """Statuses of rows that another attempt may label, because their input may be readable then."""
 
-_RECORD = re.compile(rf"{FOLDER}/(?P<shard>.+)\.(?P<tag>[0-9a-f]{{16}})\.(?P<ok>\d+)-of-(?P<rows>\d+)\.json")
+BROKEN_STATUSES = ("truncated", "damaged")
+"""Statuses of rows that stand for a part of the input that could not be read, with an unknown number of samples."""
+
+_NUMBER = r"0|[1-9]\d{0,17}"
+_RECORD = re.compile(
+    rf"{FOLDER}/(?P<shard>.+)\.(?P<tag>[0-9a-f]{{24}})\.(?P<ok>{_NUMBER})-of-(?P<rows>{_NUMBER})"
+    rf"(?:-(?P<broken>{'|'.join(BROKEN_STATUSES)}))?\.json"
+)
 _JSON_KEYS = {"transient": "passing"}
 """Keys of a record's JSON that differ from the names of the attributes."""
 
@@ -38,7 +47,7 @@ class Commit:
         state: "done", or "failed" in all attempts. A failed shard has no files, and the next run tries it again.
         fingerprint: Fingerprint of the settings that the shard was labelled with.
         attempt: Number of the last attempt, from 1.
-        inputs: Digest of the shard's inputs; if the files of an image folder change, their shard is labelled again.
+        inputs: `Shard.digest` of the inputs that were read; if they change, the shard is labelled again.
         rows: Number of rows.
         counts: Number of rows by status.
         files: Size and checksum, ``{"bytes": …, "sha256": …}``, of each file of the label shard by its path below OUT.
@@ -72,8 +81,19 @@ class Commit:
         """Path of the record below OUT."""
         if self.state == "failed":
             return f"{FAILURES}/{self.shard}.json"
-        tag = tag_of(self.fingerprint, self.inputs)
-        return f"{FOLDER}/{self.shard}.{tag}.{self.counts.get('ok', 0)}-of-{self.rows}.json"
+        return CommitName(
+            shard=self.shard, tag=self.tag, ok=self.counts.get("ok", 0), rows=self.rows, broken=self.broken
+        ).path
+
+    @property
+    def tag(self) -> str:
+        """The `tag_of` the settings and the inputs."""
+        return tag_of(self.fingerprint, self.inputs)
+
+    @property
+    def broken(self) -> str:
+        """One of `BROKEN_STATUSES` if a part of the input could not be read, else ""."""
+        return next((status for status in BROKEN_STATUSES if self.counts.get(status)), "")
 
     def has_transient_failure(self) -> bool:
         """Return True if another attempt may succeed where the shard, or one of its rows, has failed."""
@@ -86,12 +106,8 @@ class Commit:
 
     @classmethod
     def from_json(cls, data: bytes) -> Commit:
-        """Read the content of a record's file. Raises ValueError or TypeError if it is no record."""
-        values: dict[str, Any] = dict(json.loads(data))
-        for name, key in _JSON_KEYS.items():
-            if key in values:
-                values[name] = values.pop(key)
-        return cls(**values)
+        """Read the content of a record's file. Raises InvalidFile if it is no record."""
+        return cls(**struct_fields(parse_record(data)))
 
 
 class CommitName(NamedTuple):
@@ -102,29 +118,49 @@ class CommitName(NamedTuple):
         tag: The `tag_of` its fingerprint and its inputs.
         ok: Number of rows with the status ok.
         rows: Number of rows.
+        broken: One of `BROKEN_STATUSES` if a part of the input could not be read, else "".
     """
 
     shard: str
     tag: str
     ok: int
     rows: int
+    broken: str = ""
+
+    @property
+    def path(self) -> str:
+        """Path of the record below OUT."""
+        broken = f"-{self.broken}" if self.broken else ""
+        return f"{FOLDER}/{self.shard}.{self.tag}.{self.ok}-of-{self.rows}{broken}.json"
 
 
-class RunCommits(NamedTuple):
-    """The records of a run by shard name.
+class LabelShard(str):
+    """The name of a label shard, with the tag of the commit record that counts for it.
 
     Attributes:
-        done: Shards that were labelled with the settings of the run.
-        failed: Shards that failed in all their attempts.
+        tag: The tag that the shard's Parquet file holds too, unless another worker has written the file since.
     """
 
-    done: dict[str, Commit]
-    failed: dict[str, Commit]
+    tag: str
+
+    def __new__(cls, name: str, tag: str) -> LabelShard:
+        """Return the name, with its tag."""
+        shard = super().__new__(cls, name)
+        shard.tag = tag
+        return shard
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # for unpickling
+        return str(self), self.tag
+
+
+def settings_tag(fingerprint: str) -> str:
+    """Return 8 hexadecimal digits for the settings of a run, with which the tags of its records begin."""
+    return short_digest(fingerprint)[:8]
 
 
 def tag_of(fingerprint: str, inputs: str) -> str:
-    """Return 16 hexadecimal digits for the settings of a run and the inputs of a shard."""
-    return short_digest(f"{fingerprint} {inputs}")
+    """Return 24 hexadecimal digits for the settings of a run and the inputs of a shard."""
+    return settings_tag(fingerprint) + short_digest(inputs)
 
 
 def parse_name(path: str) -> CommitName | None:
@@ -132,7 +168,8 @@ def parse_name(path: str) -> CommitName | None:
     match = _RECORD.fullmatch(path)
     if match is None:
         return None
-    return CommitName(shard=match["shard"], tag=match["tag"], ok=int(match["ok"]), rows=int(match["rows"]))
+    ok, rows = int(match["ok"]), int(match["rows"])
+    return CommitName(shard=match["shard"], tag=match["tag"], ok=ok, rows=rows, broken=match["broken"] or "")
 
 
 def write_commit(out: Storage, commit: Commit) -> None:
@@ -158,23 +195,20 @@ def read_commits(out: Storage) -> dict[str, Commit]:
     return {record.shard: record for record in records}
 
 
-def read_run_commits(out: Storage, manifest: Manifest) -> RunCommits:
-    """Read the records of OUT that count for the run of `manifest`.
-
-    A record with another fingerprint was made with other settings, so its shard is not done in this run.
-    """
-    commits = read_commits(out)
-    fingerprint = manifest.fingerprint
-    return RunCommits(
-        done={name: c for name, c in commits.items() if c.state == "done" and c.fingerprint == fingerprint},
-        failed={name: c for name, c in commits.items() if c.state == "failed"},
-    )
+def record_problem(out: Storage, path: str) -> str:
+    """Return why a file cannot be read as a record, "" if it can."""
+    (data,) = out.read_small([path])
+    try:
+        Commit.from_json(data or b"")
+    except InvalidFile as error:
+        return str(error)
+    return ""
 
 
 def _parse(data: bytes | None) -> Commit | None:
     try:
         return Commit.from_json(data) if data else None
-    except (ValueError, TypeError):
+    except InvalidFile:
         return None
 
 

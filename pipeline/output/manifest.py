@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pipeline.bounded_json import InvalidFile, read_bounded, struct_fields
 from pipeline.digest import short_digest
 from pipeline.errors import RunRefused
+from pipeline.output.schemas import DOCUMENT_BYTES, parse_manifest
 from pipeline.settings import LabelSettings
 from pipeline.storage import SourceError, Storage
 
@@ -33,6 +35,7 @@ class Manifest:
         environment: Batch size, threads, device kind and versions, which may change the last bits of a float.
         fingerprint: Digest of everything that determines the labels; see `fingerprint_of`.
         shards: Number of shards of SRC when the run was last started.
+        listing: Digest of these shards and their inputs; see `pipeline.output.listing`. "" if they were not recorded.
     """
 
     source: str
@@ -42,6 +45,7 @@ class Manifest:
     environment: Mapping[str, Any]
     fingerprint: str
     shards: int = 0
+    listing: str = ""
 
 
 def fingerprint_of(settings: LabelSettings, model_sha256: str, resolved: Mapping[str, Any]) -> str:
@@ -70,13 +74,13 @@ def is_run(out: Storage) -> bool:
 def read_manifest(out: Storage) -> Manifest | None:
     """Read the run.json of OUT; None if there is none. Raises RunRefused if it is not a run.json of this program."""
     try:
-        data = out.read_bytes(PATH)
+        return Manifest(**struct_fields(parse_manifest(read_bounded(out, PATH, DOCUMENT_BYTES))))
     except FileNotFoundError:
         return None
-    try:
-        return Manifest(**json.loads(data))
-    except (ValueError, TypeError) as error:
-        raise RunRefused(f"{out.joined(PATH)}: is not a run record of this program ({error})") from error
+    except InvalidFile as error:
+        raise RunRefused(
+            f"{out.joined(PATH)}: is not a run record of this program ({error}). Restore the file, or name another OUT"
+        ) from None
 
 
 def require_manifest(out: Storage) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pyarrow as pa
@@ -10,7 +9,10 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RunRefused
 from pipeline.output.commit import FAILURES, FOLDER, parse_name, read_records
+from pipeline.output.intents import list_intents
+from pipeline.output.listing import listing_paths
 from pipeline.output.manifest import PATH, PROGRESS_PATH, is_run
+from pipeline.output.reader import label_metadata
 from pipeline.storage import Storage
 
 _LABELS, _TARS, _REPORT = "labels", "webdataset", "report"
@@ -64,6 +66,8 @@ def clear_run(out: Storage) -> None:
         *data,
         *_uncommitted_files(out, frozenset(data)),
         *_report_files(out),
+        *(intent.path for intent in list_intents(out)),
+        *listing_paths(out),
         PROGRESS_PATH,
         PATH,
     ]:
@@ -75,21 +79,20 @@ def _uncommitted_files(out: Storage, committed: frozenset[str]) -> list[str]:
     tars = {path for path, _ in out.files(_TARS)}
     paths = []
     for path, _ in out.files(_LABELS):
-        if path not in committed and _is_label_shard(out, path):
+        if path not in committed and is_label_shard(out, path):
             tar = f"{_TARS}/{path.removeprefix(_LABELS + '/').removesuffix('.parquet')}.tar"
             paths += [path, tar] if tar in tars else [path]
     return paths
 
 
-def _is_label_shard(out: Storage, path: str) -> bool:
+def is_label_shard(out: Storage, path: str) -> bool:
     """Return True if a file is Parquet with the metadata that `writer.py` puts into each label shard."""
     if not path.endswith(".parquet"):
         return False
     try:
         with out.open(path) as file:
-            metadata = pq.read_schema(file).metadata or {}
-        return "fingerprint" in json.loads(metadata.get(b"diffseg", b"{}"))
-    except (pa.ArrowException, OSError, ValueError, TypeError):
+            return "fingerprint" in label_metadata(pq.read_schema(file))
+    except (pa.ArrowException, OSError):
         return False
 
 

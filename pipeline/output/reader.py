@@ -8,26 +8,52 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.output.writer import output_paths
+from pipeline.bounded_json import InvalidFile
+from pipeline.output.commit import LabelShard
+from pipeline.output.rows import SCHEMA
+from pipeline.output.schemas import parse_object
+from pipeline.output.writer import METADATA_KEY, output_paths
 from pipeline.storage import SourceError, Storage
 
 BATCH_ROWS = 256
+_REPAIR = "To repair it, run `diffseg verify --redo` and then the same `diffseg label`"
 UNCERTAIN = "uncertain"
 """Name that pages and pictures show for a segment that `is_uncertain`."""
 
 
-def label_rows(out: Storage, shard: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield these columns of a label shard, row by row. Raises SourceError if the file is damaged."""
+def label_rows(out: Storage, shard: LabelShard, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield these columns of a label shard, row by row.
+
+    Raises:
+        SourceError: The file is damaged, or a worker of another run has written it after the commit record.
+    """
     path = output_paths(shard, ("parquet",))["parquet"]
     with out.open(path) as file:
         try:
-            for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=list(columns)):
+            parquet = pq.ParquetFile(file)
+            if label_metadata(parquet.schema_arrow).get("tag") != shard.tag:
+                raise SourceError(
+                    f"{out.joined(path)}: does not belong to the commit record of its shard, because another run wrote "
+                    f"it later. {_REPAIR}"
+                )
+            for name in columns:
+                if parquet.schema_arrow.get_field_index(name) < 0 or (
+                    parquet.schema_arrow.field(name).type != SCHEMA.field(name).type
+                ):
+                    expected = SCHEMA.field(name).type
+                    raise SourceError(f"{out.joined(path)}: has no column {name} of type {expected}. {_REPAIR}")
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=list(columns)):
                 yield from batch.to_pylist()
         except pa.ArrowException as error:
-            raise SourceError(
-                f"{out.joined(path)}: cannot be read as Parquet ({error}). To repair it, run `diffseg verify --redo` "
-                "and then the same `diffseg label`"
-            ) from error
+            raise SourceError(f"{out.joined(path)}: cannot be read as Parquet ({error}). {_REPAIR}") from error
+
+
+def label_metadata(schema: pa.Schema) -> Mapping[str, Any]:
+    """Return what the writer noted in the footer of a label shard; empty if another program wrote the file."""
+    try:
+        return parse_object((schema.metadata or {}).get(METADATA_KEY.encode(), b"{}"))
+    except InvalidFile:
+        return {}
 
 
 def is_uncertain(segment: Mapping[str, Any]) -> bool:

@@ -11,8 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.output.commit import FAILURES, FOLDER, Commit, parse_name, read_records
+from pipeline.output.commit import FAILURES, FOLDER, Commit, parse_name, read_records, record_problem
+from pipeline.output.listing import read_listing
 from pipeline.output.manifest import Manifest
+from pipeline.output.reader import label_metadata
+from pipeline.output.records import sort_records
 from pipeline.storage import Storage
 
 READERS = 4
@@ -32,6 +35,7 @@ class Verdict:
         failed: Names of the shards that are recorded as failed.
         missing: Number of shards without any record.
         stray: Paths of files that belong to no shard.
+        gone: Names of label shards that are not in the run's listing of SRC; the next run removes them.
         records: Paths of a shard's records below OUT, by shard name.
     """
 
@@ -42,28 +46,33 @@ class Verdict:
     failed: list[str]
     missing: int
     stray: list[str]
+    gone: list[str]
     records: dict[str, list[str]]
 
     @property
     def is_whole(self) -> bool:
         """True if every shard is done and nothing is wrong."""
-        return not (self.problems or self.failed or self.missing or self.stray)
+        return not (self.problems or self.failed or self.missing or self.stray or self.gone)
 
 
 def verify_run(out: Storage, manifest: Manifest) -> Verdict:
     """Read every record of OUT, and every committed byte once."""
     paths = [path for path, _ in out.files(FOLDER)]
+    listing = read_listing(out, manifest.listing)
     commits = read_records(out, paths)
+    names = [name for path in paths if (name := parse_name(path))]
+    sorted_records = sort_records(paths, manifest.fingerprint, listing)
     records: defaultdict[str, list[str]] = defaultdict(list)
     problems: defaultdict[str, list[str]] = defaultdict(list)
     stray = [path for path in paths if parse_name(path) is None]
-    for path in paths:
-        if name := parse_name(path):
-            records[name.shard].append(path)
-            problems[name.shard] += _record_problems(path, commits.get(path), manifest)
-    for shard, shard_records in records.items():
-        if len(shard_records) > 1:
-            problems[shard].append(f"{', '.join(shard_records)}: more than one record")
+    for name in names:
+        records[name.shard].append(name.path)
+        problems[name.shard] += _record_problems(out, name.path, commits.get(name.path), manifest)
+    for shard in sorted_records.doubled:
+        problems[shard].append(f"{', '.join(records[shard])}: more than one record")
+    for shard in sorted_records.stale:
+        if not problems[shard]:
+            problems[shard].append(f"{records[shard][0]}: is of another version of the shard's source")
     readable = [commit for path, commit in commits.items() if path in records.get(commit.shard, ())]
     with ThreadPoolExecutor(READERS) as pool:
         results = pool.map(lambda commit: verify_commit(out, commit), readable)
@@ -72,15 +81,23 @@ def verify_run(out: Storage, manifest: Manifest) -> Verdict:
     committed = {path for commit in readable for path in commit.files}
     stray += [path for folder in ("labels", "webdataset") for path, _ in out.files(folder) if path not in committed]
     failures = read_records(out, [path for path, _ in out.files(FAILURES)]).values()
-    failed = sorted(failure.shard for failure in failures if failure.shard not in records)
+    failed = sorted(
+        failure.shard
+        for failure in failures
+        if failure.shard not in records and (listing is None or failure.shard in listing)
+    )
+    gone = sorted(sorted_records.gone)
+    shards = manifest.shards if listing is None else len(listing.inputs)
+    present = [shard for shard in records if listing is None or shard in listing.inputs]
     return Verdict(
         shards=len(records),
         rows=sum(commit.rows for commit in readable),
         files=len(committed),
         problems={shard: texts for shard, texts in sorted(problems.items()) if texts},
         failed=failed,
-        missing=max(0, manifest.shards - len(records) - len(failed)),
+        missing=max(0, shards - len(present) - len(failed)),
         stray=stray,
+        gone=gone,
         records=dict(records),
     )
 
@@ -92,9 +109,10 @@ def delete_bad_records(out: Storage, verdict: Verdict) -> None:
             out.delete(path)
 
 
-def _record_problems(path: str, commit: Commit | None, manifest: Manifest) -> list[str]:
+def _record_problems(out: Storage, path: str, commit: Commit | None, manifest: Manifest) -> list[str]:
     if commit is None:
-        return [f"{path}: cannot be read as a record"]
+        reason = record_problem(out, path)
+        return [f"{path}: cannot be read as a record" + f" ({reason})" * bool(reason)]
     if commit.fingerprint != manifest.fingerprint:
         return [f"{path}: belongs to another run ({commit.fingerprint}; run.json says {manifest.fingerprint})"]
     return [] if commit.path == path else [f"{path}: holds the record that belongs at {commit.path}"]
@@ -127,6 +145,8 @@ def _row_problems(path: str, data: bytes, commit: Commit) -> list[str]:
         table: Any = pq.read_table(pa.BufferReader(data), columns=["index", "status"])
     except (pa.ArrowException, OSError) as error:
         return [f"{path}: cannot be read as Parquet: {error}"]
+    if label_metadata(table.schema).get("tag") != commit.tag:
+        return [f"{path}: was written for another version of the shard's source than its record"]
     counts = Counter(table["status"].to_pylist())
     if table["index"].to_pylist() == list(range(commit.rows)) and counts == Counter(commit.counts):
         return []

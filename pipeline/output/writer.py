@@ -23,6 +23,8 @@ LABELS_FOLDER = "labels"
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 4096
 COMPRESSION = "zstd"
+METADATA_KEY = "diffseg"
+"""Key of the metadata in the footer of a label shard's Parquet file."""
 MAY_REPEAT = ("duplicate_key", "truncated", "damaged")
 """Statuses of rows that may share their key with another row of the shard."""
 
@@ -57,14 +59,14 @@ class LabelShardWriter:
     Args:
         shard: Name of the shard.
         formats: Formats to write.
-        metadata: Written as JSON into the Parquet footer, under the key "diffseg".
+        metadata: Written as JSON into the Parquet footer. Its "tag" is that of the commit record.
     """
 
     def __init__(self, shard: str, *, formats: tuple[Format, ...], metadata: Mapping[str, Any]) -> None:
         self._shard = shard
         self._formats = formats
         self._folder = ScratchFolder()
-        schema = SCHEMA.with_metadata({"diffseg": json.dumps(metadata, sort_keys=True)})
+        schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
         self._schema = schema
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0

@@ -44,7 +44,7 @@ def read_tar(
     image_field = image_field.lower() if image_field is not None else None
     first_seen = FirstSeen()
     try:
-        stream = TarStream(file, redact(url))
+        stream = TarStream(file)
     except NotTar as error:
         raise ShardError(url, str(error)) from error
     with closing(stream):

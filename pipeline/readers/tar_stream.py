@@ -6,15 +6,12 @@ Here every member before the damage is read, and then `DamagedTar` is raised.
 
 from __future__ import annotations
 
-import logging
 import tarfile
 from collections.abc import Iterator
 from itertools import count
 from typing import IO, Any, cast
 
 from pipeline.readers.tar_source import BUFFER_BYTES, MAX_EXTENDED_HEADER_BYTES, DamagedTar, TarSource
-
-logger = logging.getLogger(__name__)
 
 _MAX_GLOBAL_HEADER_BYTES = 2**16
 """Size of a global header, which tarfile copies for every member after it."""
@@ -71,17 +68,15 @@ class _TarFile(tarfile.TarFile):
 class TarStream:
     """The members of a tar or tar.gz in order. The file is read once, without seeking."""
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         """Open an archive and read its first header.
 
         Args:
             file: Opened for binary reading, at its start. Compression is recognised from the first bytes.
-            name: The name of the archive, for messages.
 
         Raises:
             NotTar: The file does not start with a tar header.
         """
-        self._name = name
         self._source = TarSource(file)
         self._source.limit = MAX_EXTENDED_HEADER_BYTES
         try:
@@ -152,7 +147,7 @@ class TarStream:
             raise DamagedTar(self._source.damage or f"the data of {member.name!r} ends too early: {error}") from error
 
     def _check_end(self) -> None:
-        """Check that nothing but zeros follows the end marker. Raises `DamagedTar` otherwise."""
+        """Check that there is an end marker, and that nothing but zeros follows it. Raises `DamagedTar` otherwise."""
         if self._tar.has_end_marker:
             stream: Any = self._tar.fileobj  # not the source, from which tarfile has read ahead
             while block := stream.read(BUFFER_BYTES):
@@ -163,4 +158,5 @@ class TarStream:
         if self._source.damage:
             raise DamagedTar(self._source.damage)
         if not self._tar.has_end_marker:
-            logger.warning("%s: the tar has no end-of-archive marker; all its members are intact", self._name)
+            # An upload that is still going on, or a copy that broke off, can end exactly between two members.
+            raise DamagedTar("the tar has no end-of-archive marker, so members may be missing")

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.output.commit import Commit, totals
+from pipeline.output.commit import Commit, LabelShard, totals
 from pipeline.output.manifest import Manifest
 from pipeline.report.charts import distributions, throughput_chart
 from pipeline.report.row_statistics import RowStatistics
@@ -38,7 +38,7 @@ class Page:
 
     out: str
     manifest: Manifest
-    commits: Mapping[str, Commit]
+    commits: Mapping[LabelShard, Commit]
     failed: Mapping[str, str]
     images_missing: str
     statistics: RowStatistics

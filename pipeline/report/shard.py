@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pipeline.output.commit import LabelShard
 from pipeline.output.reader import label_rows, segment_name
 from pipeline.output.source_images import SourceImages
 from pipeline.readers.samples import Shard
@@ -47,7 +48,7 @@ class ReportTask:
         source: Source shard with the images; None if it was not found.
     """
 
-    shard: str
+    shard: LabelShard
     number: int
     shown: bool
     source: Shard | None

@@ -13,7 +13,7 @@ from importlib.resources import files
 
 from pipeline.digest import short_digest
 from pipeline.executor.parallel import parallel_map
-from pipeline.output.commit import Commit
+from pipeline.output.commit import Commit, LabelShard
 from pipeline.output.manifest import Manifest
 from pipeline.readers.samples import Shard
 from pipeline.report.data_files import DataFolder, put_text
@@ -45,7 +45,7 @@ class Report:
 
     out: Storage
     manifest: Manifest
-    commits: Mapping[str, Commit]
+    commits: Mapping[LabelShard, Commit]
     failed: Mapping[str, str]
     sources: Mapping[str, Shard]
     images_missing: str

@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.bounded_json import read_bounded
 from pipeline.digest import short_digest
-from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest
+from pipeline.output.records import read_run_commits
+from pipeline.output.schemas import DOCUMENT_BYTES, parse_object
 from pipeline.readers.samples import Shard
 from pipeline.settings import RunSettings
 from pipeline.storage import SourceError, Storage
@@ -140,7 +142,7 @@ def fit(
 def read_report(folder: Storage, name: str) -> FitReport | None:
     """Return the report of an earlier call; None if it did not finish or its state does not exist."""
     try:
-        report = json.loads(folder.read_bytes(f"{name}.json"))
+        report = parse_object(read_bounded(folder, f"{name}.json", DOCUMENT_BYTES))
         return FitReport(**report) if folder.is_file(name) else None
     except (FileNotFoundError, ValueError, TypeError):
         return None
@@ -160,7 +162,7 @@ def _collect(job: FitJob, tasks: Sequence[FeatureTask], run: RunSettings, worker
     import ray
     from ray.util import ActorPool
 
-    from pipeline.executor.cluster import connected
+    from pipeline.executor.connection import connected
 
     with connected(run, ()):
         gpus = run.gpus_per_worker if job.device.startswith("cuda") else 0

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.output.commit import read_run_commits
+from pipeline.output.commit import LabelShard
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.reader import label_rows
+from pipeline.output.records import read_run_commits
 from pipeline.output.source_images import find_source_shards, read_samples
 from pipeline.storage import SourceError, Storage
 from pipeline.training.sample import EncodedSample, TrainingSample, decode_sample
@@ -30,7 +31,7 @@ __all__ = ["DatasetSettings", "LabelDataset", "RowFilter", "TrainingSample"]
 class _RowRange(NamedTuple):
     """Rows `start` to `stop` of the accepted rows of a label shard."""
 
-    shard: str
+    shard: LabelShard
     start: int
     stop: int
 
@@ -81,7 +82,7 @@ class LabelDataset(IterableDataset):
                 f"{self._out.redacted}: no row is left for each of {self.world_size} ranks with {settings.rows}"
             )
 
-    def _read_index(self, manifest: Manifest) -> dict[str, np.ndarray]:
+    def _read_index(self, manifest: Manifest) -> dict[LabelShard, np.ndarray]:
         """Return the indices of the accepted rows, int32, by label shard."""
         columns = ("index", "status", "confidence", "n_segments")
         accepts = self.settings.rows.accepts

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.output.commit import LabelShard
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
 from pipeline.output.source_images import read_source_images
@@ -63,7 +64,7 @@ class FeatureTask:
         count: Number of images.
     """
 
-    shard: str
+    shard: LabelShard
     source: Shard
     first: int
     count: int

@@ -16,8 +16,8 @@ from diffseg.model.text import Prompt
 from diffseg.pending import PendingBatch
 from pipeline.errors import RunRefused
 from pipeline.label import label_shard
-from pipeline.output.commit import read_run_commits
 from pipeline.output.manifest import Manifest, read_manifest, versions, write_manifest
+from pipeline.output.records import read_run_commits
 from pipeline.readers.find import find_shards
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage

@@ -19,7 +19,6 @@ from pycocotools.coco import COCO
 import jobs.export
 from diffseg import IGNORE
 from diffseg.drawing.overlay import class_colour, hexadecimal
-from pipeline.output.rows import SCHEMA
 
 # pycocotools decodes through an interface that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -194,7 +193,7 @@ def with_names(run: Path, to: Path) -> Path:
             for segment in row["segments"]:
                 segment |= {"name": ("sky", "road", None)[min(segment["id"], 2)], "confidence": segment["id"] / 4}
         (to / "labels").mkdir(exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), to / "labels" / path.name)
+        pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), to / "labels" / path.name)
     return to
 
 
@@ -248,7 +247,7 @@ def test_class_ids_are_those_of_the_run_and_background_is_not_an_object(run: Pat
         rows = pq.read_table(path).to_pylist()
         for segment in (segment for row in rows for segment in row["segments"]):
             segment["name"], segment["name_score"] = names[segment["id"]]
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+        pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
     settings = json.loads((named / "run.json").read_bytes())
     settings["settings"]["naming"]["names"] = ["sky", "road", "sea"]
     (named / "run.json").write_text(json.dumps(settings))

@@ -13,12 +13,12 @@ from pipeline.output.commit import (
     CommitName,
     parse_name,
     read_commits,
-    read_run_commits,
     tag_of,
     totals,
     write_commit,
 )
 from pipeline.output.manifest import Manifest
+from pipeline.output.records import read_run_commits
 from pipeline.output.rows import Row, encode_mask
 from pipeline.output.writer import LabelShardWriter
 from pipeline.storage import Storage
@@ -90,4 +90,6 @@ def test_only_done_shards_with_the_fingerprint_of_the_run_count(tmp_path: Path) 
     failure = Commit(shard="failed", state="failed", fingerprint="f", attempt=3, error="damaged", rows=2)
     for record in (done, other, failure):
         write_commit(out, record)
-    assert read_run_commits(out, manifest) == ({"done": done}, {"failed": failure})
+    commits = read_run_commits(out, manifest)
+    assert (commits.done, commits.failed) == ({"done": done}, {"failed": failure})
+    assert list(commits.records.stale) == ["other-settings"]

@@ -14,13 +14,24 @@ import pytest
 
 import jobs.verify
 from pipeline.output.commit import Commit, read_commits, tag_of, write_commit
+from pipeline.output.listing import Listing, write_listing
 from pipeline.output.manifest import Manifest, write_manifest
 from pipeline.output.rows import Row, encode_mask
 from pipeline.output.verify import Verdict, verify_run
 from pipeline.output.writer import LabelShardWriter
+from pipeline.readers.samples import Shard
+from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 
-MANIFEST = Manifest(source="in", settings={}, model_sha256="m", resolved={}, environment={}, fingerprint="f", shards=3)
+MANIFEST = Manifest(
+    source="no such folder",
+    settings=LabelSettings().plain(),
+    model_sha256="m",
+    resolved={},
+    environment={},
+    fingerprint="f",
+    shards=3,
+)
 
 
 @pytest.fixture
@@ -30,7 +41,7 @@ def out(tmp_path: Path) -> Storage:
     write_manifest(storage, MANIFEST)
     mask = encode_mask(np.zeros((8, 8), dtype=np.uint16))
     for shard in "abc":
-        with LabelShardWriter(shard, formats=("parquet", "webdataset"), metadata={}) as writer:
+        with LabelShardWriter(shard, formats=("parquet", "webdataset"), metadata={"tag": tag_of("f", "")}) as writer:
             writer.add(Row(key="x", shard=shard, index=0, status="ok", mask=mask))
             writer.add(Row(key="y", shard=shard, index=1, status="no_image"))
             files = writer.publish(storage)
@@ -73,7 +84,7 @@ def record_of(root: Path, shard: str = "b") -> Path:
 def row_missing(root: Path) -> None:
     """Remove a row, and update size and checksum in the record as a faulty program might do."""
     path = root / "labels" / "b.parquet"
-    pq.write_table(pq.read_table(path).slice(0, 1), path)
+    pq.write_table(pq.read_table(path).slice(0, 1), path)  # it keeps the metadata
     record = json.loads(record_of(root).read_text())
     data = path.read_bytes()
     record["files"]["labels/b.parquet"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -101,6 +112,17 @@ def record_damaged(root: Path) -> None:
     record_of(root).write_text("{")
 
 
+def file_of_another_version(root: Path) -> None:
+    """Replace the rows by equal ones of another run, and update the record as a faulty program might do."""
+    path = root / "labels" / "b.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"diffseg": json.dumps({"tag": "another"})}), path)
+    record = json.loads(record_of(root).read_text())
+    data = path.read_bytes()
+    record["files"]["labels/b.parquet"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    record_of(root).write_text(json.dumps(record))
+
+
 def record_doubled(root: Path) -> None:
     older = tag_of("f", "an older folder")
     (root / "commits" / f"b.{older}.1-of-2.json").write_bytes(record_of(root).read_bytes())
@@ -119,6 +141,7 @@ def record_doubled(root: Path) -> None:
         (record_of_another_shard, "holds the record that belongs at commits/a."),
         (record_damaged, "cannot be read as a record"),
         (record_doubled, "more than one record"),
+        (file_of_another_version, "labels/b.parquet: was written for another version"),
     ],
 )
 def test_damage_is_found_and_its_shard_named(
@@ -139,7 +162,9 @@ def test_damage_is_found_and_its_shard_named(
 def nonempty_fields(verdict: Verdict) -> dict[str, object]:
     empty: tuple[object, ...] = ({}, [], 0)
     fields = dataclasses.asdict(verdict)
-    return {name: fields[name] for name in ("problems", "failed", "missing", "stray") if fields[name] not in empty}
+    return {
+        name: fields[name] for name in ("problems", "failed", "missing", "stray", "gone") if fields[name] not in empty
+    }
 
 
 def test_extra_files_missing_and_failed_shards_are_distinguished(out: Storage, tmp_path: Path) -> None:
@@ -151,3 +176,14 @@ def test_extra_files_missing_and_failed_shards_are_distinguished(out: Storage, t
     (tmp_path / "commits" / "notes.txt").unlink()
     write_commit(out, Commit(shard="d", state="failed", fingerprint="f", attempt=3, error="no tar"))
     assert nonempty_fields(verify_run(out, of_five_shards)) == {"failed": ["d"], "missing": 1}
+
+
+def test_shards_that_the_listing_does_not_name_are_gone_and_changed_ones_are_named(out: Storage) -> None:
+    shards = [Shard(name=name, url="", kind="tar", version="2") for name in "bd"]
+    listing = Listing(inputs={"a": "", "b": shards[0].digest(), "d": shards[1].digest()})
+    write_listing(out, listing)
+    verdict = verify_run(out, dataclasses.replace(MANIFEST, listing=listing.digest()))
+    assert verdict.gone == ["c"]
+    assert list(verdict.problems) == ["b"]
+    assert "another version of the shard's source" in verdict.problems["b"][0]
+    assert (verdict.missing, verdict.is_whole) == (1, False)

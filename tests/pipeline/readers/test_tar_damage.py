@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import io
-import logging
 import tarfile
 
 import pytest
@@ -36,22 +35,25 @@ def test_a_tar_cut_at_every_offset(caplog):
 @pytest.mark.parametrize(
     ("header", "extra", "expected"),
     [
-        (2, 0, [("a", "ok")]),  # between samples: nothing shows that more samples followed
+        (2, 0, [("a", "ok"), ("", "truncated")]),  # between samples: only the end marker is missing
         (2, 100, [("a", "ok"), ("", "truncated")]),  # in the header of b.jpg
         (2, 512, [("a", "ok"), ("b", "truncated")]),  # before the data of b.jpg
         (2, 900, [("a", "ok"), ("b", "truncated")]),  # in the data of b.jpg
         (3, -5, [("a", "ok"), ("b", "ok"), ("", "truncated")]),  # in the padding after b.jpg
         (3, 100, [("a", "ok"), ("b", "ok"), ("", "truncated")]),  # in the header of b.txt
         (3, 520, [("a", "ok"), ("b", "truncated")]),  # in the data of b.txt
-        (6, 0, [("a", "ok"), ("b", "ok"), ("c", "ok")]),  # no end marker
+        (6, 0, [("a", "ok"), ("b", "ok"), ("c", "ok"), ("", "truncated")]),  # no end marker
         (6, 512, [("a", "ok"), ("b", "ok"), ("c", "ok")]),  # half an end marker
     ],
 )
-def test_a_tar_that_ends_in_the_middle(header, extra, expected, caplog):
+def test_a_tar_that_ends_in_the_middle(header, extra, expected):
     data, offsets = three_samples()
-    with caplog.at_level(logging.WARNING):
-        assert outcome(data[: offsets[header] + extra]) == expected
-    assert ("no end-of-archive marker" in caplog.text) == (extra == 0)
+    assert outcome(data[: offsets[header] + extra]) == expected
+
+
+def test_a_missing_end_marker_is_what_the_row_of_a_truncated_tar_names():
+    data, offsets = three_samples()
+    assert "no end-of-archive marker" in read(data[: offsets[6]])[-1].error
 
 
 def test_a_sample_whose_image_is_cut_off_is_truncated():

@@ -1,0 +1,40 @@
+"""The summary of a labelling run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.output.reconcile import GoneShards
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What OUT holds after a run.
+
+    Attributes:
+        shards: Number of shards of SRC.
+        done_before: Number of shards that earlier runs had labelled.
+        failed: Errors of the failed shards by name.
+        counts: Rows by status. Rows that failed in earlier runs are counted together, as "failed before".
+        seconds: Seconds by step of the shards labelled in this run.
+        images: Number of rows labelled in this run.
+        wall: Wall time of this run in seconds.
+        broken: The status "truncated" or "damaged" of each shard of which only a part could be read, by name.
+        gone: What became of the label shards whose source is no longer in SRC; None if there are none.
+    """
+
+    shards: int
+    done_before: int
+    failed: Mapping[str, str]
+    counts: Mapping[str, int]
+    seconds: Mapping[str, float]
+    images: int
+    wall: float
+    broken: Mapping[str, str]
+    gone: GoneShards | None
+
+    def failed_share(self) -> float:
+        """Return the share of rows whose status is not ok, 0 to 1."""
+        total = sum(self.counts.values())
+        return 1 - self.counts.get("ok", 0) / total if total else 0.0
