@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from setproctitle import getproctitle, setproctitle
 
+from jobs.import_path import safe_imports_of_children
 from jobs.printing import print_line
 from pipeline.errors import RunFailed
 from pipeline.storage import SourceError, redact
@@ -78,9 +80,22 @@ def guarded(command: Callable[[], int]) -> int:
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("pipeline.executor.connection").setLevel(logging.INFO)  # which says whose Ray is used
+    code = _exit_code(command, console)
+    connection = sys.modules.get("pipeline.executor.connection")
+    if connection is not None and connection.abandoned.is_set():
+        # Ray would keep the process for a minute, and crash it at its end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _exit_code(command: Callable[[], int], console: Console) -> int:
+    """Run a command, print its error and return its exit code."""
     terminated = threading.Event()
     try:
-        with _sigterm_as_interrupt(terminated):
+        with safe_imports_of_children(), _sigterm_as_interrupt(terminated):
             return command()
     except ValueError as error:  # among others SourceError, RunRefused, CheckpointError and invalid settings
         print_line(console, f"diffseg: {redact(str(error))}", "red")

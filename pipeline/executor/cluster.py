@@ -1,132 +1,170 @@
-"""The Ray cluster of a run: joined or started, and watched while the run lasts."""
+"""The watch over a Ray cluster: its nodes and resources, and whether its head still answers.
+
+Only threads of the watch call the head, because such a call hangs if the head is gone, and after 60 s Ray ends the
+process without any advice.
+"""
 
 from __future__ import annotations
 
+import _thread
 import logging
-import math
 import os
-import signal
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import ray
 
-from pipeline.executor.logs import driver_loggers_kept
-from pipeline.settings import RunSettings
-from pipeline.worker_pools import WorkerSpec
+from pipeline.errors import RunFailed
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 """Interval between two questions to the head."""
+HEAD_SECONDS = 30.0
+"""Longest silence of the head. After 60 s Ray ends the process."""
+LEAVE_SECONDS = 4.0
+"""Time that the main thread has, after such a silence, to end by itself, and again after an interrupt."""
+STEP_SECONDS = 0.2
+"""Interval at which a waiting thread checks whether the head is lost."""
 
-
-@contextmanager
-def connected(run: RunSettings, specs: Sequence[WorkerSpec]) -> Iterator[bool]:
-    """Join the named cluster, or one that Ray finds, else start a Ray on this machine.
-
-    If this process is already connected to Ray, that connection is used, and stays open after the block.
-
-    Args:
-        run: Address of the cluster and format of the log lines.
-        specs: Workers that a Ray on this machine must have CPUs for.
-
-    Yields:
-        True if a Ray was started on this machine.
-
-    Raises:
-        ConnectionError: The named cluster does not answer.
-    """
-    if ray.is_initialized():
-        yield False
-        return
-    # Ray installs a handler of SIGTERM that prints a stack trace; the caller's handler is put back.
-    handler = signal.getsignal(signal.SIGTERM)
-    with driver_loggers_kept():
-        is_local = _join_or_start(run, specs)
-    if threading.current_thread() is threading.main_thread() and handler is not None:
-        signal.signal(signal.SIGTERM, handler)
-    try:
-        yield is_local
-    finally:
-        ray.shutdown()
-
-
-def _join_or_start(run: RunSettings, specs: Sequence[WorkerSpec]) -> bool:
-    logs = ray.LoggingConfig(encoding=run.log_format.upper(), additional_log_standard_attrs=["name", "process"])
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "logging_config": logs}
-    named = run.address or os.environ.get("RAY_ADDRESS")
-    if named != "local":
-        try:
-            ray.init(address=named or "auto", **options)
-            return False
-        except ConnectionError:
-            if named:
-                raise
-    cores = max(os.cpu_count() or 1, math.ceil(sum(spec.local_cpus for spec in specs)))
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
-    return True
-
-
-def describe_cluster() -> str:
-    """Return a sentence about the resources that the cluster has, and those that are free."""
-
-    def describe(resources: dict[str, float]) -> str:
-        return f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
-
-    return f"The cluster has {describe(ray.cluster_resources())}; free are {describe(ray.available_resources())}"
+Result = TypeVar("Result")
 
 
 class ClusterWatch:
-    """Asks the head of the cluster for its nodes every second, in a thread, because the call hangs if the head is gone.
+    """Asks the head of the cluster for its nodes every second, in a thread, and notices if the head is lost.
+
+    A main thread that waits for something else is interrupted when the head is lost, and its process is ended if it
+    does not react.
 
     Attributes:
         draining: Deadline of each draining node by id, in seconds since the epoch; 0 if there is no deadline.
         resources: Total resources of all living nodes.
+        free: Resources that are not in use.
+        is_lost: True once the head has been silent for too long.
     """
 
     def __init__(self) -> None:
         self.draining: Mapping[str, float] = {}
         self.resources: Mapping[str, float] = {}
-        self._poll()
+        self.free: Mapping[str, float] = {}
+        self._alive: frozenset[str] = frozenset()
+        self._asked_at = -1.0
+        self._silence = 0.0
+        self.is_lost = False
+        self._is_main = threading.current_thread() is threading.main_thread()
         self._closed = threading.Event()
+        self._poll_now = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cluster-watch", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard, name="cluster-guard", daemon=True).start()
 
-    @property
-    def silence(self) -> float:
-        """Seconds since the last answer of the head."""
-        return time.monotonic() - self._answered_at
+    def lost_error(self) -> RunFailed:
+        """Return the error for a lost head."""
+        return RunFailed(
+            f"the head of the Ray cluster has not answered for {HEAD_SECONDS:.0f} s. All committed shards are safe; "
+            "run the same command again, on this cluster or another, to resume"
+        )
+
+    def check(self) -> None:
+        """Raise RunFailed if the head is lost."""
+        if self.is_lost:
+            raise self.lost_error()
+
+    def refresh(self) -> None:
+        """Wait for an answer to a question that is asked after this call. Raises RunFailed if the head is lost."""
+        started = time.monotonic()
+        while self._asked_at < started:
+            self._poll_now.set()
+            self.check()
+            time.sleep(STEP_SECONDS / 10)
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Call a function that may call the head, in a thread, and return its result or raise its error.
+
+        Raises:
+            RunFailed: The head is lost.
+        """
+        results: list[Result] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(function())
+            except BaseException as error:  # raised again in the calling thread
+                errors.append(error)
+
+        thread = threading.Thread(target=run, name="cluster-call", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(STEP_SECONDS)
+            self.check()
+        if errors:
+            raise errors[0]
+        return results[0]
 
     def is_alive(self, node: str) -> bool:
-        """Ask the head whether a node is alive."""
-        self._poll()
+        """Return whether a node is alive at this moment. Raises RunFailed if the head is lost."""
+        self.refresh()
         return node in self._alive
+
+    def describe(self) -> str:
+        """Return a sentence about the resources that the cluster has, and those that are free."""
+
+        def describe(resources: Mapping[str, float]) -> str:
+            return f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
+
+        return f"The cluster has {describe(self.resources)}; free are {describe(self.free)}"
 
     def close(self) -> None:
         """Stop asking, and wait briefly for a call that is in progress."""
         self._closed.set()
+        self._poll_now.set()
         self._thread.join(POLL_SECONDS)
 
     def _watch(self) -> None:
-        while not self._closed.wait(POLL_SECONDS):
+        while not self._closed.is_set():
             try:
                 self._poll()
-            except Exception as error:  # `silence` grows, and the scheduler acts on that
+            except Exception as error:  # the silence grows, and `check` acts on that
                 log.debug("the head of the cluster does not answer: %s", error)
+            self._poll_now.wait(POLL_SECONDS)
+            self._poll_now.clear()
 
     def _poll(self) -> None:
+        asked_at = time.monotonic()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         # Not a public function of Ray, but the one that Ray Serve and Ray Train use.
         draining = ray._private.state.state.get_draining_nodes()
+        free = ray.available_resources()
         total: Counter[str] = Counter()
         for node in nodes:
             total.update(node["Resources"])
         self._alive = frozenset(node["NodeID"] for node in nodes)
         self.draining = {node: deadline / 1000 for node, deadline in draining.items()}
-        self.resources = total
-        self._answered_at = time.monotonic()
+        self.resources, self.free = total, free
+        self._silence = 0.0
+        self._asked_at = asked_at  # last, because `refresh` waits for it
+
+    def _guard(self) -> None:
+        """End the process with our message if the head is lost and the main thread does not end the block."""
+        before = time.monotonic()
+        while not self.is_lost:
+            if self._closed.wait(STEP_SECONDS):
+                return
+            now = time.monotonic()
+            # A process that was stopped for a while has not asked either, so that time does not count.
+            self._silence += min(now - before, POLL_SECONDS)
+            before = now
+            self.is_lost = self._silence > HEAD_SECONDS
+        if self._closed.wait(LEAVE_SECONDS):
+            return
+        if self._is_main:
+            _thread.interrupt_main()  # `connected` turns the KeyboardInterrupt into the error for a lost head
+            if self._closed.wait(LEAVE_SECONDS):
+                return
+        print(f"diffseg: {self.lost_error()}", file=sys.stderr, flush=True)
+        os._exit(1)

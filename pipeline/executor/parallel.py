@@ -54,7 +54,7 @@ def _on_ray(
 ) -> Iterator[Result]:
     import ray  # takes a second and is needed only with a cluster
 
-    from pipeline.executor.cluster import connected
+    from pipeline.executor.connection import connected
     from pipeline.settings import RunSettings
 
     with connected(RunSettings(address=address), ()):

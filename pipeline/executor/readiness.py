@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.errors import RunFailed
 from pipeline.executor.actors import ActorGroup
-from pipeline.executor.cluster import describe_cluster
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +21,13 @@ class ReadinessCheck:
     Args:
         groups: The actors of the run.
         start_timeout: Seconds with too few ready workers after which the run fails.
+        describe_cluster: Returns a sentence about the resources of the cluster.
     """
 
-    def __init__(self, groups: Sequence[ActorGroup], start_timeout: float) -> None:
+    def __init__(self, groups: Sequence[ActorGroup], start_timeout: float, describe_cluster: Callable[[], str]) -> None:
         self._groups = groups
         self._start_timeout = start_timeout
+        self._describe_cluster = describe_cluster
         self._started_at = self._enough_at = time.monotonic()
         self._warned = False
 
@@ -45,11 +46,13 @@ class ReadinessCheck:
         if not self._warned and now - self._started_at > UNSCHEDULED_WARNING_SECONDS:
             self._warned = True
             if all(actor.scheduled_at is None for group in self._groups for actor in group.actors):
-                log.warning("no worker has been scheduled yet (%s). %s", self._describe_groups(), describe_cluster())
+                log.warning(
+                    "no worker has been scheduled yet (%s). %s", self._describe_groups(), self._describe_cluster()
+                )
         if now - self._enough_at > self._start_timeout:
             raise RunFailed(
                 f"too few workers became ready within {self._start_timeout:.0f} s ({self._describe_groups()}). "
-                f"{describe_cluster()}"
+                f"{self._describe_cluster()}"
             )
 
     def _has_enough_workers(self, unfinished: int) -> bool:

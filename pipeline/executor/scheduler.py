@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
@@ -25,8 +26,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 MAX_START_FAILURES = 3
-HEAD_SECONDS = 40.0
-"""Longest silence of the cluster's head. After 60 s Ray itself ends the driver, without any advice."""
 DEVICE_ERRORS = ("CUDA", "HIP error", "MPS backend", "AcceleratorError", "OutOfMemoryError")
 """Words in errors after which the state of the device, and so the worker, cannot be trusted."""
 
@@ -38,6 +37,7 @@ class Scheduler:
         groups: One group of actors for each worker pool.
         queue: The shards to label.
         recorder: Gets the events of the run.
+        watch: The watch over the cluster.
         shard_timeout: Seconds that one attempt at a shard may take.
         start_timeout: Seconds that a scheduled worker may take to load its model, and seconds with fewer ready workers
             than the minimum of a group, or none at all, after which the run fails.
@@ -49,6 +49,7 @@ class Scheduler:
         queue: ShardQueue,
         recorder: Recorder,
         *,
+        watch: ClusterWatch,
         shard_timeout: float,
         start_timeout: float,
     ) -> None:
@@ -57,8 +58,8 @@ class Scheduler:
         self._recorder = recorder
         self._shard_timeout = shard_timeout
         self._start_timeout = start_timeout
-        self._watch = ClusterWatch()
-        self._readiness = ReadinessCheck(groups, start_timeout)
+        self._watch = watch
+        self._readiness = ReadinessCheck(groups, start_timeout, watch.describe)
         self._checked_at = 0.0
 
     def run(self) -> None:
@@ -68,18 +69,23 @@ class Scheduler:
             RunFailed: The run cannot continue. The recorder's errors are raised too.
         """
         try:
+            for group in self._groups:
+                # The class of an actor goes to the head with its first instance. Other calls do not wait for the head.
+                self._watch.call(partial(self._resize, group))
             while self._queue.unfinished:
                 for group in self._groups:
-                    group.resize(self._queue.waiting, self._queue.unfinished, self._watch.resources)
+                    self._resize(group)
                 self._assign()
                 self._collect()
                 if time.monotonic() - self._checked_at >= POLL_SECONDS:
                     self._checked_at = time.monotonic()
                     self._check()
         finally:
-            self._watch.close()
             for actor in list(self._actors()):
                 actor.group.stop(actor)
+
+    def _resize(self, group: ActorGroup) -> None:
+        group.resize(self._queue.waiting, self._queue.unfinished, self._watch.resources)
 
     def _actors(self) -> Iterator[Actor]:
         for group in self._groups:
@@ -172,11 +178,7 @@ class Scheduler:
 
     def _check(self) -> None:
         """Check the cluster and the actors, and report the state of the run; called twice a second."""
-        if self._watch.silence > HEAD_SECONDS:
-            raise RunFailed(
-                f"the head of the Ray cluster has not answered for {HEAD_SECONDS:.0f} s. All committed shards are "
-                "safe; run the same command again, on this cluster or another, to resume"
-            )
+        self._watch.check()
         update_nodes(self._actors())
         self._enforce_timeouts()
         self._leave_draining_nodes()

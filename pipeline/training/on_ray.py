@@ -14,7 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from pipeline.errors import RunFailed
-from pipeline.executor.cluster import connected
+from pipeline.executor.connection import connected
 from pipeline.settings import RunSettings
 from pipeline.storage import Storage
 from pipeline.training.dataset import LabelDataset

@@ -58,7 +58,7 @@ def test_no_process_imports_from_the_data_set(flags: tuple[str, ...], data_set: 
     out = tmp_path / "out"
     run_in(data_set, "label", ".", out, *FAST, *flags, "--samples-per-shard", "2")
     run_in(data_set, "report", out, "--processes", "2")
-    run_in(data_set, "export", out, tmp_path / "coco", "--to", "coco", "--processes", "2")
+    run_in(data_set, "export", out, tmp_path / "coco", "--to", "coco-instances", "--processes", "2")
 
 
 def test_the_workers_of_a_cluster_do_not_import_from_the_data_set(
@@ -70,9 +70,8 @@ def test_the_workers_of_a_cluster_do_not_import_from_the_data_set(
 def test_training_and_fitting_do_not_import_from_the_data_set(data_set: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_in(data_set, "label", ".", out, *FAST, "--no-ray")
-    steps = ("--steps", "2", "--batch-size", "2", "--size", "64")
-    run_in(data_set, "train", out, tmp_path / "model", *steps, "--no-ray", "--loaders", "1")
-    run_in(data_set, "train", out, tmp_path / "model-ray", *steps, "--address", "local", "--workers", "1")
+    steps = ("--steps", "2", "--batch-size", "2", "--size", "32", "--width", "8", "--workers", "1", "--loaders", "1")
+    run_in(data_set, "train", out, tmp_path / "model", *steps, "--address", "local")
     run_in(data_set, "fit", "heads", out, tmp_path / "heads.safetensors", "--images", "4", "--address", "local")
 
 
