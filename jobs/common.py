@@ -25,7 +25,8 @@ from pipeline.storage import SourceError, redact
 from pipeline.storage.redaction import MASK
 
 OK, SOME_FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-"""Exit codes. The last two are those that a shell reports for SIGINT and SIGTERM (128 plus the signal's number)."""
+"""Exit codes. The last two are those that a shell reports for SIGINT and SIGTERM (128 plus the signal's number); a
+closed terminal (SIGHUP) gives 129 likewise."""
 
 Command = TypeVar("Command")
 
@@ -93,9 +94,9 @@ def guarded(command: Callable[[], int]) -> int:
 
 def _exit_code(command: Callable[[], int], console: Console) -> int:
     """Run a command, print its error and return its exit code."""
-    terminated = threading.Event()
+    received: list[int] = []
     try:
-        with safe_imports_of_children(), _sigterm_as_interrupt(terminated):
+        with safe_imports_of_children(), _signals_as_interrupt(received):
             return command()
     except ValueError as error:  # among others SourceError, RunRefused, CheckpointError and invalid settings
         print_line(console, f"diffseg: {redact(str(error))}", "red")
@@ -106,29 +107,50 @@ def _exit_code(command: Callable[[], int], console: Console) -> int:
         return REFUSED if isinstance(error.__cause__, ValueError) else SOME_FAILED
     except KeyboardInterrupt:
         print_line(console, "diffseg: stopped; run the same command again to continue", "yellow")
-        return TERMINATED if terminated.is_set() else INTERRUPTED
+        return 128 + received[0] if received else INTERRUPTED
     except Exception:  # an error in this program or in a library: a report of it needs the traceback
         print_line(console, redact(traceback.format_exc()))
         return SOME_FAILED
 
 
 @contextmanager
-def _sigterm_as_interrupt(terminated: threading.Event) -> Iterator[None]:
-    """Raise KeyboardInterrupt at SIGTERM, and set `terminated`.
+def _signals_as_interrupt(received: list[int]) -> Iterator[None]:
+    """Raise KeyboardInterrupt at SIGTERM and SIGHUP, and append the number of the signal to `received`.
 
-    `ray job stop` sends SIGTERM, and so does a machine that shuts down.
+    `ray job stop` sends SIGTERM, and so does a machine that shuts down; a terminal that is closed sends SIGHUP. A
+    signal that is ignored, as by `nohup`, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():  # Python handles signals only in the main thread
         yield
         return
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    terminals = [descriptor for descriptor in (0, 1, 2) if _is_terminal(descriptor)]
 
-    def terminate(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
-        terminated.set()
+    def stop(number: int, frame: object) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
+        received.append(number)
+        if number == signal.SIGHUP:  # whatever the cleanup prints would fail
+            _replace_by_null_device(terminals)
         raise KeyboardInterrupt  # not a subclass of it, which Ray would replace by a plain KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _is_terminal(descriptor: int) -> bool:
+    try:
+        return os.isatty(descriptor)
+    except OSError:  # it is closed
+        return False
+
+
+def _replace_by_null_device(descriptors: list[int]) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(null, descriptor)
+    os.close(null)

@@ -27,6 +27,7 @@ from pipeline.errors import RunFailed, RunRefused
 from pipeline.executor.cluster import ClusterWatch
 from pipeline.executor.head import Head, ask_head
 from pipeline.executor.logs import driver_loggers_kept
+from pipeline.executor.missing_modules import missing_module_error
 from pipeline.executor.private_ray import private_environment, start_private_ray
 from pipeline.settings import RunSettings
 from pipeline.worker_pools import WorkerSpec
@@ -114,7 +115,7 @@ def _watched(*, is_private: bool) -> Iterator[Connection]:
     except BaseException as error:
         if watch.is_lost and not isinstance(error, RunFailed):
             raise watch.lost_error() from error
-        raise
+        raise missing_module_error(error) or error
     finally:
         if watch.is_lost:
             abandoned.set()
