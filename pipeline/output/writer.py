@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -90,6 +91,10 @@ class LabelShardWriter:
             row: The row.
             image: Extension and bytes of the source image, to be stored in the tar beside its label map.
         """
+        with self._folder.writing():
+            self._add(row, image)
+
+    def _add(self, row: Row, image: tuple[str, bytes] | None) -> None:
         fields = row.fields()
         self._rows.append(fields)
         self._bytes += len(row.mask or b"") + len(row.meta) + len(row.key) + len(row.error) + 1024
@@ -112,10 +117,11 @@ class LabelShardWriter:
 
     def publish(self, out: Storage) -> dict[str, dict[str, Any]]:
         """Copy the files to OUT. Returns ``{"bytes": …, "sha256": …}`` of each file by its path below OUT."""
-        self._flush()
-        self._parquet.close()
-        if self._tar is not None:
-            self._tar.close()
+        with self._folder.writing():
+            self._flush()
+            self._parquet.close()
+            if self._tar is not None:
+                self._tar.close()
         files = {}
         for name, path in output_paths(self._shard, self._formats).items():
             local = self._local(name)
@@ -129,7 +135,11 @@ class LabelShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._parquet.close()
-        if self._tar is not None:
-            self._tar.close()
-        self._folder.remove()
+        try:
+            # A full disk fails here once more; the error that ends the block says more about it.
+            with suppress(OSError) if kind is not None else self._folder.writing():
+                self._parquet.close()
+                if self._tar is not None:
+                    self._tar.close()
+        finally:
+            self._folder.remove()

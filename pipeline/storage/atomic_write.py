@@ -11,7 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO
 
-from pipeline.storage.locks import lock_file
+from pipeline.storage.locks import lock_file, open_lock
+from pipeline.storage.unwritable import writing
 
 _FOLDER = ".writing"
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.writing$")
@@ -35,7 +36,8 @@ def write_atomically(path: str, content: bytes | IO[bytes]) -> None:
     Creates missing parent folders. Removes the temporary files that killed writers left in the same folder, so that a
     repeated run leaves the same tree as an undisturbed one.
     """
-    _write(path, content, os.replace)
+    with writing(path):
+        _write(path, content, os.replace)
 
 
 def create_atomically(path: str, content: bytes) -> bool:
@@ -45,7 +47,8 @@ def create_atomically(path: str, content: bytes) -> bool:
         True if this call created the file.
     """
     try:
-        _write(path, content, _rename_to_new)
+        with writing(path):
+            _write(path, content, _rename_to_new)
     except FileExistsError:
         return False
     return True
@@ -115,7 +118,7 @@ def _remove_abandoned(folder: str) -> None:
     """Remove the temporary files whose writers have been killed."""
     for entry in os.scandir(folder):
         try:
-            with open(entry.path, "rb") as file:
+            with open_lock(entry.path) as file:
                 if lock_file(file, wait=False):
                     os.remove(entry.path)
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -29,6 +30,25 @@ def lock_file(file: IO[bytes], *, wait: bool) -> bool:
     return True
 
 
+def open_lock(path: str | os.PathLike[str], *, create: bool = False) -> IO[bytes]:
+    """Open a file to lock it, without following a link and without waiting for anybody.
+
+    Args:
+        path: The file. Others may have put something else there.
+        create: Create the file where it is missing.
+
+    Raises:
+        OSError: There is no regular file at `path`.
+    """
+    # Writing is needed only to create it: another user of a shared cache may have created the file.
+    flags = (os.O_RDWR | os.O_CREAT if create else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file, so it cannot be a lock; delete it", os.fspath(path))
+    return os.fdopen(descriptor, "r+b" if create else "rb", buffering=0)
+
+
 @contextmanager
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the lock of the file at `path` within a `with` block, after waiting for other holders.
@@ -38,7 +58,7 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         OSError: The file system has no locks.
     """
-    with open(path, "ab") as file:
+    with open_lock(path, create=True) as file:
         if not lock_file(file, wait=True):
             raise OSError(errno.ENOLCK, "the file system does not support locks", os.fspath(path))
         yield
