@@ -21,7 +21,7 @@ from diffseg.devices import to_device
 from diffseg.model.config_fields import check_clip
 from diffseg.model.files import CLIP_FILES, fingerprint
 from diffseg.model.layout import CheckpointError, listing, load_part, read_json, resolve, weights_variant
-from diffseg.model.text_encoders import check_tokenizer_files, load_tokenizer
+from diffseg.model.text_encoders import check_size, check_tokenizer_files, load_tokenizer
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Colour statistics, 0 to 1, of the training images of OpenAI's models; a checkpoint may have others."""
@@ -159,6 +159,7 @@ def load_clip(model: str | os.PathLike[str], *, device: str = "cpu") -> Clip:
             f"{folder}: its tokenizer has {len(tokenizer)} tokens, but its text encoder knows {words}"
         )
     variant = weights_variant(folder, str(folder), CLIP_FILES.part(""), "float32")
+    check_size(folder, str(folder), CLIP_FILES.part(""), "float32", CLIPModel)
     network = load_part(folder, "", CLIPModel, dtype=torch.float32, variant=variant)
     mean, std = _colour_statistics(folder)
     return Clip(

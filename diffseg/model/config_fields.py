@@ -38,6 +38,9 @@ TIME_IDS = 6
 BLOCKS, LAYERS, TRANSFORMERS, CHANNELS, WIDTH = 6, 8, 24, 4096, 8192
 """Most blocks of a network, layers of a block, transformers of a layer, channels, and features of a token."""
 
+ALL_TRANSFORMERS = 512
+"""Most transformers of a network, if every layer of every block had the largest depth: 150 in SDXL."""
+
 VAE_BLOCKS = 4
 """Blocks of an autoencoder's encoder, each but one of which halves the sides: an eighth of the image in all."""
 
@@ -235,6 +238,12 @@ def check_unet(path: Path, config: Mapping[str, Any]) -> None:
         if not UNET_FIELDS[key].accepts(config.get(key)):
             raise refused(path, key, config.get(key), UNET_FIELDS[key].expects)
     check_config(path, config, {**UNET_FIELDS, **_QUANTIZED})
+    depths, layers = config.get("transformer_layers_per_block", 1), config.get("layers_per_block", 2)
+    reverse = config.get("reverse_transformer_layers_per_block") or 0
+    blocks = len(config.get("block_out_channels", ())) or BLOCKS
+    if blocks * (2 * _largest(layers) + 1) * max(_largest(depths), _largest(reverse)) > ALL_TRANSFORMERS:
+        expects = f"so few that blocks, layers and transformers of a layer make at most {ALL_TRANSFORMERS} in all"
+        raise refused(path, "transformer_layers_per_block", depths, expects)
     if config.get("addition_embed_type") == ADDED_SDXL:
         for_time = config.get("addition_time_embed_dim")
         in_all = config.get("projection_class_embeddings_input_dim")
@@ -243,6 +252,11 @@ def check_unet(path: Path, config: Mapping[str, Any]) -> None:
         if in_all is None or in_all <= TIME_IDS * for_time:
             expects = f"more than {TIME_IDS} times addition_time_embed_dim, {TIME_IDS * for_time}"
             raise refused(path, "projection_class_embeddings_input_dim", in_all, expects)
+
+
+def _largest(value: Any) -> int:
+    """Return the largest integer in a nested list, or the value itself."""
+    return max(map(_largest, value)) if isinstance(value, list) else value
 
 
 def check_vae(path: Path, config: Mapping[str, Any]) -> None:

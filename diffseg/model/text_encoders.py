@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 
 from diffseg.model.config_fields import ADDED_SDXL, INDEX_FIELDS, TEXT_FIELDS, TIME_IDS
 from diffseg.model.config_rules import check_config
-from diffseg.model.files import CHECKPOINT_FILES
+from diffseg.model.files import CHECKPOINT_FILES, Part
 from diffseg.model.layout import CheckpointError, listing, load_part, read_json, weights_variant
 from diffseg.model.text import TextEncoders
 from diffseg.settings import Dtype
@@ -121,19 +121,53 @@ def load_tokenizer(folder: Path, shown: str) -> Any:
         raise CheckpointError(f"{shown}: its files do not load: {error}") from error
 
 
+def check_size(folder: Path, shown: str, part: Part, dtype: Dtype, model_class: Any) -> None:
+    """Check that a configuration describes no more weights than the files can hold.
+
+    transformers fills the weights that a file lacks with random numbers, in memory, before it reports them.
+
+    Args:
+        folder: Folder of the model.
+        shown: How messages name the model.
+        part: Which files the folder has.
+        dtype: Dtype of the run.
+        model_class: Class of the model, of transformers.
+
+    Raises:
+        CheckpointError: There are more weights than bytes, or the configuration is invalid.
+    """
+    try:
+        with torch.device("meta"):
+            model = model_class(model_class.config_class.from_dict(read_json(folder / "config.json")))
+    except MemoryError:
+        raise
+    except Exception as error:  # wrong values raise errors of any class
+        raise CheckpointError(f"{shown}: no model can be built from config.json: {error}") from error
+    described = sum(weight.numel() for weight in model.parameters())
+    names = [path.name for path in folder.glob("*.safetensors")]
+    size = sum((folder / name).stat().st_size for name in part.select(names, dtype))
+    if described > size:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: describes {described} weights, but the files of weights have {size} bytes; "
+            "expected at most one weight for each byte"
+        )
+
+
 def _load(folder: Path, encoder: str, tokenizer: str, dtype: Dtype) -> tuple[Any, Any]:
     """Return a tokenizer and its text encoder in float32."""
     # transformers is slow to import, and `tiny` has no text encoder.
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    variant = weights_variant(folder / encoder, f"{encoder} of {folder}", CHECKPOINT_FILES.part(encoder), dtype)
+    shown, part = f"{encoder} of {folder}", CHECKPOINT_FILES.part(encoder)
+    variant = weights_variant(folder / encoder, shown, part, dtype)
     check_tokenizer_files(folder / tokenizer, f"{tokenizer} of {folder}")
     config = read_json(folder / encoder / "config.json")
     check_config(folder / encoder / "config.json", config, TEXT_FIELDS)
     architectures = config.get("architectures")
     classes = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
     if not isinstance(architectures, list) or architectures[:1] not in [[name] for name in classes]:
-        raise CheckpointError(f"{encoder} of {folder}: is a {architectures}; looked for {' or '.join(classes)}")
+        raise CheckpointError(f"{shown}: is a {architectures}; looked for {' or '.join(classes)}")
     model_class = classes[architectures[0]]
+    check_size(folder / encoder, shown, part, dtype, model_class)
     model = load_part(folder, encoder, model_class, dtype=torch.float32, variant=variant).eval()
     return load_tokenizer(folder / tokenizer, f"{tokenizer} of {folder}"), model
