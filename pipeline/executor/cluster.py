@@ -6,9 +6,9 @@ process without any advice.
 
 from __future__ import annotations
 
-import _thread
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -162,8 +162,9 @@ class ClusterWatch:
             self.is_lost = self._silence > HEAD_SECONDS
         if self._closed.wait(LEAVE_SECONDS):
             return
-        if self._is_main:
-            _thread.interrupt_main()  # `connected` turns the KeyboardInterrupt into the error for a lost head
+        if self._is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # A real signal ends a wait of the main thread. `connected` turns the KeyboardInterrupt into our error.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             if self._closed.wait(LEAVE_SECONDS):
                 return
         print(f"diffseg: {self.lost_error()}", file=sys.stderr, flush=True)

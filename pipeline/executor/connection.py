@@ -115,7 +115,9 @@ def _watched(*, is_private: bool) -> Iterator[Connection]:
     except BaseException as error:
         if watch.is_lost and not isinstance(error, RunFailed):
             raise watch.lost_error() from error
-        raise missing_module_error(error) or error
+        if missing := missing_module_error(error):
+            raise missing from error
+        raise
     finally:
         if watch.is_lost:
             abandoned.set()
