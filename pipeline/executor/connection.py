@@ -148,7 +148,7 @@ def _join(head: Head, run: RunSettings) -> None:
     try:
         with _process_kept():
             ray.init(address=head.address, **_options(run))
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises many classes, also Exception itself
         raise RunFailed(f"{head.name}: Ray cannot join the cluster: {_first_line(error)}") from error
 
 
@@ -157,7 +157,7 @@ def _start(run: RunSettings, specs: Sequence[WorkerSpec]) -> None:
     try:
         with _process_kept():
             start_private_ray(cores, **_options(run))
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # as above
         raise RunFailed(f"a private Ray does not start: {_first_line(error)}; --no-ray needs no Ray") from error
 
 
@@ -227,11 +227,13 @@ def _read_own_file(path: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return ""
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             return ""
-        return file.read(256).decode("ascii", "replace").strip()
+        return os.read(descriptor, 256).decode("ascii", "replace").strip()
+    finally:
+        os.close(descriptor)
 
 
 def _owners(head: Head) -> set[int]:

@@ -67,12 +67,10 @@ def test_the_workers_of_a_cluster_do_not_import_from_the_data_set(
     run_in(data_set, "label", ".", tmp_path / "out", *FAST, "--workers", "1", **joined)
 
 
-def test_training_and_fitting_do_not_import_from_the_data_set(data_set: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run_in(data_set, "label", ".", out, *FAST, "--no-ray")
+def test_training_and_fitting_do_not_import_from_the_data_set(data_set: Path, labelled: Path, tmp_path: Path) -> None:
     steps = ("--steps", "2", "--batch-size", "2", "--size", "32", "--width", "8", "--workers", "1", "--loaders", "1")
-    run_in(data_set, "train", out, tmp_path / "model", *steps, "--address", "local")
-    run_in(data_set, "fit", "heads", out, tmp_path / "heads.safetensors", "--images", "4", "--address", "local")
+    run_in(data_set, "train", labelled, tmp_path / "model", *steps, "--address", "local")
+    run_in(data_set, "fit", "heads", labelled, tmp_path / "heads.safetensors", "--images", "4", "--address", "local")
 
 
 def test_an_empty_entry_of_the_import_path_does_not_mean_the_data_set(data_set: Path, tmp_path: Path) -> None:
