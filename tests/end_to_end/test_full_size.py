@@ -1,6 +1,6 @@
 """A checkpoint of the size of Stable Diffusion 1.5, with random weights: does one image pass, in how much memory?
 
-Not part of the ordinary run: it writes 2 GB and needs 8 GB of memory. DIFFSEG_FULL_SIZE=1 turns it on.
+It writes 2 GB and needs 8 GB of memory, so only `make proof NAME=full-size` runs it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from jobs.benchmarks.models import SD15_UNET, SD15_VAE
 
-pytestmark = pytest.mark.skipif(os.environ.get("DIFFSEG_FULL_SIZE") != "1", reason="set DIFFSEG_FULL_SIZE=1 to run it")
+pytestmark = pytest.mark.full_size
 
 # In a process of its own, so that its peak of memory is that of labelling alone.
 LABEL = """

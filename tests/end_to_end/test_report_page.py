@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from report_runs import failed, labelled, labelled_png, write_rows
 
 import jobs.report
 from pipeline.output.rows import encode_mask
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-Browser, Page, expect = playwright.Browser, playwright.Page, playwright.expect
+pytestmark = pytest.mark.browser
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 120_000
@@ -31,10 +30,10 @@ MANY = 10_000
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One headless Chromium for all tests of this file."""
-    program = os.environ.get("DIFFSEG_CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
-        pytest.skip("no chromium: apt-get install chromium, or name one in DIFFSEG_CHROMIUM")
-    with playwright.sync_playwright() as driver:
+        pytest.skip("needs Chromium on the PATH: apt-get install chromium")
+    with sync_playwright() as driver:
         # A container's root has no sandbox, and little shared memory.
         flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         running = driver.chromium.launch(executable_path=program, args=flags, timeout=PATIENCE)

@@ -6,7 +6,6 @@ The command as a process of its own is in test_kill.py (with Ray) and test_comma
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,9 +121,7 @@ def test_photographs(tmp_path: Path) -> None:
         assert_same_masks(masks_of(tmp_path / f"out-{kind}"), expected)
 
 
-@pytest.mark.skipif(
-    os.environ.get("DIFFSEG_PHOTOGRAPHS") != "1", reason="set DIFFSEG_PHOTOGRAPHS=1 to run it: 20 minutes"
-)
+@pytest.mark.photographs
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.timeout(4 * 3600)
 def test_all_photographs_as_every_source_with_any_number_of_actors(

@@ -37,7 +37,6 @@ from jobs.submission.log import STOPPED, follow
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
 
 CHECKOUT = Path(__file__).parents[2]
-LONG = os.environ.get("DIFFSEG_CLUSTER") == "1"
 SHARDS, SAMPLES = 24, 2
 SLOW = ("--device", "cpu", "--resolution", "128", "--tau", "0.05")
 """A third of a second a shard, so that a blow falls within one."""
@@ -86,7 +85,8 @@ class Follower:
 
 
 @pytest.fixture(scope="module")
-def cluster(object_store: ObjectStore) -> Iterator[Cluster]:
+def cluster(object_store: ObjectStore, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    needs_workers = any(item.get_closest_marker("cluster") for item in request.session.items)
     with short_folder() as folder:
         for name in ("jobs", "pipeline", "diffseg"):
             (folder / "decoy" / name).mkdir(parents=True)
@@ -94,7 +94,7 @@ def cluster(object_store: ObjectStore) -> Iterator[Cluster]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         own = {"PYTHONPATH": str(folder / "decoy"), "PATH": path} | object_store.environment()
         cluster = Cluster(folder / "c", job_server=True, variables=own)
-        for _ in range(2 if LONG else 0):  # the others' jobs need no worker
+        for _ in range(2 if needs_workers else 0):
             cluster.join()
         for node in cluster.nodes:
             node.wait()
@@ -143,7 +143,7 @@ def idle(node: Node) -> Iterator[Callable[[], bool]]:
             process.resume()
 
 
-@pytest.mark.skipif(not LONG, reason="set DIFFSEG_CLUSTER=1 to run it: two minutes")
+@pytest.mark.cluster
 def test_a_job_that_is_stopped_goes_on_as_another_which_loses_a_node_and_gets_one(
     cluster: Cluster, client: JobSubmissionClient, tars: Path, object_store: ObjectStore, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import secrets
 import socket
@@ -92,13 +93,13 @@ def google_store() -> Iterator[OtherStore]:
 
 @contextlib.contextmanager
 def azure_store() -> Iterator[OtherStore]:
-    """Azure Blob Storage as adlfs sees it: Azurite from PATH, or from the npm folder named by DIFFSEG_AZURITE.
+    """Azure Blob Storage as adlfs sees it: Azurite from PATH.
 
     Raises:
         Missing: without adlfs and Azurite.
     """
-    remedy = "pip install adlfs; npm install --prefix FOLDER azurite; export DIFFSEG_AZURITE=FOLDER"
-    program = _needed("azurite-blob", "adlfs", remedy, os.environ.get("DIFFSEG_AZURITE"))
+    remedy = "pip install adlfs; npm install --prefix FOLDER azurite; PATH=FOLDER/node_modules/.bin:$PATH"
+    program = _needed("azurite-blob", "adlfs", remedy)
     key = base64.b64encode(f"planted-azure-key-{secrets.token_hex(16)}".encode()).decode()
     with contextlib.closing(reserved_port()) as held, tempfile.TemporaryDirectory(prefix="azurite-") as folder:
         port = held.getsockname()[1]
@@ -111,18 +112,11 @@ def azure_store() -> Iterator[OtherStore]:
             yield store
 
 
-def _needed(program: str, package: str, remedy: str, npm_folder: str | None = None) -> str:
-    found = installed(program)
-    if found is None and npm_folder:
-        inside = Path(npm_folder).absolute() / "node_modules" / ".bin" / program
-        found = str(inside) if inside.exists() else None
-    try:
-        __import__(package)
-    except ImportError:
-        found = None
-    if found is None:
-        raise Missing(f"{program} and {package} are not both here: {remedy}")
-    return found
+def _needed(program: str, package: str, remedy: str) -> str:
+    path = installed(program)
+    if path is None or importlib.util.find_spec(package) is None:
+        raise Missing(f"{program} and {package} are not both installed: {remedy}")
+    return path
 
 
 @contextlib.contextmanager
