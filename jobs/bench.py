@@ -28,11 +28,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from diffseg.settings import Dtype
 from jobs.common import OK, guarded, parsed
-from jobs.printing import print_json, print_line
+from jobs.printing import CleanConsole, print_json, print_line
 
 if TYPE_CHECKING:
     from jobs.benchmarks.growth import Growth
@@ -98,7 +97,7 @@ def _bench(command: BenchCommand) -> int:
 
     torch.set_num_threads(command.threads or cores())
     keep_freed_memory()  # as in workers; this also affects the bare pass
-    console = Console(stderr=command.json)
+    console = CleanConsole(stderr=command.json)
     header = machine(command.device)
     print_line(console, "\n".join(f"{name}: {value}" for name, value in header.items()))
     with tempfile.TemporaryDirectory(prefix="diffseg-bench-") as folder:

@@ -7,6 +7,8 @@ import importlib
 import sys
 from importlib import resources
 
+from jobs.streams import print_text, printing
+
 COMMANDS = (
     "label",
     "submit",
@@ -28,11 +30,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run `diffseg NAME …` and return the exit code of the command, or 2 if there is no such command."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
+        with printing():
+            print_text(_help())
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        print(f"diffseg: no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        with printing():
+            print_text(f"diffseg: no command {name!r}; the commands are {', '.join(COMMANDS)}", error=True)
         return 2
     # Only this command is imported, because torch and ray take seconds to import.
     return importlib.import_module(f"jobs.{name}").main(rest)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +21,8 @@ from rich.logging import RichHandler
 from setproctitle import getproctitle, setproctitle
 
 from jobs.import_path import safe_imports_of_children
-from jobs.printing import print_line
+from jobs.printing import CleanConsole, print_line
+from jobs.streams import prepare_streams, printing
 from pipeline.errors import RunFailed
 from pipeline.storage import SourceError, redact
 from pipeline.storage.redaction import MASK
@@ -70,7 +73,8 @@ def parsed(kind: type[Command], argv: list[str] | None, name: str, description: 
     """
     arguments = sys.argv[1:] if argv is None else argv
     config = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(kind, args=arguments, prog=f"diffseg {name}", description=description, config=config)
+    with printing():
+        return tyro.cli(kind, args=arguments, prog=f"diffseg {name}", description=description, config=config)
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -78,7 +82,8 @@ def guarded(command: Callable[[], int]) -> int:
 
     An error that the user can correct becomes a message of one line instead of a traceback. No message shows a secret.
     """
-    console = Console(stderr=True)
+    prepare_streams()
+    console = CleanConsole(stderr=True)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("pipeline.executor.connection").setLevel(logging.INFO)  # which says whose Ray is used
@@ -86,8 +91,6 @@ def guarded(command: Callable[[], int]) -> int:
     connection = sys.modules.get("pipeline.executor.connection")
     if connection is not None and connection.abandoned.is_set():
         # Ray would keep the process for a minute, and crash it at its end.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     return code
 
@@ -96,13 +99,13 @@ def _exit_code(command: Callable[[], int], console: Console) -> int:
     """Run a command, print its error and return its exit code."""
     received: list[int] = []
     try:
-        with safe_imports_of_children(), _signals_as_interrupt(received):
+        with safe_imports_of_children(), _signals_as_interrupt(received), printing():
             return command()
     except ValueError as error:  # among others SourceError, RunRefused, CheckpointError and invalid settings
         print_line(console, f"diffseg: {redact(str(error))}", "red")
         return REFUSED
     except (RunFailed, OSError) as error:
-        print_line(console, f"diffseg: {redact(str(error))}", "red")
+        print_line(console, f"diffseg: {redact(str(error))}{_place(error)}", "red")
         # A run that failed because of an invalid value, such as a checkpoint that cannot be loaded, is wrong usage.
         return REFUSED if isinstance(error.__cause__, ValueError) else SOME_FAILED
     except KeyboardInterrupt:
@@ -111,6 +114,13 @@ def _exit_code(command: Callable[[], int], console: Console) -> int:
     except Exception:  # an error in this program or in a library: a report of it needs the traceback
         print_line(console, redact(traceback.format_exc()))
         return SOME_FAILED
+
+
+def _place(error: Exception) -> str:
+    """Return where the disk may be full if an error says that it is and not where."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        return f" (temporary files are written to {tempfile.gettempdir()})"
+    return ""
 
 
 @contextmanager

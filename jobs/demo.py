@@ -23,14 +23,13 @@ from typing import Annotated
 import numpy as np
 import tyro
 from PIL import Image
-from rich.console import Console
 
 from diffseg.drawing.overlay import contact_sheet, overlay
 from diffseg.images.decode import decode_image
 from diffseg.scoring.overlap import covering, overlap
 from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, generate_scene
 from jobs.common import OK, SOME_FAILED, guarded, parsed
-from jobs.printing import counts_table, print_line
+from jobs.printing import CleanConsole, counts_table, print_line
 from pipeline.executor.driver import label_run
 from pipeline.output.manifest import require_manifest
 from pipeline.output.reader import label_rows
@@ -97,7 +96,7 @@ def _read_labels(out: Path) -> dict[str, np.ndarray]:
 
 
 def _demo(command: DemoCommand) -> int:
-    console = Console()
+    console = CleanConsole()
     folder = Path(command.folder)
     images, shards, out = folder / "images", folder / "shards", folder / "out"
     for part in (images, shards, out):
@@ -126,7 +125,7 @@ def _demo(command: DemoCommand) -> int:
     _draw_scenes(images, labels, ground_truth, folder / "scenes.png")
     picture = folder / "labels.png"
     _draw_photographs(images, labels, picture)
-    console.print(f"\nNow open [bold]{picture}[/bold]: each photograph beside its segments.")
+    print_line(console, f"\nNow open {picture}: each photograph beside its segments.")
     return SOME_FAILED if summary.failed or summary.failed_share() > 0 else OK
 
 

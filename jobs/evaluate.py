@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from diffseg.scoring.baselines import LEFT_OUT
 from diffseg.scoring.view import Crop, View
 from diffseg.segmentation import IGNORE
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.evaluation_tables import as_document, print_document
-from jobs.printing import print_json, print_line, progress_bar
+from jobs.printing import CleanConsole, print_json, print_line, progress_bar
 from jobs.run_flags import ParallelFlags, SourceImageFlags
 from pipeline.errors import RunFailed
 from pipeline.evaluation.evaluate import Evaluation, evaluate, make_tasks
@@ -142,7 +141,7 @@ def _source_shards(command: EvaluateCommand, manifest: Manifest) -> dict[str, Sh
         return command.source_shards(manifest)
     except RunFailed as error:
         text = f"there will be no baselines, and no source images in the pictures: {redact(str(error))}"
-        print_line(Console(stderr=True), text, "yellow")
+        print_line(CleanConsole(stderr=True), text, "yellow")
         return {}
 
 
@@ -166,8 +165,8 @@ def _write_report(
 
 
 def _print(document: Mapping[str, Any], report: Storage, *, baselines: bool) -> None:
-    console, errors = Console(), Console(stderr=True)
-    print_document(console if console.is_terminal else Console(width=TABLE_WIDTH), document)
+    console, errors = CleanConsole(), CleanConsole(stderr=True)
+    print_document(console if console.is_terminal else CleanConsole(width=TABLE_WIDTH), document)
     if LEFT_OUT and baselines:
         print_line(errors, LEFT_OUT)
     print_line(errors, f"{report.redacted}: {', '.join(FILES)}")

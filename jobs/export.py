@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed
-from jobs.printing import print_json, print_line, progress_bar
+from jobs.printing import CleanConsole, print_json, print_line, progress_bar
 from jobs.run_flags import ParallelFlags, SourceImageFlags
 from pipeline.exports.items import Export, Tally
 from pipeline.exports.write import FORMATS, FormatName, claim, done_shards, export_shards, make_tasks, survey_shard
@@ -91,7 +90,7 @@ def _export(command: ExportCommand) -> int:
 
 
 def _print(export: Export, tally: Tally, missing: int) -> None:
-    console = Console(stderr=True)
+    console = CleanConsole(stderr=True)
     left_out = [f"{count:,} {status}" for status, count in sorted(tally.counts.items()) if status != "exported"]
     images = f"{tally.counts['exported']:,} images; left out: {', '.join(left_out) or 'none'}"
     print_line(console, redact(f"{export.dest.redacted}: {images}"))

@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed, storage_options
-from jobs.printing import print_json, print_line, progress_bar
+from jobs.printing import CleanConsole, print_json, print_line, progress_bar
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.source_images import find_source_shards
 from pipeline.settings import LabelSettings, RunSettings
@@ -103,7 +103,7 @@ def _fit(command: FitCommand) -> int:
     if command.json:
         print_json(dataclasses.asdict(report))
     else:
-        _print(Console(), report, state.joined(name))
+        _print(CleanConsole(), report, state.joined(name))
     return SOME_FAILED if report.problems else OK
 
 

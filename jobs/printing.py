@@ -1,16 +1,55 @@
-"""Output that several commands share: lines, JSON, a progress bar and a table of counts."""
+"""The one place through which commands print: lines, tables, JSON, log lines, a progress bar.
+
+Keys, file names, errors and the files of OUT may hold control characters, with which a text can move the cursor, hide
+other output or rename the window of a terminal. Everything that is printed is therefore cleaned here.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import Progress
+from rich.segment import Segment
 from rich.table import Table
+
+from jobs.streams import clean, discard_output, print_text
+
+_PLAIN = str.maketrans({"→": "->", "…": "...", "×": "x", "±": "+-", "–": "-", "−": "-", "’": "'"})
+"""ASCII for characters of this program's own texts."""
+
+
+class CleanConsole(Console):
+    """A console that cleans every text, and that goes on silently when nobody reads its output any more.
+
+    Texts are printed as they are: Rich reads no markup in them, which keys and paths may seem to hold.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "highlight": False, "emoji": False, **options})
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render an object into segments of clean text, in characters that the output can show."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(self._shown(segment.text), segment.style)
+
+    def _shown(self, text: str) -> str:
+        text = clean(text)
+        if text.isascii() or self.encoding.startswith("utf"):
+            return text
+        try:
+            text.encode(self.encoding)
+        except UnicodeEncodeError:
+            return text.translate(_PLAIN).encode(self.encoding, "backslashreplace").decode(self.encoding)
+        return text
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more. The exit code of the command stays that of its work."""
+        self.quiet = True
+        discard_output(self.file)
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
@@ -23,14 +62,13 @@ def print_line(console: Console, text: str, style: str | None = None) -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object to standard output."""
-    json.dump(value, sys.stdout, indent=1, sort_keys=True)
-    sys.stdout.write("\n")
+    print_text(json.dumps(value, indent=1, sort_keys=True))
 
 
 @contextmanager
 def progress_bar(label: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a progress bar on standard error while the block runs; call the yielded function once per finished part."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=CleanConsole(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda: bar.advance(task)
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from jobs.common import OK, guarded, parsed
-from jobs.printing import print_json, print_line, progress_bar
+from jobs.printing import CleanConsole, print_json, print_line, progress_bar
 from jobs.run_flags import ParallelFlags, SourceImageFlags
 from pipeline.errors import RunFailed
 from pipeline.output.manifest import Manifest
@@ -71,7 +69,7 @@ def _source_shards(command: ReportCommand, manifest: Manifest) -> tuple[dict[str
 
 
 def _print(out: Storage, statistics: RowStatistics, missing_reason: str) -> None:
-    console = Console(stderr=True)
+    console = CleanConsole(stderr=True)
     if missing_reason:
         print_line(console, f"the page shows segments without source images: {missing_reason}", "yellow")
     counts = ", ".join(f"{rows:,} {status}" for status, rows in statistics.statuses.most_common())

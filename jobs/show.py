@@ -18,13 +18,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from diffseg.drawing.overlay import contact_sheet, overlay, segment_colours
 from jobs.common import OK, SOME_FAILED, guarded, parsed
-from jobs.printing import print_json, print_line
+from jobs.printing import CleanConsole, print_json, print_line
 from jobs.run_flags import MOVED_IMAGES_ADVICE, SourceImageFlags
 from pipeline.errors import RunFailed
 from pipeline.output.commit import LabelShard
@@ -97,15 +96,14 @@ def _read_source_image(command: ShowCommand, manifest: Manifest, row: dict[str, 
     try:
         shard = command.source_shards(manifest).get(name)
         keys = {index: row["key"]}
-        images = (
-            dict(read_source_images(shard, keys, command.store(), manifest.settings["image_field"])) if shard else {}
-        )
+        field, sizes = manifest.settings["image_field"], {index: (row["height"], row["width"])}
+        images = dict(read_source_images(shard, keys, command.store(), field, sizes)) if shard else {}
         image = images.get(index, f"sample {index} of shard {name} no longer exists")
         if isinstance(image, str):
             raise RunFailed(f"{image}; {MOVED_IMAGES_ADVICE}")
     except (RunFailed, OSError) as error:
         text = f"the picture shows the segments without the image: {redact(str(error))}"
-        print_line(Console(stderr=True), text, "yellow")
+        print_line(CleanConsole(stderr=True), text, "yellow")
         return None
     return image
 
@@ -121,7 +119,7 @@ def _tiles(image: np.ndarray | None, labels: np.ndarray, names: dict[int, str | 
 
 
 def _print(row: dict[str, Any], picture: str | None) -> None:
-    console = Console()
+    console = CleanConsole()
     print_line(console, f"{row['key']}: row {row['index']} of shard {row['shard']}, {row['status']}")
     if picture is None:
         print_line(console, row["error"])
@@ -142,7 +140,7 @@ def _segment_table(row: dict[str, Any]) -> Table:
         red, green, blue = segment_colours(segment["id"] + 1, {segment["id"]: name})[-1]
         share = segment["area"] / (row["width"] * row["height"])
         table.add_row(
-            f"[on rgb({red},{green},{blue})]  [/]",
+            Text("  ", style=f"on rgb({red},{green},{blue})"),
             str(segment["id"]),
             f"{share:.1%}",
             f"{segment['confidence']:.2f}",

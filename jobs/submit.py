@@ -33,6 +33,7 @@ from packaging.requirements import Requirement
 from jobs.common import OK, guarded
 from jobs.label import LabelCommand
 from jobs.label import parse as parse_label
+from jobs.streams import print_text
 from jobs.submission.client import SubmissionRefused, connect, follow_and_stop_commands, job_server_address, start_job
 from jobs.submission.working_dir import pack_folder
 from pipeline.storage.redaction import MASK, is_secret_name, redact
@@ -156,20 +157,20 @@ def _submit(argv: list[str]) -> int:
     client = connect(address)
     for path in (label.source, label.out):
         if not scheme(path):
-            print(f"{path}: assuming that all nodes share a folder at this path", file=sys.stderr)
+            print_text(f"{path}: assuming that all nodes share a folder at this path", error=True)
     with tempfile.TemporaryDirectory(prefix="diffseg-submit-") as folder:
         if command.working_dir:
             package = Path(folder) / "working-dir.zip"
-            print(pack_folder(command.working_dir, package, exclude=command.exclude), file=sys.stderr)
+            print_text(pack_folder(command.working_dir, package, exclude=command.exclude), error=True)
             environment["working_dir"] = str(package)
         job = start_job(client, shlex.join(["python", "-m", "jobs.label", *words]), environment)
     if command.detach:
-        print(job)
-        print(follow_and_stop_commands(job, address), file=sys.stderr)
+        print_text(job)
+        print_text(follow_and_stop_commands(job, address), error=True)
         return OK
     from jobs.submission.log import follow
 
-    print(f"job {job} at {redact(address)}", file=sys.stderr)
+    print_text(f"job {job} at {redact(address)}", error=True)
     return follow(client, job, follow_and_stop_commands(job, address))
 
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs.common import OK, guarded, parsed, storage_options
-from jobs.printing import print_json, print_line
+from jobs.printing import CleanConsole, print_json, print_line
 from jobs.run_flags import SourceImageFlags
 from pipeline.storage import SourceError, Storage
 from pipeline.training.settings import TrainRunSettings, TrainSettings
@@ -73,7 +73,7 @@ def _train(command: TrainCommand) -> int:
     if command.json:
         print_json(document)
     else:
-        _print(Console(stderr=True), model, document, bool(command.predict))
+        _print(CleanConsole(stderr=True), model, document, bool(command.predict))
     return OK
 
 
@@ -81,7 +81,7 @@ def _train(command: TrainCommand) -> int:
 def _step_bar(steps: int) -> Iterator[Callable[[Any], None]]:
     """Show a progress bar of the steps and the loss; call the yielded function with each record of the training."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=CleanConsole(stderr=True), transient=True) as bar:
         task = bar.add_task("steps", total=steps, loss="")
 
         def show(record: Any) -> None:
@@ -116,7 +116,7 @@ def _predict(model: Storage, images: str) -> None:
     from pipeline.training.predict import predict
 
     labels = model.at(f"{model.url}/labels")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=CleanConsole(stderr=True), transient=True) as bar:
         task = bar.add_task("labelling")
         predict(model, images, labels, on_shard=lambda done, total: bar.update(task, completed=done, total=total))
 

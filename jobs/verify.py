@@ -12,10 +12,8 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from jobs.common import OK, SOME_FAILED, guarded, parsed
-from jobs.printing import print_json, print_line
+from jobs.printing import CleanConsole, print_json, print_line
 from jobs.run_flags import RunFlags
 from pipeline.output.listing import read_listing
 from pipeline.output.records import list_records
@@ -53,7 +51,7 @@ def _verify(command: VerifyCommand) -> int:
 
 
 def _print(verdict: Verdict, changes: SourceChanges, *, records_deleted: bool) -> None:
-    console = Console()
+    console = CleanConsole()
     for shard, problems in verdict.problems.items():
         for problem in problems:
             print_line(console, f"shard {shard}: {problem}", "red")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 
 import aiohttp
@@ -11,6 +10,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from jobs.common import INTERRUPTED, OK, SOME_FAILED
+from jobs.streams import print_text
 from pipeline.storage.redaction import redact
 
 STOPPED, UNKNOWN = 143, 75
@@ -91,8 +91,7 @@ class JobLog:
             new_text = text[max(0, self._written - received) :]
             received += len(text)
             self._written = max(self._written, received)
-            sys.stdout.write(new_text)
-            sys.stdout.flush()
+            print_text(new_text, end="")
 
 
 def exit_code(job: JobDetails) -> int:
@@ -109,4 +108,4 @@ def exit_code(job: JobDetails) -> int:
 
 
 def _print_error(text: str) -> None:
-    print(text, file=sys.stderr)
+    print_text(text, error=True)

@@ -19,6 +19,7 @@ from pipeline.output.commit import LabelShard
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
 from pipeline.output.source_images import read_source_images
+from pipeline.spreadsheet import text_cell
 from pipeline.storage import Storage
 
 IMAGES_PER_PICTURE = 6
@@ -38,7 +39,8 @@ def write_csv(target: Storage, path: str, scored: Sequence[ScoredImage]) -> None
         for method, scores in image.scores.items():
             numbers = [scores.missed, *(scores.values[name] for name in IMAGE_SCORES)]
             formatted = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
-            facts = (method, image.key, *image.location, *image.size, f"{scores.regions:g}", scores.segments)
+            location = (text_cell(str(image.location.shard)), image.location.row)
+            facts = (method, text_cell(image.key), *location, *image.size, f"{scores.regions:g}", scores.segments)
             writer.writerow((*facts, *formatted))
     target.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 

@@ -104,10 +104,10 @@ def score_shard(context: EvaluationContext, task: ScoringTask) -> tuple[list[Sco
     """Score the rows of one label shard that have ground truth."""
     rows = {
         row["index"]: row
-        for row in label_rows(context.out, task.shard, ("key", "index", "mask", "segments"))
+        for row in label_rows(context.out, task.shard, ("key", "index", "height", "width", "mask", "segments"))
         if row["index"] in task.locations
     }
-    images, problems = _read_images(context, task, {number: rows[number]["key"] for number in task.for_baselines})
+    images, problems = _read_images(context, task, {number: rows[number] for number in task.for_baselines})
     scored: dict[int, ScoredImage] = {}
     for number, ground_truth in context.ground_truth.read(task.locations):
         row, location = rows[number], RowLocation(task.shard, number)
@@ -170,12 +170,14 @@ def _check_size(ground_truth: LabelMaps, labels: np.ndarray, name: str) -> None:
 
 
 def _read_images(
-    context: EvaluationContext, task: ScoringTask, keys: Mapping[int, str]
+    context: EvaluationContext, task: ScoringTask, rows: Mapping[int, Mapping[str, Any]]
 ) -> tuple[dict[int, np.ndarray], list[Problem]]:
     """Return the pixels of source images by row index, and the images that cannot be read."""
-    if task.source is None or not keys:
+    if task.source is None or not rows:
         return {}, []
-    images = dict(read_source_images(task.source, keys, context.out, context.image_field))
+    keys = {number: row["key"] for number, row in rows.items()}
+    sizes = {number: (row["height"], row["width"]) for number, row in rows.items()}
+    images = dict(read_source_images(task.source, keys, context.out, context.image_field, sizes))
     problems = [
         Problem(key=keys[number], what="image", message=image)
         for number, image in images.items()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from pipeline.exports.items import Export, LabelledImage
+from pipeline.spreadsheet import text_cell
 
 Lines: TypeAlias = Mapping[str, bytes]
 """Lines that a label shard contributes to files of the whole export, by a name that the format chooses."""
@@ -51,14 +52,16 @@ def write_source_image(export: Export, image: LabelledImage, folder: str = "imag
 def key_line(image: LabelledImage) -> bytes:
     """Return a line of keys.csv."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([image.name, image.key.encode("unicode_escape").decode()])
+    key = image.key.encode("unicode_escape").decode()
+    csv.writer(text, lineterminator="\n").writerow([text_cell(image.name), text_cell(key)])
     return text.getvalue().encode()
 
 
 def keys_file(fragments: Fragments) -> tuple[str, Iterator[bytes]]:
     """Return path and contents of keys.csv, which maps file names to keys.
 
-    Backslashes and characters outside ASCII are escaped as in Python.
+    Backslashes and characters outside ASCII are escaped as in Python. A name or key that a spreadsheet would run as a
+    formula has an apostrophe in front; see `text_cell`.
     """
 
     def lines() -> Iterator[bytes]:

@@ -37,7 +37,11 @@ def find_source_shards(manifest: Manifest, store: Storage, source: str | None = 
 
 
 def read_source_images(
-    shard: Shard, keys: Mapping[int, str], store: Storage, image_field: str | None
+    shard: Shard,
+    keys: Mapping[int, str],
+    store: Storage,
+    image_field: str | None,
+    sizes: Mapping[int, tuple[int, int]] | None = None,
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """Read and decode some samples of a shard.
 
@@ -46,6 +50,7 @@ def read_source_images(
         keys: Key that each sample had when it was labelled, by the sample's index in the shard.
         store: Options for the store of SRC.
         image_field: Member extension (tar) or column (Parquet) of the image, if a sample has several.
+        sizes: Height and width of each image when it was labelled; None accepts images of any size.
 
     Yields:
         Index and pixels, uint8 [H, W, 3], in the order of the shard. A text in place of the pixels says why they
@@ -58,7 +63,7 @@ def read_source_images(
             elif sample.image is None:
                 yield index, f"{shard.name}: {sample.key}: {sample.error}"
             else:
-                yield index, _decode(shard, sample, sample.image)
+                yield index, _decode(shard, sample, sample.image, sizes[index] if sizes else None)
     except (ShardError, FileNotFoundError, PermissionError) as error:
         yield from ((index, str(error)) for index in keys)
 
@@ -80,11 +85,16 @@ def read_samples(
             return
 
 
-def _decode(shard: Shard, sample: Sample, data: bytes) -> np.ndarray | str:
+def _decode(shard: Shard, sample: Sample, data: bytes, size: tuple[int, int] | None) -> np.ndarray | str:
     try:
-        return decode_image(data)
+        pixels = decode_image(data)
     except ImageError as error:
         return f"{shard.name}: {sample.key}: {error}"
+    (height, width), before = pixels.shape[:2], size
+    if before is None or (height, width) == before:
+        return pixels
+    had = f"had {before[1]} x {before[0]} in the run, so it is another image"
+    return f"{shard.name}: {sample.key}: has {width} x {height} pixels now and {had}"
 
 
 class SourceImages:

@@ -112,12 +112,13 @@ class FeatureWorker:
 
     def _images(self, task: FeatureTask, problems: list[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield number, uint8 [H, W, 3] image and int32 [H, W] labels; append unreadable images to `problems`."""
-        rows = label_rows(self.job.out, task.shard, ("key", "index", "status", "mask", "segments"))
+        rows = label_rows(self.job.out, task.shard, ("key", "index", "status", "height", "width", "mask", "segments"))
         ok_rows = (row for row in rows if row["status"] == "ok")
         used = {row["index"]: row for row in itertools.islice(ok_rows, task.count)}
         numbers = {index: task.first + position for position, index in enumerate(used)}
         keys = {index: row["key"] for index, row in used.items()}
-        for index, image in read_source_images(task.source, keys, self.job.out, self.job.image_field):
+        sizes = {index: (row["height"], row["width"]) for index, row in used.items()}
+        for index, image in read_source_images(task.source, keys, self.job.out, self.job.image_field, sizes):
             if isinstance(image, str):
                 problems.append(image)
             else:
