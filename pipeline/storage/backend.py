@@ -25,6 +25,27 @@ class ListedFile(NamedTuple):
     version: str
 
 
+class SkippedEntry(NamedTuple):
+    """A file or folder that a listing had to skip.
+
+    Attributes:
+        path: The path relative to the root folder of the backend.
+        reason: The kind of problem, such as "unreadable folder".
+        hides_files: Files may exist there that the listing does not name.
+    """
+
+    path: str
+    reason: str
+    hides_files: bool
+
+
+class FolderListing(NamedTuple):
+    """The files of a folder, and what the listing had to skip."""
+
+    files: list[ListedFile]
+    skipped: list[SkippedEntry]
+
+
 class FolderBackend(Protocol):
     """The file operations below a root folder, implemented once for local files and once for remote stores.
 
@@ -40,6 +61,18 @@ class FolderBackend(Protocol):
             folder: A folder that need not exist; then the result is empty.
             depth: The number of folder levels to list, or None for all of them.
             with_versions: Fill in `version` even where this takes a request for each file.
+        """
+        ...
+
+    def survey(self, depth: int | None, without: Sequence[str]) -> FolderListing:
+        """List the files below the root folder, in any order, and skip what cannot be listed.
+
+        Args:
+            depth: The number of folder levels to list, or None for all of them.
+            without: Folders of the same backend whose files are left out.
+
+        Raises:
+            OSError: The root folder itself cannot be listed.
         """
         ...
 

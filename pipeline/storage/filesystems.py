@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.storage.atomic_write import temporary_name
 from pipeline.storage.redaction import redact
@@ -72,24 +72,82 @@ def time_limit(fs: Any, size: int) -> dict[str, float]:
     return {"timeout": REQUEST_SECONDS + size / MIN_BYTES_PER_SECOND}
 
 
-def list_levels(fs: Any, folder: str, depth: int) -> dict[str, dict[str, Any]]:
-    """List the files of the upper `depth` levels of a folder.
+def path_below(inner: str, outer: str) -> str | None:
+    """Return the path of a place below a folder of the same store, "" for the folder itself, None if it is not below.
 
-    fsspec's `find` is not used here: with a depth it silently leaves out each folder that it fails to list.
+    Two names of one store, such as s3:// and s3a://, count as the same. Stores other than object stores are told apart
+    by their host as well.
+    """
+    inner_store, inner_parts = _place(inner)
+    outer_store, outer_parts = _place(outer)
+    if inner_store != outer_store or inner_parts[: len(outer_parts)] != outer_parts:
+        return None
+    return "/".join(inner_parts[len(outer_parts) :])
+
+
+def _place(url: str) -> tuple[tuple[str, str], list[str]]:
+    """Return the store and the parts of the path of a URL."""
+    from fsspec.core import split_protocol
+    from fsspec.registry import get_filesystem_class
+
+    try:
+        kind = get_filesystem_class(scheme(url))
+        path = str(kind._strip_protocol(url))
+    except (ImportError, ValueError):  # the package of the store is not installed; opening it says so
+        return (scheme(url), ""), split_protocol(url)[1].split("/")
+    host = "" if has_atomic_put(url) else (urlsplit(url).hostname or "")
+    return (kind.__name__, host), [part for part in split_protocol(path)[1].split("/") if part]
+
+
+def find_all(fs: Any, folder: str, depth: int | None, denied: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """List the entries of a folder and of the folders in it, except the folders themselves.
+
+    fsspec's own `find` is used only where the store lists a whole prefix at once. The general one, which walks from
+    folder to folder, silently leaves out each folder that it fails to list.
+
+    Args:
+        fs: The filesystem.
+        folder: The folder.
+        depth: The number of folder levels to list, or None for all of them.
+        denied: Receives the folders that may not be listed; None raises `PermissionError` for them.
 
     Returns:
         The fsspec entry of each file by its full name.
     """
+    if depth is None and _lists_prefixes(fs):
+        return fs.find(folder, detail=True)
     files: dict[str, dict[str, Any]] = {}
-    folders = [folder]
-    for _ in range(depth):
+    folders, seen = [folder], {folder}
+    level = 0
+    while folders and (depth is None or level < depth):
         entries: dict[str, dict[str, Any]] = {}
         for name in folders:
-            with suppress(FileNotFoundError):  # deleted since its parent was listed
+            try:
                 entries |= {entry["name"]: entry for entry in fs.ls(name, detail=True)}
-        files |= {name: entry for name, entry in entries.items() if entry["type"] == "file"}
-        folders = [name for name, entry in entries.items() if entry["type"] == "directory" and name not in folders]
+            except FileNotFoundError:
+                if not level:
+                    raise
+                continue  # deleted since its parent was listed
+            except PermissionError:
+                if denied is None or not level:
+                    raise
+                denied.append(name)
+        files |= {name: entry for name, entry in entries.items() if entry["type"] != "directory"}
+        folders = [name for name, entry in entries.items() if entry["type"] == "directory" and name not in seen]
+        seen.update(folders)
+        level += 1
     return files
+
+
+def _lists_prefixes(fs: Any) -> bool:
+    """Return True if a filesystem lists a prefix in a way of its own, and not by walking from folder to folder."""
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    kind = type(fs)
+    if isinstance(fs, AsyncFileSystem):
+        return kind._find is not AsyncFileSystem._find
+    return kind.find is not AbstractFileSystem.find
 
 
 def read_range(fs: Any, url: str, start: int, end: int) -> bytes:

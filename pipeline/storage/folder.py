@@ -12,12 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
-from pipeline.storage.backend import FolderBackend, ListedFile
+from pipeline.storage.backend import FolderBackend, FolderListing, ListedFile
+from pipeline.storage.filesystems import path_below
 from pipeline.storage.local import LocalFolder
 from pipeline.storage.redaction import redact, register_secrets
 from pipeline.storage.remote import RemoteFolder
 from pipeline.storage.retries import RETRY_TIMEOUT_SECONDS
+from pipeline.storage.unwritable import check_writable
 from pipeline.storage.urls import SourceError, join_url, local_path, scheme
+from pipeline.storage.walk import is_below
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,15 +46,15 @@ class Storage:
         url = self.url
         if not url:
             raise SourceError("an empty path or URL was given; name a folder or a URL such as s3://bucket/folder")
-        is_local = not scheme(url)
-        if is_local:
+        local = not scheme(url)
+        if local:
             url = os.path.abspath(os.path.expanduser(local_path(url)))
         # "memory://" and "s3://" name the root of a store and keep their slashes.
         stripped = url.rstrip("/")
         url = stripped if stripped and not stripped.endswith(":") else url
         backend: FolderBackend = (
             LocalFolder(url)
-            if is_local
+            if local
             else RemoteFolder(root=url, options=self.options or {}, retry_timeout=self.retry_timeout)
         )
         object.__setattr__(self, "url", url)
@@ -94,6 +97,20 @@ class Storage:
         """List files like `files`, with the version of each file as far as the listing itself tells it."""
         return sorted(self._backend.list_files(self._full(prefix), depth))
 
+    def survey(self, *, depth: int | None = None, without: Sequence[Storage] = ()) -> FolderListing:
+        """List files like `list_files`, and skip what cannot be listed instead of raising an error.
+
+        Args:
+            depth: The number of folder levels to list, or None for all of them.
+            without: Folders whose files are left out, also where a link or a mount leads to them.
+
+        Raises:
+            OSError: The root folder itself cannot be listed.
+        """
+        inside = [place.url for place in without if is_local(place) == is_local(self)]
+        files, skipped = self._backend.survey(depth, inside)
+        return FolderListing(sorted(files), sorted(skipped))
+
     def names(self) -> list[str]:
         """Return the names of the files and folders directly in the root folder, sorted; [] if it does not exist."""
         return sorted(self._backend.names(self.url))
@@ -135,6 +152,16 @@ class Storage:
         """
         return self._backend.read_small([self._full(path) for path in paths])
 
+    def check_writable(self) -> None:
+        """Check that the folder can be written, without writing; a remote store shows it only at the first write.
+
+        Raises:
+            StorageUnwritable: The file system is full or read-only.
+            PermissionError: The user may not write there.
+        """
+        if is_local(self):
+            check_writable(self.url)
+
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write a file atomically: readers see the previous content or all of `data`."""
         self._backend.write_bytes(self._full(path), data)
@@ -162,6 +189,18 @@ class Storage:
         if path.startswith("/") or ".." in path.split("/"):
             raise ValueError(f"{path!r} is not a path below {self.redacted}: it must be relative and without '..'")
         return join_url(self.url, path)
+
+
+def is_local(storage: Storage) -> bool:
+    """Return True if a folder is on this machine."""
+    return not scheme(storage.url)
+
+
+def is_within(inner: Storage, outer: Storage) -> bool:
+    """Return True if the place `inner` is the folder `outer` or lies in it, also through links and other URLs of it."""
+    if is_local(inner) or is_local(outer):
+        return is_local(inner) and is_local(outer) and is_below(inner.url, outer.url)
+    return path_below(inner.url, outer.url) is not None
 
 
 def _storage(url: str, options: Mapping[str, Any] | None, retry_timeout: float) -> Storage:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from pipeline.storage.atomic_write import create_atomically, is_temporary, write_atomically
-from pipeline.storage.backend import ListedFile
+from pipeline.storage.atomic_write import create_atomically, write_atomically
+from pipeline.storage.backend import SMALL_BYTES, FolderListing, ListedFile
+from pipeline.storage.walk import UNREADABLE_FILE, UNREADABLE_FOLDER, FolderWalk
+
+
+class SpecialFileError(OSError):
+    """A path where a file is expected is a FIFO, a socket or a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,17 @@ class LocalFolder:
     def list_files(self, folder: str, depth: int | None, *, with_versions: bool = False) -> list[ListedFile]:
         """List the files below `folder`; a version is the modification time in nanoseconds."""
         prefix = folder.removeprefix(self.root).lstrip("/")
-        return [_listed(f"{prefix}/{path}" if prefix else path, status) for path, status in _walk(folder, depth)]
+        walk = FolderWalk(folder, depth)
+        files = [file._replace(path=f"{prefix}/{file.path}") if prefix else file for file in walk.files()]
+        unreadable = (UNREADABLE_FOLDER, UNREADABLE_FILE)
+        if lost := next((entry for entry in walk.skipped if entry.reason in unreadable), None):
+            raise PermissionError(f"{folder}/{lost.path}: {lost.reason}")
+        return files
+
+    def survey(self, depth: int | None, without: Sequence[str]) -> FolderListing:
+        """List the files below the root folder, and skip what cannot be listed."""
+        walk = FolderWalk(self.root, depth, without)
+        return FolderListing(list(walk.files()), walk.skipped)
 
     def names(self, folder: str) -> list[str]:
         """Return the names of the files and folders directly in `folder`."""
@@ -47,15 +64,15 @@ class LocalFolder:
 
     def open(self, path: str) -> IO[bytes]:
         """Open a file for binary reading."""
-        return open(path, "rb")
+        return open_regular(path)
 
     def read_bytes(self, path: str) -> bytes:
         """Return the content of a file."""
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return file.read()
 
     def read_small(self, paths: Sequence[str]) -> list[bytes | None]:
-        """Return the contents of many files, with None for each file that cannot be opened."""
+        """Return the first `SMALL_BYTES` of many files, with None for each file that cannot be opened."""
         return [_read_if_possible(path) for path in paths]
 
     def write_bytes(self, path: str, data: bytes) -> None:
@@ -80,35 +97,27 @@ def _listed(path: str, status: os.stat_result) -> ListedFile:
     return ListedFile(path, status.st_size, str(status.st_mtime_ns))
 
 
-def _walk(folder: str, depth: int | None) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the relative path and the status of each file below `folder`, without temporary files.
-
-    Follows links to folders, except those that lead back to a parent folder. Yields nothing if the folder is missing.
-    File names that are not UTF-8 contain Python's surrogate escapes.
-    """
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while pending:
-        relative, parents = pending.pop()
-        try:
-            status = os.stat(os.path.join(folder, relative))
-            entries = list(os.scandir(os.path.join(folder, relative)))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        identity = (status.st_dev, status.st_ino)
-        if identity in parents:
-            continue
-        for entry in entries:
-            path = f"{relative}/{entry.name}" if relative else entry.name
-            if entry.is_dir():
-                if depth is None or path.count("/") + 1 < depth:
-                    pending.append((path, parents | {identity}))
-            elif entry.is_file() and not is_temporary(path):
-                yield path, entry.stat()
-
-
 def _read_if_possible(path: str) -> bytes | None:
     try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+        with open_regular(path) as file:
+            return file.read(SMALL_BYTES)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, SpecialFileError):
         return None
+
+
+def open_regular(path: str) -> IO[bytes]:
+    """Open a regular file for binary reading. Unlike `open`, this never waits for the writer of a FIFO.
+
+    Raises:
+        SpecialFileError: The file is a FIFO, a socket or a device.
+    """
+    return open(path, "rb", opener=_open_without_waiting)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # `open` refuses folders itself
+        return descriptor
+    os.close(descriptor)
+    raise SpecialFileError(errno.EINVAL, "is a FIFO or a device; expected a file", path)

@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import IO, Any, TypeVar
 
 from pipeline.storage.atomic_write import is_temporary
-from pipeline.storage.backend import SMALL_BYTES, ListedFile
+from pipeline.storage.backend import SMALL_BYTES, FolderListing, ListedFile, SkippedEntry
 from pipeline.storage.filesystems import (
+    find_all,
     has_atomic_put,
-    list_levels,
     open_filesystem,
+    path_below,
     put_and_rename,
     read_range,
     read_starts,
@@ -23,6 +24,7 @@ from pipeline.storage.filesystems import (
 from pipeline.storage.redaction import redact
 from pipeline.storage.remote_file import RemoteFile
 from pipeline.storage.retries import StoreUnavailable, http_status, with_retries
+from pipeline.storage.unwritable import StorageUnwritable
 from pipeline.storage.urls import SourceError, join_url, scheme
 
 FILES_PER_BATCH = 1024
@@ -65,6 +67,17 @@ class RemoteFolder:
             return [self._listed(path, entry, with_versions) for path, entry in self._entries(folder, depth)]
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def survey(self, depth: int | None, without: Sequence[str]) -> FolderListing:
+        """List the files below the root folder, and skip what cannot be listed."""
+        left_out = [path for folder in without if (path := path_below(folder, self.root)) is not None]
+        skipped: dict[str, SkippedEntry] = {}
+        try:
+            files = [self._listed(path, entry, False) for path, entry in self._entries(self.root, depth, skipped)]
+        except (FileNotFoundError, NotADirectoryError):
+            return FolderListing([], [])
+        prefixes = tuple(f"{path}/" if path else "" for path in left_out)
+        return FolderListing([file for file in files if not file.path.startswith(prefixes)], list(skipped.values()))
 
     def names(self, folder: str) -> list[str]:
         """Return the names of the files and folders directly in `folder`."""
@@ -161,18 +174,34 @@ class RemoteFolder:
         """Delete a file."""
         self._request(path, lambda fs: fs.rm_file(path))
 
-    def _entries(self, folder: str, depth: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the path relative to the root and the fsspec entry of each file below `folder`."""
+    def _entries(
+        self, folder: str, depth: int | None, skipped: dict[str, SkippedEntry] | None = None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the path relative to the root and the fsspec entry of each file below `folder`.
+
+        Args:
+            folder: A folder.
+            depth: The number of folder levels to list, or None for all of them.
+            skipped: Receives what could not be listed, by path. None raises the error instead.
+        """
         root = open_filesystem(self.root, self.options)[1]
         start = root + folder.removeprefix(self.root)
         # Without a time limit: listing millions of files takes many requests, and the library limits each of them.
-        entries = self._request(
-            folder, lambda fs: fs.find(start, detail=True) if depth is None else list_levels(fs, start, depth)
-        )
+        denied: list[str] | None = None if skipped is None else []
+        entries = self._request(folder, lambda fs: find_all(fs, start, depth, denied))
         for name, entry in entries.items():
             path = name.removeprefix(root).lstrip("/")
-            if path and entry.get("type") == "file" and not is_temporary(path):
+            if not path or is_temporary(path):
+                continue
+            if entry.get("type") == "file":
                 yield path, entry
+            elif skipped is not None and entry.get("type") not in ("file", "directory"):
+                kind = "link" if entry.get("type") == "link" else "special file"
+                skipped[path] = SkippedEntry(path, kind, hides_files=False)
+        for name in denied or ():
+            path = name.removeprefix(root).lstrip("/")
+            if skipped is not None:
+                skipped[path] = SkippedEntry(path, "unreadable folder", hides_files=True)
 
     def _listed(self, path: str, entry: dict[str, Any], with_versions: bool) -> ListedFile:
         if with_versions and entry.get("size") is None:  # pages that list files over http give only their names
@@ -209,6 +238,8 @@ class RemoteFolder:
             given = ", ".join(self.options) or "none"
             raise SourceError(f"{shown}: {redact(str(error))} (storage options given: {given})") from error
         except Exception as error:  # every library raises errors of its own kind
+            if http_status(error) == 507:
+                raise StorageUnwritable(f"{shown}: the store has no space left ({redact(str(error))})") from error
             raise OSError(f"{shown}: {type(error).__name__}: {redact(str(error))}") from error
 
 
