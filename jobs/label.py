@@ -159,6 +159,8 @@ def _print(console: Console, summary: RunSummary) -> None:
     print_line(console, line)
     if summary.gone is not None:
         print_line(console, _gone_line(summary.gone), "yellow")
+    for node, reason in summary.set_aside.items():
+        print_line(console, f"node {node} was set aside: {reason}", "yellow")
     for name, status in summary.broken.items():
         print_line(console, f"{status}: {name}: only a part of this shard could be read", "red")
     for name, error in summary.failed.items():

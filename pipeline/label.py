@@ -18,10 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffseg import ImageError, Segmentation, Segmenter
+from diffseg.devices import out_of_memory
 from diffseg.images.canvas import ModelInput
 from diffseg.images.decode import decode_image
 from diffseg.model.text import Prompt
 from diffseg.pending import PendingBatch
+from pipeline.errors import ModelFailed
 from pipeline.output.commit import Commit, tag_of, write_commit
 from pipeline.output.fence import Fence, publication
 from pipeline.output.portable_image import portable_image
@@ -214,11 +216,23 @@ def label_samples(
     in_flight: deque[tuple[list[Decoded], PendingBatch | None]] = deque()
     for batch in _batches(decoded, segmenter.batch_size):
         inputs = [item.model_input for item in batch if item.model_input is not None]
-        in_flight.append((batch, segmenter.launch(inputs, step) if inputs else None))
+        in_flight.append((batch, _launch(segmenter, inputs, step) if inputs else None))
         if len(in_flight) > 1:
             yield from _outcomes(*in_flight.popleft(), shard, step)
     while in_flight:
         yield from _outcomes(*in_flight.popleft(), shard, step)
+
+
+def _launch(segmenter: Segmenter, inputs: Sequence[ModelInput], step: StepTimer) -> PendingBatch:
+    """Launch a batch. An error of the model differs in its type from those of the shard."""
+    try:
+        return segmenter.launch(inputs, step)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise ModelFailed(f"the model failed at a batch: {type(error).__name__}: {error}") from error
 
 
 def _batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:

@@ -134,8 +134,8 @@ class RunSettings:
     shard_timeout: float = 7200.0
     """Seconds that one attempt at a shard may take. After that its worker is killed and the shard is retried."""
     start_timeout: float = 600.0
-    """Seconds that a scheduled worker may take to load its model, and seconds without any ready worker, or with fewer
-    than MIN, after which the run fails."""
+    """Seconds that a worker may take to load its model, and seconds that the cluster may lack a place for a worker, or
+    for MIN of them, after which the run fails. Where other jobs use the place, the run waits for it without a limit."""
     store_timeout: float = 300.0
     """Seconds during which requests to a store that does not answer are retried."""
     retry_failed: bool = False

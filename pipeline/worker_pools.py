@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 OPTIONS = ("cpus", "gpus", "batch")
 """Keys of --workers that are not names of Ray resources or of node labels."""
+NODE_LABEL = "ray.io/node-id"
+"""Label that Ray gives to each node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +51,24 @@ class WorkerSpec:
         """Return how many workers fit into a cluster with these resources, and at least 1."""
         return max(1, min(int(cluster.get(name, 0) / amount) for name, amount in self.requests.items() if amount))
 
-    def ray_options(self) -> dict[str, Any]:
-        """Return what one worker requests as the options of a Ray actor."""
-        selector = {"label_selector": dict(self.labels)} if self.labels else {}
+    def fits_into(self, resources: Mapping[str, float], labels: Mapping[str, str]) -> int:
+        """Return how many workers would fit into an empty node with these resources and labels."""
+        plain = {name: value for name, value in self.labels.items() if not value.startswith(("!", "in("))}
+        if any(labels.get(name) != value for name, value in plain.items()):
+            return 0
+        requests = {name: amount for name, amount in self.requests.items() if amount}
+        return min((int(resources.get(name, 0) / amount) for name, amount in requests.items()), default=1)
+
+    def ray_options(self, avoided: Collection[str] = ()) -> dict[str, Any]:
+        """Return what one worker requests as the options of a Ray actor.
+
+        Args:
+            avoided: Ids of nodes that must not run the worker.
+        """
+        labels = dict(self.labels)
+        if avoided:
+            labels[NODE_LABEL] = f"!in({', '.join(sorted(avoided))})"
+        selector = {"label_selector": labels} if labels else {}
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.resources) or None, **selector}
 
     def __str__(self) -> str:

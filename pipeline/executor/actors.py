@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from pipeline.executor.protocol import Job, Worker, WorkerProgress
-from pipeline.executor.shard_queue import Task
+from pipeline.executor.shard_queue import Place, Task
 from pipeline.worker_pools import WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,11 @@ class Actor:
     progress_answer: Any = None
     progress: WorkerProgress = NO_PROGRESS
 
+    @property
+    def place(self) -> Place:
+        """Where the actor is."""
+        return Place(self.node, self.handle._actor_id.hex())
+
 
 class ActorGroup:
     """The actors of one worker pool. Ray's autoscaler adds nodes for actors that are pending.
@@ -66,6 +71,7 @@ class ActorGroup:
         actors: The actors that have been started and not stopped.
         requested: How many actors there should be at present.
         start_failures: Number of failed starts in a row.
+        avoided: Ids of nodes on which no actor is started.
     """
 
     def __init__(self, spec: WorkerSpec, job: Job, worker_class: Callable[[], Worker]) -> None:
@@ -73,10 +79,10 @@ class ActorGroup:
         self.actors: list[Actor] = []
         self.requested = 0
         self.start_failures = 0
+        self.avoided: frozenset[str] = frozenset()
         self._job = job
         self._paused_until = 0.0
-        # Two threads, so that an actor answers questions for its progress while it labels a shard.
-        self._class = ray.remote(worker_class).options(max_concurrency=2, max_restarts=0, **spec.ray_options())
+        self._class = ray.remote(worker_class)
 
     def __str__(self) -> str:
         ready = sum(actor.ready for actor in self.actors)
@@ -117,13 +123,23 @@ class ActorGroup:
         self._paused_until = time.monotonic() + pause
         log.warning("a worker could not start, the next attempt is in %.0f s: %s", pause, text)
 
+    def avoid(self, nodes: Collection[str]) -> None:
+        """Start no more actors on these nodes. Actors that are still pending, and may get there, are started anew."""
+        if self.avoided == frozenset(nodes):
+            return
+        self.avoided = frozenset(nodes)
+        for actor in [actor for actor in self.actors if actor.scheduled_at is None]:
+            self.stop(actor)
+
     def stop(self, actor: Actor) -> None:
         """Kill an actor. The caller decides what happens to its task."""
         self.actors.remove(actor)
         ray.kill(actor.handle)
 
     def _start(self) -> None:
-        handle: Any = self._class.remote()
+        # Two threads, so that an actor answers questions for its progress while it labels a shard.
+        options = self.spec.ray_options(self.avoided)
+        handle: Any = self._class.options(max_concurrency=2, max_restarts=0, **options).remote()
         # The job may hold credentials. As the argument of a method it goes straight from this process to the actor's;
         # an object in Ray's store may be spilled to a disk, and the head keeps the arguments of constructors.
         call = handle.load.remote(self._job)
@@ -138,12 +154,15 @@ def _own_node(_: Worker) -> str:
     return ray.get_runtime_context().get_node_id()
 
 
-def update_nodes(actors: Iterable[Actor]) -> None:
-    """Set the node of every actor whose process has started since the last call."""
+def update_nodes(actors: Iterable[Actor]) -> list[Actor]:
+    """Set the node of every actor whose process has started since the last call, and return these actors."""
+    started = []
     waiting = {actor.node_answer: actor for actor in actors if actor.scheduled_at is None}
     for actor, node in _arrived(waiting):
         if not isinstance(node, RayError):
             actor.node, actor.scheduled_at = node, time.monotonic()
+            started.append(actor)
+    return started
 
 
 def update_progress(actors: Iterable[Actor]) -> list[tuple[Actor, RayError]]:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import ray
 
@@ -34,6 +34,13 @@ STEP_SECONDS = 0.2
 Result = TypeVar("Result")
 
 
+class LivingNode(NamedTuple):
+    """All resources of a node, in use or not, and its labels."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+
 class ClusterWatch:
     """Asks the head of the cluster for its nodes every second, in a thread, and notices if the head is lost.
 
@@ -42,8 +49,10 @@ class ClusterWatch:
 
     Attributes:
         draining: Deadline of each draining node by id, in seconds since the epoch; 0 if there is no deadline.
+        nodes: The living nodes by id.
         resources: Total resources of all living nodes.
         free: Resources that are not in use.
+        asked_at: When the question was asked that has these answers, in seconds of `time.monotonic`.
         is_lost: True once the head has been silent for too long.
     """
 
@@ -51,8 +60,8 @@ class ClusterWatch:
         self.draining: Mapping[str, float] = {}
         self.resources: Mapping[str, float] = {}
         self.free: Mapping[str, float] = {}
-        self._alive: frozenset[str] = frozenset()
-        self._asked_at = -1.0
+        self.nodes: Mapping[str, LivingNode] = {}
+        self.asked_at = -1.0
         self._silence = 0.0
         self.is_lost = False
         self._is_main = threading.current_thread() is threading.main_thread()
@@ -77,7 +86,7 @@ class ClusterWatch:
     def refresh(self) -> None:
         """Wait for an answer to a question that is asked after this call. Raises RunFailed if the head is lost."""
         started = time.monotonic()
-        while self._asked_at < started:
+        while self.asked_at < started:
             self._poll_now.set()
             self.check()
             time.sleep(STEP_SECONDS / 10)
@@ -105,11 +114,6 @@ class ClusterWatch:
         if errors:
             raise errors[0]
         return results[0]
-
-    def is_alive(self, node: str) -> bool:
-        """Return whether a node is alive at this moment. Raises RunFailed if the head is lost."""
-        self.refresh()
-        return node in self._alive
 
     def describe(self) -> str:
         """Return a sentence about the resources that the cluster has, and those that are free."""
@@ -143,11 +147,11 @@ class ClusterWatch:
         total: Counter[str] = Counter()
         for node in nodes:
             total.update(node["Resources"])
-        self._alive = frozenset(node["NodeID"] for node in nodes)
+        self.nodes = {node["NodeID"]: LivingNode(node["Resources"], node["Labels"]) for node in nodes}
         self.draining = {node: deadline / 1000 for node, deadline in draining.items()}
         self.resources, self.free = total, free
         self._silence = 0.0
-        self._asked_at = asked_at  # last, because `refresh` waits for it
+        self.asked_at = asked_at  # last, because `refresh` waits for it
 
     def _guard(self) -> None:
         """End the process with our message if the head is lost and the main thread does not end the block."""

@@ -16,13 +16,15 @@ from rich.console import Console
 from pipeline.errors import RunFailed, RunRefused
 from pipeline.executor.actors import ActorGroup
 from pipeline.executor.connection import connected
+from pipeline.executor.faults import error_text, every_worker_fails, is_environmental
 from pipeline.executor.finish import Finish
+from pipeline.executor.health import STUCK_SHARDS
 from pipeline.executor.progress_bar import ProgressBar
 from pipeline.executor.progress_file import refuse_if_running
 from pipeline.executor.protocol import Job, RunState, ShardInFlight, Worker, WorkerProgress
 from pipeline.executor.recorder import RunRecorder
 from pipeline.executor.scheduler import Scheduler
-from pipeline.executor.shard_queue import ShardQueue
+from pipeline.executor.shard_queue import Place, ShardQueue
 from pipeline.executor.summary import RunSummary
 from pipeline.executor.worker import LabelWorker
 from pipeline.output.commit import totals
@@ -35,7 +37,7 @@ from pipeline.output.records import read_run_commits
 from pipeline.readers.find import find_files, shards_of
 from pipeline.readers.samples import Shard, ShardKind
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
-from pipeline.storage import Storage
+from pipeline.storage import Storage, redact
 from pipeline.weights import find_affinity, find_weights
 from pipeline.worker_pools import WorkerSpec, parse_worker_specs
 
@@ -128,6 +130,7 @@ def label_run(
         wall=time.perf_counter() - started,
         broken=dict(sorted(recorder.broken.items())),
         gone=gone,
+        set_aside=dict(recorder.set_aside),
     )
 
 
@@ -182,7 +185,9 @@ def _run_in_process(job: Job, queue: ShardQueue, recorder: RunRecorder, worker_c
     worker = worker_class()
     report = worker.load(_resolve_device(job, torch.cuda.is_available()))
     recorder.worker_ready(report)
-    while task := queue.take():
+    place = Place(node=report.host, worker=str(report.pid))
+    stuck_at: set[str] = set()
+    while task := queue.take(place):
         in_flight = ShardInFlight(
             shard=task.shard.name,
             attempt=task.attempt,
@@ -194,8 +199,13 @@ def _run_in_process(job: Job, queue: ShardQueue, recorder: RunRecorder, worker_c
         try:
             commit = worker.label(task.shard, task.attempt)
         except Exception as error:  # a shard that fails never costs another shard
-            recorder.attempt_failed(task, error, will_retry=queue.failed(task))
+            is_free = is_environmental(error, task.shard)
+            recorder.attempt_failed(task, error, will_retry=queue.failed(task, place, is_free=is_free))
+            stuck_at |= {task.shard.name} if is_free else set()
+            if len(stuck_at) >= STUCK_SHARDS:
+                raise RunFailed(every_worker_fails(redact(error_text(error)))) from error
         else:
+            stuck_at.clear()
             queue.succeeded()
             recorder.shard_committed(commit)
 

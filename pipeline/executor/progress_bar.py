@@ -14,6 +14,8 @@ LINE_SECONDS = 15.0
 """Interval between two lines where there is no terminal."""
 STEPS_PER_SHARD = 1000
 """Steps of the bar for each shard, so that the bar also moves within shards."""
+SHORTEST_RATE_SECONDS = 1.0
+"""The rate is never measured over less time."""
 LARGEST_SHARE_IN_FLIGHT = 0.95
 """A shard in flight never counts for more than this share of a shard."""
 
@@ -35,6 +37,7 @@ class ProgressBar:
         self._line_at = self._started
         self._done_shards = 0
         self._done_images = 0
+        self._images_before = 0
         self._images_in_flight = 0
         self._workers = 0
         self._waiting = False
@@ -42,7 +45,7 @@ class ProgressBar:
             SpinnerColumn(),
             TextColumn("labelling"),
             BarColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=True),
@@ -72,8 +75,8 @@ class ProgressBar:
     def update(self, state: RunState) -> None:
         """Show the state of the run."""
         self._print_waiting(state.stores_waited_for, state.ready)
-        if not self._workers:  # the rate does not count the time before the first model is loaded
-            self._started = time.monotonic()
+        if not self._workers:  # the rate counts neither the time without workers nor the images before it
+            self._started, self._images_before = time.monotonic(), self._done_images + state.samples
         self._workers, self._images_in_flight = state.ready, state.samples
         self._refresh()
 
@@ -92,7 +95,8 @@ class ProgressBar:
         if not self._workers:
             return f"{self._done_shards}/{self._total} shards · starting workers"
         images = self._done_images + self._images_in_flight
-        rate = images / max(1e-9, time.monotonic() - self._started)
+        seconds = max(SHORTEST_RATE_SECONDS, time.monotonic() - self._started)
+        rate = max(0, images - self._images_before) / seconds
         workers = f"{self._workers} worker{'' if self._workers == 1 else 's'}"
         return f"{self._done_shards}/{self._total} shards · {images} images · {rate:.1f}/s · {workers}"
 

@@ -144,5 +144,8 @@ class Recorder(Protocol):
         Raises RunFailed if the run cannot continue.
         """
 
+    def node_set_aside(self, node: str, reason: str) -> None:
+        """Record that a node gets no more workers."""
+
     def update(self, state: RunState) -> None:
         """Record the state of the run; called twice a second."""

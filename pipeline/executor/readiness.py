@@ -7,29 +7,37 @@ import time
 from collections.abc import Callable, Sequence
 
 from pipeline.errors import RunFailed
-from pipeline.executor.actors import ActorGroup
+from pipeline.executor.actors import Actor, ActorGroup
+from pipeline.executor.cluster import ClusterWatch
 
 log = logging.getLogger(__name__)
 
 UNSCHEDULED_WARNING_SECONDS = 30.0
 """Time without any scheduled worker after which a warning is logged. An autoscaler may be adding nodes."""
+WAIT_WARNING_SECONDS = 600.0
+"""Interval between two warnings that the run waits for resources which are in use."""
 
 
 class ReadinessCheck:
     """Warns if no worker has been scheduled for a while, and ends the run if too few are ready for too long.
 
+    The time to wait for a place and the time to load the model are separate. Where the cluster has the resources, but
+    other jobs use them, the run waits for its place without a limit.
+
     Args:
         groups: The actors of the run.
-        start_timeout: Seconds with too few ready workers after which the run fails.
-        describe_cluster: Returns a sentence about the resources of the cluster.
+        start_timeout: Seconds that workers may load their model, and seconds that the cluster may lack a place for
+            them, after which the run fails if too few workers are ready.
+        watch: The watch over the cluster.
     """
 
-    def __init__(self, groups: Sequence[ActorGroup], start_timeout: float, describe_cluster: Callable[[], str]) -> None:
+    def __init__(self, groups: Sequence[ActorGroup], start_timeout: float, watch: ClusterWatch) -> None:
         self._groups = groups
         self._start_timeout = start_timeout
-        self._describe_cluster = describe_cluster
-        self._started_at = self._enough_at = time.monotonic()
-        self._warned = False
+        self._watch = watch
+        self._loading_seconds = self._lacking_seconds = self._unscheduled_seconds = 0.0
+        self._warn_after = UNSCHEDULED_WARNING_SECONDS
+        self._checked_at = time.monotonic()
 
     def check(self, unfinished: int) -> None:
         """Check the actors at this moment.
@@ -38,28 +46,55 @@ class ReadinessCheck:
             unfinished: Number of shards that are waiting or in flight.
 
         Raises:
-            RunFailed: Too few workers have been ready for `start_timeout` seconds.
+            RunFailed: Too few workers have been ready for too long.
         """
         now = time.monotonic()
-        if self._has_enough_workers(unfinished):
-            self._enough_at = now
-        if not self._warned and now - self._started_at > UNSCHEDULED_WARNING_SECONDS:
-            self._warned = True
-            if all(actor.scheduled_at is None for group in self._groups for actor in group.actors):
-                log.warning(
-                    "no worker has been scheduled yet (%s). %s", self._describe_groups(), self._describe_cluster()
-                )
-        if now - self._enough_at > self._start_timeout:
+        passed, self._checked_at = now - self._checked_at, now
+        if self._has_enough(unfinished, lambda actor: actor.ready):
+            self._loading_seconds = self._lacking_seconds = 0.0
+        elif self._has_enough(unfinished, lambda actor: actor.scheduled_at is not None):
+            self._loading_seconds += passed
+        elif not self._has_room(unfinished):
+            self._lacking_seconds += passed
+        self._warn(passed)
+        if max(self._loading_seconds, self._lacking_seconds) > self._start_timeout:
             raise RunFailed(
                 f"too few workers became ready within {self._start_timeout:.0f} s ({self._describe_groups()}). "
-                f"{self._describe_cluster()}"
+                f"{self._watch.describe()}"
             )
 
-    def _has_enough_workers(self, unfinished: int) -> bool:
-        """Return True if any worker is ready, and every group has its minimum or one for each unfinished shard."""
-        ready = [sum(actor.ready for actor in group.actors) for group in self._groups]
-        needed = [min(group.spec.min_workers, unfinished) for group in self._groups]
-        return any(ready) and all(count >= minimum for count, minimum in zip(ready, needed, strict=True))
+    def _warn(self, passed: float) -> None:
+        if any(actor.scheduled_at is not None for group in self._groups for actor in group.actors):
+            self._unscheduled_seconds, self._warn_after = 0.0, UNSCHEDULED_WARNING_SECONDS
+            return
+        self._unscheduled_seconds += passed
+        if self._unscheduled_seconds > self._warn_after:
+            self._warn_after = self._unscheduled_seconds + WAIT_WARNING_SECONDS
+            log.warning("no worker has been scheduled yet (%s). %s", self._describe_groups(), self._watch.describe())
+
+    def _has_enough(self, unfinished: int, counts: Callable[[Actor], bool]) -> bool:
+        """Return True if any worker counts, and every group has its minimum or one for each unfinished shard."""
+        numbers = [sum(map(counts, group.actors)) for group in self._groups]
+        return any(numbers) and all(
+            number >= self._needed(group, unfinished) for number, group in zip(numbers, self._groups, strict=True)
+        )
+
+    def _has_room(self, unfinished: int) -> bool:
+        """Return True if the nodes have the resources for the needed workers, even if other jobs use them now."""
+        rooms = [
+            sum(
+                group.spec.fits_into(node.resources, node.labels)
+                for name, node in self._watch.nodes.items()
+                if name not in group.avoided
+            )
+            for group in self._groups
+        ]
+        return any(rooms) and all(
+            room >= self._needed(group, unfinished) for room, group in zip(rooms, self._groups, strict=True)
+        )
+
+    def _needed(self, group: ActorGroup, unfinished: int) -> int:
+        return min(group.spec.min_workers, unfinished)
 
     def _describe_groups(self) -> str:
         return "; ".join(map(str, self._groups))

@@ -52,6 +52,7 @@ class RunRecorder:
             shard name.
         broken: The status "truncated" or "damaged" of each shard of which only a part could be read, by name.
         has_relabelled: True if shards that were done had to be labelled again.
+        set_aside: Why nodes were set aside, by host and id.
     """
 
     job: Job
@@ -67,6 +68,7 @@ class RunRecorder:
     inputs_read: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     has_relabelled: bool = False
+    set_aside: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._file = ProgressFile(self.job.out, todo=len(self.plan.todo))
@@ -166,6 +168,9 @@ class RunRecorder:
         self.failed[name] = text
         self.progress.shard_finished(0)
         self._file.shard_failed(name)
+
+    def node_set_aside(self, node: str, reason: str) -> None:
+        self.set_aside[node] = reason
 
     def update(self, state: RunState) -> None:
         self.progress.update(state)

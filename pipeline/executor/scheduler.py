@@ -5,18 +5,20 @@ One loop in the driver owns all state. Actors receive shards by name and URL, an
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import RunFailed, WorkerLost
 from pipeline.executor.actors import Actor, ActorGroup, update_nodes, update_progress
+from pipeline.executor.attempts import Attempts
 from pipeline.executor.cluster import ClusterWatch
+from pipeline.executor.faults import cause_of, error_text, is_device_error, is_node_loss
 from pipeline.executor.protocol import Recorder, RunState, ShardInFlight, WorkerReport
 from pipeline.executor.readiness import ReadinessCheck
 from pipeline.executor.shard_queue import ShardQueue
@@ -26,8 +28,16 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 MAX_START_FAILURES = 3
-DEVICE_ERRORS = ("CUDA", "HIP error", "MPS backend", "AcceleratorError", "OutOfMemoryError")
-"""Words in errors after which the state of the device, and so the worker, cannot be trusted."""
+NODE_DEATH_SECONDS = 3.0
+"""How long the head may take to notice that a node has died after the processes on it."""
+
+
+class Loss(NamedTuple):
+    """A lost actor of which it is not known yet whether its node is dead too."""
+
+    actor: Actor
+    error: RayError
+    lost_at: float
 
 
 class Scheduler:
@@ -39,8 +49,8 @@ class Scheduler:
         recorder: Gets the events of the run.
         watch: The watch over the cluster.
         shard_timeout: Seconds that one attempt at a shard may take.
-        start_timeout: Seconds that a scheduled worker may take to load its model, and seconds with fewer ready workers
-            than the minimum of a group, or none at all, after which the run fails.
+        start_timeout: Seconds that a scheduled worker may take to load its model, and seconds that the cluster may lack
+            a place for enough workers, after which the run fails.
     """
 
     def __init__(
@@ -59,7 +69,9 @@ class Scheduler:
         self._shard_timeout = shard_timeout
         self._start_timeout = start_timeout
         self._watch = watch
-        self._readiness = ReadinessCheck(groups, start_timeout, watch.describe)
+        self._readiness = ReadinessCheck(groups, start_timeout, watch)
+        self._attempts = Attempts(queue, recorder)
+        self._losses: list[Loss] = []
         self._checked_at = 0.0
 
     def run(self) -> None:
@@ -75,7 +87,7 @@ class Scheduler:
             while self._queue.unfinished:
                 for group in self._groups:
                     self._resize(group)
-                self._assign()
+                self._attempts.assign(list(self._actors()))
                 self._collect()
                 if time.monotonic() - self._checked_at >= POLL_SECONDS:
                     self._checked_at = time.monotonic()
@@ -90,15 +102,6 @@ class Scheduler:
     def _actors(self) -> Iterator[Actor]:
         for group in self._groups:
             yield from group.actors
-
-    def _assign(self) -> None:
-        """Give a waiting shard to every free actor."""
-        for actor in self._actors():
-            is_free = actor.ready and not actor.draining and actor.task is None
-            if is_free and (task := self._queue.take()):
-                actor.task, actor.call_started = task, time.monotonic()
-                actor.progress = dataclasses.replace(actor.progress, samples=0, waiting="")
-                actor.call = actor.handle.label.remote(task.shard, task.attempt)
 
     def _collect(self) -> None:
         """Handle the calls that have ended; wait for one for at most `POLL_SECONDS`."""
@@ -115,7 +118,7 @@ class Scheduler:
             try:
                 answer = ray.get(ref)
             except RayTaskError as error:
-                self._call_failed(actor, _cause(error))
+                self._call_failed(actor, cause_of(error))
             except RayError as error:  # the process or its node died, or the process was killed for its memory
                 self._actor_lost(actor, error)
             else:
@@ -127,10 +130,8 @@ class Scheduler:
             actor.group.start_succeeded()
             actor.ready, actor.name = True, f"{answer.host}:{answer.pid}"
             actor.progress_answer = actor.handle.progress.remote()
-            return
-        actor.task = None
-        self._queue.succeeded()
-        self._recorder.shard_committed(answer)
+        else:
+            self._attempts.succeeded(actor, answer)
 
     def _call_failed(self, actor: Actor, error: BaseException) -> None:
         """Handle an error that the worker raised; its process is alive."""
@@ -139,49 +140,58 @@ class Scheduler:
             is_permanent = isinstance(error, ValueError)
             self._start_failed(actor, error, "no worker could load the model", is_permanent=is_permanent)
             return
-        self._attempt_failed(actor, error)
-        if any(word in _text(error) for word in DEVICE_ERRORS):
+        self._attempts.failed(actor, error)
+        if is_device_error(error):
             actor.group.stop(actor)
 
     def _start_failed(self, actor: Actor, error: BaseException, message: str, *, is_permanent: bool = False) -> None:
         """Delay the next start. If no worker is ready, a permanent error or too many failures end the run."""
-        actor.group.start_failed(_text(error))
+        actor.group.start_failed(error_text(error))
         is_exhausted = actor.group.start_failures >= MAX_START_FAILURES
         if (is_exhausted or is_permanent) and not any(other.ready for other in self._actors()):
-            raise RunFailed(f"{message}: {_text(error)}") from error
+            raise RunFailed(f"{message}: {error_text(error)}") from error
+        self._attempts.start_failed(actor, error, list(self._actors()))
 
     def _actor_lost(self, actor: Actor, error: RayError) -> None:
-        """Requeue the shard of an actor whose node is gone; count a failed attempt if only its process is gone."""
+        """Handle the loss of an actor: at once if its node is known to be dead, else when the head can know it."""
         actor.group.stop(actor)
-        # The head knows whether the node is alive. Ray raises ActorUnavailableError if it does not hear from a node.
-        is_node_gone = isinstance(error, ActorUnavailableError) or not self._watch.is_alive(actor.node)
-        if not actor.ready:
-            if not is_node_gone or not actor.node:
-                self._start_failed(actor, error, f"{MAX_START_FAILURES} workers in a row died while loading the model")
-        elif is_node_gone:
-            self._requeue(actor, f"its node is gone ({_text(error)})")
+        if is_node_loss(error) or actor.node not in self._watch.nodes:
+            self._settle_loss(actor, error, is_node_dead=is_node_loss(error) or bool(actor.node))
         else:
-            log.warning("a worker was lost and is replaced: %s", _text(error))
-            self._attempt_failed(actor, WorkerLost(_text(error)))
+            self._losses.append(Loss(actor, error, time.monotonic()))
 
-    def _requeue(self, actor: Actor, reason: str) -> None:
-        """Give the shard in flight to another worker. It uses up an attempt only if that happens again and again."""
-        task, actor.task = actor.task, None
-        log.warning("a worker was lost and is replaced: %s", reason)
-        if task is not None and not self._queue.requeue(task):
-            self._recorder.attempt_failed(task, WorkerLost(reason), will_retry=self._queue.failed(task))
+    def _settle_losses(self) -> None:
+        """Handle the losses of actors whose nodes the head has had time to miss."""
+        for loss in list(self._losses):
+            is_dead = loss.actor.node not in self._watch.nodes
+            if is_dead or self._watch.asked_at > loss.lost_at + NODE_DEATH_SECONDS:
+                self._losses.remove(loss)
+                self._settle_loss(loss.actor, loss.error, is_node_dead=is_dead)
 
-    def _attempt_failed(self, actor: Actor, error: BaseException) -> None:
-        task, actor.task = actor.task, None
-        if task is not None:
-            self._recorder.attempt_failed(task, error, will_retry=self._queue.failed(task))
+    def _settle_loss(self, actor: Actor, error: RayError, *, is_node_dead: bool) -> None:
+        """Requeue the shard of an actor whose node is dead; count a failed attempt if only its process is gone.
+
+        A worker that was still pending on a dead node, or loading its model there, has not failed to start.
+        """
+        if is_node_dead and not actor.ready:
+            log.info("a worker that was not ready yet is lost: its node is gone (%s)", error_text(error))
+        elif is_node_dead:
+            self._attempts.requeue(actor, f"its node is gone ({error_text(error)})")
+        elif not actor.ready:
+            self._start_failed(actor, error, f"{MAX_START_FAILURES} workers in a row died while loading the model")
+        else:
+            log.warning("a worker was lost and is replaced: %s", error_text(error))
+            self._attempts.failed(actor, WorkerLost(error_text(error)))
 
     def _check(self) -> None:
         """Check the cluster and the actors, and report the state of the run; called twice a second."""
         self._watch.check()
-        update_nodes(self._actors())
+        self._attempts.check(list(self._actors()))
+        for actor in update_nodes(self._actors()):
+            self._attempts.joined(actor)
+        self._settle_losses()
         self._enforce_timeouts()
-        self._leave_draining_nodes()
+        self._leave_nodes()
         self._readiness.check(self._queue.unfinished)
         for actor, error in update_progress(self._actors()):
             # The loss of an actor with a shard shows in the answer to that call. An idle one must not get a shard.
@@ -193,28 +203,34 @@ class Scheduler:
         now = time.monotonic()
         for actor in list(self._actors()):
             if actor.task is not None and now - actor.call_started > self._shard_timeout:
+                self._attempts.failed(
+                    actor, WorkerLost(f"not done within {self._shard_timeout:.0f} s; the worker was killed")
+                )
                 actor.group.stop(actor)
-                limit = f"{self._shard_timeout:.0f} s"
-                self._attempt_failed(actor, WorkerLost(f"not done within {limit}; the worker was killed"))
             elif not actor.ready and actor.scheduled_at is not None and now - actor.scheduled_at > self._start_timeout:
                 actor.group.stop(actor)
                 error = TimeoutError(f"the model was not loaded within {self._start_timeout:.0f} s")
                 self._start_failed(actor, error, "no worker could load the model")
 
-    def _leave_draining_nodes(self) -> None:
-        """Stop idle workers on draining nodes, and busy ones at the node's deadline. None of them gets more shards."""
+    def _leave_nodes(self) -> None:
+        """Stop idle workers on nodes that drain or are set aside, and busy ones at the deadline of a draining node.
+
+        None of them gets more shards.
+        """
+        for group in self._groups:
+            group.avoid(self._attempts.set_aside)
         for actor in list(self._actors()):
-            deadline = self._watch.draining.get(actor.node)
+            deadline = self._watch.draining.get(actor.node, 0.0 if actor.node in self._attempts.set_aside else None)
             if deadline is None:
                 continue
-            if not actor.draining:
+            if not actor.draining and actor.node in self._watch.draining:
                 log.warning("the node of worker %s is draining; it gets no more shards", actor.name or actor.node)
             actor.draining = True
             if actor.task is None:
                 actor.group.stop(actor)
             elif 0 < deadline < time.time():
                 actor.group.stop(actor)
-                self._requeue(actor, "the deadline of its draining node has passed")
+                self._attempts.requeue(actor, "the deadline of its draining node has passed")
 
     def _state(self) -> RunState:
         ready = [actor for actor in self._actors() if actor.ready]
@@ -231,15 +247,3 @@ class Scheduler:
         ]
         requested = sum(group.requested for group in self._groups)
         return RunState(ready=len(ready), requested=requested, waiting=self._queue.waiting, in_flight=in_flight)
-
-
-def _cause(error: RayTaskError) -> BaseException:
-    """Return the error that the worker raised."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, BaseException) else error
-
-
-def _text(error: BaseException) -> str:
-    """Return the type of an error and its message, of Ray's own errors only the first line."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first if isinstance(error, RayError) else error}"

@@ -22,6 +22,7 @@ class RunSummary:
         wall: Wall time of this run in seconds.
         broken: The status "truncated" or "damaged" of each shard of which only a part could be read, by name.
         gone: What became of the label shards whose source is no longer in SRC; None if there are none.
+        set_aside: Why nodes got no more workers, by host and node id.
     """
 
     shards: int
@@ -33,6 +34,7 @@ class RunSummary:
     wall: float
     broken: Mapping[str, str]
     gone: GoneShards | None
+    set_aside: Mapping[str, str]
 
     def failed_share(self) -> float:
         """Return the share of rows whose status is not ok, 0 to 1."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,69 +15,7 @@ import psutil
 import pytest
 from clusters import AutoscalingCluster, Cluster, Node
 from runs import DEADLINE
-
-from pipeline.output.commit import Commit, read_commits
-from pipeline.storage import Storage
-
-long = pytest.mark.skipif(os.environ.get("DIFFSEG_CLUSTER") != "1", reason="set DIFFSEG_CLUSTER=1 to run it: a minute")
-SLEEPERS = Path(__file__).parent / "harness" / "sleepers.py"
-
-
-class Driver:
-    """A run of sleeping workers on a cluster, over shards that need not exist."""
-
-    def __init__(
-        self,
-        cluster: Cluster | AutoscalingCluster,
-        folder: Path,
-        *,
-        shards: int,
-        seconds: float,
-        flags: tuple[str, ...],
-    ) -> None:
-        self.out, self._log = folder / "out", folder / "driver.log"
-        source = f"{folder}/{{{','.join(f'{number:03d}' for number in range(shards))}}}.tar"
-        line = [sys.executable, str(SLEEPERS), str(seconds), source, str(self.out), "--device", "cpu"]
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*line, "--address", cluster.address, *flags],
-                cwd=folder,
-                env=cluster.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def said(self) -> str:
-        """So far."""
-        return self._log.read_text()
-
-    def commits(self) -> list[Commit]:
-        """Of shards that are done, in the order of their ends."""
-        return sorted(read_commits(Storage(url=str(self.out))).values(), key=lambda commit: commit.finished)
-
-    def nodes(self) -> set[str]:
-        """That have done a shard."""
-        return {commit.worker.split()[0] for commit in self.commits()}
-
-    def by(self, node: str) -> list[str]:
-        """The shards that a node has done."""
-        return [commit.shard for commit in self.commits() if commit.worker.startswith(node)]
-
-    def until(self, condition: Callable[[], object]) -> None:
-        """Wait for the moment; a driver that ends before it, or never gets there, fails the test."""
-        end = time.monotonic() + DEADLINE
-        while not condition():
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.1)
-
-    def until_said(self, words: str) -> None:
-        """Wait for these words, wherever the log breaks its lines."""
-        self.until(lambda: words in " ".join(self.said().split()))
-
-    def ended(self) -> int:
-        """The exit code, once it has one."""
-        return self.process.wait(DEADLINE)
+from sleeping_run import SleepingRun as Driver
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +71,7 @@ def head_of(cluster: Cluster) -> str:
     return done.stdout.split()[-1]
 
 
-@long
+@pytest.mark.cluster
 def test_nodes_that_drain_are_shut_down_or_vanish_cost_no_attempt_and_new_ones_get_workers(
     cluster: Cluster, run: Callable[..., Driver]
 ) -> None:
@@ -199,24 +136,34 @@ def test_sigterm_ends_a_run_like_ctrl_c(cluster: Cluster, run: Callable[..., Dri
         time.sleep(0.1)
 
 
-def test_a_head_that_is_gone_is_named_and_the_same_command_goes_on_elsewhere(
-    cluster: Cluster, run: Callable[..., Driver]
+@pytest.mark.parametrize("phase", ["labelling", "starting"])
+def test_a_head_that_is_gone_is_named_before_ray_ends_the_process(
+    phase: str, cluster: Cluster, run: Callable[..., Driver]
 ) -> None:
     driver = run("--workers", "1", shards=200, seconds=0.5)
-    driver.until(driver.commits)
+    if phase == "labelling":
+        driver.until(driver.commits)
+    else:
+        driver.until_said("joined Ray at")
     clusters.kill_all(lambda: clusters.named("gcs_server", cluster.head.folder))
+    killed = time.monotonic()
+    words = "run the same command again, on this cluster or another, to resume"
+    while driver.process.poll() is None and words not in " ".join(driver.said().split()):
+        time.sleep(0.1)
+    assert time.monotonic() - killed < 45
     assert driver.ended() == 1, driver.said()
     said = " ".join(driver.said().split())
-    assert "the head of the Ray cluster has not answered for 8 s. All committed shards are safe; run the same" in said
+    assert "the head of the Ray cluster has not answered for 30 s. All committed shards are safe; run the same" in said
     assert "Traceback" not in said
+    assert "GCS" not in said
 
 
-@long
+@pytest.mark.cluster
 def test_an_autoscaler_brings_nodes_for_the_workers_that_are_asked_for_and_takes_them_away(
     tmp_path: Path, free_port: int
 ) -> None:
     with clusters.short_folder() as folder:
-        cluster = AutoscalingCluster(folder / "c", most=3, port=free_port)
+        cluster = AutoscalingCluster(folder / "c", max_nodes=3, port=free_port)
         assert cluster.raylets() == 1
         driver = Driver(cluster, tmp_path, shards=30, seconds=2.0, flags=("--workers", "1:3"))
         try:

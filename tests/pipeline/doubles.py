@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -67,6 +68,8 @@ class Sleeper:
             time.sleep(600)
         if kind == "memory":
             raise MemoryError
+        if kind == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/scratch/diffseg")
         if kind == "gone":
             raise StoreUnavailable(f"{shard.url}: the store has not answered for 300 s")
         if kind == "hungry":
@@ -95,3 +98,10 @@ class LateStarter(Sleeper):
             marker.touch()
             raise RuntimeError("the hub is unreachable")
         return super().load(job)
+
+
+class Holder:
+    """Another job, which holds the resources of its actor."""
+
+    def ready(self) -> None:
+        """Return once the actor has its resources."""

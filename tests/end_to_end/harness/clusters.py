@@ -145,10 +145,11 @@ class Cluster:
         if not job_server:
             self.join()
 
-    def join(self, *flags: str) -> Node:
-        """Start another node, with further flags of `ray start`, and do not wait for it."""
+    def join(self, *flags: str, variables: Mapping[str, str] | None = None) -> Node:
+        """Start another node, with further flags of `ray start` and variables, and do not wait for it."""
         folder = self.folder / str(len(self.nodes))
-        self.nodes.append(Node(folder, ["--address", self.address, *flags], self.environment))
+        environment = self.environment | dict(variables or {})
+        self.nodes.append(Node(folder, ["--address", self.address, *flags], environment))
         return self.nodes[-1]
 
     @property

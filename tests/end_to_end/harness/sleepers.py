@@ -5,9 +5,9 @@ Each records the id of its node and of its process where a shard's record names 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-import time
 from pathlib import Path
 
 import ray
@@ -17,13 +17,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "pipeline"))
 
 import doubles
 
-import pipeline.executor.scheduler
 from jobs.common import guarded
 from jobs.label import parse
 from pipeline.executor.driver import label_run
 
-HEAD_SECONDS = 8.0
-"""Of silence until a run ends; 40 in the product."""
+SICK = "SLEEPERS_SICK"
+"""Environment variable of a node on which every shard fails: "disk" for a full disk, else another error."""
 
 
 class Sleeper(doubles.Sleeper):
@@ -33,14 +32,15 @@ class Sleeper(doubles.Sleeper):
         return f"{ray.get_runtime_context().get_node_id()} {os.getpid()}"
 
     def misbehave(self, shard: object, attempt: int) -> None:
-        """Nothing here."""
+        """Fail at every shard on a node whose environment says so."""
+        if kind := os.environ.get(SICK):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/scratch") if kind == "disk" else RuntimeError(kind)
 
 
 def main(seconds: float, argv: list[str]) -> int:
     """A run whose shards take so many seconds each; the exit code of the command."""
     command = parse(argv)
     Sleeper.seconds = seconds
-    pipeline.executor.scheduler.HEAD_SECONDS = HEAD_SECONDS
 
     def run() -> int:
         summary = label_run(
@@ -52,6 +52,8 @@ def main(seconds: float, argv: list[str]) -> int:
             console=Console(stderr=True),
             worker_class=Sleeper,
         )
+        for node, reason in summary.set_aside.items():
+            print(f"node {node} was set aside: {reason}", file=sys.stderr)
         return 1 if summary.failed else 0
 
     return guarded(run)
@@ -60,7 +62,4 @@ def main(seconds: float, argv: list[str]) -> int:
 if __name__ == "__main__":
     for module in (sys.modules[__name__], doubles):
         ray.cloudpickle.register_pickle_by_value(module)  # workers do not find them by their names
-    began = time.monotonic()
-    code = main(float(sys.argv[1]), sys.argv[2:])
-    print(f"ended after {time.monotonic() - began:.1f} s", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))

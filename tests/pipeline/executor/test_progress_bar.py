@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 
+import pytest
 from rich.console import Console
 
 from pipeline.executor.progress_bar import ProgressBar
@@ -31,3 +32,20 @@ def test_images_are_counted_once_when_their_shard_is_done() -> None:
         progress.update(state(ready=1, samples=5))
         progress.shard_finished(6)
         assert "1/2 shards · 6 images" in progress.status()
+
+
+def test_after_a_time_without_workers_images_and_clock_start_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("pipeline.executor.progress_bar.time.monotonic", lambda: now)
+    with ProgressBar(9, console=Console(file=io.StringIO())) as progress:
+        progress.update(state(ready=1))
+        now += 100.0
+        progress.shard_finished(2000)
+        assert "2000 images · 20.0/s" in progress.status()
+        progress.update(state(ready=0))
+        now += 500.0
+        progress.update(state(ready=1))
+        assert "2000 images · 0.0/s" in progress.status()
+        now += 10.0
+        progress.update(state(ready=1, samples=50))
+        assert "2050 images · 5.0/s" in progress.status()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import doubles
@@ -141,6 +143,42 @@ def test_a_store_that_the_driver_cannot_reach_ends_the_run(tmp_path: Path, free_
             worker_class=doubles.Sleeper,
         )
     assert set(read_commits(Storage(url=str(out)))) == {"first"}
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("settings", [{"workers": 2}, {"no_ray": True}])
+def test_a_full_disk_of_all_workers_ends_the_run_and_is_charged_to_no_shard(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RunFailed, match=r"shard after shard fails .* No space left on device: '/scratch/diffseg'"):
+        run(out, "full-{00..30},full-last", **settings)
+    assert not (out / "failures").exists()
+    assert set(read_commits(Storage(url=str(out)))) == set()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_shards_with_which_a_disk_seems_full_while_others_succeed_fail_alone(tmp_path: Path) -> None:
+    summary = run(tmp_path / "out", "good-{0..3},full-{0..1},good-{4..7}", workers=1)
+    assert set(summary.failed) == {"full-0", "full-1"}
+    assert summary.counts == {"ok": 80_000}
+    assert summary.set_aside == {}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_waits_for_a_place_that_another_job_uses_longer_than_a_model_may_load(tmp_path: Path) -> None:
+    holder = ray.remote(doubles.Holder).options(num_cpus=4).remote()
+    ray.get(holder.ready.remote())
+    started = time.monotonic()
+    threading.Timer(12.0, ray.kill, [holder]).start()
+    assert run(tmp_path / "out", "good-{0..3}", workers="1:2", start_timeout=8.0).failed == {}
+    assert time.monotonic() - started > 12.0
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_does_not_wait_for_more_places_than_there_are(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="too few workers became ready within 4 s"):
+        run(tmp_path / "out", "sleeps-{0..9},sleeps-last", workers="5:5", start_timeout=4.0)
 
 
 HUNGRY = """

@@ -1,0 +1,86 @@
+"""Nodes that die under pending workers, and nodes on which every shard fails, on real Ray clusters.
+
+The workers sleep instead of labelling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import clusters
+import pytest
+from clusters import Cluster, Node
+from sleeping_run import SleepingRun
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs, so that the other nodes do all the work."""
+    with clusters.short_folder() as folder:
+        cluster = Cluster(folder / "c", job_server=True)
+        yield cluster
+        cluster.kill()
+
+
+@pytest.fixture
+def run(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., SleepingRun]]:
+    """Start drivers that do not outlive their test."""
+    drivers: list[SleepingRun] = []
+
+    def start(*flags: str, shards: int, seconds: float) -> SleepingRun:
+        drivers.append(SleepingRun(cluster, tmp_path, shards=shards, seconds=seconds, flags=flags))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.process.kill()
+        driver.process.wait()
+
+
+def kill(node: Node) -> None:
+    node.kill()
+
+
+def terminate(node: Node) -> None:
+    raylet = node.raylet()
+    assert raylet is not None
+    raylet.terminate()
+
+
+@pytest.mark.parametrize("end", [kill, terminate])
+def test_a_node_that_dies_with_pending_workers_is_no_failed_start(
+    end: Callable[[Node], None], cluster: Cluster, run: Callable[..., SleepingRun]
+) -> None:
+    node = cluster.join()
+    node.wait()
+    driver = run("--workers", "1:8", shards=16, seconds=0.5)
+    driver.until(driver.commits)
+    end(node)
+    successor = cluster.join()
+    assert driver.ended() == 0, driver.said()
+    assert "could not start" not in driver.said()
+    assert Counter(commit.attempt for commit in driver.commits()) == {1: 16}
+    assert len(driver.nodes()) == 2
+    successor.kill()
+
+
+@pytest.mark.parametrize(("sick", "error"), [("disk", "OSError: .*No space left"), ("odd", "RuntimeError: odd")])
+def test_a_node_on_which_every_shard_fails_is_set_aside_and_costs_no_shard_its_attempts(
+    sick: str, error: str, cluster: Cluster, run: Callable[..., SleepingRun]
+) -> None:
+    nodes = [cluster.join(), cluster.join(variables={"SLEEPERS_SICK": sick})]
+    for node in nodes:
+        node.wait()
+    driver = run("--workers", "2", shards=60, seconds=1.0)
+    assert driver.ended() == 0, driver.said()
+    assert len(driver.commits()) == 60
+    assert len(driver.nodes()) == 1
+    said = " ".join(driver.said().split())
+    assert "is set aside for the rest of the run: " in said
+    reason = rf"was set aside: \d+ shards in a row failed there, and \d+ of them succeeded elsewhere: {error}"
+    assert re.search(reason, said), said
+    for node in nodes:
+        node.kill()
