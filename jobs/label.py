@@ -16,6 +16,7 @@ import itertools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -23,9 +24,11 @@ from rich.console import Console
 
 from diffseg.settings import PRESETS, Preset, StageName, thresholds
 from jobs.common import OK, SOME_FAILED, guarded, storage_options
-from jobs.printing import counts_table, print_json, print_line
+from jobs.printing import CleanConsole, counts_table, print_json, print_line
 from pipeline.executor.logs import log_json
+from pipeline.readers.left_out import left_out_lines
 from pipeline.readers.names import parse_names
+from pipeline.readers.sources import join_sources
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
 if TYPE_CHECKING:
@@ -41,8 +44,9 @@ DEFAULT_ALLOWED_FAILURES = 0.1
 class LabelCommand:
     """The flags of `diffseg label`."""
 
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
-    """Folder, glob or URL of WebDataset tars, of Parquet files with an image column, or of image files."""
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC [SRC …]")]
+    """Folder, glob or URL of WebDataset tars, of Parquet files with an image column, or of image files; or a .txt file
+    with one of these on each line. Several can be given before OUT. A folder inside SRC may be OUT."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Folder or URL to write to; it receives labels/, commits/ and run.json."""
     preset: Preset = "default"
@@ -106,21 +110,27 @@ def parse(argv: list[str]) -> LabelCommand:
     presets += [word.removeprefix("--preset=") for word in argv if word.startswith("--preset=")]
     method = PRESETS[presets[-1] if presets and presets[-1] in PRESETS else "default"]
     default = LabelCommand(source=tyro.MISSING, out=tyro.MISSING, label=LabelSettings(method=method))
-    return tyro.cli(
+    parse_words = partial(
+        tyro.cli,
         LabelCommand,
-        args=argv,
         default=default,
         prog="diffseg label",
         description=__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
         registry=_registry,
     )
+    # A positional argument with several words would end only at the next flag, and so include OUT.
+    command, further = parse_words(args=argv, return_unknown_args=True)
+    if any(word.startswith("-") for word in further):
+        return parse_words(args=argv)  # prints the message about an unknown flag
+    places: list[str] = [command.source, command.out, *further]
+    return dataclasses.replace(command, source=join_sources(places[:-1]), out=places[-1])
 
 
 def _label(command: LabelCommand) -> int:
     from pipeline.executor.driver import label_run  # imported here to keep --help fast: ray and torch take seconds
 
-    console = Console(stderr=command.json)
+    console = CleanConsole(stderr=command.json)
     if command.run.log_format == "json":
         log_json()
     options = storage_options(command.storage_options)
@@ -157,6 +167,8 @@ def _print(console: Console, summary: RunSummary) -> None:
     if summary.images:
         line += f"; {summary.images} images in {summary.wall:.1f} s"
     print_line(console, line)
+    for text in left_out_lines(summary.left_out):
+        print_line(console, text, "yellow")
     if summary.gone is not None:
         print_line(console, _gone_line(summary.gone), "yellow")
     for node, reason in summary.set_aside.items():

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed
-from jobs.printing import counts_table, print_json, print_line
+from jobs.printing import CleanConsole, counts_table, print_json, print_line
 from jobs.run_flags import RunFlags
 from pipeline.executor.progress_file import ProgressReport, read_progress
 from pipeline.output.commit import Commit, LabelShard, totals
@@ -26,6 +26,7 @@ from pipeline.output.listing import Listing, read_listing
 from pipeline.output.manifest import Manifest
 from pipeline.output.records import SortedRecords, read_run_commits
 from pipeline.output.source_changes import compare_with_source
+from pipeline.readers.left_out import left_out_lines
 
 SHARDS_SHOWN = 10
 """Shards that a table or a line shows; --json has all of them."""
@@ -40,7 +41,7 @@ SHARD_KINDS = {
 
 def _status(command: RunFlags) -> int:
     out, manifest = command.open()
-    console = Console()
+    console = CleanConsole()
     progress = read_progress(out)
     if progress is not None and not command.json:  # printed first, because reading many records takes a while
         _print_progress(console, progress)
@@ -53,9 +54,11 @@ def _status(command: RunFlags) -> int:
         print_json(facts | {"driver": driver, "source_changes": dataclasses.asdict(changes)})
     else:
         counts, seconds = totals(done.values())
-        print_line(console, f"{manifest.source} → {out.redacted}, model {facts['model']}")
+        print_line(console, f"{', '.join(manifest.source.splitlines())} → {out.redacted}, model {facts['model']}")
         console.print(counts_table(counts, seconds, counts.total()))
         _print_shards(console, facts)
+        for line in left_out_lines(manifest.left_out):
+            print_line(console, line, "yellow")
         for line in changes.lines():
             advice = "; run the same `diffseg label` again" if changes else ""
             print_line(console, f"{line}{advice}", "yellow")
@@ -87,6 +90,7 @@ def _facts(
         "gone": sorted(records.gone),
         "kept": kept,
         "broken": {str(shard): commit.broken for shard, commit in sorted(done.items()) if commit.broken},
+        "left_out": dict(manifest.left_out),
         "counts": dict(counts),
         "seconds": dict(seconds),
     }

@@ -24,8 +24,9 @@ class LabelSettings:
 
     model: str = "tiny"
     """`tiny`, which is embedded in this program, or a Stable Diffusion model with 4 latent channels: a diffusers
-    folder, a hub id, or a URL such as s3://bucket/sd15. Each node copies the files of a URL once, into DIFFSEG_CACHE if
-    it is set, else into ~/.cache/diffseg."""
+    folder, a single .safetensors file in the original layout of SD 1.x, SD 2.x or SDXL, a hub id, or the URL of a
+    folder such as s3://bucket/sd15. Each node copies the files of a URL once, into DIFFSEG_CACHE if it is set, else into
+    ~/.cache/diffseg."""
     revision: str | None = None
     """Branch, tag or commit, if the model is a hub id."""
     vae: str | None = None
@@ -38,7 +39,8 @@ class LabelSettings:
     """File or URL of an affinity that `diffseg fit` wrote: of heads for the stage affinity, of features for the stage
     walk."""
     dtype: Dtype = "float32"
-    """Type of the model's weights. Attention is always float32."""
+    """Type of the model's weights. Attention is always float32. Where a model has files in several precisions, only
+    those that suit this type are fetched and read."""
     method: SegmenterSettings = field(default_factory=SegmenterSettings)
     """How an image becomes a label map."""
     naming: NameSettings = field(default_factory=NameSettings)
@@ -141,6 +143,9 @@ class RunSettings:
     retry_failed: bool = False
     """Retry only shards whose failure was transient (a store that did not answer, a lost worker, or a file that could
     not be opened), and failed shards whose source has changed since."""
+    strict: bool = False
+    """Refuse to start if SRC holds anything that would be left out, except hidden files. Without this flag such files
+    are counted by kind in the summary, in run.json and by `diffseg status`."""
     keep_removed: bool = False
     """Keep the rows of images that are no longer in SRC. Without this flag the run removes them at its end."""
     ignore_source_changes: bool = False

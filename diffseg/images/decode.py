@@ -17,15 +17,19 @@ from typing import IO, Literal
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from diffseg.images.bounded_file import check_scans, open_bounded
+from diffseg.images.bounded_file import EndlessFileError, check_scans, open_bounded
+from diffseg.images.plugins import MissingPluginError, is_heic, is_jxl, jxl_size, open_heic, open_jxl
+from diffseg.images.png_chunks import without_large_chunks
 
 # Images are opened by these classes instead of Image.open, whose check for decompression bombs warns or raises at a
 # limit that is global to the process. EPS, PDF and similar formats are left out: they start other programs or hold no
@@ -38,7 +42,15 @@ _FORMATS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
     "BMP": BmpImageFile,
     "TIFF": TiffImageFile,
     "PPM": PpmImageFile,
+    "AVIF": AvifImageFile,
+    "JPEG2000": Jpeg2KImageFile,
+    "HEIC": open_heic,
+    "JPEG XL": open_jxl,
 }
+_ACCEPT: dict[str, Callable[[bytes], bool]] = {"HEIC": is_heic, "JPEG XL": is_jxl}
+"""Recognises the formats that are not registered with Pillow, by the first bytes."""
+_HEADER_BYTES = 2**16
+"""Bytes in which the size of a JPEG XL must be declared."""
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -127,7 +139,20 @@ def _silence_pillow() -> Iterator[None]:
 
 def _decode_file(file: IO[bytes], max_pixels: int, min_side: int) -> np.ndarray:
     """Decode an open file, and check its declared size before any pixel is read."""
-    image = _open(file)
+    try:
+        return _decode_opened(file, max_pixels, min_side)
+    except ImageError as error:
+        try:
+            smaller = without_large_chunks(file) if error.status == "undecodable" else None
+        except EndlessFileError:
+            smaller = None
+        if smaller is None:
+            raise
+        return _decode_opened(smaller, max_pixels, min_side)
+
+
+def _decode_opened(file: IO[bytes], max_pixels: int, min_side: int) -> np.ndarray:
+    image = _open(file, lambda size: _check_size(size, max_pixels, min_side))
     _check_size(image.size, max_pixels, min_side)
 
     def loaded() -> Image.Image:
@@ -137,14 +162,19 @@ def _decode_file(file: IO[bytes], max_pixels: int, min_side: int) -> np.ndarray:
     return _pixels(loaded)
 
 
-def _open(file: IO[bytes]) -> ImageFile.ImageFile:
-    """Read the header, with the format and the declared size but no pixels."""
+def _open(file: IO[bytes], check_size: Callable[[tuple[int, int]], None]) -> ImageFile.ImageFile:
+    """Read the header, with the format and the declared size but no pixels.
+
+    Args:
+        file: The file at its start.
+        check_size: Called with the size before a file is opened whose pixels are decoded with the header.
+    """
     prefix = file.read(16)
     if not prefix:
         raise ImageError("undecodable", "the file is empty (0 bytes)")
     reason = f"not an image of a known format ({', '.join(_FORMATS)}): it starts with {prefix!r}"
     for name, factory in _FORMATS.items():
-        accept = Image.OPEN[name][1]
+        accept = _ACCEPT.get(name) or Image.OPEN[name][1]
         # A string instead of True says what this build of Pillow lacks.
         accepted = accept(prefix) if accept else True
         if isinstance(accepted, str):
@@ -154,10 +184,17 @@ def _open(file: IO[bytes]) -> ImageFile.ImageFile:
             try:
                 if name == "JPEG":
                     check_scans(file)
+                if name == "JPEG XL":
+                    check_size(jxl_size(file.read(_HEADER_BYTES)))
+                    file.seek(0)
                 return factory(file)
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
                 # Pillow raises these for a file of another format, and another format may claim the same prefix.
                 reason = f"the {name} header is broken: {error}"
+            except MissingPluginError as error:
+                reason = f"a {name} image: {error}"
+            except ImageError:
+                raise
             except Exception as error:
                 raise _image_error(error, f"the {name} header cannot be read") from error
     raise ImageError("undecodable", reason)

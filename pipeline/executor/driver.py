@@ -36,8 +36,9 @@ from pipeline.output.plan import Plan, make_plan
 from pipeline.output.records import read_run_commits
 from pipeline.readers.find import find_files, shards_of
 from pipeline.readers.samples import Shard, ShardKind
+from pipeline.readers.sources import redacted_source
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
-from pipeline.storage import Storage, redact
+from pipeline.storage import SourceError, Storage, redact
 from pipeline.weights import find_affinity, find_weights
 from pipeline.worker_pools import WorkerSpec, parse_worker_specs
 
@@ -79,16 +80,21 @@ def label_run(
     source_storage = Storage(url=".", options=source_options, retry_timeout=run.store_timeout)
     target = Storage(url=out, options=out_options, retry_timeout=run.store_timeout)
     before = None if run.overwrite else read_manifest(target)  # before SRC is listed, as `take_over` requires
-    files = find_files(source, source_storage)
+    files = find_files(source, source_storage, out=(target,), image_field=settings.image_field)
+    if run.strict and files.left_out:
+        raise SourceError(
+            f"{redacted_source(source, source_storage)}: --strict refuses what would be left out. "
+            f"{files.left_out.text()}. Name the images by a glob, or drop --strict"
+        )
     shards = shards_of(files, source_storage, source, samples_per_shard=settings.samples_per_shard)
     if run.overwrite:
         refuse_if_running(target)
         clear_run(target)
     elif before is None:
         refuse_foreign_folder(target, MANIFEST_PATH)
-    redacted_source = Storage(url=source).redacted
+    shown_source = redacted_source(source, source_storage)
     if before is not None:
-        _check_settings(before, redacted_source, settings, target)
+        _check_settings(before, shown_source, settings, target)
     elif run.retry_failed:
         raise RunRefused(f"{target.redacted}: holds no run; drop --retry-failed")
     listing = Listing.of(shards, ignore_changes=run.ignore_source_changes)
@@ -104,7 +110,13 @@ def label_run(
     with (
         ProgressBar(len(plan.todo), console=console or Console(quiet=True), shown=console is not None) as progress,
         RunRecorder(
-            job=job, source=redacted_source, plan=plan, listing=listing, before=before, progress=progress
+            job=job,
+            source=shown_source,
+            plan=plan,
+            listing=listing,
+            left_out=files.left_out.plain(),
+            before=before,
+            progress=progress,
         ) as recorder,
     ):
 
@@ -130,6 +142,7 @@ def label_run(
         wall=time.perf_counter() - started,
         broken=dict(sorted(recorder.broken.items())),
         gone=gone,
+        left_out=files.left_out.plain(),
         set_aside=dict(recorder.set_aside),
     )
 

@@ -6,8 +6,9 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.errors import RunFailed, RunRefused, RunTakenOver, WorkerLost
 from pipeline.executor import metrics
@@ -41,6 +42,7 @@ class RunRecorder:
         source: SRC, without secrets.
         plan: The plan of the run; failures that are labelled now are removed from it.
         listing: The listing of SRC.
+        left_out: What SRC holds besides the shards, by kind.
         before: run.json of OUT before this run listed SRC, None if there was none.
         progress: Progress on the console.
         manifest: run.json of this run; None until OUT belongs to it.
@@ -59,6 +61,7 @@ class RunRecorder:
     source: str
     plan: Plan
     listing: Listing
+    left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     before: Manifest | None
     progress: ProgressBar
     manifest: Manifest | None = None
@@ -97,6 +100,7 @@ class RunRecorder:
             fingerprint=report.fingerprint,
             shards=self.plan.shards,
             listing=self.listing.digest(),
+            left_out=self.left_out,
         )
         for difference in take_over(self.job.out, before=self.before, now=manifest, listing=self.listing):
             log.warning("resuming in another environment, so a few pixels may differ: %s", difference)
@@ -107,7 +111,9 @@ class RunRecorder:
     def resume_without_worker(self) -> Manifest:
         """Continue the run of OUT when every shard is done, and return its run.json."""
         assert self.before is not None
-        self.manifest = dataclasses.replace(self.before, shards=self.plan.shards, listing=self.listing.digest())
+        self.manifest = dataclasses.replace(
+            self.before, shards=self.plan.shards, listing=self.listing.digest(), left_out=self.left_out
+        )
         if self.manifest != self.before or read_listing(self.job.out, self.before.listing) != self.listing:
             take_over(self.job.out, before=self.before, now=self.manifest, listing=self.listing)
         return self.manifest

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.output.reconcile import GoneShards
 
@@ -22,6 +23,7 @@ class RunSummary:
         wall: Wall time of this run in seconds.
         broken: The status "truncated" or "damaged" of each shard of which only a part could be read, by name.
         gone: What became of the label shards whose source is no longer in SRC; None if there are none.
+        left_out: What SRC holds besides the shards, by kind: the count and the first examples.
         set_aside: Why nodes got no more workers, by host and node id.
     """
 
@@ -34,6 +36,7 @@ class RunSummary:
     wall: float
     broken: Mapping[str, str]
     gone: GoneShards | None
+    left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     set_aside: Mapping[str, str]
 
     def failed_share(self) -> float:

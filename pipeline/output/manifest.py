@@ -6,7 +6,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -36,6 +36,7 @@ class Manifest:
         fingerprint: Digest of everything that determines the labels; see `fingerprint_of`.
         shards: Number of shards of SRC when the run was last started.
         listing: Digest of these shards and their inputs; see `pipeline.output.listing`. "" if they were not recorded.
+        left_out: What SRC holds besides these shards, by kind; see `pipeline.readers.left_out`.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Manifest:
     fingerprint: str
     shards: int = 0
     listing: str = ""
+    left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def fingerprint_of(settings: LabelSettings, model_sha256: str, resolved: Mapping[str, Any]) -> str:

@@ -56,6 +56,13 @@ class RecordSchema(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     batch_size: Count = 0
 
 
+class LeftOutSchema(Struct, forbid_unknown_fields=True, frozen=True):
+    """Files of SRC that were not read, in run.json."""
+
+    count: Count
+    examples: Annotated[list[str], Meta(max_length=10)]
+
+
 class ManifestSchema(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """run.json; `pipeline.output.manifest.Manifest` describes its fields."""
 
@@ -67,6 +74,7 @@ class ManifestSchema(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     fingerprint: Annotated[str, Meta(max_length=64)]
     shards: Count = 0
     listing: Annotated[str, Meta(max_length=64)] = ""
+    left_out: Annotated[dict[Name, LeftOutSchema], Meta(max_length=100)] = {}
 
 
 class NamingSchema(Struct, frozen=True):

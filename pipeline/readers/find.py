@@ -1,142 +1,140 @@
-"""Find the shards of a source that a user names: a folder, a file, a glob or a brace range, at any URL."""
+"""Find the shards of a source that a user names: folders, files, globs or brace ranges, at any URL."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from pipeline.readers.file_names import safe_file_name
 from pipeline.readers.image_groups import group_images
-from pipeline.readers.kinds import kind_of, only_kind, path_without_extension
-from pipeline.readers.patterns import (
-    compile_globs,
-    expand_braces,
-    glob_characters,
-    glob_depth,
-    is_pattern,
-    split_pattern,
-)
+from pipeline.readers.kinds import only_kind, path_without_extension
+from pipeline.readers.left_out import LeftOut
+from pipeline.readers.parquet_files import leave_out_metadata
+from pipeline.readers.resolve import Resolver
 from pipeline.readers.samples import Shard, ShardKind
+from pipeline.readers.sources import expand_source
 from pipeline.readers.versions import file_version
 from pipeline.storage import SourceError, Storage, redact, scheme
 from pipeline.storage.backend import ListedFile
-from pipeline.storage.urls import join_url, split_url
+from pipeline.storage.urls import join_url
 
 
-class SourceFiles(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class SourceFiles:
     """The data files of a source at one moment.
 
     Attributes:
-        root: The folder or URL that the paths are relative to.
         kind: The kind of all files.
-        files: The files, sorted by path, with their versions where a listing tells them.
-        skipped: Folders that could not be listed, so that their files are not known. If there are any, files that are
+        by_root: The files, sorted by path, with their versions where a listing tells them, by the folder or URL that
+            the paths are relative to.
+        has_full_paths: True if the paths are complete, because there are several sources or a list of them.
+        left_out: What is not read, by kind.
+        skipped: Places that could not be listed, so that their files are not known. If there are any, files that are
             missing may still exist.
     """
 
-    root: str
     kind: ShardKind
-    files: list[ListedFile]
+    by_root: dict[str, list[ListedFile]]
+    has_full_paths: bool = False
+    left_out: LeftOut = field(default_factory=LeftOut)
     skipped: tuple[str, ...] = ()
 
+    def single_root(self) -> tuple[str, list[ListedFile]]:
+        """Return the only root and its files. Raises SourceError if there are several."""
+        if len(self.by_root) > 1:
+            raise SourceError(f"{', '.join(map(redact, self.by_root))}: name one source, not several")
+        return next(iter(self.by_root.items()))
 
-def find_shards(source: str, store: Storage | None = None, *, samples_per_shard: int = 256) -> list[Shard]:
+
+def find_shards(
+    source: str, store: Storage | None = None, *, samples_per_shard: int = 256, out: Sequence[Storage] = ()
+) -> list[Shard]:
     """Return the shards of a source: tars and Parquet files sorted by name, groups of image files sorted by path.
 
     Args:
         source: A folder or URL of tars, Parquet files or image files, which is searched recursively; one such file; a
             glob (`**` matches folders of any depth); or a brace range such as `train-{0000..0999}.tar`, whose
-            files are not checked for existence.
+            files are not checked for existence. Several of these, or a text file that lists them (see
+            `pipeline.readers.sources`).
         store: The storage options and retry timeout for the store of `source`. Its URL is not used. None stands for
             the defaults.
         samples_per_shard: The mean number of image files in a shard, for a source of image files.
+        out: Folders that are never a source, because a command writes to them.
 
     Raises:
-        SourceError: No shards were found, the files are of several kinds, or two shards would have the same name.
+        SourceError: No shards were found, the files are of several kinds, two shards would have the same name, or the
+            source lies in one of `out`.
     """
     if samples_per_shard < 1:
         raise SourceError(f"samples per shard must be at least 1, not {samples_per_shard}")
     store = store or Storage(url=".")
-    return shards_of(find_files(source, store), store, source, samples_per_shard=samples_per_shard)
+    return shards_of(find_files(source, store, out=out), store, source, samples_per_shard=samples_per_shard)
 
 
-def find_files(source: str, store: Storage) -> SourceFiles:
+def find_files(
+    source: str, store: Storage, *, out: Sequence[Storage] = (), image_field: str | None = None
+) -> SourceFiles:
     """Return the data files of a source, which is described at `find_shards`.
 
+    Args:
+        source: The source.
+        store: The storage options and retry timeout.
+        out: Folders that are never a source.
+        image_field: The name of the image column of Parquet files, if it is given.
+
     Raises:
-        SourceError: No files were found, or they are of several kinds.
+        SourceError: No files were found, they are of several kinds, or the source lies in one of `out`.
     """
-    root, files = _find_files(source, store)
-    return SourceFiles(root=root, kind=only_kind([file.path for file in files], root, source), files=files)
+    sources, has_full_paths = expand_source(source, store)
+    resolver = Resolver(store=store, out=tuple(out))
+    by_root: dict[str, dict[str, ListedFile]] = {}
+    for part in sources:
+        root, files = resolver.resolve(part, is_listed=has_full_paths)
+        root, prefix = _store_root(store.at(root).url) if has_full_paths else (root, "")
+        by_root.setdefault(root, {}).update((prefix + file.path, file) for file in files)
+    sorted_files = {
+        root: [file._replace(path=path) for path, file in sorted(files.items())] for root, files in by_root.items()
+    }
+    sorted_files = leave_out_metadata(sorted_files, store, image_field, resolver.left_out)
+    paths = (file.path for files in sorted_files.values() for file in files)
+    return SourceFiles(
+        kind=only_kind(paths, next(iter(by_root)), sources[0] if len(sources) == 1 else source, resolver.left_out),
+        by_root={root: files for root, files in sorted_files.items() if files},
+        has_full_paths=has_full_paths,
+        left_out=resolver.left_out,
+        skipped=tuple(resolver.skipped),
+    )
+
+
+def _store_root(url: str) -> tuple[str, str]:
+    """Split a URL into the root of its store, and the path there with a slash at its end."""
+    if not scheme(url):
+        return "/", url.strip("/") + "/" if url != "/" else ""
+    netloc = urlsplit(url).netloc
+    start = url.index("://") + 3 + len(netloc)
+    path = url[start:].strip("/")
+    return url[:start] or url, f"{path}/" if path else ""
 
 
 def shards_of(files: SourceFiles, store: Storage, source: str, *, samples_per_shard: int) -> list[Shard]:
     """Return the shards of the data files of a source; `find_shards` describes the arguments and errors."""
-    url = store.at(files.root).url
-    if files.kind == "images":
-        return group_images(url, files.files, samples_per_shard)
-    shards = [
-        Shard(name=_shard_name(file.path), url=join_url(url, file.path), kind=files.kind, version=file_version(file))
-        for file in files.files
-    ]
-    _refuse_same_names(shards, source)
-    return sorted(shards, key=lambda shard: shard.name)
-
-
-def _find_files(source: str, store: Storage) -> tuple[str, list[ListedFile]]:
-    """Return the root folder of a source and its data files below that folder, sorted by path."""
-    storage = store.at(source)
-    # A local file or folder may have a name that looks like a pattern. Remote stores are not checked for such names.
-    if not is_pattern(source) or (not scheme(source) and storage.exists()):
-        folder, name = split_url(source.rstrip("/"))
-        if name and kind_of(name) and store.at(folder).is_file(name):
-            return folder, [store.at(folder).stat(name)]
-        return source, _list_data_files(storage)
-    root, pattern = split_pattern(source)
-    return root, _match_pattern(store.at(root), pattern, source)
-
-
-def _match_pattern(storage: Storage, pattern: str, source: str) -> list[ListedFile]:
-    """Return the data files that a pattern names below the folder `storage`, sorted by path."""
-    wild = glob_characters(source)
-    files: dict[str, ListedFile] = {}
-    globs = []
-    for path in expand_braces(pattern, source):
-        if wild.search(path):
-            globs.append(path)
-        elif kind_of(path):
-            files[path] = _named_file(storage, path)
+    shards: list[Shard] = []
+    for root, listed in files.by_root.items():
+        url = store.at(root).url
+        # Buckets and hosts may hold files with equal paths.
+        host = (urlsplit(url).hostname or "") + "/" if files.has_full_paths and scheme(url) else ""
+        if files.kind == "images":
+            shards += group_images(url, listed, samples_per_shard, prefix=host)
         else:
-            listed = _list_data_files(storage.at(join_url(storage.url, path)))
-            if not listed:
-                raise SourceError(
-                    f"{storage.joined(path)}: no shards or images were found there, though {redact(source)} names it"
-                )
-            folder = path.strip("/")
-            files |= {f"{folder}/{file.path}": file._replace(path=f"{folder}/{file.path}") for file in listed}
-    if globs:
-        expression = compile_globs(globs, source)
-        # Only as deep as the globs can match, because deeper folders may hold most of a bucket.
-        listed = _list_data_files(storage, glob_depth(globs))
-        files |= {file.path: file for file in listed if expression.match(file.path)}
-    return sorted(files.values())
+            shards += [_file_shard(host, url, file, files.kind) for file in listed]
+    _refuse_same_names(shards, source)
+    return shards if files.kind == "images" else sorted(shards, key=lambda shard: shard.name)
 
 
-def _named_file(storage: Storage, path: str) -> ListedFile:
-    """Return a file that a brace range names; its version is unknown if it is remote, since a request would be sent."""
-    if not scheme(storage.url):
-        with suppress(OSError):
-            return storage.stat(path)
-    return ListedFile(path, 0, "")
-
-
-def _list_data_files(storage: Storage, depth: int | None = None) -> list[ListedFile]:
-    return [file for file in storage.list_files(depth=depth) if kind_of(file.path)]
-
-
-def _shard_name(path: str) -> str:
-    return safe_file_name(path_without_extension(path), fallback="shard", digest_digits=8)
+def _file_shard(host: str, url: str, file: ListedFile, kind: ShardKind) -> Shard:
+    name = safe_file_name(host + path_without_extension(file.path), fallback="shard", digest_digits=8)
+    return Shard(name=name, url=join_url(url, file.path), kind=kind, version=file_version(file))
 
 
 def _refuse_same_names(shards: Iterable[Shard], source: str) -> None:

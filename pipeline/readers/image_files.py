@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.prefetch import prefetch_map
+from pipeline.readers.kinds import without_query
 from pipeline.readers.samples import DEFAULT_LIMITS, ReadLimits, Sample, utf8
 from pipeline.storage import Storage
 from pipeline.timing import StepTimer
@@ -31,7 +32,8 @@ def read_images(
         index, path = numbered
         with step("read"):
             image, status, error = _read(storage, path, limits)
-        return Sample(index=index, key=utf8(path), image=image, status=status, error=error)
+        # The query of a signed URL is secret, and changes from one signature to the next.
+        return Sample(index=index, key=utf8(without_query(path)), image=image, status=status, error=error)
 
     return prefetch_map(read, enumerate(files), threads=READ_THREADS, ahead=READ_THREADS)
 

@@ -27,11 +27,13 @@ class Packed:
         images: The number of images.
         shards: The number of tars.
         bytes: The size of all tars together.
+        left_out: What was not packed, by kind.
     """
 
     images: int
     shards: int
     bytes: int
+    left_out: Mapping[str, Any]
 
 
 def pack_images(
@@ -44,7 +46,7 @@ def pack_images(
 
     Args:
         images: A folder or URL of image files, or a glob or brace range of them.
-        shards: A folder or URL without tars, for the result.
+        shards: An empty folder or URL for the result. It may lie in `images`, but not the other way round.
         samples_per_shard: The number of images in a tar. The last tar may have fewer.
         options: The storage options for both places.
 
@@ -52,19 +54,22 @@ def pack_images(
         SourceError: No images were found, an image cannot be read, or `shards` already holds tars.
     """
     source = Storage(url=images, options=options)
-    root, kind, files, _ = find_files(images, source)
-    if kind != "images":
-        raise SourceError(f"{redact(images)}: holds {kind} shards, which need no packing; name image files")
+    out = Storage(url=shards, options=options)
+    found = find_files(images, source, out=(out,))
+    if found.kind != "images":
+        raise SourceError(f"{redact(images)}: holds {found.kind} shards, which need no packing; name image files")
     if samples_per_shard < 1:
         raise SourceError(f"samples per shard must be at least 1, not {samples_per_shard}")
-    url, paths = source.at(root).url, [file.path for file in files]
-    groups = [tuple(paths[start : start + samples_per_shard]) for start in range(0, len(paths), samples_per_shard)]
-    out = Storage(url=shards, options=options)
+    groups = [
+        (source.at(root).url, tuple(file.path for file in files[start : start + samples_per_shard]))
+        for root, files in found.by_root.items()
+        for start in range(0, len(files), samples_per_shard)
+    ]
     if present := [name for name in out.names() if not name.startswith(".")]:
         raise SourceError(f"{out.redacted}: holds files already ({present[0]} …); name an empty folder")
     keys: set[str] = set()
     count = size = 0
-    for number, group in enumerate(groups):
+    for number, (url, group) in enumerate(groups):
         shard = Shard(name=f"{number:06d}", url=url, kind="images", files=group)
         samples = _complete(read_shard(shard, out), images)
         with tempfile.TemporaryDirectory(prefix="diffseg-shard-") as folder:
@@ -73,7 +78,7 @@ def pack_images(
             size += os.path.getsize(local)
             out.write_file(f"{number:06d}.tar", local)
         logger.info("%s: written", out.joined(f"{number:06d}.tar"))
-    return Packed(images=count, shards=len(groups), bytes=size)
+    return Packed(images=count, shards=len(groups), bytes=size, left_out=found.left_out.plain())
 
 
 def _complete(samples: Iterator[Sample], source: str) -> Iterator[tuple[str, bytes]]:

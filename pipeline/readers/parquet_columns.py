@@ -68,9 +68,54 @@ def _image_column(schema: pa.Schema, unique: list[str], url: str, image_field: s
         return named[0]
     if len(usable) == 1:
         return usable[0]
-    columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
-    problem = "several columns could be the image" if usable else f"no column can be the image ({_IMAGE_TYPES})"
-    raise ShardError(url, f"{problem}: {shorten(columns, 1000)}. Name it (--image-field)")
+    if not usable:
+        raise ShardError(url, no_image_message(schema, url))
+    raise ShardError(url, f"several columns could be the image: {_listing(schema)}. Name it (--image-field)")
+
+
+def has_image_column(schema: pa.Schema) -> bool:
+    """Return True if at least one column has the type of an image."""
+    return any(_is_image(column.type) for column in schema)
+
+
+def no_image_message(schema: pa.Schema, path: str) -> str:
+    """Return a message for a file without an image column, with advice that fits its columns.
+
+    Args:
+        schema: The schema of the file.
+        path: The path of the file, for the advice.
+    """
+    return f"no column can be the image ({_IMAGE_TYPES}): {_listing(schema)}. {_advice(schema, path)}"
+
+
+def _listing(schema: pa.Schema) -> str:
+    return shorten(", ".join(f"{column.name} ({column.type})" for column in schema), 1000)
+
+
+def _advice(schema: pa.Schema, path: str) -> str:
+    name = path.rpartition("/")[2]
+    copy = f"duckdb -c \"COPY (SELECT * EXCLUDE ({{0}}), {{1}} FROM '{name}') TO 'images/{name}'\""
+    lists = [column.name for column in schema if _is_list(column.type) and _is_image(column.type.value_type)]
+    if lists:
+        command = copy.format(f'\\"{lists[0]}\\"', f'unnest(\\"{lists[0]}\\") AS image')
+        return f"The column {lists[0]!r} holds lists of images, and each row must hold one: {command}"
+    texts = [column.name for column in schema if _is_text(column.type)]
+    named = [column for column in IMAGE_COLUMNS if column in texts]
+    if named:
+        command = copy.format(f'\\"{named[0]}\\"', f'from_base64(\\"{named[0]}\\") AS image')
+        return f"The column {named[0]!r} holds text. If it is base64, decode it: {command}"
+    if any(column.lower() in ("url", "image_url", "img_url") for column in texts):
+        return "The files hold only the URLs of images: download the images, for example with img2dataset"
+    return "Name a source with images, or add a column with the bytes of the images"
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    checks = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(check(kind) for check in checks)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _named_column(schema: pa.Schema, unique: list[str], url: str, image_field: str) -> str:
@@ -79,7 +124,8 @@ def _named_column(schema: pa.Schema, unique: list[str], url: str, image_field: s
         raise ShardError(url, f"there {problem} {image_field!r}; the columns are {', '.join(schema.names)}")
     kind = schema.field(image_field).type
     if not _is_image(kind):
-        raise ShardError(url, f"the image column {image_field!r} has type {kind}; it must be {_IMAGE_TYPES}")
+        advice = _advice(pa.schema([schema.field(image_field).with_name("image")]), url)
+        raise ShardError(url, f"the image column {image_field!r} has type {kind}; it must be {_IMAGE_TYPES}. {advice}")
     return image_field
 
 

@@ -30,9 +30,14 @@ STATUSES: tuple[str, ...] = (
 MAX_MESSAGE_CHARACTERS = 2000
 """Length at which a quotation from a shard is cut in a message. A quotation can be of any length."""
 
-IMAGE_EXTENSIONS = frozenset(
+COMMON_EXTENSIONS = frozenset(
     ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
 )
+PLUGIN_EXTENSIONS = frozenset(("heic", "heif", "hif", "jxl"))
+"""Extensions of images that an extra of this project decodes."""
+RARE_EXTENSIONS = frozenset(("avif", "jp2", "j2k", "j2c", "jpc", "jpx", "jpf")) | PLUGIN_EXTENSIONS
+"""Extensions of images that are copies of other images in some data sets; the others come first there."""
+IMAGE_EXTENSIONS = COMMON_EXTENSIONS | RARE_EXTENSIONS
 """File name extensions of images, in lower case."""
 
 ShardKind = Literal["tar", "parquet", "images"]

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def read_tar(
     file: IO[bytes], url: str, image_field: str | None = None, limits: ReadLimits = DEFAULT_LIMITS
 ) -> Iterator[Sample]:
-    """Stream the samples of a tar or tar.gz. One sample at a time is in memory.
+    """Stream the samples of a tar, which may be compressed with gzip, bzip2 or zstd. One sample at a time is in memory.
 
     Args:
         file: Opened for binary reading, at its start.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.readers.samples import IMAGE_EXTENSIONS, ReadLimits, utf8
+from pipeline.readers.samples import COMMON_EXTENSIONS, IMAGE_EXTENSIONS, RARE_EXTENSIONS, ReadLimits, utf8
 from pipeline.readers.tar_source import DamagedTar
 from pipeline.readers.tar_stream import TarStream
 
@@ -37,6 +37,7 @@ class TarGroup:
         key: The key of the sample, "" for a group that only reports damage.
         members: Extension → "file", or the kind of member without data.
         plain: The extensions that are those of an image, or the image field if it is given.
+        rare: The extensions of images that are copies of other images in some data sets, such as `avif`.
         compound: The extensions that end in that of an image, such as `seg.png`.
         images: Extension → the encoded image, or its size in bytes if it is too large.
         fields: Extension → the JSON value or text.
@@ -47,6 +48,7 @@ class TarGroup:
     key: str
     members: dict[str, str] = field(default_factory=dict)
     plain: list[str] = field(default_factory=list)
+    rare: list[str] = field(default_factory=list)
     compound: list[str] = field(default_factory=list)
     images: dict[str, bytes | int] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
@@ -55,8 +57,8 @@ class TarGroup:
 
     @property
     def candidates(self) -> list[str]:
-        """The extensions that could be the image: the plain ones, or the compound ones if there is no plain one."""
-        return self.plain or self.compound
+        """The extensions that could be the image: the plain ones, else the rare ones, else the compound ones."""
+        return self.plain or self.rare or self.compound
 
 
 class TarGrouper:
@@ -131,8 +133,10 @@ class TarGrouper:
         if self._image_field is not None:
             if extension == self._image_field:
                 group.plain.append(extension)
-        elif extension in IMAGE_EXTENSIONS:
+        elif extension in COMMON_EXTENSIONS:
             group.plain.append(extension)
+        elif extension in RARE_EXTENSIONS:
+            group.rare.append(extension)
         elif extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
             group.compound.append(extension)
 

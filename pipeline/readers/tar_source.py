@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import re
 import zlib
 from typing import IO, Any, cast
+
+import pyarrow as pa
 
 BUFFER_BYTES = 2**20
 
 # Extended headers hold names. tarfile reads them into memory whatever size they claim, in nested calls.
 MAX_EXTENDED_HEADER_BYTES = 12 * 2**20
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
+_GZIP = re.compile(rb"\x1f\x8b")
+# The name of a first member may begin with BZh, so the mark of the first block is compared as well.
+_BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
+_ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)
+"""First bytes of a compressed file; zstd begins with a frame of data or with one to be skipped."""
+_MAGIC_BYTES = 10
+_DAMAGE = (EOFError, OSError, ValueError, zlib.error)
+"""Errors of the decompressors. An OSError can also come from the store; the guard knows whether it does."""
+
+
+class _Guard(io.RawIOBase):
+    """The compressed file, with the error that a read of it raised."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self.failure: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read1(len(buffer))
+        except Exception as error:
+            self.failure = error
+            raise
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Zstd:
+    """A zstd stream, decompressed by Arrow within bounded memory. It may have several frames."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+
+    def read1(self, size: int) -> bytes:
+        return bytes(self._stream.read(size))
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 class DamagedTar(Exception):
@@ -35,7 +78,8 @@ class TarSource:
     def __init__(self, file: IO[bytes]) -> None:
         """Wrap an open file, which is decompressed if its first bytes say that it is compressed."""
         self._buffered = io.BufferedReader(cast("Any", file), BUFFER_BYTES)
-        self._file = _decompressed(self._buffered)
+        self._guard = _Guard(self._buffered)
+        self._file, self._compression = _decompressed(self._buffered, self._guard)
         self.bytes_read = 0
         self.limit: int | None = None
         self.damage = ""
@@ -59,7 +103,11 @@ class TarSource:
                 # `read` would discard what it has already decompressed when the file ends early; `read1` does not.
                 block = self._file.read1(size)
             except _DAMAGE as error:
-                self.damage = f"the gzip compression is damaged: {error}"
+                if self._guard.failure is not None:
+                    raise self._guard.failure from None
+                if not self._compression:
+                    raise
+                self.damage = f"the {self._compression} compression is damaged: {error}"
                 break
             if not block:
                 break
@@ -72,8 +120,13 @@ class TarSource:
         return data
 
 
-def _decompressed(file: io.BufferedReader) -> Any:
-    """Return a file object of the decompressed bytes, which is `file` itself if it is not compressed."""
-    if file.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC):
-        return gzip.GzipFile(fileobj=file)
-    return file
+def _decompressed(file: io.BufferedReader, guard: _Guard) -> tuple[Any, str]:
+    """Return a file object of the decompressed bytes and the compression; `file` itself and "" if there is none."""
+    magic = file.peek(_MAGIC_BYTES)
+    if _GZIP.match(magic):
+        return gzip.GzipFile(fileobj=cast("IO[bytes]", io.BufferedReader(guard, BUFFER_BYTES))), "gzip"
+    if _BZIP2.match(magic):
+        return bz2.BZ2File(cast("IO[bytes]", io.BufferedReader(guard, BUFFER_BYTES))), "bzip2"
+    if _ZSTD.match(magic):
+        return _Zstd(cast("IO[bytes]", io.BufferedReader(guard, BUFFER_BYTES))), "zstd"
+    return file, ""

@@ -19,6 +19,7 @@ from pipeline.label import label_shard
 from pipeline.output.manifest import Manifest, read_manifest, versions, write_manifest
 from pipeline.output.records import read_run_commits
 from pipeline.readers.find import find_shards
+from pipeline.readers.sources import redacted_source
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 from pipeline.training.network import SegmentationNetwork
@@ -68,9 +69,9 @@ def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[in
     network, config = load_network(model)
     weights = hashlib.sha256(model.read_bytes(WEIGHTS)).hexdigest()
     settings = LabelSettings()
-    shards = find_shards(source, out, samples_per_shard=settings.samples_per_shard)
+    shards = find_shards(source, out, out=(out, model), samples_per_shard=settings.samples_per_shard)
     manifest = Manifest(
-        source=out.at(source).redacted,
+        source=redacted_source(source, out),
         settings=settings.plain() | {"model": model.redacted},
         model_sha256=weights,
         resolved={"network": config},

@@ -59,7 +59,7 @@ def test_all_kinds_of_shards_give_the_same_samples(root):
         samples = [sample for shard in shards for sample in read_shard(shard)]
         assert [(sample.key, sample.image) for sample in samples] == [(key + suffix, IMAGES[key]) for key in IMAGES]
         assert {sample.status for sample in samples} == {"ok"}
-    assert [sample.index for sample in read_shard(shards[1])] == list(range(8))
+    assert [sample.index for sample in read_shard(shards[1])] == list(range(len(shards[1].files)))
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
