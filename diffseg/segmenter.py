@@ -112,7 +112,8 @@ class Segmenter:
         """Load a model and combine it with settings.
 
         Args:
-            model: An embedded model (`tiny`, `tiny-text`), a local diffusers folder or a hub id.
+            model: An embedded model (`tiny`, `tiny-text`), a local diffusers folder, a single .safetensors file in the
+                original layout of SD 1.x, SD 2.x or SDXL, or a hub id.
             revision: Branch, tag or commit of the hub id.
             vae: An autoencoder to use instead of the model's own, see `load_checkpoint`.
             device: Torch device.

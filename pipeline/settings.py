@@ -51,6 +51,10 @@ class LabelSettings:
     """Store the source images in the WebDataset tars too."""
     image_field: str | None = None
     """Extension (tar) or column (Parquet) of the image, if a sample has several."""
+    key_field: str | None = None
+    """Column (Parquet) of the key of each row. Default: the first of key, __key__, id, image_id, file_name, filename,
+    path and url, else the path in the image column. Where a column does not tell rows apart, the path or the row number
+    is the key, and the summary says so."""
     samples_per_shard: int = 256
     """Number of image files of a folder that are grouped into one shard."""
     max_pixels: int = 2**26
@@ -93,7 +97,10 @@ class LabelSettings:
 
     def plain(self) -> dict[str, Any]:
         """Return all settings as plain values, as run.json and the fingerprint hold them, with a flat `method`."""
-        return dataclasses.asdict(self) | {"method": self.method.flat()}
+        plain = dataclasses.asdict(self) | {"method": self.method.flat()}
+        if self.key_field is None:
+            del plain["key_field"]  # so that runs from before this setting keep their fingerprint
+        return plain
 
     @property
     def formats(self) -> tuple[Format, ...]:

@@ -95,6 +95,11 @@ def _locate(name: str, revision: str | None, source: Storage, files: ModelFiles,
     """Return the local folder or single file of a local path, a hub id or a URL."""
     if not scheme(name):
         return resolve(local_path(name), revision, files, dtype)
+    if name.endswith((".safetensors", ".ckpt")):
+        raise CheckpointError(
+            f"{redact(name)}: a single file is read only from a disk of each node; copy it there, or give the URL of a "
+            "folder in the diffusers layout"
+        )
     store, root = source.at(name), cache_folder()
     readable = re.sub(r"[^\w-]", "_", store.url.rpartition("/")[2])[:50]
     digest = short_digest("\0".join((store.url, dtype, *files.patterns)))

@@ -92,7 +92,7 @@ def test_workers_of_a_node_read_one_copy(
 ) -> None:
     name, folder = f"models/{workers}", tmp_path / "more"
     (folder / "unet").mkdir(parents=True)
-    (folder / "unet" / "more.fp16.safetensors").write_bytes(os.urandom(2**20) * megabytes)
+    (folder / "unet" / "diffusion_pytorch_model-00001-of-00001.safetensors").write_bytes(os.urandom(2**20) * megabytes)
     for path in (TINY, folder):
         uploaded.upload(path, PHOTOGRAPHS, name)
     for number in (workers, workers if megabytes else 1):  # on an empty node, and when workers start again

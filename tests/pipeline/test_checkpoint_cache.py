@@ -45,12 +45,26 @@ def test_a_damaged_copy_is_repaired(damage: str, model_store: Storage, caplog: p
         "flip": lambda: flip(copy / UNET),
         "cut": lambda: os.truncate(copy / UNET, 1000),
         "remove": (copy / "unet" / "config.json").unlink,
-        "add": lambda: shutil.copy(copy / UNET, copy / "unet" / "other.safetensors"),
+        "add": lambda: shutil.copy(copy / UNET, copy / (UNET.replace(".safe", "-00001-of-00001.safe"))),
     }
     damages[damage]()
     assert find(model_store.url).fingerprint() == fingerprint(TINY)
     assert caplog.text.count("is damaged; it is copied again") == 1
     assert "/unet/" in caplog.text
+
+
+@pytest.mark.parametrize(("dtype", "read", "left"), [("float32", "", ".fp16"), ("float16", ".fp16", "")])
+def test_only_the_precision_that_the_run_wants_is_copied(
+    dtype: str, read: str, left: str, model_store: Storage
+) -> None:
+    halves = UNET.replace(".safetensors", ".fp16.safetensors")
+    model_store.write_bytes(halves, model_store.read_bytes(UNET) + b" ")
+    found = find(model_store.url, dtype=dtype)
+    copied = files(found.model)
+    assert UNET.replace(".safetensors", f"{read}.safetensors") in copied
+    assert UNET.replace(".safetensors", f"{left}.safetensors") not in copied
+    assert found.fingerprint() == fingerprint(found.model, dtype=dtype)  # type: ignore[arg-type]
+    assert (found.fingerprint() == fingerprint(TINY)) == (dtype == "float32")
 
 
 def test_the_incomplete_copy_of_a_killed_process_is_ignored_and_deleted(model_store: Storage) -> None:

@@ -76,6 +76,12 @@ def test_a_url_without_a_checkpoint_is_refused_before_it_is_listed(
         find("tiny", vae=images.url)
 
 
+def test_a_url_of_a_single_file_is_refused(model_store: Storage) -> None:
+    for name in ("sd15.safetensors", "sd15.ckpt"):
+        with pytest.raises(CheckpointError, match=rf"{name}: a single file is read only from a disk of each node"):
+            find(f"{model_store.url}/{name}")
+
+
 @pytest.mark.parametrize("location", ["/dev/null/cache", "~nobody-of-this-name/cache"])
 def test_a_cache_that_cannot_be_written_is_reported_with_its_variable(
     location: str, model_store: Storage, monkeypatch: pytest.MonkeyPatch

@@ -188,7 +188,7 @@ def test_latents_with_a_mean_and_a_deviation_are_those_of_diffusers(
     )
     expected = pipeline.prepare_latents(pixels, None, 2, 1, torch.float32, "cpu", add_noise=False)
     actual = Backbone(load_checkpoint(folder)).latents(pixels)
-    assert torch.equal(actual, expected)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)  # weights are channels-last here
     assert not torch.allclose(actual, plain)
 
 
@@ -233,25 +233,26 @@ def hostile_folder(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPa
     return folder
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_hostile_configuration_loads_or_is_refused(data: st.DataObject, hostile_folder: Path) -> None:
     name = data.draw(st.sampled_from(sorted(FILES)))
-    keys = st.sampled_from(sorted(FILES[name]) + ["_class_name", "architectures", "dtype", "torch_dtype"])
+    keys = st.sampled_from([*sorted(FILES[name]), "_class_name", "architectures", "dtype", "torch_dtype"])
     changes = data.draw(st.dictionaries(keys, hostile_values, min_size=1, max_size=3))
     path = hostile_folder / name
-    before, started = path.read_text(), time.monotonic()
+    before, message, started = path.read_text(), "", time.monotonic()
     try:
         change_json(path, **changes)
         assert isinstance(load_checkpoint(hostile_folder), Checkpoint)
     except CheckpointError as error:
-        assert len(str(error)) < 2000
+        message = str(error)
     finally:
         path.write_text(before)
+    assert len(message) < 2000
     assert time.monotonic() - started < SECONDS
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=12)
 @given(data=st.data())
 def test_whatever_a_unet_has_that_is_accepted_is_built_soon(data: st.DataObject) -> None:
     depth = st.sampled_from((1, 3, 24))
@@ -291,7 +292,7 @@ def test_whatever_a_unet_has_that_is_accepted_is_built_soon(data: st.DataObject)
         ("unet/config.json", {"cross_attention_dim": 10**9}, r"cross_attention_dim is 10+; .* from 1 to 8192$"),
         (
             "unet/config.json",
-            {"transformer_layers_per_block": 24},
+            {"layers_per_block": 8, "transformer_layers_per_block": 24},
             r"layers_per_block is 24; expected so few .* 512 in",
         ),
         (
@@ -383,4 +384,10 @@ def test_published_forms_of_off_are_accepted() -> None:
     """Published files have null or false in the place of each other."""
     unet = small_unet("sdxl", upcast_attention=None, dual_cross_attention=False, only_cross_attention=False)
     check_unet(Path("config.json"), json.loads(unet.to_json_string()) | {"decay": 0.9999, "_name_or_path": "x"})
+    ssd_1b = {
+        "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+        "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+        "mid_block_type": None,
+    }
+    check_unet(Path("config.json"), json.loads(small_unet("sdxl", **ssd_1b).to_json_string()))
     check_vae(Path("config.json"), json.loads(small_vae(latents_mean=None).to_json_string()))
