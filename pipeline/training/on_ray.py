@@ -50,7 +50,7 @@ class TrainJob:
 
 
 def train_on_ray(job: TrainJob, on_record: Callable[[Record], None]) -> None:
-    """Train with `job.run.workers` workers on a Ray cluster, or on a local Ray if no cluster is given or found.
+    """Train with `job.run.workers` workers on the cluster that is joined, or on a private Ray.
 
     Nodes need their own credentials for the storage, because the head of the cluster keeps what a trainer is passed.
 
