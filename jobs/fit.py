@@ -62,8 +62,8 @@ class FitCommand:
     no_ray: bool = False
     """Work in this process, without Ray."""
     address: str | None = None
-    """Address of a Ray cluster, HOST:PORT, or `auto` or `local`. Default: RAY_ADDRESS, else a cluster that the same user
-    started with `ray start` on this machine, else a private Ray."""
+    """Address of a Ray cluster, HOST:PORT, or `auto` or `local`. Default: RAY_ADDRESS, else a cluster that the same
+    user started with `ray start` on this machine, else a private Ray."""
     storage_options: str = ""
     """JSON object with options for fsspec, such as credentials or an endpoint."""
     json: bool = False

@@ -1,6 +1,7 @@
 """Label every image of SRC with DiffSeg, and write the label maps to OUT.
 
-The command runs on the Ray cluster that it finds (or that --address names), else on a local Ray on this machine.
+The command joins the Ray cluster that --address or RAY_ADDRESS names, or that the same user started with `ray start` on
+this machine; otherwise it starts a private Ray, which ends with it.
 After a stop or a kill at any moment, the same command continues where the run stopped.
 
 Exit codes:

@@ -137,7 +137,8 @@ class RunSettings:
     no_ray: bool = False
     """Label in this process, without Ray, other workers or timeouts."""
     address: str | None = None
-    """Address of a Ray cluster, or `local`. Default: the cluster that Ray finds, else a local Ray on this machine."""
+    """Address of a Ray cluster, HOST:PORT, or `auto` or `local`. Default: RAY_ADDRESS, else a cluster that the same
+    user started with `ray start` on this machine, else a private Ray."""
     gpus_per_worker: float = 1.0
     """Ray GPUs of each worker, if the device is cuda. A fraction lets workers share a GPU."""
     shard_timeout: float = 7200.0

@@ -119,8 +119,8 @@ class TrainRunSettings:
     no_ray: bool = False
     """Train in this process, without Ray."""
     address: str | None = None
-    """Address of a Ray cluster, HOST:PORT, or `auto` or `local`. Default: RAY_ADDRESS, else a cluster that the same user
-    started with `ray start` on this machine, else a private Ray."""
+    """Address of a Ray cluster, HOST:PORT, or `auto` or `local`. Default: RAY_ADDRESS, else a cluster that the same
+    user started with `ray start` on this machine, else a private Ray."""
     threads: int = 1
     """CPU threads of each worker; the last bits of the weights depend on it."""
     loaders: int = 0
