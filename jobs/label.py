@@ -168,6 +168,8 @@ def _print(console: Console, summary: RunSummary) -> None:
     if summary.images:
         line += f"; {summary.images} images in {summary.wall:.1f} s"
     print_line(console, line)
+    for name, note in summary.notes.items():
+        print_line(console, f"{name}: {note}", "yellow")
     for text in left_out_lines(summary.left_out):
         print_line(console, text, "yellow")
     if summary.gone is not None:

@@ -94,12 +94,13 @@ def label_shard(
     """
     started, clock, step = time.time(), time.perf_counter(), StepTimer()
     counts: Counter[str] = Counter()
+    notes: list[str] = []
     check = ReadCheck(shard, source)
     inputs = check.shard.digest()
     tag = tag_of(metadata["fingerprint"], inputs)
     with (
         LabelShardWriter(shard.name, formats=settings.formats, metadata={**metadata, "tag": tag}) as writer,
-        closing(_rows(shard, segmenter, settings, source, names, step)) as rows,
+        closing(_rows(shard, segmenter, settings, source, names, step, notes)) as rows,
     ):
         for row, image in rows:
             with step("write"):
@@ -118,6 +119,7 @@ def label_shard(
             started=started,
             worker=socket.gethostname(),
             batch_size=segmenter.batch_size,
+            notes=tuple(notes),
         )
         with nullcontext() if fence is None else publication(out, shard.name, tag, fence):
             with step("write"):
@@ -138,6 +140,7 @@ def _rows(
     source: Storage,
     names: NameReader | None,
     step: StepTimer,
+    notes: list[str],
 ) -> Generator[RowAndImage, None, None]:
     """Yield a row for each sample of the shard, through the stages below."""
     ahead = segmenter.batch_size + DECODERS
@@ -146,7 +149,10 @@ def _rows(
     # otherwise keep the stages and their threads.
     with (
         closing(
-            prefetch(read_shard(shard, source, image_field=settings.image_field, step=step), ahead=ahead)
+            prefetch(
+                read_shard(shard, source, image_field=settings.image_field, step=step, on_note=notes.append),
+                ahead=ahead,
+            )
         ) as samples,
         closing(
             decode_samples(

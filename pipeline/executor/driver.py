@@ -86,7 +86,9 @@ def label_run(
             f"{redacted_source(source, source_storage)}: --strict refuses what would be left out. "
             f"{files.left_out.text()}. Name the images by a glob, or drop --strict"
         )
-    shards = shards_of(files, source_storage, source, samples_per_shard=settings.samples_per_shard)
+    shards = shards_of(
+        files, source_storage, source, samples_per_shard=settings.samples_per_shard, key_field=settings.key_field
+    )
     if run.overwrite:
         refuse_if_running(target)
         clear_run(target)
@@ -144,6 +146,7 @@ def label_run(
         gone=gone,
         left_out=files.left_out.plain(),
         set_aside=dict(recorder.set_aside),
+        notes=recorder.notes,
     )
 
 

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS = 30.0
 """How long the driver itself tries to reach a store that a worker could not reach."""
 
+MAX_NOTES = 20
+"""Shards whose notes the summary shows; the commit records have all of them."""
+
 
 @dataclass(kw_only=True)
 class RunRecorder:
@@ -55,6 +58,7 @@ class RunRecorder:
         broken: The status "truncated" or "damaged" of each shard of which only a part could be read, by name.
         has_relabelled: True if shards that were done had to be labelled again.
         set_aside: Why nodes were set aside, by host and id.
+        notes: What this run has noticed about shards, by name; only the first `MAX_NOTES`.
     """
 
     job: Job
@@ -72,6 +76,7 @@ class RunRecorder:
     broken: dict[str, str] = field(default_factory=dict)
     has_relabelled: bool = False
     set_aside: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._file = ProgressFile(self.job.out, todo=len(self.plan.todo))
@@ -128,6 +133,8 @@ class RunRecorder:
     def shard_committed(self, commit: Commit) -> None:
         self.counts.update(commit.counts)
         self.seconds.update(commit.seconds)
+        if commit.notes and len(self.notes) < MAX_NOTES:
+            self.notes[commit.shard] = "; ".join(commit.notes)
         self.broken.pop(commit.shard, None)
         if commit.broken:
             self.broken[commit.shard] = commit.broken

@@ -23,6 +23,7 @@ class RunSummary:
         wall: Wall time of this run in seconds.
         broken: The status "truncated" or "damaged" of each shard of which only a part could be read, by name.
         gone: What became of the label shards whose source is no longer in SRC; None if there are none.
+        notes: What was noticed about shards that this run has labelled, by name.
         left_out: What SRC holds besides the shards, by kind: the count and the first examples.
         set_aside: Why nodes got no more workers, by host and node id.
     """
@@ -37,6 +38,7 @@ class RunSummary:
     broken: Mapping[str, str]
     gone: GoneShards | None
     left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
     set_aside: Mapping[str, str]
 
     def failed_share(self) -> float:

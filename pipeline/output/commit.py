@@ -58,6 +58,7 @@ class Commit:
         finished: End of the last attempt in seconds since the epoch.
         worker: Host of the worker.
         batch_size: Number of images in one pass of the model.
+        notes: Sentences about the input for the summary of the run.
     """
 
     shard: str
@@ -75,6 +76,7 @@ class Commit:
     finished: float = 0.0
     worker: str = ""
     batch_size: int = 0
+    notes: Sequence[str] = ()
 
     @property
     def path(self) -> str:

@@ -54,6 +54,7 @@ class RecordSchema(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     finished: Time = 0.0
     worker: str = ""
     batch_size: Count = 0
+    notes: Annotated[tuple[str, ...], Meta(max_length=100)] = ()
 
 
 class LeftOutSchema(Struct, forbid_unknown_fields=True, frozen=True):
@@ -89,6 +90,7 @@ class SettingsSchema(Struct, frozen=True, kw_only=True):
     model: Name
     revision: str | None
     image_field: str | None
+    key_field: str | None = None
     samples_per_shard: Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
     vae: str | None = None
     clip: str | None = None

@@ -31,7 +31,10 @@ def find_source_shards(manifest: Manifest, store: Storage, source: str | None = 
         SourceError: SRC is missing or holds no shards.
     """
     shards = find_shards(
-        source or manifest.source, store, samples_per_shard=int(manifest.settings["samples_per_shard"])
+        source or manifest.source,
+        store,
+        samples_per_shard=int(manifest.settings["samples_per_shard"]),
+        key_field=manifest.settings.get("key_field"),
     )
     return {shard.name: shard for shard in shards}
 

@@ -48,7 +48,12 @@ class SourceFiles:
 
 
 def find_shards(
-    source: str, store: Storage | None = None, *, samples_per_shard: int = 256, out: Sequence[Storage] = ()
+    source: str,
+    store: Storage | None = None,
+    *,
+    samples_per_shard: int = 256,
+    out: Sequence[Storage] = (),
+    key_field: str | None = None,
 ) -> list[Shard]:
     """Return the shards of a source: tars and Parquet files sorted by name, groups of image files sorted by path.
 
@@ -61,6 +66,7 @@ def find_shards(
             the defaults.
         samples_per_shard: The mean number of image files in a shard, for a source of image files.
         out: Folders that are never a source, because a command writes to them.
+        key_field: The key column of Parquet files, or None to look for it.
 
     Raises:
         SourceError: No shards were found, the files are of several kinds, two shards would have the same name, or the
@@ -69,7 +75,8 @@ def find_shards(
     if samples_per_shard < 1:
         raise SourceError(f"samples per shard must be at least 1, not {samples_per_shard}")
     store = store or Storage(url=".")
-    return shards_of(find_files(source, store, out=out), store, source, samples_per_shard=samples_per_shard)
+    files = find_files(source, store, out=out)
+    return shards_of(files, store, source, samples_per_shard=samples_per_shard, key_field=key_field)
 
 
 def find_files(
@@ -117,8 +124,12 @@ def _store_root(url: str) -> tuple[str, str]:
     return url[:start] or url, f"{path}/" if path else ""
 
 
-def shards_of(files: SourceFiles, store: Storage, source: str, *, samples_per_shard: int) -> list[Shard]:
+def shards_of(
+    files: SourceFiles, store: Storage, source: str, *, samples_per_shard: int, key_field: str | None = None
+) -> list[Shard]:
     """Return the shards of the data files of a source; `find_shards` describes the arguments and errors."""
+    if key_field is not None and files.kind != "parquet":
+        raise SourceError(f"{redact(source)}: --key-field names a column of Parquet files, and these are {files.kind}")
     shards: list[Shard] = []
     for root, listed in files.by_root.items():
         url = store.at(root).url
@@ -127,14 +138,14 @@ def shards_of(files: SourceFiles, store: Storage, source: str, *, samples_per_sh
         if files.kind == "images":
             shards += group_images(url, listed, samples_per_shard, prefix=host)
         else:
-            shards += [_file_shard(host, url, file, files.kind) for file in listed]
+            shards += [_file_shard(host, url, file, files.kind, key_field) for file in listed]
     _refuse_same_names(shards, source)
     return shards if files.kind == "images" else sorted(shards, key=lambda shard: shard.name)
 
 
-def _file_shard(host: str, url: str, file: ListedFile, kind: ShardKind) -> Shard:
+def _file_shard(host: str, url: str, file: ListedFile, kind: ShardKind, key_field: str | None) -> Shard:
     name = safe_file_name(host + path_without_extension(file.path), fallback="shard", digest_digits=8)
-    return Shard(name=name, url=join_url(url, file.path), kind=kind, version=file_version(file))
+    return Shard(name=name, url=join_url(url, file.path), kind=kind, version=file_version(file), key_field=key_field)
 
 
 def _refuse_same_names(shards: Iterable[Shard], source: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.readers.parquet_columns import Columns, choose_columns
 from pipeline.readers.parquet_guard import DamagedPages, GuardedFile
+from pipeline.readers.parquet_keys import key_text, with_unique_keys
 from pipeline.readers.parquet_values import image_of, json_of, value_of
 from pipeline.readers.samples import (
     DEFAULT_LIMITS,
@@ -34,19 +35,30 @@ _DAMAGE = (pa.ArrowException, DamagedPages, OSError, ValueError, MemoryError, In
 
 
 def read_parquet(
-    file: IO[bytes], url: str, image_field: str | None = None, limits: ReadLimits = DEFAULT_LIMITS
+    file: IO[bytes],
+    url: str,
+    image_field: str | None = None,
+    limits: ReadLimits = DEFAULT_LIMITS,
+    *,
+    key_field: str | None = None,
+    key_file: IO[bytes] | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Iterator[Sample]:
     """Stream the rows of a Parquet file. A few rows at a time are in memory.
 
-    The key of a row is the value of the first of `KEY_COLUMNS` that exists, or else the path in the image struct, or
-    else the number of the row. The other columns without binary values become the meta. In a damaged row group, the
-    rows before the damage are read, and each row after it gets the status `damaged`; later row groups are read.
+    The key of a row is the value of `key_field`, or else of the first of `KEY_COLUMNS` that exists, or else the path in
+    the image struct, or else the number of the row. Keys that do not tell the rows apart are not used (see
+    `pipeline.readers.parquet_keys`). The other columns without binary values become the meta. In a damaged row group,
+    the rows before the damage are read, and each row after it gets the status `damaged`; later row groups are read.
 
     Args:
         file: Opened for binary reading; it must support seeking.
         url: The URL of the file, for messages.
         image_field: The image column. Without it, the first of `IMAGE_COLUMNS` or the only binary column is used.
         limits: The size limits of a sample.
+        key_field: The key column.
+        key_file: The same file opened a second time, for reading the keys; None stands for `file`.
+        on_note: Called with a sentence for the summary of a run.
 
     Raises:
         ShardError: The file is not Parquet, has no recognisable image column, or has no readable row.
@@ -55,8 +67,9 @@ def read_parquet(
     try:
         # With a small buffer, since a row group of images can be larger than the memory.
         parquet = pq.ParquetFile(guard, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
-        columns = choose_columns(parquet.schema_arrow, url, image_field)
+        columns = choose_columns(parquet.schema_arrow, url, image_field, key_field)
         _check_row_count(parquet.metadata, file, url)
+        columns = with_unique_keys(columns, parquet.metadata, key_file or file, on_note)
     except ShardError:
         raise
     except _DAMAGE as error:
@@ -166,7 +179,7 @@ class _RowReader:
         index, columns = self._index, self._columns
         self._index += 1
         image, path = image_of(batch.column(columns.image)[row], self._limits)
-        stored_key = _key(batch, row, columns) if columns.key else path
+        stored_key = _key(batch, row, columns) if columns.key else path if columns.use_paths else None
         key, key_error = bounded_key(stored_key or f"{index:08d}", self._limits)
         first = self._first_seen(key, index)
         status, error = "ok", ""
@@ -192,10 +205,7 @@ class _RowReader:
 
 
 def _key(batch: pa.RecordBatch, row: int, columns: Columns) -> str | None:
-    key = value_of(batch.column(columns.key)[row])
-    if isinstance(key, bytes):
-        key = key.decode("utf-8", "backslashreplace")
-    return None if key is None or key == "" else str(key)
+    return key_text(batch.column(columns.key)[row])
 
 
 def _meta(batch: pa.RecordBatch, row: int, columns: Columns, limits: ReadLimits) -> str:

@@ -25,11 +25,13 @@ class Columns:
         image: The column of the encoded images.
         key: The column of the keys, or None if there is none.
         meta: The columns whose values become the meta of a sample.
+        use_paths: True if the paths in the image structs are the keys where there is no key column.
     """
 
     image: str
     key: str | None
     meta: tuple[str, ...]
+    use_paths: bool = True
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -37,24 +39,28 @@ class Columns:
         return (self.image, *self.meta, *((self.key,) if self.key is not None else ()))
 
 
-def choose_columns(schema: pa.Schema, url: str, image_field: str | None) -> Columns:
+def choose_columns(schema: pa.Schema, url: str, image_field: str | None, key_field: str | None = None) -> Columns:
     """Choose the columns of a file by their names and types.
 
     Args:
         schema: The schema of the file.
         url: The URL of the file, for messages.
         image_field: The name of the image column, or None to look for it.
+        key_field: The name of the key column, or None to look for it.
 
     Raises:
-        ShardError: No column, or more than one, could be the image.
+        ShardError: No column, or more than one, could be the image, or the key column does not exist.
     """
     # Arrow cannot select a column whose name occurs twice.
     unique = [name for name, count in Counter(schema.names).items() if count == 1]
     image = _image_column(schema, unique, url, image_field)
     others = [name for name in unique if name != image]
-    key = next(
-        (name for name in KEY_COLUMNS if name in others and not pa.types.is_nested(schema.field(name).type)), None
-    )
+    usable = [name for name in others if not pa.types.is_nested(schema.field(name).type)]
+    if key_field is not None and key_field not in usable:
+        raise ShardError(
+            url, f"the key column {key_field!r} (--key-field) is none of the columns that can be keys: {usable}"
+        )
+    key = key_field or next((name for name in KEY_COLUMNS if name in usable), None)
     meta = [name for name in others if name != key and not _holds_binary(schema.field(name).type)]
     return Columns(image=image, key=key, meta=tuple(meta))
 

@@ -84,6 +84,7 @@ class Shard:
         files: The paths of the files of an `images` shard, relative to `url` and in order.
         version: A text that changes when the content of the input changes (`pipeline.readers.versions`); "" where the
             listing of the source says nothing about versions.
+        key_field: The key column of a Parquet file, or None to look for it.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Shard:
     kind: ShardKind
     files: tuple[str, ...] = ()
     version: str = ""
+    key_field: str | None = None
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that identify the input: its name or the names of its files, and its version."""

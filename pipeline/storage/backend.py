@@ -92,8 +92,8 @@ class FolderBackend(Protocol):
         """Return True if a file exists at `path`."""
         ...
 
-    def open(self, path: str) -> IO[bytes]:
-        """Open a file for binary reading."""
+    def open(self, path: str, *, block_bytes: int = 0) -> IO[bytes]:
+        """Open a file for binary reading, in requests of `block_bytes` bytes if it is remote."""
         ...
 
     def read_bytes(self, path: str) -> bytes:

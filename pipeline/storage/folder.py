@@ -17,6 +17,7 @@ from pipeline.storage.filesystems import path_below
 from pipeline.storage.local import LocalFolder
 from pipeline.storage.redaction import redact, register_secrets
 from pipeline.storage.remote import RemoteFolder
+from pipeline.storage.remote_file import BLOCK_BYTES
 from pipeline.storage.retries import RETRY_TIMEOUT_SECONDS
 from pipeline.storage.unwritable import check_writable
 from pipeline.storage.urls import SourceError, join_url, local_path, scheme
@@ -137,9 +138,14 @@ class Storage:
         """Return True if a file exists at `path`."""
         return self._backend.is_file(self._full(path))
 
-    def open(self, path: str) -> IO[bytes]:
-        """Open a file for binary reading, at its start. A missing file raises `FileNotFoundError`."""
-        return self._backend.open(self._full(path))
+    def open(self, path: str, *, block_bytes: int = BLOCK_BYTES) -> IO[bytes]:
+        """Open a file for binary reading, at its start. A missing file raises `FileNotFoundError`.
+
+        Args:
+            path: The file.
+            block_bytes: The size of a request to a remote store.
+        """
+        return self._backend.open(self._full(path), block_bytes=block_bytes)
 
     def read_bytes(self, path: str) -> bytes:
         """Return the content of a file."""

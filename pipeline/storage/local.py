@@ -62,7 +62,7 @@ class LocalFolder:
         """Return True if a file exists at `path`."""
         return os.path.isfile(path)
 
-    def open(self, path: str) -> IO[bytes]:
+    def open(self, path: str, *, block_bytes: int = 0) -> IO[bytes]:
         """Open a file for binary reading."""
         return open_regular(path)
 

@@ -22,7 +22,7 @@ from pipeline.storage.filesystems import (
     time_limit,
 )
 from pipeline.storage.redaction import redact
-from pipeline.storage.remote_file import RemoteFile
+from pipeline.storage.remote_file import BLOCK_BYTES, RemoteFile
 from pipeline.storage.retries import StoreUnavailable, http_status, with_retries
 from pipeline.storage.unwritable import StorageUnwritable
 from pipeline.storage.urls import SourceError, join_url, scheme
@@ -107,7 +107,7 @@ class RemoteFolder:
         """Return True if a file exists at `path`."""
         return (self._info(path) or {}).get("type") == "file"
 
-    def open(self, path: str) -> IO[bytes]:
+    def open(self, path: str, *, block_bytes: int = BLOCK_BYTES) -> IO[bytes]:
         """Open a file for binary reading in ranges, each of which is retried after transient errors."""
         info = self._info(path)
         if info is None or info.get("type") == "directory":
@@ -119,7 +119,7 @@ class RemoteFolder:
         def fetch(start: int, end: int) -> bytes:
             return self._request(path, lambda fs: read_range(fs, path, start, min(end, size)))
 
-        return io.BufferedReader(RemoteFile(fetch, size), 2**20)
+        return io.BufferedReader(RemoteFile(fetch, size, block_bytes=block_bytes), min(block_bytes, 2**20))
 
     def read_bytes(self, path: str) -> bytes:
         """Return the content of a file."""
