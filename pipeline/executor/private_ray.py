@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 LONGEST_BASE = 22
 """Longest folder for temporary files that is used, in characters: the path of a socket may have about a hundred."""
