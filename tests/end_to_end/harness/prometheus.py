@@ -1,10 +1,9 @@
-"""A real Prometheus with our scrape configuration, and what Ray's endpoints say without one."""
+"""A Prometheus server with our scrape configuration, and the content of Ray's endpoints without one."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import socket
 import subprocess
@@ -20,36 +19,38 @@ from prometheus_client.parser import text_string_to_metric_families
 
 INFRA = Path(__file__).parents[3] / "infra"
 START_SECONDS = 60.0
+Panel = tuple[str, str]
+"""The title of a panel of the dashboard, and one of its queries."""
 
 
-def program() -> str | None:
-    """DIFFSEG_PROMETHEUS, or what is on the PATH."""
-    return shutil.which(os.environ.get("DIFFSEG_PROMETHEUS") or "prometheus")
+def prometheus_program() -> str | None:
+    """Return the path of Prometheus, or None if it is not on PATH."""
+    return shutil.which("prometheus")
 
 
 def scraped(discovery: Path) -> list[Metric]:
-    """What the endpoints tell that Ray names in its service discovery file; those that do not answer tell nothing."""
+    """Return the metrics of the endpoints in Ray's service discovery file, without those that do not answer."""
     if not discovery.exists():
         return []
-    found: list[Metric] = []
+    metrics: list[Metric] = []
     targets = [target for group in json.loads(discovery.read_text()) for target in group["targets"]]
     for target in targets:
         try:
             with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as answer:
-                found += text_string_to_metric_families(answer.read().decode())
+                metrics += text_string_to_metric_families(answer.read().decode())
         except OSError:
             continue
-    return found
+    return metrics
 
 
-def panels() -> list[tuple[str, str]]:
-    """Title and query of all that the dashboard draws."""
+def panels() -> list[Panel]:
+    """Return the title and the query of everything that the dashboard draws."""
     board = json.loads((INFRA / "grafana" / "diffseg.json").read_text())
     return [(panel["title"], target["expr"]) for panel in board["panels"] for target in panel["targets"]]
 
 
 class Prometheus:
-    """Scrapes each second what the discovery file names; use as a context manager."""
+    """A server that scrapes the endpoints of a service discovery file each second, as a context manager."""
 
     def __init__(self, folder: Path, discovery: Path) -> None:
         folder.mkdir()
@@ -64,7 +65,7 @@ class Prometheus:
         flags = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [str(program()), *flags, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
+                [str(prometheus_program()), *flags, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
             )
 
     def __enter__(self) -> Prometheus:
@@ -86,10 +87,15 @@ class Prometheus:
         self._process.wait()
 
     def samples(self, query: str, since: float) -> list[tuple[dict[str, str], list[float]]]:
-        """The series that a query of the dashboard gives each second since then: labels, and the numbers."""
+        """Return the labels and values of the series of a query of the dashboard, at each second since a time."""
         query = query.replace("$__rate_interval", "10s").replace("$SessionName", ".*")
-        asked = {"query": query, "start": since, "end": time.time(), "step": 1}
-        with urllib.request.urlopen(f"{self._url}/api/v1/query_range?{urllib.parse.urlencode(asked)}") as answer:
+        parameters = {"query": query, "start": since, "end": time.time(), "step": 1}
+        url = f"{self._url}/api/v1/query_range?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url) as answer:
             result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-        found = [(one["metric"], [float(value) for _, value in one["values"]]) for one in result]
-        return [(labels, kept) for labels, values in found if (kept := [v for v in values if not math.isnan(v)])]
+        all_series = [(series["metric"], [float(value) for _, value in series["values"]]) for series in result]
+        return [(labels, kept) for labels, values in all_series if (kept := [v for v in values if not math.isnan(v)])]
+
+    def empty_panels(self, since: float) -> list[Panel]:
+        """Return the panels of the dashboard that have had no data since a time."""
+        return [panel for panel in panels() if not self.samples(panel[1], since)]

@@ -1,8 +1,10 @@
-"""Rounds of chaos: runs that are struck at random moments, and must end in the tree of the undisturbed run.
+"""Rounds of chaos: runs into which process faults are injected leave the same files as an undisturbed run.
 
-`python tests/end_to_end/proofs/chaos.py --rounds 25 --seed 0 --folder chaos`. Everything follows from the seed but the speed
-of the machine. FOLDER holds the input, the undisturbed run and a JSON line for each round that is over; started again,
-it goes on with the next round. Exit code: 0 all as it should be; 1 not so.
+    python tests/end_to_end/proofs/chaos.py --rounds 25 --seed 0 --folder chaos
+
+The seed determines everything except the speed of the machine. FOLDER holds the input, the undisturbed run and a JSON
+line for each finished round; the same command continues with the next round. The exit code is 0 if all rounds are good,
+else 1.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
 from clusters import Cluster, clear, short_folder
-from process_faults import SHARDS, SLOW, StruckRun, draw
+from process_faults import SHARDS, SLOW, DisturbedRun, draw_faults
 from runs import BOTH, differences, rows_of
 
 import jobs.label
@@ -45,28 +47,44 @@ SIDE = 96
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What became of one round.
+    """The result of one round.
 
-    strikes: kinds, as drawn. told: a line for each blow. retried: shards done by a second attempt or a later one.
-    faults: all that must not be: wrong exit codes, trees that differ, processes left behind. Good rounds have none.
+    Attributes:
+        number: The number of the round.
+        seed: The seed of all rounds.
+        faults: The kinds of the faults, as drawn.
+        events: A line for each fault and its consequences.
+        drivers: How many drivers were started.
+        retried: Shards that were done by a second or later attempt.
+        seconds: Wall time of the round.
+        rows: Rows in OUT.
+        lost: Rows of the undisturbed run that OUT lacks.
+        duplicated: Rows that OUT has in addition.
+        equal: Whether the files of OUT equal those of the undisturbed run.
+        violations: What must not happen: wrong exit codes, different files, processes left behind.
     """
 
     number: int
     seed: int
-    strikes: list[str]
-    told: list[str]
+    faults: list[str]
+    events: list[str]
     drivers: int
     retried: int
     seconds: float
     rows: int
     lost: int
-    doubled: int
+    duplicated: int
     equal: bool
-    faults: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the run lost and duplicated nothing, and violated nothing."""
+        return self.equal and not (self.lost or self.duplicated or self.violations)
 
 
 class Arena:
-    """Input and undisturbed run of a seed, made once; the cluster lives on from round to round while it is whole."""
+    """The input and the undisturbed run of a seed, and a cluster that is used again while both its nodes are up."""
 
     def __init__(self, folder: Path, clusters: Path, seed: int) -> None:
         self.seed, self._folder, self._clusters = seed, folder.resolve() / f"seed-{seed}", clusters
@@ -75,14 +93,14 @@ class Arena:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._clear_earlier()
         self._make_source()
-        # An interrupted one goes on, and one that is done has nothing left to do.
-        _succeed(jobs.label.main, self.source, self.expected, "--no-ray", *SLOW, *BOTH)
+        # A run that was interrupted resumes, and a finished one has nothing left to do.
+        _run_checked(jobs.label.main, self.source, self.expected, "--no-ray", *SLOW, *BOTH)
         self._keys = Counter(row["key"] for row in rows_of(self.expected))
         assert self._keys.total() == SHARDS * SAMPLES
         self._cluster: Cluster | None = None
 
     def _clear_earlier(self) -> None:
-        """Kill the clusters of a chaos that was itself killed."""
+        """Kill the clusters of an earlier process that was itself killed."""
         note = self._folder / "clusters"
         if note.exists():
             clear(Path(note.read_text()))
@@ -98,64 +116,64 @@ class Arena:
         for number in range(SHARDS * SAMPLES):
             scene = generate_scene(1000 * self.seed + number, SIDE)
             Image.fromarray(scene.image).save(images / f"{number:04d}.png")
-        _succeed(jobs.shard.main, images, aside, "--samples-per-shard", str(SAMPLES))
+        _run_checked(jobs.shard.main, images, aside, "--samples-per-shard", str(SAMPLES))
         aside.rename(self.source)
 
-    def played(self) -> list[Round]:
-        """The rounds of earlier calls; a line that was being written when they were killed does not count."""
-        found = []
+    def finished(self) -> list[Round]:
+        """Return the finished rounds. An incomplete line, of a process that was killed, is ignored."""
+        rounds = []
         for line in self.rounds.read_text().splitlines() if self.rounds.exists() else []:
             with contextlib.suppress(ValueError):
-                found.append(Round(**json.loads(line)))
-        return found
+                rounds.append(Round(**json.loads(line)))
+        return rounds
 
-    def keep(self, played: Round) -> None:
-        """Append a round's line."""
+    def save(self, result: Round) -> None:
+        """Append the line of a round."""
         with self.rounds.open("a") as file:
-            file.write(json.dumps(dataclasses.asdict(played), ensure_ascii=False) + "\n")
+            file.write(json.dumps(dataclasses.asdict(result), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def play(self, number: int) -> Round:
-        """One round, from an empty OUT to its verdict."""
-        strikes = draw(random.Random(f"{self.seed} {number}"))
+        """Play one round, from an empty OUT to its result."""
+        faults = draw_faults(random.Random(f"{self.seed} {number}"))
         out = self._folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
-        if self._cluster is not None and not self._cluster.whole():
+        if self._cluster is not None and not self._cluster.is_whole():
             self._cluster.kill()
             self._cluster = None
-        began = time.monotonic()
+        started = time.monotonic()
         logs = self._folder / "logs" / str(number)
-        struck = StruckRun(self.source, out, folder=self._clusters, logs=logs, cluster=self._cluster)
-        with contextlib.closing(struck) as run:
-            for strike in strikes:
-                run.suffer(strike)
+        disturbed = DisturbedRun(self.source, out, folder=self._clusters, logs=logs, cluster=self._cluster)
+        with contextlib.closing(disturbed) as run:
+            for fault in faults:
+                run.inject(fault)
             run.finish()
             self._cluster = run.cluster
-        seconds = time.monotonic() - began
-        faults = [*run.faults, *(f"left behind: {name}" for name in run.left_behind())]
+        seconds = time.monotonic() - started
+        violations = [*run.violations, *(f"left behind: {name}" for name in run.left_behind())]
         keys = Counter(row["key"] for row in rows_of(out))
         unequal = differences(out, self.expected)
         if unequal:
             shutil.copytree(out, self._folder / f"failed-{number}", dirs_exist_ok=True)
-            faults.append(f"the trees differ: {', '.join(unequal[:8])}")
-        code, said = _ended(jobs.verify.main, out)
+            violations.append(f"the files differ: {', '.join(unequal[:8])}")
+        code, output = _run(jobs.verify.main, out)
         if code != 0:
-            faults.append(f"verify: {said.strip()[-600:]}")
+            violations.append(f"verify: {output.strip()[-600:]}")
         return Round(
             number=number,
             seed=self.seed,
-            strikes=[strike.kind for strike in strikes],
-            told=run.told,
+            faults=[fault.kind for fault in faults],
+            events=run.events,
             drivers=run.drivers,
             retried=sum(commit.attempt > 1 for commit in read_commits(Storage(url=str(out))).values()),
             seconds=round(seconds, 1),
             rows=keys.total(),
             lost=(self._keys - keys).total(),
-            doubled=(keys - self._keys).total(),
+            duplicated=(keys - self._keys).total(),
             equal=not unequal,
-            faults=faults,
+            violations=violations,
         )
 
     def close(self) -> None:
@@ -164,64 +182,60 @@ class Arena:
             self._cluster.kill()
 
 
-def good(played: Round) -> bool:
-    """Whether nothing of a round is other than it should be."""
-    return played.equal and not (played.lost or played.doubled or played.faults)
-
-
 def play_rounds(folder: Path, *, rounds: int, seed: int) -> list[Round]:
-    """The first `rounds` rounds of a seed: those that are not in the folder yet are played."""
+    """Return the first rounds of a seed, and play those that the folder does not hold yet."""
     with short_folder() as clusters:
         arena = Arena(folder, clusters, seed)
-        done = {played.number for played in arena.played()}
+        done = {result.number for result in arena.finished()}
         try:
             for number in sorted(set(range(rounds)) - done):
-                played = arena.play(number)
-                arena.keep(played)
-                print(json.dumps(dataclasses.asdict(played), ensure_ascii=False, indent=1), flush=True)
+                result = arena.play(number)
+                arena.save(result)
+                print(json.dumps(dataclasses.asdict(result), ensure_ascii=False, indent=1), flush=True)
         finally:
             arena.close()
-        return sorted((p for p in arena.played() if p.number < rounds), key=lambda played: played.number)
+        return sorted((r for r in arena.finished() if r.number < rounds), key=lambda result: result.number)
 
 
 def table(rounds: list[Round]) -> str:
-    """Markdown."""
+    """Return a Markdown table of rounds."""
     lines = [
-        "| round | strikes | drivers | shards tried again | seconds | rows | lost | doubled | tree | verdict |",
+        "| round | faults | driver starts | shards retried | seconds | rows | lost | duplicated | files | verdict |",
         "|--:|---|--:|--:|--:|--:|--:|--:|---|---|",
     ]
     for r in rounds:
-        cells: list[Any] = [r.number, ", ".join(r.strikes), r.drivers, r.retried, f"{r.seconds:.0f}", r.rows, r.lost]
-        cells += [r.doubled, "equal" if r.equal else "differs", "good" if good(r) else "; ".join(r.faults)]
+        cells: list[Any] = [r.number, ", ".join(r.faults), r.drivers, r.retried, f"{r.seconds:.0f}", r.rows, r.lost]
+        cells += [r.duplicated, "equal" if r.equal else "differ", "good" if r.is_good else "; ".join(r.violations)]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Play, print the table; the exit code."""
+    """Play the rounds, print the table and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("chaos"))
+    parser.add_argument("--rounds", type=int, default=25, help="number of rounds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults and of the input")
+    parser.add_argument("--folder", type=Path, default=Path("chaos"), help="folder for the input and the results")
     flags = parser.parse_args()
-    # So that the clusters are taken down then too.
+    # SIGTERM ends the process normally, so its clusters are killed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     rounds = play_rounds(flags.folder, rounds=flags.rounds, seed=flags.seed)
     print(table(rounds))
-    return 0 if all(map(good, rounds)) else 1
+    return 0 if all(result.is_good for result in rounds) else 1
 
 
-def _ended(job: Callable[[list[str]], int], *words: str | Path) -> tuple[int, str]:
-    """A command in this process: its exit code, and all that it said."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        return job([str(word) for word in words]), said.getvalue()
+def _run(job: Callable[[list[str]], int], *words: str | Path) -> tuple[int, str]:
+    """Run a command in this process and return its exit code and its output."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        return job([str(word) for word in words]), output.getvalue()
 
 
-def _succeed(job: Callable[[list[str]], int], *words: str | Path) -> None:
-    code, said = _ended(job, *words)
+def _run_checked(job: Callable[[list[str]], int], *words: str | Path) -> None:
+    """Run a command in this process. Raises RuntimeError if it fails."""
+    code, output = _run(job, *words)
     if code != 0:
-        raise RuntimeError(f"{job.__module__}: {code}: {said[-2000:]}")
+        raise RuntimeError(f"{job.__module__}: {code}: {output[-2000:]}")
 
 
 if __name__ == "__main__":
