@@ -26,6 +26,30 @@ def png(seed: int) -> bytes:
     return buffer.getvalue()
 
 
+def write_images(folder: Path, *names: str, seed: int = 0) -> None:
+    """Write an image for each name. Images of another seed have another content and another time."""
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(seed + number))
+        os.utime(path, (FIRST_TIME + seed, FIRST_TIME + 1000 * seed + number))
+
+
+def write_tar(path: Path, keys: str, *, time: int = FIRST_TIME) -> None:
+    """Write a tar with one image for each letter."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key in keys:
+            _add_image(tar, f"{key}.png", png(ord(key)))
+    os.utime(path, (time, time))
+
+
+def _add_image(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
 class ChangingSource:
     """A source folder and its changes. Each change has another time, so no test depends on the clock of a file system.
 
@@ -120,10 +144,8 @@ class ChangingSource:
 
     def _add_samples(self, tar: tarfile.TarFile) -> None:
         for _ in range(self._rng.randrange(1, 4)):
-            data = png(self._next())
-            member = tarfile.TarInfo(f"k{self._number:04d}.png")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+            number = self._next()
+            _add_image(tar, f"k{number:04d}.png", png(number))
 
     def _write(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ from fnmatch import fnmatch
 from typing import Any
 
 
-def main(pattern: str, number: int, module: str) -> None:
-    """Run the module; sys.argv holds its arguments."""
+def send_at_rename(pattern: str, number: int, sent: signal.Signals) -> None:
+    """Let this process send itself a signal just before it renames a file to a path for the NUMBER-th time."""
     left = number
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -24,9 +24,14 @@ def main(pattern: str, number: int, module: str) -> None:
         if event == "os.rename" and fnmatch(os.fsdecode(arguments[1]), pattern):  # the event of os.replace, too
             left -= 1
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), sent)
 
     sys.addaudithook(audit)
+
+
+def main(pattern: str, number: int, module: str) -> None:
+    """Run the module; sys.argv holds its arguments."""
+    send_at_rename(pattern, number, signal.SIGKILL)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

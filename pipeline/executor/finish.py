@@ -11,7 +11,7 @@ from pipeline.errors import RunFailed
 from pipeline.executor.recorder import RunRecorder
 from pipeline.output.fence import Fence
 from pipeline.output.kept import keep_gone
-from pipeline.output.listing import Listing, delete_listing, read_listing, write_listing
+from pipeline.output.listing import Listing, delete_other_listings, read_listing, write_listing
 from pipeline.output.manifest import Manifest, write_manifest
 from pipeline.output.reconcile import GoneShards, check_records, remove_gone
 from pipeline.output.records import SortedRecords
@@ -103,13 +103,11 @@ class Finish:
         return dataclasses.replace(listing, inputs={**listing.inputs, **self.recorder.inputs_read})
 
     def _write(self, listing: Listing, manifest: Manifest, fence: Fence) -> None:
-        """Write the final listing if it is another one, and delete the one that this run has replaced."""
-        out, before = self.recorder.job.out, self.recorder.before
-        digest = listing.digest()
+        """Write the final listing if it is another one, and delete those of earlier starts."""
+        out, digest = self.recorder.job.out, listing.digest()
         if read_listing(out, digest) != listing:
             fence.check(out)
             write_listing(out, listing)
         if digest != manifest.listing:
             write_manifest(out, dataclasses.replace(manifest, listing=digest))
-        for old in {manifest.listing, before.listing if before else ""} - {digest, ""}:
-            delete_listing(out, old)
+        delete_other_listings(out, digest, lambda: dataclasses.replace(fence, listing=digest).check(out))

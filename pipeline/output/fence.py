@@ -77,8 +77,8 @@ def take_over(out: Storage, *, before: Manifest | None, now: Manifest, listing: 
     if current is None:
         if before is not None:
             raise RunTakenOver(f"{out.redacted}: run.json was deleted while this run was starting")
-        write_listing(out, listing)
-        if create_manifest(out, now):
+        if create_manifest(out, now):  # first, because a folder without run.json belongs to somebody else
+            write_listing(out, listing)
             return []
         current = require_manifest(out)  # another run was started at the same moment
     differences = check_same_run(current, now, out)
@@ -89,6 +89,8 @@ def take_over(out: Storage, *, before: Manifest | None, now: Manifest, listing: 
         )
     write_listing(out, listing)
     write_manifest(out, now)
+    if read_listing(out, now.listing) != listing:  # a run that was ending has deleted it, before run.json named it
+        write_listing(out, listing)
     return differences
 
 

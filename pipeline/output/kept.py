@@ -108,5 +108,5 @@ def _image_members(tar: tarfile.TarFile) -> Iterator[tuple[str, tuple[str, bytes
         folder, slash, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
         file = tar.extractfile(member)
-        if extension not in ("json", "png") and file is not None:
-            yield f"{folder}{slash}{stem}", (extension.removeprefix("image."), file.read())
+        if extension == "jpg" and file is not None:
+            yield f"{folder}{slash}{stem}", (extension, file.read())

@@ -7,7 +7,7 @@ readers count only records that agree with the listing, so that both agree about
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pipeline.digest import short_digest
@@ -107,9 +107,19 @@ def listing_paths(out: Storage) -> list[str]:
     return [path for path, _ in out.files(FOLDER) if _PATH.fullmatch(path)]
 
 
-def delete_listing(out: Storage, digest: str) -> None:
-    """Delete a listing by its digest, if it is there."""
-    out.delete(_path(digest))
+def delete_other_listings(out: Storage, digest: str, check: Callable[[], None]) -> None:
+    """Delete the listings of earlier starts.
+
+    Args:
+        out: OUT.
+        digest: Digest of the listing that stays.
+        check: Raises an error if OUT belongs to another run, whose listing may be among those that were found.
+    """
+    others = [path for path in listing_paths(out) if path != _path(digest)]
+    if others:
+        check()
+    for path in others:
+        out.delete(path)
 
 
 def _path(digest: str) -> str:

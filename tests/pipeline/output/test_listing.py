@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import RunTakenOver
 from pipeline.output.commit import tag_of
-from pipeline.output.listing import Listing, delete_listing, listing_paths, read_listing, write_listing
+from pipeline.output.listing import Listing, delete_other_listings, listing_paths, read_listing, write_listing
 from pipeline.readers.samples import Shard
 from pipeline.storage import Storage
 
@@ -24,8 +25,23 @@ def test_a_listing_comes_back_by_its_digest(tmp_path: Path) -> None:
     assert read_listing(out, listing.digest()) == listing
     assert listing_paths(out) == [f"listings/{listing.digest()}.txt"]
     assert read_listing(out, "0" * 16) is None
-    delete_listing(out, listing.digest())
-    assert listing_paths(out) == []
+
+
+def test_listings_of_earlier_starts_are_deleted_if_out_still_belongs_to_the_run(tmp_path: Path) -> None:
+    out = Storage(url=str(tmp_path))
+    listings = [Listing.of([shard(name)]) for name in "ab"]
+    for listing in listings:
+        write_listing(out, listing)
+
+    def refuse() -> None:
+        raise RunTakenOver
+
+    with pytest.raises(RunTakenOver):
+        delete_other_listings(out, listings[0].digest(), refuse)
+    assert len(listing_paths(out)) == 2
+    delete_other_listings(out, listings[0].digest(), lambda: None)
+    assert listing_paths(out) == [f"listings/{listings[0].digest()}.txt"]
+    delete_other_listings(out, listings[0].digest(), refuse)  # there is nothing to delete
 
 
 def test_the_digest_depends_on_the_source_alone() -> None:
