@@ -15,6 +15,7 @@ from pipeline.output.listing import Listing, delete_other_listings, read_listing
 from pipeline.output.manifest import Manifest, write_manifest
 from pipeline.output.reconcile import GoneShards, check_records, remove_gone
 from pipeline.output.records import SortedRecords
+from pipeline.readers.kinds import without_query
 from pipeline.readers.samples import Shard, utf8
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Finish:
         if not reason:
             remove_gone(out, listing, fence)
         elif self._may_reduce():
-            present = frozenset(utf8(path) for shard in self.shards for path in shard.files)
+            present = frozenset(utf8(without_query(path)) for shard in self.shards for path in shard.files)
             kept = keep_gone(out, gone, present, fence, recorder.job.settings.formats)
         self._write(listing.with_kept(kept), manifest, fence)
         return GoneShards.of(gone, reason=reason)

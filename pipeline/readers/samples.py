@@ -95,8 +95,8 @@ class Shard:
     key_field: str | None = None
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that identify the input: its name or the names of its files, and its version."""
-        return short_digest("\0".join((*(self.files or (self.name,)), self.version)).encode("utf-8", "surrogateescape"))
+        """Return 16 hexadecimal digits for the input: its name, which stands for its path or paths, and its version."""
+        return short_digest(f"{self.name}\0{self.version}")
 
     def __repr__(self) -> str:
         return f"Shard(name={self.name!r}, kind={self.kind!r}, url={redact(self.url)!r}, {len(self.files)} files)"
