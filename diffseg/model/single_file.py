@@ -2,17 +2,17 @@
 
 diffusers' functions recognise the kind of model from the names of the weights, and convert them. Its `from_single_file`
 would fetch the kind's configuration from the hub, and ends without a name where a weight is missing. The configurations
-of the three kinds are therefore included in this package, and so is the vocabulary of CLIP, which all of them use.
+of the three kinds are therefore included in this package, but the vocabulary of CLIP, which all of them use, is not.
 Nothing is unpickled and nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from diffusers.loaders.single_file_utils import (
     create_diffusers_clip_model_from_ldm,
     infer_diffusers_model_type,
 )
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -50,8 +51,11 @@ PLAYGROUND_SCALING_FACTOR = 0.5
 PADDING: Mapping[str, tuple[str, ...]] = {"sd1": ("<|endoftext|>",), "sd2": ("!",), "sdxl": ("<|endoftext|>", "!")}
 """The padding token of each text encoder of a kind."""
 
-CLIP_MERGES = 49152 - 256 - 2
-"""Merges of CLIP's vocabulary; the file holds more."""
+TOKENIZER = "openai/clip-vit-large-patch14"
+"""A repository with the tokenizer of all kinds."""
+
+START_ID, END_ID, PADDING_IDS = 49406, 49407, {"<|endoftext|>": 49407, "!": 0}
+"""Ids of CLIP's start token, end token and padding tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,20 +170,41 @@ class SingleFile:
 
 
 def clip_tokenizer(padding: str) -> Any:
-    """Return the tokenizer of CLIP, whose vocabulary follows from the order of its merges.
+    """Return the tokenizer of CLIP, which all three kinds use. A single file holds none.
+
+    The tokenizer is taken from the Hugging Face cache. Without it, only the empty prompt can be read.
 
     Args:
         padding: The padding token: the end token in SD 1.x, `!` in SD 2.x.
     """
+    cached = try_to_load_from_cache(TOKENIZER, "vocab.json")
+    if not isinstance(cached, str):
+        return EmptyPromptTokenizer(padding)
     from transformers import CLIPTokenizer
 
-    with gzip.open(CONFIGS / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
-        merges = file.read().split("\n")[1 : CLIP_MERGES + 1]
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(256 - len(printable))]
-    words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(merge.replace(" ", "") for merge in merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    return CLIPTokenizer(
-        vocab=vocabulary, merges=[tuple(merge.split()) for merge in merges], pad_token=padding, model_max_length=77
-    )
+    return CLIPTokenizer.from_pretrained(Path(cached).parent, pad_token=padding, model_max_length=77)
+
+
+class EmptyPromptTokenizer:
+    """Tokenizes the empty prompt with the three ids of CLIP that it needs, and refuses any other text.
+
+    Args:
+        padding: The padding token.
+    """
+
+    def __init__(self, padding: str) -> None:
+        self.padding_id = PADDING_IDS[padding]
+
+    def __call__(self, text: str, *, max_length: int, **_: Any) -> Any:
+        """Return the ids of the empty prompt, int64 [1, max_length], as the attribute `input_ids`.
+
+        Raises:
+            CheckpointError: The text is not empty.
+        """
+        if text:
+            raise CheckpointError(
+                f"a single file holds no tokenizer, so names cannot be read. Download one into the Hugging Face cache "
+                f"(hf download {TOKENIZER} vocab.json merges.txt), or use a diffusers folder"
+            )
+        ids = [START_ID, END_ID] + [self.padding_id] * (max_length - 2)
+        return SimpleNamespace(input_ids=torch.tensor([ids]))
