@@ -8,6 +8,7 @@ from pipeline.prefetch import prefetch_map
 from pipeline.readers.kinds import without_query
 from pipeline.readers.samples import DEFAULT_LIMITS, ReadLimits, Sample, utf8
 from pipeline.storage import Storage
+from pipeline.storage.local import SpecialFileError
 from pipeline.timing import StepTimer
 
 READ_THREADS = 8
@@ -50,6 +51,6 @@ def _read(storage: Storage, path: str, limits: ReadLimits) -> tuple[bytes | None
                     message = f"the file has more than the {limits.max_sample_bytes} bytes that are read"
                     return None, "too_large", message
                 blocks.append(block)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError, SpecialFileError) as error:
         return None, "unreadable", f"the file cannot be opened: {type(error).__name__}"
     return b"".join(blocks), "ok", ""

@@ -9,6 +9,7 @@ import tarfile
 import threading
 import time
 from contextlib import closing
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from pipeline.readers.find import find_shards
 from pipeline.readers.image_files import READ_THREADS
 from pipeline.readers.read import read_shard
 from pipeline.readers.samples import STATUSES, ReadLimits, Shard, ShardError
-from pipeline.storage import Storage, retries
+from pipeline.storage import Storage, local, retries
 from pipeline.storage.retries import StoreUnavailable, waiting
 from pipeline.timing import StepTimer
 
@@ -91,7 +92,8 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-def test_files_of_a_folder_are_read_concurrently_and_yielded_in_order(tmp_path):
+def test_files_of_a_folder_are_read_concurrently_and_yielded_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "open_regular", partial(open, mode="rb"))  # which the pipes below are not
     names = tuple(f"{number:02d}.jpg" for number in range(READ_THREADS + 2))
     for name in names:
         os.mkfifo(tmp_path / name)  # opening a pipe to read waits until it is opened to write, and vice versa
@@ -111,6 +113,12 @@ def test_files_of_a_folder_are_read_concurrently_and_yielded_in_order(tmp_path):
     reader.join(540)
     assert [sample.image for sample in samples] == [name.encode() for name in names]
     assert step.seconds["read"] >= 0.2 * len(writers), "the sum over all threads"
+
+
+def test_a_pipe_in_the_place_of_a_file_is_unreadable(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    (sample,) = read_shard(Shard(name="x", url=str(tmp_path), kind="images", files=("a.jpg",)))
+    assert (sample.status, sample.image) == ("unreadable", None)
 
 
 def test_an_error_of_the_store_is_raised_after_the_samples_before_it(tmp_path):
