@@ -90,7 +90,6 @@ class SettingsSchema(Struct, frozen=True, kw_only=True):
     model: Name
     revision: str | None
     image_field: str | None
-    key_field: str | None = None
     samples_per_shard: Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
     vae: str | None = None
     clip: str | None = None

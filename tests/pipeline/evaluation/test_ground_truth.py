@@ -141,16 +141,12 @@ def test_a_url_without_ground_truth_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no \.tar"):
         find_ground_truth(str(tmp_path), STORE)
     write_png(tmp_path / "a.png", LABELS)
-    with pytest.raises(
-        SourceError, match=r"in the layout bsds500 was found\. Looked for \*\.mat; found"
-    ):
+    with pytest.raises(SourceError, match=r"in the layout bsds500 was found\. Looked for \*\.mat; found"):
         find_ground_truth(str(tmp_path), STORE, layout="bsds500")
 
 
 def test_another_layout_in_the_folder_is_named(tmp_path: Path) -> None:
     write_png(tmp_path / "val" / "aa_gtFine_labelTrainIds.png", np.zeros((2, 2), np.uint8))
-    with pytest.raises(
-        SourceError, match="no files of the layout cityscapes, but files of the layout cityscapes-t"
-    ):
+    with pytest.raises(SourceError, match="no files of the layout cityscapes, but files of the layout cityscapes-t"):
         find_ground_truth(str(tmp_path), Storage(url="."), layout="cityscapes")
     assert find_ground_truth(str(tmp_path), Storage(url=".")).layout_name == "cityscapes-train-ids"
