@@ -25,8 +25,8 @@ class LabelSettings:
     model: str = "tiny"
     """`tiny`, which is embedded in this program, or a Stable Diffusion model with 4 latent channels: a diffusers
     folder, a single .safetensors file in the original layout of SD 1.x, SD 2.x or SDXL, a hub id, or the URL of a
-    folder such as s3://bucket/sd15. Each node copies the files of a URL once, into DIFFSEG_CACHE if it is set, else into
-    ~/.cache/diffseg."""
+    folder such as s3://bucket/sd15. Each node copies the files of a URL once, into DIFFSEG_CACHE if it is set, else
+    into ~/.cache/diffseg."""
     revision: str | None = None
     """Branch, tag or commit, if the model is a hub id."""
     vae: str | None = None
