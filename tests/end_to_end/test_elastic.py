@@ -1,4 +1,8 @@
-"""Nodes that come and go under a run, on real Ray clusters. The workers sleep: what is seen is who gets which shard."""
+"""Nodes that join and leave during a run, on real Ray clusters.
+
+The workers sleep, because the tests look only at which worker gets which shard. The shards of a run last until a test
+has seen what it waits for.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ import psutil
 import pytest
 from clusters import AutoscalingCluster, Cluster, Node
 from runs import DEADLINE
-from sleeping_run import SleepingRun as Driver
+from sleeping_run import SleepingRun
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +33,21 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def run(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
-    """Starts drivers; none outlives its test."""
-    drivers: list[Driver] = []
+def doomed_cluster() -> Iterator[Cluster]:
+    """A cluster for one test, which kills its head."""
+    with clusters.short_folder() as folder:
+        cluster = Cluster(folder / "c")
+        yield cluster
+        cluster.kill()
 
-    def start(*flags: str, shards: int, seconds: float) -> Driver:
-        drivers.append(Driver(cluster, tmp_path, shards=shards, seconds=seconds, flags=flags))
+
+@pytest.fixture
+def run(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., SleepingRun]]:
+    """Return a function that starts drivers. At the end of the test, kill them."""
+    drivers: list[SleepingRun] = []
+
+    def start(*flags: str, shards: int, seconds: float) -> SleepingRun:
+        drivers.append(SleepingRun(cluster, tmp_path, shards=shards, seconds=seconds, flags=flags))
         return drivers[-1]
 
     yield start
@@ -45,13 +58,13 @@ def run(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
 
 def raylet(node: Node) -> psutil.Process:
     node.wait()
-    found = node.raylet()
-    assert found is not None
-    return found
+    process = node.raylet()
+    assert process is not None
+    return process
 
 
 def drain(cluster: Cluster, node: str, seconds: int) -> None:
-    """Tell the cluster that a node is to go so soon, as `ray start --block` does when its machine is taken away."""
+    """Announce the end of a node, as `ray start --block` does when its machine is preempted."""
     line = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address, "--node-id", node]
     line += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
     line += ["--deadline-remaining-seconds", str(seconds)]
@@ -59,7 +72,7 @@ def drain(cluster: Cluster, node: str, seconds: int) -> None:
 
 
 def head_of(cluster: Cluster) -> str:
-    """The id of its node, by a process that joins the cluster."""
+    """Return the id of the head's node, which another process asks for."""
     program = (
         "import ray; ray.init(address='auto', logging_level='ERROR', log_to_driver=False); "
         "print(*(node['NodeID'] for node in ray.nodes() if 'node:__internal_head__' in node['Resources']))"
@@ -72,64 +85,67 @@ def head_of(cluster: Cluster) -> str:
 
 
 @pytest.mark.cluster
-def test_nodes_that_drain_are_shut_down_or_vanish_cost_no_attempt_and_new_ones_get_workers(
-    cluster: Cluster, run: Callable[..., Driver]
+def test_nodes_that_drain_shut_down_or_vanish_cost_no_attempt_and_new_ones_get_workers(
+    cluster: Cluster, run: Callable[..., SleepingRun]
 ) -> None:
     second, known = cluster.nodes[-1], {head_of(cluster)}
-    driver = run("--workers", "1:3", shards=70, seconds=2.0)
+    driver = run("--workers", "1:3", shards=400, seconds=2.0)
 
     def new_node() -> str:
-        """The one node with a shard done that was not known before."""
-        driver.until(lambda: driver.nodes() - known)
-        (found,) = driver.nodes() - known
-        known.add(found)
-        return found
+        """Wait for a new node to finish a shard, and return its id."""
+        driver.wait_until(lambda: driver.nodes() - known)
+        (node,) = driver.nodes() - known
+        known.add(node)
+        return node
 
     new_node()
     third = cluster.join()
     draining = new_node()
     drain(cluster, draining, seconds=600)
-    driver.until_said("is draining; it gets no more shards")
-    by_draining = driver.by(draining)
+    driver.wait_for_output("is draining; it gets no more shards")
+    by_draining = driver.shards_of(draining)
     raylet(second).terminate()
-    driver.until_said("a worker was lost and is replaced: its node is gone (ActorDiedError")
+    driver.wait_for_output("a worker was lost and is replaced: its node is gone (ActorDiedError")
     fourth = cluster.join()
     new_node()
     raylet(fourth).kill()
-    driver.until_said("its node is gone (ActorUnavailableError")
+    driver.wait_for_output("its node is gone (ActorUnavailableError")
+    driver.hurry()
 
-    assert driver.ended() == 0, driver.said()
-    assert Counter(commit.attempt for commit in driver.commits()) == {1: 70}
-    more = set(driver.by(draining)) - set(by_draining)
-    assert len(more) <= 1, "after the notice it ended what it had, and got no more"
+    assert driver.wait() == 0, driver.output()
+    assert Counter(commit.attempt for commit in driver.commits()) == {1: 400}
+    more = set(driver.shards_of(draining)) - set(by_draining)
+    assert len(more) <= 1, "after the notice it finishes its shard, and gets no more"
     third.kill()
 
 
-def test_pools_of_several_kinds_get_the_nodes_and_fractions_that_they_ask_for(
-    cluster: Cluster, run: Callable[..., Driver]
+def test_pools_of_several_kinds_get_the_nodes_and_fractions_that_they_request(
+    cluster: Cluster, run: Callable[..., SleepingRun]
 ) -> None:
     joined = [cluster.join("--num-gpus", "1", "--labels", "zone=fast"), cluster.join("--resources", '{"slow": 1}')]
     for node in joined:
         node.wait()
-    # A third of a GPU fits thrice, of which the node's CPU allows two; the other pool's resource is there for one.
+    # A GPU has room for three workers, of which the node's CPU allows two. The other pool's resource allows one.
     pools = "1:4 zone=fast cpus=0.5 gpus=0.33 batch=2; 0:9 slow=0.6 cpus=0.1 gpus=0"
-    driver = run("--workers", pools, shards=24, seconds=1.0)
-    assert driver.ended() == 0, driver.said()
-    assert Counter(commit.attempt for commit in driver.commits()) == {1: 24}
-    workers = Counter(worker.split()[0] for worker in {commit.worker for commit in driver.commits()})
+    driver = run("--workers", pools, shards=300, seconds=1.0)
+    driver.wait_until(lambda: len(driver.workers()) == 3)
+    driver.hurry()
+    assert driver.wait() == 0, driver.output()
+    assert Counter(commit.attempt for commit in driver.commits()) == {1: 300}
+    workers = Counter(worker.split()[0] for worker in driver.workers())
     assert sorted(workers.values()) == [1, 2], "a worker on one of the two new nodes, two on the other"
     for node in joined:
         node.kill()
 
 
-def test_sigterm_ends_a_run_like_ctrl_c(cluster: Cluster, run: Callable[..., Driver]) -> None:
-    driver = run("--workers", "1", shards=50, seconds=0.5)
-    driver.until(driver.commits)
+def test_sigterm_ends_a_run_like_ctrl_c(cluster: Cluster, run: Callable[..., SleepingRun]) -> None:
+    driver = run("--workers", "1", shards=400, seconds=0.5)
+    driver.wait_until(driver.commits)
     driver.process.send_signal(signal.SIGTERM)
-    assert driver.ended() == 143, driver.said()
-    assert "diffseg: stopped; run the same command again to continue" in driver.said()
-    assert "Traceback" not in driver.said()
-    assert "SIGTERM" not in driver.said()
+    assert driver.wait() == 143, driver.output()
+    assert "diffseg: stopped; run the same command again to continue" in driver.output()
+    assert "Traceback" not in driver.output()
+    assert "SIGTERM" not in driver.output()
     end = time.monotonic() + DEADLINE
     while cluster.workers():
         assert time.monotonic() < end, "a worker outlives its driver"
@@ -138,44 +154,43 @@ def test_sigterm_ends_a_run_like_ctrl_c(cluster: Cluster, run: Callable[..., Dri
 
 @pytest.mark.parametrize("phase", ["labelling", "starting"])
 def test_a_head_that_is_gone_is_named_before_ray_ends_the_process(
-    phase: str, cluster: Cluster, run: Callable[..., Driver]
+    phase: str, doomed_cluster: Cluster, tmp_path: Path
 ) -> None:
-    driver = run("--workers", "1", shards=200, seconds=0.5)
+    driver = SleepingRun(doomed_cluster, tmp_path, shards=400, seconds=0.5, flags=("--workers", "1"))
     if phase == "labelling":
-        driver.until(driver.commits)
+        driver.wait_until(driver.commits)
     else:
-        driver.until_said("joined Ray at")
-    clusters.kill_all(lambda: clusters.named("gcs_server", cluster.head.folder))
+        driver.wait_for_output("joined Ray at")
+    clusters.kill_all(lambda: clusters.named("gcs_server", doomed_cluster.head.folder))
     killed = time.monotonic()
     words = "run the same command again, on this cluster or another, to resume"
-    while driver.process.poll() is None and words not in " ".join(driver.said().split()):
+    while driver.process.poll() is None and words not in driver.output():
         time.sleep(0.1)
     assert time.monotonic() - killed < 45
-    assert driver.ended() == 1, driver.said()
-    said = " ".join(driver.said().split())
-    assert "the head of the Ray cluster has not answered for 30 s. All committed shards are safe; run the same" in said
-    assert "Traceback" not in said
-    assert "GCS" not in said
+    assert driver.wait() == 1, driver.output()
+    lost = "the head of the Ray cluster has not answered for 30 s. All committed shards are safe; run the same"
+    assert lost in driver.output()
+    assert "Traceback" not in driver.output()
+    assert "GCS" not in driver.output()
 
 
 @pytest.mark.cluster
-def test_an_autoscaler_brings_nodes_for_the_workers_that_are_asked_for_and_takes_them_away(
-    tmp_path: Path, free_port: int
-) -> None:
+def test_an_autoscaler_adds_nodes_for_the_requested_workers_and_removes_them(tmp_path: Path, free_port: int) -> None:
     with clusters.short_folder() as folder:
         cluster = AutoscalingCluster(folder / "c", max_nodes=3, port=free_port)
         assert cluster.raylets() == 1
-        driver = Driver(cluster, tmp_path, shards=30, seconds=2.0, flags=("--workers", "1:3"))
+        driver = SleepingRun(cluster, tmp_path, shards=400, seconds=2.0, flags=("--workers", "1:3"))
         try:
-            driver.until(driver.commits)
-            before = len(driver.nodes())
-            driver.until(lambda: len(driver.nodes()) == 3)
-            assert driver.ended() == 0, driver.said()
+            driver.wait_until(lambda: len(driver.nodes()) == 3)
+            driver.hurry()
+            assert driver.wait() == 0, driver.output()
         finally:
             driver.process.kill()
             driver.process.wait()
-        assert before < 3, "it began with the first, and did not wait for all"
-        assert Counter(commit.attempt for commit in driver.commits()) == {1: 30}
+        starts = sorted({commit.worker: commit.started for commit in reversed(driver.commits())}.values())
+        print(f"the workers began after {[round(start - starts[0], 1) for start in starts]} s")
+        assert starts[2] - starts[0] > 0.1, "the first worker begins before all are ready"
+        assert Counter(commit.attempt for commit in driver.commits()) == {1: 400}
         end = time.monotonic() + DEADLINE
         while cluster.raylets() > 1:
             assert time.monotonic() < end, "idle nodes stay"
