@@ -69,11 +69,11 @@ class Head:
         try:
             check_version_info(dict(self.metadata), "the driver")
         except RuntimeError:
-            theirs = f"Ray {self.metadata['ray_version']} and Python {self.metadata['python_version']}"
-            ours = f"Ray {ray.__version__} and Python {platform.python_version()}"
             raise RunRefused(
-                f"{self.name}: the cluster runs {theirs}, and this process {ours}; run the command in an environment "
-                "with the versions of the cluster, or send it there with `diffseg submit`"
+                f"{self.name}: the cluster runs Ray {self.metadata['ray_version']} and Python "
+                f"{self.metadata['python_version']}, and this process Ray {ray.__version__} and Python "
+                f"{platform.python_version()}; run the command in an environment with the versions of the cluster, or "
+                "send it there with `diffseg submit`"
             ) from None
 
 
