@@ -37,11 +37,12 @@ sys.exit(guarded(command))
 class InTerminal:
     """A command in a terminal, the leader of its session."""
 
-    def __init__(self, line: list[str], **variables: str) -> None:
+    def __init__(self, line: list[str], folder: Path, **variables: str) -> None:
         self._printed = b""
         self._terminal, slave = os.openpty()
         self.process = subprocess.Popen(
             line,
+            cwd=folder,
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -72,14 +73,16 @@ class InTerminal:
 
 
 def test_a_command_cleans_up_when_its_terminal_is_closed(tmp_path: Path) -> None:
-    command = InTerminal([sys.executable, "-c", CLEANS_UP, str(tmp_path / "file")])
+    command = InTerminal([sys.executable, "-c", CLEANS_UP, str(tmp_path / "file")], tmp_path)
     command.wait_for(tmp_path, "file")
     assert command.close() == 129
     assert (tmp_path / "file").read_text() == "cleaned up"
 
 
 def test_nohup_keeps_a_command_alive(tmp_path: Path) -> None:
-    command = InTerminal(["nohup", sys.executable, "-c", CLEANS_UP.replace("60", "2"), str(tmp_path / "file")])
+    command = InTerminal(
+        ["nohup", sys.executable, "-c", CLEANS_UP.replace("60", "2"), str(tmp_path / "file")], tmp_path
+    )
     command.wait_for(tmp_path, "file")
     assert command.close() != 129
     assert (tmp_path / "file").read_text() == "cleaned up"
@@ -89,7 +92,7 @@ def test_a_run_on_a_private_ray_ends_with_its_terminal() -> None:
     with short_folder() as folder:
         source = f"{folder}/{{{','.join(f'{number:03d}' for number in range(200))}}}.tar"
         line = [sys.executable, str(SLEEPERS), "0.5", source, str(folder / "out"), "--device", "cpu", "--workers", "1"]
-        run = InTerminal([*line, "--address", "local"], TMPDIR=str(folder))
+        run = InTerminal([*line, "--address", "local"], folder, TMPDIR=str(folder))
         run.wait_for(folder / "out" / "commits", "[!.]*.json")
         family = psutil.Process(run.process.pid).children(recursive=True)
         assert run.close() == 129
