@@ -84,3 +84,20 @@ def differences(out: Path, expected: Path) -> list[str]:
     actual_files, expected_files = tree(out), tree(expected)
     paths = actual_files.keys() | expected_files.keys()
     return sorted(path for path in paths if actual_files.get(path) != expected_files.get(path))
+
+
+def label_differences(out: Path, expected: Path) -> list[str]:
+    """Return the paths at which the labels of two runs differ whose sources have different versions of their files.
+
+    Compares the rows of Parquet files, the bytes of tars, and commit records by shard, number of ok rows and rows. The
+    version of the source is in the tag of records and label shards.
+    """
+    actual, wanted = _labels(out), _labels(expected)
+    return sorted(path for path in actual.keys() | wanted.keys() if actual.get(path) != wanted.get(path))
+
+
+def _labels(folder: Path) -> dict[str, Any]:
+    labels: dict[str, Any] = {path.name: pq.read_table(path).to_pylist() for path in (folder / "labels").iterdir()}
+    labels |= {path.name: path.read_bytes() for path in (folder / "webdataset").glob("*")}
+    labels |= {re.sub(r"\.[0-9a-f]+\.(\d+-of-)", r".\1", path.name): True for path in (folder / "commits").iterdir()}
+    return labels
