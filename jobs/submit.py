@@ -36,6 +36,7 @@ from jobs.label import parse as parse_label
 from jobs.streams import print_text
 from jobs.submission.client import SubmissionRefused, connect, follow_and_stop_commands, job_server_address, start_job
 from jobs.submission.working_dir import pack_folder
+from pipeline.readers.sources import source_parts
 from pipeline.storage.redaction import MASK, is_secret_name, redact
 from pipeline.storage.urls import SourceError, local_path, scheme
 
@@ -106,7 +107,7 @@ def _refuse_secrets(label: LabelCommand, line: str) -> None:
 
 
 def _refuse_relative_paths(label: LabelCommand) -> None:
-    for url in (label.source, label.out):
+    for url in (*source_parts(label.source), label.out):
         if not scheme(url) and not os.path.isabs(local_path(url)):
             raise SourceError(
                 f"{url} is a relative path on this machine, which the cluster cannot read: name a URL such as "
@@ -119,7 +120,7 @@ def runtime_environment(command: SubmitCommand, label: LabelCommand) -> dict[str
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **_variables(command.env)}
     environment: dict[str, Any] = {"env_vars": variables}
     if command.pip:
-        environment["pip"] = requirements((label.source, label.out, label.label.model))
+        environment["pip"] = requirements((*source_parts(label.source), label.out, label.label.model))
     return environment
 
 

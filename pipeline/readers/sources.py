@@ -22,7 +22,7 @@ def join_sources(sources: Iterable[str]) -> str:
 
 def redacted_source(source: str, store: Storage) -> str:
     """Return a source for run.json: local paths are absolute, and URLs have no secrets."""
-    return join_sources(store.at(part).redacted for part in _parts(source))
+    return join_sources(store.at(part).redacted for part in source_parts(source))
 
 
 def expand_source(source: str, store: Storage) -> tuple[list[str], bool]:
@@ -41,7 +41,7 @@ def expand_source(source: str, store: Storage) -> tuple[list[str], bool]:
     Raises:
         SourceError: A list is empty, too long, or not text.
     """
-    parts = _parts(source)
+    parts = source_parts(source)
     sources: list[str] = []
     has_list = False
     for part in parts:
@@ -53,7 +53,8 @@ def expand_source(source: str, store: Storage) -> tuple[list[str], bool]:
     return list(dict.fromkeys(sources)), has_list or len(parts) > 1
 
 
-def _parts(source: str) -> list[str]:
+def source_parts(source: str) -> list[str]:
+    """Return the sources that `join_sources` joined."""
     if "\n" not in source or (not scheme(source) and os.path.exists(source)):  # a local name may hold a line break
         return [source]
     return [part for part in source.split("\n") if part]

@@ -18,7 +18,7 @@ def test_flags_of_submit_and_of_label_may_be_mixed() -> None:
     assert (label.source, label.out, label.label.method.merging.tau) == ("s3://a/b", "s3://c/d", (0.9, 1.0))
 
 
-@pytest.mark.parametrize("wrong", [["--wokers", "3"], ["--batch-size", "0"], ["--fit", "stretch"], ["s3://a/third"]])
+@pytest.mark.parametrize("wrong", [["--wokers", "3"], ["--batch-size", "0"], ["--fit", "stretch"]])
 def test_options_that_label_rejects_are_refused_before_submission(
     wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -34,6 +34,7 @@ def test_options_that_label_rejects_are_refused_before_submission(
         (["s3://me:planted@in/photos", URLS[1]], "password"),
         (["https://in/photos.tar?signature=planted", URLS[1]], "signature"),
         (["photos", URLS[1]], "all nodes share"),
+        ([URLS[0], "more/photos", URLS[1]], "more/photos is a relative path"),
         ([URLS[0], "~/labels"], "all nodes share"),
         ([URLS[0], "file://labels"], "all nodes share"),
         ([*URLS, "--env", "DIFFSEG_NO_SUCH_VARIABLE"], "no such variable"),
