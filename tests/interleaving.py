@@ -34,6 +34,7 @@ class Run:
     Attributes:
         name: For messages.
         steps: The number of its operations on OUT so far.
+        next_path: The path below OUT, or the list of them, of the operation before which it has stopped.
         result: What the call has returned; None until then.
         error: What the call has raised.
     """
@@ -41,6 +42,7 @@ class Run:
     def __init__(self, name: str, call: Callable[[], Any], steps_until_killed: int | None = None) -> None:
         self.name = name
         self.steps = 0
+        self.next_path = ""
         self.result: Any = None
         self.error: BaseException | None = None
         self._call, self._steps_until_killed = call, steps_until_killed
@@ -78,9 +80,10 @@ class Run:
             self._is_over = True
             self._stopped.set()
 
-    def operation(self) -> None:
+    def operation(self, path: str) -> None:
         """Called in the thread of the run before each operation on OUT."""
         self.steps += 1
+        self.next_path = path
         if self._steps_until_killed is not None and self.steps > self._steps_until_killed:
             raise Killed
         self._stopped.set()
@@ -105,7 +108,7 @@ def interleaved(out: str, runs: Callable[[], list[Run]]) -> Iterator[None]:
         def operation(folder: LocalFolder, *arguments: Any, **keywords: Any) -> Any:
             run = current()
             if run is not None and folder.root == out:
-                run.operation()
+                run.operation(str(arguments[0]).removeprefix(out).lstrip("/"))
             return original(folder, *arguments, **keywords)
 
         return operation
@@ -137,12 +140,20 @@ def play(rng: random.Random, first: Run, second: Run, *, before_second: Callable
         second: The other run.
         before_second: Called before the second run starts.
     """
-    _go_on(first, rng.randrange(1, 60))
+    if rng.random() < 0.7:  # while it commits a shard
+        commits = rng.randrange(5)
+        while not first.ended and (commits or not first.next_path.startswith("intents/")):
+            commits -= first.next_path.startswith("intents/")
+            first.step()
+        _go_on(first, rng.randrange(8))
+    else:
+        _go_on(first, rng.randrange(1, 60))
     before_second()
-    playing = [second] if first.ended else [first, second]
+    _go_on(second, rng.choice((1, 10, 20, 30, 1000)))
+    playing = [run for run in (first, second) if not run.ended]
     while playing:
         run = rng.choice(playing)
-        _go_on(run, rng.choice((1, 1, 2, 3, 8, 1000)))  # a thousand operations last until the end
+        _go_on(run, rng.choice((1, 1, 2, 3, 8, 1000, 1000)))  # a thousand operations last until the end
         playing = [run for run in playing if not run.ended]
 
 

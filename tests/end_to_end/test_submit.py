@@ -1,7 +1,7 @@
-"""Jobs submitted over HTTP to a Ray with tokens on, data in a store and nothing shared else.
+"""Jobs that are submitted over HTTP to a Ray with token authentication, with their data in a store.
 
-The nodes' own `jobs`, `pipeline` and `diffseg` cannot be imported: what runs there is what was uploaded. The store's
-credentials are in the nodes' environment only, the cluster's token in the submitter's.
+The packages `jobs`, `pipeline` and `diffseg` of the nodes cannot be imported, so what runs there was uploaded. The
+credentials of the store are only in the environment of the nodes, and the cluster's token only in the submitter's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -18,14 +17,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from clusters import Cluster, Node, short_folder, title
+from clusters import Cluster, connected, short_folder
+from faulty_proxy import FaultyProxy
 from object_store import LABELS, PHOTOGRAPHS, ObjectStore
 from PIL import Image
 from ray.job_submission import JobStatus, JobSubmissionClient
 from relay import Relay
-from runs import BOTH, DEADLINE, differences, environment, rows_of
+from runs import BOTH, DEADLINE, FAST, differences, environment, rows_of
 
 import jobs.label
 import jobs.shard
@@ -33,67 +32,74 @@ import jobs.verify
 from diffseg.tiny.scenes.scenes import generate_scene
 from jobs.submission.log import STOPPED, follow
 
-# Ray's own call of aiohttp, where its client is used in this process.
+# Ray's client, which runs in this process, calls aiohttp in this way.
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
 
 CHECKOUT = Path(__file__).parents[2]
-SHARDS, SAMPLES = 24, 2
-SLOW = ("--device", "cpu", "--resolution", "128", "--tau", "0.05")
-"""A third of a second a shard, so that a blow falls within one."""
+SHARDS, SAMPLES = 6, 2
+HELD = f"GET /{PHOTOGRAPHS}/submit/00000[2-5].tar"
+"""All shards but the first two: while their requests are held, two workers label and cannot finish."""
 
 
-class Follower:
-    """A command of the submitter's machine, in a process of its own, and what it says."""
+class Submission:
+    """A command on the submitter's machine, in another process, and its output."""
 
     def __init__(self, cluster: Cluster, folder: Path, *words: str | Path, **variables: str) -> None:
-        self.output = folder / "follower.log"
-        # HOME: nobody's token is there
-        token = {"RAY_AUTH_TOKEN": cluster.environment["RAY_AUTH_TOKEN"], "HOME": str(folder)}
-        with self.output.open("wb") as output:
+        self._log = folder / "submission.log"
+        token = {"RAY_AUTH_TOKEN": cluster.environment["RAY_AUTH_TOKEN"], "HOME": str(folder)}  # a HOME without a token
+        with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *map(str, words)],
                 cwd=folder,
                 env=environment() | token | variables,
-                stdout=output,
+                stdout=log,
                 stderr=subprocess.STDOUT,
             )
 
-    def said(self) -> str:
-        return self.output.read_text()
+    def output(self) -> str:
+        return self._log.read_text()
 
-    def ended(self) -> int:
+    def wait(self) -> int:
         try:
             return self.process.wait(DEADLINE / 3)
         finally:
             self.process.kill()
 
-    def interrupted(self) -> int:
-        """Ctrl-C, again as a person would where it fell into a finalizer, in which Python drops it."""
+    def interrupt(self) -> int:
+        """Send SIGINT until the command ends: Python drops one that arrives in a finalizer."""
         for _ in range(10):
             self.process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return self.process.wait(10)
-        return self.ended()
+        return self.wait()
 
-    def until(self, condition: Callable[[], object]) -> None:
-        """Wait for the moment; a command that ends before it fails the test."""
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait for a condition. A command that ends before fails the test."""
         end = time.monotonic() + DEADLINE
         while not condition():
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < end, self.said()
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < end, self.output()
             time.sleep(0.03)
 
 
 @pytest.fixture(scope="module")
-def cluster(object_store: ObjectStore, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def proxy(object_store: ObjectStore) -> Iterator[FaultyProxy]:
+    """The way from the cluster to the store."""
+    with FaultyProxy(object_store.endpoint) as between:
+        yield between
+
+
+@pytest.fixture(scope="module")
+def cluster(object_store: ObjectStore, proxy: FaultyProxy, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     needs_workers = any(item.get_closest_marker("cluster") for item in request.session.items)
     with short_folder() as folder:
         for name in ("jobs", "pipeline", "diffseg"):
             (folder / "decoy" / name).mkdir(parents=True)
             (folder / "decoy" / name / "__init__.py").write_text("raise ImportError('the image has another version')")
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        own = {"PYTHONPATH": str(folder / "decoy"), "PATH": path} | object_store.environment()
-        cluster = Cluster(folder / "c", job_server=True, variables=own)
+        image = {"PYTHONPATH": str(folder / "decoy"), "PATH": path}
+        variables = image | object_store.environment(endpoint=proxy.endpoint)
+        cluster = Cluster(folder / "c", job_server=True, variables=variables)
         for _ in range(2 if needs_workers else 0):
             cluster.join()
         for node in cluster.nodes:
@@ -104,7 +110,7 @@ def cluster(object_store: ObjectStore, request: pytest.FixtureRequest) -> Iterat
 
 @pytest.fixture(scope="module")
 def client(cluster: Cluster) -> JobSubmissionClient:
-    """Of a third machine, which looks at jobs and stops them."""
+    """Return a client on a third machine, which lists jobs and stops them."""
     return JobSubmissionClient(
         cluster.dashboard, headers={"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"}
     )
@@ -112,7 +118,7 @@ def client(cluster: Cluster) -> JobSubmissionClient:
 
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) -> Path:
-    """Shards of generated scenes, in the store at `submit` too."""
+    """Write shards of generated scenes, and upload them to `submit` in the store."""
     images, folder = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("tars")
     for number in range(SHARDS * SAMPLES):
         Image.fromarray(generate_scene(number, 96).image).save(images / f"{number:04d}.png")
@@ -121,85 +127,69 @@ def tars(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) ->
     return folder
 
 
-def labelling(node: Node) -> list[psutil.Process]:
-    return [process for process in node.workers() if title(process).startswith("ray::LabelWorker.label")]
-
-
-@contextlib.contextmanager
-def idle(node: Node) -> Iterator[Callable[[], bool]]:
-    """A function that suspends whatever labels on a node, until the block ends; it is always true."""
-    suspended = set()
-
-    def suspend() -> bool:
-        for process in labelling(node):
-            process.suspend()
-            suspended.add(process)
-        return True
-
-    try:
-        yield suspend
-    finally:
-        for process in suspended:
-            process.resume()
-
-
 @pytest.mark.cluster
-def test_a_job_that_is_stopped_goes_on_as_another_which_loses_a_node_and_gets_one(
-    cluster: Cluster, client: JobSubmissionClient, tars: Path, object_store: ObjectStore, tmp_path: Path
+def test_a_job_that_is_stopped_is_resumed_by_another_which_loses_a_node_and_gets_one(
+    cluster: Cluster,
+    proxy: FaultyProxy,
+    client: JobSubmissionClient,
+    tars: Path,
+    object_store: ObjectStore,
+    tmp_path: Path,
 ) -> None:
     source, out = f"s3://{PHOTOGRAPHS}/submit", f"s3://{LABELS}/submit"
-    line = [source, out, "--workers", "2", *SLOW, *BOTH]
+    line = [source, out, "--workers", "2", *FAST, *BOTH]
 
     def committed() -> int:
         return len(object_store.keys(LABELS, "submit/commits/"))
 
-    # The plain way of the documentation.
+    def are_both_held() -> bool:
+        return committed() == 2 and len(set(proxy.held)) == 2
+
+    # The command of Ray, as Ray's documentation shows it.
+    proxy.hold(HELD)
     environment = {"excludes": ["/tests"], "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
     ray = ["ray.scripts.scripts", "job", "submit", "--address", cluster.dashboard, "--working-dir", CHECKOUT]
     words = [*ray, "--runtime-env-json", json.dumps(environment), "--", "python", "-m", "jobs.label", *line]
-    plain = Follower(cluster, tmp_path, *words, RAY_AUTH_MODE="token")
-    plain.until(committed)
+    plain = Submission(cluster, tmp_path, *words, RAY_AUTH_MODE="token")
+    plain.wait_until(are_both_held)
     (job,) = (job for job in client.list_jobs() if job.status == JobStatus.RUNNING and job.submission_id)
     client.stop_job(job.submission_id)
-    assert plain.ended() == 0, plain.said()
-    assert "was stopped" in plain.said()
-    done = committed()
-    assert 0 < done < SHARDS
+    assert plain.wait() == 0, plain.output()
+    assert "was stopped" in plain.output()
+    assert committed() == 2
 
-    submitted = Follower(
+    submitted = Submission(
         cluster, tmp_path, "jobs.submit", *line, "--address", cluster.dashboard, "--working-dir", CHECKOUT
     )
-    _, lost, other = cluster.nodes
-    with idle(other) as idling:  # so that there is work left for the node that comes
-        submitted.until(lambda: idling() and labelling(lost))
-        lost.kill()
-        fresh = cluster.join()
-        submitted.until(lambda: idling() and labelling(fresh))
-    assert submitted.ended() == 0, submitted.said()
-    before = re.search(rf"{SHARDS} of {SHARDS} shards done, (\d+) of them before", submitted.said())
-    assert before, submitted.said()
-    assert done <= int(before[1]) < SHARDS
-    assert f"{CHECKOUT}: " in submitted.said(), "how much was uploaded"
-    assert "sdk.py" not in submitted.said(), "Ray's client tells of every connection"
+    _, lost, _ = cluster.nodes
+    submitted.wait_until(lambda: are_both_held() and connected(lost.workers(), proxy.held_ports))
+    lost.kill()
+    fresh = cluster.join()
+    submitted.wait_until(lambda: connected(fresh.workers(), proxy.held_ports))
+    proxy.release()
+    assert submitted.wait() == 0, submitted.output()
+    assert f"{SHARDS} of {SHARDS} shards done, 2 of them before" in submitted.output()
+    assert f"{CHECKOUT}: " in submitted.output(), "how much was uploaded"
+    assert "sdk.py" not in submitted.output(), "Ray's client logs every connection"
 
-    # A job that fails has its own exit code: this one is refused there, where OUT is looked at.
+    # A job that fails has its own exit code. This one is refused on the cluster, where OUT is read.
     other_settings = ["--tau", "0.5", "--address", cluster.dashboard, "--working-dir", CHECKOUT]
-    refused = Follower(cluster, tmp_path, "jobs.submit", *line, *other_settings)
+    refused = Submission(cluster, tmp_path, "jobs.submit", *line, *other_settings)
 
-    where = ["--storage-options", json.dumps(object_store.options())]
-    assert jobs.verify.main([out, *where]) == 0
+    options = ["--storage-options", json.dumps(object_store.options())]
+    assert jobs.verify.main([out, *options]) == 0
     object_store.download(LABELS, "submit", tmp_path / "out")
     undisturbed = tmp_path / "undisturbed"
-    assert jobs.label.main([str(tars), str(undisturbed), "--no-ray", *SLOW, *BOTH]) == 0
+    assert jobs.label.main([str(tars), str(undisturbed), "--no-ray", *FAST, *BOTH]) == 0
     assert differences(tmp_path / "out", undisturbed) == ["run.json"], "which names SRC"
     assert len(rows_of(tmp_path / "out")) == SHARDS * SAMPLES
 
-    assert refused.ended() == 2, refused.said()
-    assert "tau" in refused.said()
-    assert "Traceback" not in refused.said()
+    assert refused.wait() == 2, refused.output()
+    assert "tau" in refused.output()
+    assert "Traceback" not in refused.output()
 
 
-def test_neither_detaching_nor_ctrl_c_nor_a_broken_connection_is_a_job_s_end(
+def test_neither_detaching_nor_ctrl_c_nor_a_broken_connection_ends_a_job(
     cluster: Cluster,
     client: JobSubmissionClient,
     tars: Path,
@@ -207,29 +197,28 @@ def test_neither_detaching_nor_ctrl_c_nor_a_broken_connection_is_a_job_s_end(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     nothing = [f"s3://{PHOTOGRAPHS}/nothing-here", f"s3://{LABELS}/none", "--env", "PYTHONPATH", "--detach"]
-    detached = Follower(cluster, tmp_path, "jobs.submit", *nothing, "--address", cluster.dashboard)
-    assert detached.ended() == 0, detached.said()
-    id_of_detached = next(word for word in detached.said().split() if word.startswith("raysubmit_"))
+    detached = Submission(cluster, tmp_path, "jobs.submit", *nothing, "--address", cluster.dashboard)
+    assert detached.wait() == 0, detached.output()
+    id_of_detached = next(word for word in detached.output().split() if word.startswith("raysubmit_"))
 
-    # It waits for a GPU. The package is what the image would have, and a variable says where.
+    # This job waits for a GPU. PYTHONPATH names the package, as the image would.
     line = [f"s3://{PHOTOGRAPHS}/submit", f"s3://{LABELS}/waiting", "--device", "cuda", "--workers", "1"]
     started = "Running entrypoint for job"
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else a shell's child may ignore it
     try:
         with Relay(cluster.dashboard) as relay:
             flags = ["--env", "PYTHONPATH", "--address", relay.url]
-            follower = Follower(cluster, tmp_path, "jobs.submit", *line, *flags)
-            follower.until(lambda: started in follower.said())
-            assert relay.break_connections()
-            follower.until(relay.break_connections)  # it is there again
-            follower.until(relay.break_connections)
-            assert follower.interrupted() == 130, follower.said()
+            submission = Submission(cluster, tmp_path, "jobs.submit", *line, *flags)
+            submission.wait_until(lambda: started in submission.output())
+            for _ in range(3):  # each time, the command connects again
+                submission.wait_until(relay.break_connections)
+            assert submission.interrupt() == 130, submission.output()
     finally:
         signal.signal(signal.SIGINT, before)
-    said = follower.said()
-    assert said.count(started) == 1, "nothing is told twice"
-    assert "the job continues" in said
-    stop = shlex.split(next(line for line in said.splitlines() if line.startswith("stop it:")).partition(":")[2])
+    output = submission.output()
+    assert output.count(started) == 1, "no line of the log is printed twice"
+    assert "the job continues" in output
+    stop = shlex.split(next(line for line in output.splitlines() if line.startswith("stop it:")).partition(":")[2])
     assert stop[:4] == ["RAY_AUTH_MODE=token", "ray", "job", "stop"]
     job = stop[-1]
     assert client.get_job_status(job) == JobStatus.RUNNING
@@ -244,16 +233,16 @@ def test_neither_detaching_nor_ctrl_c_nor_a_broken_connection_is_a_job_s_end(
 )
 def test_without_the_token_there_is_no_job(cluster: Cluster, tmp_path: Path, variables: dict[str, str]) -> None:
     words = ["jobs.submit", "s3://a/b", "s3://c/d", "--address", cluster.dashboard]
-    refused = Follower(cluster, tmp_path, *words, **variables)
-    assert refused.ended() == 2
-    assert "wants the cluster's token" in refused.said()
-    assert "Traceback" not in refused.said()
-    assert len(refused.said().splitlines()) == 1
+    refused = Submission(cluster, tmp_path, *words, **variables)
+    assert refused.wait() == 2
+    assert "wants the cluster's token" in refused.output()
+    assert "Traceback" not in refused.output()
+    assert len(refused.output().splitlines()) == 1
 
 
 def test_a_server_that_is_not_there(cluster: Cluster, tmp_path: Path, free_port: int) -> None:
     words = ["jobs.submit", "s3://a/b", "s3://c/d", "--address", f"http://127.0.0.1:{free_port}"]
-    failed = Follower(cluster, tmp_path, *words)
-    assert failed.ended() == 1
-    assert "does not answer" in failed.said()
-    assert len(failed.said().splitlines()) == 1
+    failed = Submission(cluster, tmp_path, *words)
+    assert failed.wait() == 1
+    assert "does not answer" in failed.output()
+    assert len(failed.output().splitlines()) == 1

@@ -39,7 +39,7 @@ class Relay(ServerThread):
         return self.call(self._abort())
 
     async def _abort(self) -> int:
-        ends = list(self._open)
+        ends = [end for end in self._open if not end.transport.is_closing()]
         for end in ends:
             end.transport.abort()
         return len(ends)
