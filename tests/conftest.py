@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Generator, Iterator
@@ -94,14 +95,25 @@ def labelled(scene_tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One Ray with four CPUs: starting it takes seconds, so all tests use the same."""
+    """Start one Ray with four CPUs, which all tests of a process share because its start takes seconds.
+
+    Its token is in the environment of this process. Test processes that start at the same time would otherwise
+    overwrite each other's token in the home folder.
+    """
     import logging
 
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
+    from pipeline.executor.private_ray import set_environment
+
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    set_environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    try:
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        yield
+        ray.shutdown()
+    finally:
+        set_environment(before)
 
 
 @pytest.fixture
