@@ -60,8 +60,7 @@ def _status(command: RunFlags) -> int:
         for line in left_out_lines(manifest.left_out):
             print_line(console, line, "yellow")
         for line in changes.lines():
-            advice = "; run the same `diffseg label` again" if changes else ""
-            print_line(console, f"{line}{advice}", "yellow")
+            print_line(console, line, "yellow")
     is_done = not any(facts[name] for name in ("failed", "missing", "doubled", "stale", "gone", "broken"))
     return OK if is_done and not changes else SOME_FAILED
 

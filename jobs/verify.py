@@ -66,7 +66,7 @@ def _print(verdict: Verdict, changes: SourceChanges, *, records_deleted: bool) -
     if verdict.gone and not changes.gone:
         print_line(console, f"{len(verdict.gone)} shards are left from an earlier state of SRC; {SAME_COMMAND}", "red")
     for line in changes.lines():
-        print_line(console, f"{line}; {SAME_COMMAND}" if changes else line, "red" if changes else "yellow")
+        print_line(console, line, "red" if changes else "yellow")
     if verdict.problems:
         first_step = "" if records_deleted else "`diffseg verify --redo`, then "
         shards = ", ".join(verdict.problems)

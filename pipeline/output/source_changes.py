@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.errors import RunRefused
 from pipeline.output.listing import Listing
 from pipeline.output.manifest import Manifest
 from pipeline.output.records import SortedRecords
-from pipeline.output.source_images import find_source_shards
+from pipeline.readers.find import find_files, shards_of
 from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage
 
@@ -26,7 +25,7 @@ class SourceChanges:
         new: Names of shards that SRC has got since the run was last started.
         stale: Names of done shards whose source has changed since they were labelled.
         gone: Names of label shards whose source is no longer in SRC, and which are not kept on purpose.
-        unknown: Why SRC could not be compared, "" if it was.
+        unknown: Why SRC could not be compared, or not completely; "" if it was.
     """
 
     new: tuple[str, ...] = ()
@@ -38,15 +37,18 @@ class SourceChanges:
         return bool(self.new or self.stale or self.gone)
 
     def lines(self) -> list[str]:
-        """Return a sentence for each kind of difference."""
-        if self.unknown:
-            return [f"SRC was not compared with this run: {self.unknown}"]
+        """Return a sentence with advice for each kind of difference, and why SRC could not be compared."""
         texts = {
             "are new in SRC": self.new,
             "have changed in SRC since they were labelled": self.stale,
             "are no longer in SRC": self.gone,
         }
-        return [f"{len(names)} shards {text} ({_shortened(names)})" for text, names in texts.items() if names]
+        lines = [
+            f"{len(names)} shards {text} ({_shortened(names)}); run the same `diffseg label` again"
+            for text, names in texts.items()
+            if names
+        ]
+        return lines + ([f"SRC was not compared with this run: {self.unknown}"] if self.unknown else [])
 
 
 def compare_with_source(
@@ -60,10 +62,20 @@ def compare_with_source(
         records: The records of the run.
         store: Options for the store of SRC.
     """
+    store = dataclasses.replace(store, retry_timeout=RETRY_TIMEOUT_SECONDS)
+    settings = manifest.settings
     try:
-        shards = find_source_shards(manifest, dataclasses.replace(store, retry_timeout=RETRY_TIMEOUT_SECONDS))
-    except (SourceError, RunRefused, OSError) as error:
+        files = find_files(manifest.source, store, image_field=settings.get("image_field"))
+        found = shards_of(
+            files,
+            store,
+            manifest.source,
+            samples_per_shard=int(settings["samples_per_shard"]),
+            key_field=settings.get("key_field"),
+        )
+    except (SourceError, OSError) as error:
         return SourceChanges(unknown=str(error))
+    shards = {shard.name: shard for shard in found}
     kept = frozenset(listing.kept if listing else ())
     known = listing.inputs if listing else records.done
     done = {name: tag.tag for name, tag in records.done.items() if name not in kept}
@@ -77,7 +89,9 @@ def compare_with_source(
                 if name in shards and not now.accepts(name, tag, manifest.fingerprint)
             )
         ),
-        gone=tuple(sorted((records.gone.keys() | done.keys()) - shards.keys() - kept)),
+        # What lies in a folder that cannot be listed is not gone.
+        gone=() if files.skipped else tuple(sorted((records.gone.keys() | done.keys()) - shards.keys() - kept)),
+        unknown=f"these places cannot be listed: {_shortened(files.skipped)}" if files.skipped else "",
     )
 
 

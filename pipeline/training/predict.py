@@ -16,9 +16,12 @@ from diffseg.model.text import Prompt
 from diffseg.pending import PendingBatch
 from pipeline.errors import RunRefused
 from pipeline.label import label_shard
-from pipeline.output.manifest import Manifest, read_manifest, versions, write_manifest
-from pipeline.output.records import read_run_commits
-from pipeline.readers.find import find_shards
+from pipeline.output.fence import Fence, take_over
+from pipeline.output.listing import Listing, delete_other_listings
+from pipeline.output.manifest import Manifest, read_manifest, versions
+from pipeline.output.plan import make_plan
+from pipeline.output.reconcile import remove_gone
+from pipeline.readers.find import find_files, shards_of
 from pipeline.readers.sources import redacted_source
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
@@ -54,7 +57,9 @@ class NetworkSegmenter:
 
 
 def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[int, int], None]) -> None:
-    """Label all samples of SRC with a trained network; shards that are already done are kept.
+    """Label all samples of SRC with a trained network.
+
+    Shards that are done and whose source has not changed are kept, and shards whose source is gone are removed.
 
     Args:
         model: MODEL, with the trained network.
@@ -69,7 +74,9 @@ def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[in
     network, config = load_network(model)
     weights = hashlib.sha256(model.read_bytes(WEIGHTS)).hexdigest()
     settings = LabelSettings()
-    shards = find_shards(source, out, out=(out, model), samples_per_shard=settings.samples_per_shard)
+    files = find_files(source, out, out=(out, model))
+    shards = shards_of(files, out, source, samples_per_shard=settings.samples_per_shard)
+    listing = Listing.of(shards)
     manifest = Manifest(
         source=redacted_source(source, out),
         settings=settings.plain() | {"model": model.redacted},
@@ -78,17 +85,22 @@ def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[in
         environment=versions(),
         fingerprint=weights[:16],
         shards=len(shards),
+        listing=listing.digest(),
     )
     existing = read_manifest(out)
     if existing is not None and (existing.fingerprint, existing.source) != (manifest.fingerprint, manifest.source):
         raise RunRefused(
             f"{out.redacted}: holds labels of another network or of other images; delete it or choose another OUT"
         )
-    write_manifest(out, manifest)
-    done = read_run_commits(out, manifest).done
+    take_over(out, before=existing, now=manifest, listing=listing)
+    fence = Fence(fingerprint=manifest.fingerprint, listing=manifest.listing)
+    plan = make_plan(out, shards, listing, manifest.fingerprint, retry_failed=False)
+    plan.delete_outdated(out)
     segmenter: Any = NetworkSegmenter(network, config)
-    for number, shard in enumerate(shards, start=1):
-        if shard.name not in done:
-            metadata = {"fingerprint": manifest.fingerprint, "model": model.redacted, "model_sha256": weights}
-            label_shard(shard, segmenter=segmenter, settings=settings, metadata=metadata, out=out, source=out)
+    metadata = {"fingerprint": manifest.fingerprint, "model": model.redacted, "model_sha256": weights}
+    for number, shard in enumerate(plan.todo, start=1 + len(plan.done)):
+        label_shard(shard, segmenter=segmenter, settings=settings, metadata=metadata, out=out, source=out, fence=fence)
         on_shard(number, len(shards))
+    if not files.skipped:
+        remove_gone(out, listing, fence)
+    delete_other_listings(out, listing.digest(), lambda: fence.check(out))

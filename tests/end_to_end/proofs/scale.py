@@ -20,6 +20,7 @@ import ray
 
 from pipeline.executor.driver import label_run
 from pipeline.output.commit import Commit, read_commits, totals, write_commit
+from pipeline.output.listing import Listing
 from pipeline.output.plan import make_plan
 from pipeline.readers.find import find_shards
 from pipeline.readers.samples import Shard
@@ -122,7 +123,7 @@ def resume(out: Storage, shards: list[Shard], where: str) -> None:
     started = time.perf_counter()
     before = psutil.Process().memory_info().rss / 2**20
     with peak_memory() as peak:
-        plan = make_plan(out, shards, "f" * 16, retry_failed=False)
+        plan = make_plan(out, shards, Listing.of(shards), "f" * 16, retry_failed=False)
     planned = time.perf_counter()
     assert [shard.name for shard in plan.todo] == [shards[-1].name]
     assert plan.counts_before().total() == (len(shards) - 1) * ROWS_A_SHARD
