@@ -1,4 +1,4 @@
-"""What tests of several folders share: small images, and one local Ray for all of them."""
+"""Fixtures of several folders of tests (small images, one local Ray), the order of the files, and --must-run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from PIL import Image
 
 from diffseg.tiny.scenes.scenes import generate_scene
 
-# With --import-mode=importlib pytest puts no test folder on the path: helper modules are imported by their names.
+# With --import-mode=importlib pytest adds no folder of tests to the path. Helper modules are imported by their names,
+# which must be unique.
 TESTS = Path(__file__).parent
 for folder in (".", "diffseg", "pipeline", "infra", "end_to_end/harness", "end_to_end/proofs"):
     sys.path.insert(0, str(TESTS / folder))
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
-# Ray makes its workers yield to all else, so that they would stand still beside the tests of another process.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for the network
+# With Ray's default niceness, its workers would hardly run beside the tests of another process.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 LONGEST = (
@@ -36,12 +37,14 @@ LONGEST = (
     "test_weights.py",
     "test_fuzz.py",
 )
-"""Files that are begun first, so that none of them is what one process is left with at the end."""
+"""The files that take longest. They start first, so that all processes end at about the same time."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --must-run, with which continuous integration notices tests that were skipped for lack of a program."""
-    parser.addoption("--must-run", action="append", default=[], metavar="MARKER", help="fail if such a test is skipped")
+    """Add --must-run, by which continuous integration notices tests that are skipped because a program is missing."""
+    parser.addoption(
+        "--must-run", action="append", default=[], metavar="MARKER", help="fail tests with this marker that are skipped"
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -56,13 +59,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, the others in their order."""
+    """Put the longest files first, and leave the others in their order."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
 def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 generated scenes of 96 px as PNG and JPEG, in two folders; read only."""
+    """Return a folder of 20 generated scenes of 96 px as PNG and JPEG, in two folders. Read only."""
     folder = tmp_path_factory.mktemp("scenes")
     for seed in range(20):
         image = Image.fromarray(generate_scene(seed, 96).image)
@@ -75,7 +78,7 @@ def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def scene_tars(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 20 scenes as five tars, made by the command; read only."""
+    """Return a folder of the 20 scenes in five tars, made by `diffseg shard`. Read only."""
     import jobs.shard
 
     folder = tmp_path_factory.mktemp("scene-tars")
@@ -85,7 +88,7 @@ def scene_tars(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def labelled(scene_tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OUT of an undisturbed run over `scene_tars` in both formats, in this process; read only."""
+    """Return OUT of an undisturbed run over `scene_tars` in both formats, in this process. Read only."""
     from runs import BOTH, label
 
     out = tmp_path_factory.mktemp("labelled")
@@ -118,7 +121,7 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """Return a TCP port on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

