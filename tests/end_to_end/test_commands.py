@@ -53,7 +53,7 @@ def test_shard_status_and_verify_speak_json(scene_folder: Path, run: Path, tmp_p
     checked = command("jobs.cli", "verify", run, "--json")
     assert checked.returncode == 0
     nothing = {"problems": {}, "failed": [], "missing": 0, "stray": [], "gone": []}
-        nothing |= {"source": {"gone": [], "new": [], "stale": [], "unknown": ""}}
+    nothing |= {"source": {"gone": [], "new": [], "stale": [], "unknown": ""}}
     assert json.loads(checked.stdout) == {"shards": 5, "rows": 20, "files": 10} | nothing
 
 
