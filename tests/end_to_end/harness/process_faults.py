@@ -132,7 +132,8 @@ class DisturbedRun:
         lines = [line.strip() for line in self.log.read_text().splitlines() if line.strip()]
         return " / ".join(lines[-4:])[:600]
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Add an event, with its time and the number of finished shards."""
         seconds = time.monotonic() - self._started
         self.events.append(f"{seconds:.1f} s, {committed(self._out)} done: {text}")
 
@@ -165,7 +166,7 @@ class DisturbedRun:
         """Wait for the time of a fault and inject it. If the run is over before, only note that."""
         if not (self._wait_until(lambda: self._is_possible(fault)) and self._wait_until(_after(fault.wait))):
             if self.driver.returncode == 0:
-                self._note(f"{fault.kind}: not injected, the run was over")
+                self.note(f"{fault.kind}: not injected, the run was over")
                 return
             self._restart_after_error()
         {
@@ -179,27 +180,27 @@ class DisturbedRun:
     def _kill_worker(self, fault: ProcessFault) -> None:
         workers = self.cluster.workers()
         if not workers:
-            self._note(f"{fault.kind}: not injected, no actor was running")
+            self.note(f"{fault.kind}: not injected, no actor was running")
             return
         worker = workers[-1] if fault.kind == "loading" else workers[int(fault.which * len(workers))]
         name = title(worker)
         with contextlib.suppress(Exception):
             worker.kill()
-        self._note(f"{fault.kind}: {name.removeprefix('ray::')}")
+        self.note(f"{fault.kind}: {name.removeprefix('ray::')}")
 
     def _kill_node(self, fault: ProcessFault) -> None:
         raylet = self.cluster.second_raylet()
         if raylet is None:
-            self._note("node: not injected, no second node was up")
+            self.note("node: not injected, no second node was up")
             return
         raylet.kill()
         self._join_at = None if fault.for_good else time.monotonic() + fault.pause
-        self._note("node: for good" if fault.for_good else f"node: another joins after {fault.pause:.1f} s")
+        self.note("node: for good" if fault.for_good else f"node: another joins after {fault.pause:.1f} s")
 
     def _kill_driver(self, fault: ProcessFault) -> None:
         self.driver.kill()
         self.driver.wait()
-        self._note(f"driver: started again after {fault.pause:.1f} s")
+        self.note(f"driver: started again after {fault.pause:.1f} s")
         time.sleep(fault.pause)
         self._start()
 
@@ -210,7 +211,7 @@ class DisturbedRun:
             self.driver.kill()
         self.cluster.kill()
         killed = time.monotonic()
-        self._note("cluster" + (" and driver" if fault.for_good else ""))
+        self.note("cluster" + (" and driver" if fault.for_good else ""))
         self.cluster = self._new_cluster()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.driver.wait(max(0.0, ORPHAN_SECONDS - (time.monotonic() - killed)))
@@ -220,7 +221,7 @@ class DisturbedRun:
             self.driver.kill()
             self.driver.wait()
         elif not fault.for_good:
-            self._note(f"the driver ended by itself with {code}: {self._last_lines()}")
+            self.note(f"the driver ended by itself with {code}: {self._last_lines()}")
             if code == 0 and committed(self._out) < SHARDS:
                 self.violations.append("exit code 0 without its cluster")
         self._start()
@@ -236,6 +237,11 @@ class DisturbedRun:
                 self.violations.append("the run does not finish")
                 return
             self._restart_after_error()
+
+    def run_again(self) -> None:
+        """Run the same command once more to its end, because the source has changed since it was started."""
+        self._start()
+        self.finish()
 
     def close(self) -> None:
         """Kill the driver if it still runs. The cluster stays and can be used again."""

@@ -1,4 +1,4 @@
-"""Rounds of chaos: runs into which process faults are injected leave the same files as an undisturbed run.
+"""Rounds of chaos: runs into which faults are injected leave the same files as an undisturbed run.
 
     python tests/end_to_end/proofs/chaos.py --rounds 25 --seed 0 --folder chaos
 
@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 from clusters import Cluster, clear, short_folder
 from process_faults import SHARDS, SLOW, DisturbedRun, draw_faults
 from runs import BOTH, differences, rows_of
+from source_faults import GrowingSource, OlderRun, draw_source_fault
 
 import jobs.label
 import jobs.shard
@@ -43,6 +44,8 @@ from pipeline.storage import Storage
 
 SAMPLES = 3
 SIDE = 96
+GROWTH = 1 + SAMPLES
+"""Samples that SRC has more when it has grown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class Round:
     Attributes:
         number: The number of the round.
         seed: The seed of all rounds.
-        faults: The kinds of the faults, as drawn.
+        faults: The kinds of the process faults, as drawn, and then that of the source.
         events: A line for each fault and its consequences.
         drivers: How many drivers were started.
         retried: Shards that were done by a second or later attempt.
@@ -88,15 +91,14 @@ class Arena:
 
     def __init__(self, folder: Path, clusters: Path, seed: int) -> None:
         self.seed, self._folder, self._clusters = seed, folder.resolve() / f"seed-{seed}", clusters
-        self.source, self.expected = self._folder / "tars", self._folder / "undisturbed"
+        self.source = self._folder / "tars"
+        self._growing = GrowingSource(self.source, self._folder / "original", self._folder / "added")
         self.rounds = self._folder / "rounds.jsonl"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._clear_earlier()
-        self._make_source()
-        # A run that was interrupted resumes, and a finished one has nothing left to do.
-        _run_checked(jobs.label.main, self.source, self.expected, "--no-ray", *SLOW, *BOTH)
-        self._keys = Counter(row["key"] for row in rows_of(self.expected))
-        assert self._keys.total() == SHARDS * SAMPLES
+        self._make_tars("original", range(SHARDS * SAMPLES), SAMPLES)
+        # When SRC grows, the first tar is replaced by one with another sample, and a tar is added.
+        self._make_tars("added", [*range(SAMPLES), *range(SHARDS * SAMPLES, SHARDS * SAMPLES + GROWTH)], SAMPLES + 1)
         self._cluster: Cluster | None = None
 
     def _clear_earlier(self) -> None:
@@ -106,18 +108,33 @@ class Arena:
             clear(Path(note.read_text()))
         note.write_text(str(self._clusters))
 
-    def _make_source(self) -> None:
-        if self.source.exists():
+    def _make_tars(self, name: str, numbers: Iterable[int], samples: int) -> None:
+        """Make a folder of tars, unless it exists. The last tar of `added` gets a new name."""
+        if (self._folder / name).exists():
             return
-        images, aside = self._folder / "images", self._folder / "tars.aside"
+        images, aside = self._folder / "images", self._folder / f"{name}.aside"
         for folder in (images, aside):
             shutil.rmtree(folder, ignore_errors=True)
         images.mkdir()
-        for number in range(SHARDS * SAMPLES):
+        for number in numbers:
             scene = generate_scene(1000 * self.seed + number, SIDE)
             Image.fromarray(scene.image).save(images / f"{number:04d}.png")
-        _run_checked(jobs.shard.main, images, aside, "--samples-per-shard", str(SAMPLES))
-        aside.rename(self.source)
+        _run_checked(jobs.shard.main, images, aside, "--samples-per-shard", str(samples))
+        if name == "added":
+            (aside / "000001.tar").rename(aside / "new.tar")
+        aside.rename(self._folder / name)
+
+    def _undisturbed(self, *, grown: bool) -> Path:
+        """Return OUT of an undisturbed run, and leave SRC as it was before it grew."""
+        out = self._folder / ("undisturbed-grown" if grown else "undisturbed")
+        self._growing.reset()
+        if grown:
+            self._growing.grow()
+        # A run that was interrupted resumes, and a finished one has nothing left to do.
+        _run_checked(jobs.label.main, self.source, out, "--no-ray", *SLOW, *BOTH)
+        assert len(rows_of(out)) == SHARDS * SAMPLES + (GROWTH if grown else 0)
+        self._growing.reset()
+        return out
 
     def finished(self) -> list[Round]:
         """Return the finished rounds. An incomplete line, of a process that was killed, is ignored."""
@@ -137,6 +154,10 @@ class Arena:
     def play(self, number: int) -> Round:
         """Play one round, from an empty OUT to its result."""
         faults = draw_faults(random.Random(f"{self.seed} {number}"))
+        rng = random.Random(f"{self.seed} {number} source")
+        source_fault = draw_source_fault(rng)
+        grows_after = rng.randrange(len(faults) + 1)
+        expected = self._undisturbed(grown=bool(source_fault))
         out = self._folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
@@ -145,16 +166,33 @@ class Arena:
             self._cluster = None
         started = time.monotonic()
         logs = self._folder / "logs" / str(number)
-        disturbed = DisturbedRun(self.source, out, folder=self._clusters, logs=logs, cluster=self._cluster)
-        with contextlib.closing(disturbed) as run:
-            for fault in faults:
+        with contextlib.ExitStack() as stack:
+            older = None
+            if source_fault == "older run":
+                log = self._folder / "older.log"
+                older = stack.enter_context(contextlib.closing(OlderRun(self.source, out, log, [*SLOW, *BOTH])))
+                self._growing.grow()
+            disturbed = DisturbedRun(self.source, out, folder=self._clusters, logs=logs, cluster=self._cluster)
+            run = stack.enter_context(contextlib.closing(disturbed))
+            for place, fault in enumerate(faults):
+                if source_fault == "source grows" and place == grows_after:
+                    self._growing.grow()
+                    run.note("the source grows")
                 run.inject(fault)
+            if source_fault == "source grows" and grows_after == len(faults):
+                self._growing.grow()
+                run.note("the source grows")
             run.finish()
+            if older is not None:
+                run.violations += filter(None, [older.finish()])
+                run.note("the older run has continued and ended")
+            if source_fault:
+                run.run_again()
             self._cluster = run.cluster
         seconds = time.monotonic() - started
         violations = [*run.violations, *(f"left behind: {name}" for name in run.left_behind())]
-        keys = Counter(row["key"] for row in rows_of(out))
-        unequal = differences(out, self.expected)
+        keys, expected_keys = (Counter(row["key"] for row in rows_of(folder)) for folder in (out, expected))
+        unequal = differences(out, expected)
         if unequal:
             shutil.copytree(out, self._folder / f"failed-{number}", dirs_exist_ok=True)
             violations.append(f"the files differ: {', '.join(unequal[:8])}")
@@ -164,14 +202,14 @@ class Arena:
         return Round(
             number=number,
             seed=self.seed,
-            faults=[fault.kind for fault in faults],
+            faults=[*(fault.kind for fault in faults), *filter(None, [source_fault])],
             events=run.events,
             drivers=run.drivers,
             retried=sum(commit.attempt > 1 for commit in read_commits(Storage(url=str(out))).values()),
             seconds=round(seconds, 1),
             rows=keys.total(),
-            lost=(self._keys - keys).total(),
-            duplicated=(keys - self._keys).total(),
+            lost=(expected_keys - keys).total(),
+            duplicated=(keys - expected_keys).total(),
             equal=not unequal,
             violations=violations,
         )
