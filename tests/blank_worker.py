@@ -85,13 +85,21 @@ class BlankWorker:
         return WorkerProgress(samples=0, waiting="")
 
 
-def blank_run(source: Path | str, out: Path | str, *, label: Mapping[str, Any] | None = None, **run: Any) -> RunSummary:
+def blank_run(
+    source: Path | str,
+    out: Path | str,
+    *,
+    label: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **run: Any,
+) -> RunSummary:
     """Run the driver in this process with a `BlankWorker`.
 
     Args:
         source: SRC.
         out: OUT.
         label: Settings of `LabelSettings`.
+        options: Options for the stores of SRC and OUT.
         run: Settings of `RunSettings`, or `worker_class`.
     """
     worker_class = run.pop("worker_class", BlankWorker)
@@ -101,13 +109,15 @@ def blank_run(source: Path | str, out: Path | str, *, label: Mapping[str, Any] |
         settings=LabelSettings(**({"samples_per_shard": 4} | dict(label or {}))),
         worker=WorkerSettings(device="cpu"),
         run=RunSettings(no_ray=True, **run),
+        source_options=options,
+        out_options=options,
         worker_class=worker_class,
     )
 
 
-def all_rows(out: Path | str) -> list[dict[str, Any]]:
+def all_rows(out: Path | str, options: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Return the rows of a run as its readers see them, without the column `mask`, sorted by shard and index."""
-    storage = Storage(url=str(out))
+    storage = Storage(url=str(out), options=options)
     shards = sorted(read_run_commits(storage, require_manifest(storage)).done)
     columns = [name for name in SCHEMA.names if name != "mask"]
     return [row for shard in shards for row in label_rows(storage, shard, columns)]

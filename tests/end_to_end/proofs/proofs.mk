@@ -1,5 +1,5 @@
 # The long proofs, started by `make proof NAME=…` from the root of the repository. docs/proofs.md says what each one shows.
-.PHONY: list ablation affinity chaos cluster full-size metrics outage photographs read-speed reliability scale soak suite training tune-baselines weights
+.PHONY: list ablation affinity chaos cluster full-size image-groups metrics outage photographs read-speed reliability scale soak source-changes suite training tune-baselines weights
 
 PROOFS := tests/end_to_end/proofs
 PYTEST := $(BIN)/python -m pytest -s
@@ -22,6 +22,9 @@ cluster: # Jobs and nodes that are killed, drained and added, and Ray's autoscal
 full-size: # One image through all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
 	$(PYTEST) -m full_size tests/end_to_end/test_full_size.py $(ARGS)
 
+image-groups: # The cost and the sizes of the groups of 1,000,000 image files
+	$(BIN)/python $(PROOFS)/image_groups.py $(ARGS)
+
 metrics: # Every panel of the Grafana dashboard has data in a real Prometheus
 	$(PYTEST) --must-run metrics tests/end_to_end/test_observed.py $(ARGS)
 
@@ -42,6 +45,9 @@ scale: # The driver's costs with 20,000 shards on 100 sleeping actors, and of a 
 
 soak: # An hour of labelling with flat memory, open files and threads
 	$(BIN)/python $(PROOFS)/soak.py --minutes 60 --folder soak $(ARGS)
+
+source-changes: # Twenty random changes of a folder, and 300 pairs of interleaved runs, end like a fresh run (ten minutes)
+	$(BIN)/python $(PROOFS)/source_changes.py $(ARGS)
 
 suite: # The whole test suite, five times by itself and three times beside two busy processes
 	$(BIN)/python $(PROOFS)/suite.py $(ARGS)
