@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+from pipeline.errors import RunTakenOver
 from pipeline.executor.protocol import Job, WorkerProgress, WorkerReport
 from pipeline.output.commit import Commit, write_commit
 from pipeline.output.manifest import versions
@@ -62,6 +63,8 @@ class Sleeper:
             raise ShardError(shard.url, "this is not a tar")
         if kind == "device":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if kind == "overtaken":
+            raise RunTakenOver("another run with a newer listing of SRC has taken over OUT")
         if kind == "meet":
             self.meet(shard.name)
         if kind == "sleeps":

@@ -13,7 +13,7 @@ import doubles
 import pytest
 import ray
 
-from pipeline.errors import RunFailed, RunRefused
+from pipeline.errors import RunFailed, RunRefused, RunTakenOver
 from pipeline.executor.driver import RunSummary, label_run
 from pipeline.output.commit import read_commits
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
@@ -53,6 +53,13 @@ def test_a_shard_that_kills_its_worker_fails_after_three_attempts_and_harms_no_o
         "memory": True,
         "broken": False,
     }
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_stops_when_another_one_has_taken_over_its_out(tmp_path: Path) -> None:
+    with pytest.raises(RunTakenOver, match="newer listing"):
+        run(tmp_path / "out", "overtaken,sleeps-{0..3}")
+    assert read_commits(Storage(url=str(tmp_path / "out"))) == {}  # and no shard is recorded as failed
 
 
 @pytest.mark.usefixtures("local_ray")
