@@ -25,7 +25,7 @@ from rich.console import Console
 
 from diffseg.settings import PRESETS, Preset, StageName, thresholds
 from jobs.common import OK, SOME_FAILED, guarded, storage_options
-from jobs.printing import CleanConsole, counts_table, print_json, print_line
+from jobs.printing import BROKEN_ADVICE, CleanConsole, counts_table, print_json, print_line
 from pipeline.executor.logs import log_json
 from pipeline.readers.left_out import left_out_lines
 from pipeline.readers.names import parse_names
@@ -177,7 +177,7 @@ def _print(console: Console, summary: RunSummary) -> None:
     for node, reason in summary.set_aside.items():
         print_line(console, f"node {node} was set aside: {reason}", "yellow")
     for name, status in summary.broken.items():
-        print_line(console, f"{status}: {name}: only a part of this shard could be read", "red")
+        print_line(console, f"{status}: {name}: {BROKEN_ADVICE}", "red")
     for name, error in summary.failed.items():
         print_line(console, f"failed: {name}: {error}", "red")
 

@@ -21,6 +21,9 @@ from jobs.streams import clean, discard_output, print_text
 _PLAIN = str.maketrans({"→": "->", "…": "...", "×": "x", "±": "+-", "–": "-", "−": "-", "’": "'"})
 """ASCII for characters of this program's own texts."""
 
+BROKEN_ADVICE = "only a part of this shard could be read; once the file is whole, the same command labels it again"
+"""What is said about a truncated or damaged shard."""
+
 
 class CleanConsole(Console):
     """A console that cleans every text, and that goes on silently when nobody reads its output any more.

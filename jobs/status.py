@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed
-from jobs.printing import CleanConsole, counts_table, print_json, print_line
+from jobs.printing import BROKEN_ADVICE, CleanConsole, counts_table, print_json, print_line
 from jobs.run_flags import RunFlags
 from pipeline.executor.progress_file import ProgressReport, read_progress
 from pipeline.output.commit import Commit, LabelShard, totals
@@ -103,7 +103,7 @@ def _print_shards(console: Console, facts: Mapping[str, Any]) -> None:
             shown = ", ".join(names[:SHARDS_SHOWN]) + (", …" if len(names) > SHARDS_SHOWN else "")
             print_line(console, f"{len(names)} shards {text}: {shown}", "yellow")
     for name, status in facts["broken"].items():
-        print_line(console, f"{status}: {name}: only a part of this shard could be read", "red")
+        print_line(console, f"{status}: {name}: {BROKEN_ADVICE}", "red")
     for name, error in facts["failed"].items():
         print_line(console, f"failed: {name}: {error}", "red")
 

@@ -65,10 +65,8 @@ class Finish:
         """Label the shards again whose rows another run has overwritten. Returns the records of OUT."""
         recorder = self.recorder
         for _ in range(MAX_ROUNDS):
-            expected = {name.shard for name in recorder.plan.done} | {shard.name for shard in recorder.plan.todo}
-            undone, records = check_records(
-                recorder.job.out, self._listing(), manifest.fingerprint, expected - recorder.failed.keys()
-            )
+            expected = {name.shard: name.path for name in recorder.plan.done} | recorder.committed
+            undone, records = check_records(recorder.job.out, self._listing(), manifest.fingerprint, expected)
             if not undone:
                 return records
             names = ", ".join(sorted(undone)[:5])
@@ -90,9 +88,8 @@ class Finish:
 
     def _is_complete(self) -> bool:
         """Return True if every shard of SRC is done."""
-        plan = self.recorder.plan
-        names = {name.shard for name in plan.done} | {shard.name for shard in plan.todo}
-        return not self.recorder.failed and not plan.failures and names >= self.recorder.listing.inputs.keys()
+        done = {name.shard for name in self.recorder.plan.done} | self.recorder.committed.keys()
+        return done >= self.recorder.listing.inputs.keys()
 
     def _may_reduce(self) -> bool:
         """Return True if gone groups of image files are to be reduced to the rows of the files that are gone."""

@@ -36,7 +36,7 @@ MAX_NOTES = 20
 
 @dataclass(kw_only=True)
 class RunRecorder:
-    """The `Recorder` of a run. It keeps totals instead of records, because a run may have millions of shards.
+    """The `Recorder` of a run. It keeps totals and paths instead of records, because a run may have millions of shards.
 
     Use it as a context manager, so that progress.json and the metrics say when the run is over.
 
@@ -53,6 +53,7 @@ class RunRecorder:
         counts: Rows by status that this run has committed.
         seconds: Seconds by step of the shards that this run has committed.
         failed: Errors of the shards that failed in all their attempts, by name.
+        committed: Path of the record of each shard that this run has committed, by name.
         inputs_read: Inputs that a worker has read instead of the listed ones, because the file changed in between, by
             shard name.
         broken: The status "truncated" or "damaged" of each shard of which only a part could be read, by name.
@@ -72,6 +73,7 @@ class RunRecorder:
     counts: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)
+    committed: dict[str, str] = field(default_factory=dict)
     inputs_read: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     has_relabelled: bool = False
@@ -128,6 +130,7 @@ class RunRecorder:
         self.plan.done = [name for name in self.plan.done if name.shard not in shards]
         for shard in shards:
             self.broken.pop(shard, None)
+            self.committed.pop(shard, None)
         self.has_relabelled = True
 
     def shard_committed(self, commit: Commit) -> None:
@@ -135,6 +138,7 @@ class RunRecorder:
         self.seconds.update(commit.seconds)
         if commit.notes and len(self.notes) < MAX_NOTES:
             self.notes[commit.shard] = "; ".join(commit.notes)
+        self.committed[commit.shard] = commit.path
         self.broken.pop(commit.shard, None)
         if commit.broken:
             self.broken[commit.shard] = commit.broken

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.output.commit import FAILURES, Commit, CommitName, read_records
@@ -48,7 +48,7 @@ class GoneShards:
 
 
 def check_records(
-    out: Storage, listing: Listing, fingerprint: str, expected: Iterable[str]
+    out: Storage, listing: Listing, fingerprint: str, expected: Mapping[str, str]
 ) -> tuple[set[str], SortedRecords]:
     """Find the shards that this run holds for done and whose rows do not count, and delete their records.
 
@@ -59,14 +59,18 @@ def check_records(
         out: OUT.
         listing: The listing of the run.
         fingerprint: Fingerprint of the run.
-        expected: Names of the shards that earlier runs or this run have labelled.
+        expected: Path of the record of each shard that earlier runs or this run have labelled, by name.
 
     Returns:
         The names of those shards, and the records as they were before.
     """
     records = list_records(out, fingerprint, listing)
     damaged = _damaged_shards(out, records)
-    undone = {shard for shard in expected if shard not in records.done or shard in damaged}
+    # The listing of a store may lag behind, so a record that it does not name is read.
+    unlisted = {shard: path for shard, path in expected.items() if not records.of(shard)}
+    present = read_records(out, list(unlisted.values()))
+    undone = {shard for shard in expected if shard not in records.done and unlisted.get(shard) not in present}
+    undone |= damaged & expected.keys()
     for shard in undone | damaged:
         for name in records.of(shard):
             out.delete(name.path)

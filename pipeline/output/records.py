@@ -78,7 +78,12 @@ def sort_records(paths: Iterable[str], fingerprint: str, listing: Listing | None
 
 def list_records(out: Storage, fingerprint: str, listing: Listing | None) -> SortedRecords:
     """List the records of OUT and sort them. An empty file is no record."""
-    return sort_records((path for path, size in out.files(FOLDER) if size), fingerprint, listing)
+    paths = [path for path, size in out.files(FOLDER) if size]
+    records = sort_records(paths, fingerprint, listing)
+    doubled = [name.path for names in records.doubled.values() for name in names]
+    # The listing of a store may lag behind, and still name a record that was deleted.
+    deleted = {path for path, data in zip(doubled, out.read_small(doubled), strict=True) if data is None}
+    return sort_records((path for path in paths if path not in deleted), fingerprint, listing) if deleted else records
 
 
 class RunCommits(NamedTuple):

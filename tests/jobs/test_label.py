@@ -1,11 +1,17 @@
-"""Tests of the command line of `diffseg label`: the settings that its flags result in."""
+"""Tests of the command line of `diffseg label`: settings that its flags result in, its summary and its exit code."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
+from blank_worker import BlankWorker
+from changing_source import write_tar
 
 from diffseg.settings import PRESETS, settings_of
 from jobs.label import main, parse
+from pipeline.executor.driver import label_run
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
 
@@ -50,3 +56,31 @@ def test_wrong_usage_exits_with_2(wrong: list[str], capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit, match="2"):
         main([*(["in", "out"] if wrong else []), *wrong])
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_summary_names_broken_and_removed_shards_and_the_exit_code_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.executor.driver.label_run", partial(label_run, worker_class=BlankWorker))
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in "ab":
+        write_tar(source / f"{name}.tar", "0123456789" * 3)
+    whole = (source / "a.tar").read_bytes()
+    (source / "a.tar").write_bytes(whole[: 20 * 1024])
+
+    def run(*flags: str) -> tuple[int, str]:
+        code = main([str(source), str(out), "--no-ray", *flags])
+        return code, " ".join(capsys.readouterr().out.split())
+
+    for _ in range(2):
+        code, text = run("--allowed-failures", "1")
+        assert (code, "truncated: a: only a part of this shard could be read" in text) == (0, True)
+        assert run()[0] == 1
+    (source / "b.tar").unlink()
+    (source / "a.tar").write_bytes(whole)
+    code, text = run("--keep-removed", "--allowed-failures", "1")
+    assert "kept 1 shards with 30 rows that are no longer in SRC: b (--keep-removed)" in text
+    code, text = run("--allowed-failures", "1")
+    assert code == 0
+    assert "removed 1 shards with 30 rows that are no longer in SRC: b" in text
+    assert "truncated" not in text

@@ -180,6 +180,36 @@ def test_nothing_is_removed_while_a_shard_of_the_source_has_failed(tmp_path: Pat
     assert list((out / "failures").iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["images", "tars"])
+def test_nothing_is_removed_while_a_place_of_the_source_cannot_be_listed(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out, disk = tmp_path / "in", tmp_path / "out", tmp_path / "disk"
+    if kind == "images":
+        write_images(source, "a.png", "b.png")
+        write_images(disk, "c.png", "d.png")
+    else:
+        write_tar(source / "a.tar", "ab")
+        write_tar(disk / "b.tar", "cd")
+    (source / "disk").symlink_to(disk)
+    blank_run(source, out)
+    before = keys_of(all_rows(out))
+    disk.rename(tmp_path / "not mounted")
+    summary = blank_run(source, out)
+    assert summary.gone is not None
+    assert not summary.gone.removed
+    assert "SRC could not be listed completely" in summary.gone.reason
+    assert f"{source}/disk" in summary.gone.reason
+    assert set(keys_of(file_rows(out))) == set(before)
+    # Rows of tars still count. A group of images may have lost only some of its files, whose rows are in a new group.
+    assert keys_of(all_rows(out)) == (before if kind == "tars" else ["a.png", "b.png"])
+    _, facts = status(out, capsys)
+    assert (facts["source_changes"]["gone"], "disk" in facts["source_changes"]["unknown"]) == ([], True)
+    (tmp_path / "not mounted").rename(disk)
+    assert blank_run(source, out).images == 0
+    assert keys_of(all_rows(out)) == keys_of(file_rows(out)) == before
+
+
 def test_a_truncated_tar_is_named_every_time_and_labelled_again_when_it_is_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

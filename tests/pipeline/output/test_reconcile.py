@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -70,13 +71,35 @@ def files(out: Storage, *folders: str) -> list[str]:
     return [path for folder in folders for path, _ in out.files(folder)]
 
 
+EXPECTED = {name: f"commits/{name}.{tag(name)}.0-of-1.json" for name in "ab"}
+
+
 def undone(out: Storage) -> set[str]:
-    return check_records(out, LISTING, "f", ["a", "b"])[0]
+    return check_records(out, LISTING, "f", EXPECTED)[0]
 
 
 def test_whole_shards_are_done(out: Storage) -> None:
     assert undone(out) == set()
     assert len(files(out, "commits")) == 2
+
+
+class Lagging(Storage):
+    """A store whose listings still show an earlier state of the commit records."""
+
+    listed: ClassVar[list[tuple[str, int]]] = []
+
+    def files(self, prefix: str = "", *, depth: int | None = None) -> list[tuple[str, int]]:
+        return self.listed if prefix == "commits" else super().files(prefix, depth=depth)
+
+
+def test_a_listing_that_lags_behind_makes_no_shard_undone(out: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    lagging = Lagging(url=out.url)
+    assert undone(lagging) == set()  # it shows no record yet
+    label(out, "a", "2")  # it still shows a record that was deleted
+    monkeypatch.setattr(Lagging, "listed", out.files("commits"))
+    out.delete(f"commits/a.{tag('a', '2')}.0-of-1.json")
+    label(out, "a")
+    assert undone(lagging) == set()
 
 
 def test_shards_that_were_undone_are_found(out: Storage) -> None:
