@@ -1,4 +1,4 @@
-"""The commands as scripts use them: exit codes, JSON, what a second run does, and that no secret shows anywhere."""
+"""The commands as scripts use them: exit codes, JSON, second runs, and no secret in their output."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SECRET = "s3cr3t-w0rd"
 
 
 def warm(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """`python -m` with these words, to its end."""
+    """Run `python -m` with these words to its end."""
     return WarmCommand(*words, variables=environment()).wait(DEADLINE)
 
 
 @pytest.fixture
 def run(labelled: Path, tmp_path: Path) -> Path:
-    """A copy of a whole run, to be changed."""
+    """Return a copy of a complete run, which a test may change."""
     return Path(shutil.copytree(labelled, tmp_path / "run"))
 
 
-def test_shard_status_and_verify_speak_json(scene_folder: Path, run: Path, tmp_path: Path) -> None:
+def test_shard_status_and_verify_print_json(scene_folder: Path, run: Path, tmp_path: Path) -> None:
     packed = warm("jobs.shard", scene_folder, tmp_path / "tars", "--samples-per-shard", "8", "--json")
     assert (packed.returncode, json.loads(packed.stdout)["shards"]) == (0, 3)
     assert len(list((tmp_path / "tars").glob("*.tar"))) == 3
@@ -57,25 +57,25 @@ def test_shard_status_and_verify_speak_json(scene_folder: Path, run: Path, tmp_p
     assert json.loads(checked.stdout) == {"shards": 5, "rows": 20, "files": 10} | nothing
 
 
-def test_verify_names_what_is_damaged_and_status_what_is_missing(run: Path) -> None:
+def test_verify_names_damaged_files_and_status_missing_shards(run: Path) -> None:
     damaged = run / "labels" / "000001.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-9] + b"X" + damaged.read_bytes()[-8:])
     (run / "webdataset" / "000002.tar").unlink()
     record_of(run, "000004").unlink()
     checked = warm("jobs.verify", run, "--json")
-    found = json.loads(checked.stdout)
+    report = json.loads(checked.stdout)
     assert checked.returncode == 1
-    assert [(shard, *(line.partition(";")[0] for line in lines)) for shard, lines in found["problems"].items()] == [
+    assert [(shard, *(line.partition(";")[0] for line in lines)) for shard, lines in report["problems"].items()] == [
         ("000001", "labels/000001.parquet: the content differs from what was committed (sha256)"),
         ("000002", "webdataset/000002.tar: missing"),
     ]
-    # The files of the shard without a record are there, but nothing vouches for them.
-    assert (found["missing"], found["stray"]) == (1, ["labels/000004.parquet", "webdataset/000004.tar"])
+    # Without a record, the files of a shard do not count.
+    assert (report["missing"], report["stray"]) == (1, ["labels/000004.parquet", "webdataset/000004.tar"])
     status = warm("jobs.status", run, "--json")
     assert (status.returncode, json.loads(status.stdout)["missing"]) == (1, 1)
 
 
-def test_only_the_shard_whose_commit_is_gone_is_done_again(
+def test_only_the_shard_without_a_commit_record_is_labelled_again(
     scene_tars: Path, run: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record_of(run, "000003").unlink()
@@ -91,7 +91,7 @@ def test_only_the_shard_whose_commit_is_gone_is_done_again(
     assert differences(run, labelled) == []
 
 
-def test_grown_sources_are_labelled_further(
+def test_new_shards_of_a_source_are_labelled(
     scene_tars: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
@@ -104,7 +104,7 @@ def test_grown_sources_are_labelled_further(
     assert differences(out, labelled) == ["run.json"]  # which names the source
 
 
-def test_a_grown_folder_of_images_redoes_only_the_groups_that_changed(
+def test_new_images_in_a_folder_relabel_only_the_groups_that_changed(
     scene_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
@@ -122,7 +122,7 @@ def test_a_grown_folder_of_images_redoes_only_the_groups_that_changed(
     assert sorted(row["key"] for row in rows_of(out)) == [path.name for path in images[:7]]
 
 
-def test_other_settings_are_refused_with_both_values_until_overwrite(scene_tars: Path, run: Path) -> None:
+def test_other_settings_are_refused_with_both_values_without_overwrite(scene_tars: Path, run: Path) -> None:
     line = ["jobs.cli", "label", scene_tars, run, *FAST, "--no-ray", "--tau", "0.07", "--fit", "letterbox"]
     before = {path: path.read_bytes() for path in run.rglob("*.*")}
     refused = warm(*line)
@@ -138,7 +138,7 @@ def test_other_settings_are_refused_with_both_values_until_overwrite(scene_tars:
     shards = [f"{number:06d}" for number in range(5)]
     records = {record_of(run, s).relative_to(run).as_posix() for s in shards}
     expected = records | {f"labels/{s}.parquet" for s in shards} | {"run.json", "progress.json"}
-    assert names == expected  # without the tars, which were not asked for this time
+    assert names == expected  # without the tars, which the second run does not write
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_other_settings_are_refused_with_both_values_until_overwrite(scene_tars:
         (["jobs.cli", "lable"], "no command 'lable'"),
     ],
 )
-def test_what_a_user_can_mend_is_told_in_a_line_and_ends_with_2(
+def test_errors_that_a_user_can_correct_are_one_line_and_exit_code_2(
     line: list[str], says: str, scene_tars: Path, tmp_path: Path
 ) -> None:
     places = {"SRC": str(scene_tars), "OUT": str(tmp_path / "out")}
@@ -165,23 +165,21 @@ def test_what_a_user_can_mend_is_told_in_a_line_and_ends_with_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_driver_of_actors_needs_neither_torch_nor_diffusers() -> None:
-    """Seconds until a refusal, and hundreds of megabytes on the head node of a cluster."""
+def test_the_driver_of_actors_imports_neither_torch_nor_diffusers() -> None:
+    """They would cost seconds before a refusal, and hundreds of megabytes on the head node of a cluster."""
     code = "import sys, pipeline.executor.driver; sys.exit(' '.join({'torch', 'diffusers'} & set(sys.modules)) or 0)"
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=DEADLINE, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_checkpoint_that_is_not_there_is_named(
-    scene_tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_checkpoint_is_named(scene_tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert label(scene_tars, tmp_path / "out", "--no-ray", "--model", "/no/such/model") == 2
     assert "/no/such/model" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_fault_that_nobody_foresaw_shows_its_place_but_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_error_shows_its_traceback_but_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
     def fault() -> int:
         raise KeyError(f"https://me:{SECRET}@host/x.tar?signature={SECRET}")
 
@@ -193,7 +191,7 @@ def test_a_fault_that_nobody_foresaw_shows_its_place_but_no_secret(capsys: pytes
 
 
 class _Guarded(http.server.SimpleHTTPRequestHandler):
-    """Files for those who know the password, the signature and the header."""
+    """A handler that serves files to clients with the password, the signature and the header."""
 
     def do_GET(self) -> None:
         expected = base64.b64encode(f"me:{SECRET}".encode()).decode()
@@ -221,7 +219,7 @@ def server(scene_tars: Path) -> Iterator[int]:
 
 
 def test_no_secret_of_a_url_or_of_options_is_shown_or_written(server: int, labelled: Path, tmp_path: Path) -> None:
-    """One of the six shards is not there, so that there are errors to tell as well."""
+    """One of the six shards is missing, so the run prints errors, too."""
     source = f"http://me:{SECRET}@127.0.0.1:{server}/{{000000..000005}}.tar?signature={SECRET}"
     options = json.dumps({"headers": {"X-Token": SECRET}})
     line = ["jobs.label", source, tmp_path / "out", *FAST, *BOTH, "--no-ray", "--storage-options", options]
@@ -240,5 +238,5 @@ def test_no_secret_of_a_url_or_of_options_is_shown_or_written(server: int, label
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 5 + 5 + 6 + 3, "labels, tars, records and failures; run.json, progress.json and the listing"
     assert not any(SECRET.encode() in path.read_bytes() for path in files)
-    # A process of its own, over HTTP, left the bytes of the run in this process from files.
+    # The labels of the run over HTTP, in another process, equal those of the run from files in this process.
     assert label_differences(tmp_path / "out", labelled) == []

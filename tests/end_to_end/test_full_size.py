@@ -1,4 +1,4 @@
-"""A checkpoint of the size of Stable Diffusion 1.5, with random weights: does one image pass, in how much memory?
+"""One image through a checkpoint of the size of Stable Diffusion 1.5 with random weights: time and memory.
 
 It writes 2 GB and needs 8 GB of memory, so only `make proof NAME=full-size` runs it.
 """
@@ -20,7 +20,7 @@ from jobs.benchmarks.models import SD15_UNET, SD15_VAE
 
 pytestmark = pytest.mark.full_size
 
-# In a process of its own, so that its peak of memory is that of labelling alone.
+# Runs in another process, whose peak memory is that of labelling alone.
 LABEL = """
 import json, resource, sys, time
 from pathlib import Path
@@ -43,20 +43,20 @@ clear_refs = Path("/proc/self/clear_refs")
 if clear_refs.exists():
     clear_refs.write_text("5")  # the peak of what follows alone
 image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-found = segmenter(image)
+segmentation = segmenter(image)
 labelled = time.perf_counter()
 labelling = peak_bytes()
-np.save(sys.argv[2], found.labels)
+np.save(sys.argv[2], segmentation.labels)
 parts = (segmenter.backbone.checkpoint.unet, segmenter.backbone.checkpoint.vae)
 parameters = sum(p.numel() for part in parts for p in part.parameters())
 print(json.dumps({"parameters": parameters, "load": loaded - started, "label": labelled - loaded,
-                  "segments": len(found.segments), "loading": loading, "labelling": labelling}))
+                  "segments": len(segmentation.segments), "loading": loading, "labelling": labelling}))
 """
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """SD 1.5's own configuration of UNet and VAE, in float16 files, without a text encoder."""
+    """Write a checkpoint with the UNet and VAE of SD 1.5 as float16 files, without a text encoder."""
     torch.manual_seed(0)
     for part, model_class, config in (("unet", UNet2DConditionModel, SD15_UNET), ("vae", AutoencoderKL, SD15_VAE)):
         model_class(**config).half().save_pretrained(tmp_path / part)
@@ -71,16 +71,16 @@ def test_one_image_at_512_pixels(folder: Path, tmp_path: Path, capsys: pytest.Ca
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
+    measured = json.loads(done.stdout.splitlines()[-1])
     with capsys.disabled():
         print(
-            f"\nSD 1.5 size, {figures['parameters'] / 1e9:.2f} G parameters, one 512 px image in float32: loading "
-            f"{figures['load']:.0f} s, labelling {figures['label']:.0f} s; peak memory "
-            f"{figures['loading'] / 1e9:.2f} GB while loading, {figures['labelling'] / 1e9:.2f} GB while labelling, "
-            f"of which weights {figures['parameters'] * 4 / 1e9:.2f} GB"
+            f"\nSD 1.5 size, {measured['parameters'] / 1e9:.2f} G parameters, one 512 px image in float32: loading "
+            f"{measured['load']:.0f} s, labelling {measured['label']:.0f} s; peak memory "
+            f"{measured['loading'] / 1e9:.2f} GB while loading, {measured['labelling'] / 1e9:.2f} GB while labelling, "
+            f"of which weights {measured['parameters'] * 4 / 1e9:.2f} GB"
         )
-    found = np.load(labels)
-    assert found.shape == (480, 640)
-    assert np.array_equal(np.unique(found), np.arange(figures["segments"]))
-    assert figures["parameters"] > 0.85e9
-    assert figures["labelling"] - 4 * figures["parameters"] < 2e9
+    label_map = np.load(labels)
+    assert label_map.shape == (480, 640)
+    assert np.array_equal(np.unique(label_map), np.arange(measured["segments"]))
+    assert measured["parameters"] > 0.85e9
+    assert measured["labelling"] - 4 * measured["parameters"] < 2e9

@@ -1,9 +1,9 @@
-"""A short run of the fuzzer; `make fuzz` is the long one."""
+"""A short run of the fuzzer. `make fuzz` is a long one."""
 
 from __future__ import annotations
 
 from fuzz import fuzz
 
 
-def test_hostile_shards_cost_their_own_rows_and_nothing_else() -> None:
+def test_hostile_shards_affect_only_their_own_rows() -> None:
     assert fuzz(cases=60, seed=1, heavy=False) == 0

@@ -1,4 +1,4 @@
-"""One shard with everything that goes wrong in data sets, between good samples: each costs its own row and no more."""
+"""A shard of all that goes wrong in data sets, between good samples: each bad sample affects only its own row."""
 
 from __future__ import annotations
 
@@ -21,14 +21,23 @@ from webdataset import tariterators
 
 @dataclass(frozen=True)
 class Case:
-    """A sample as it is stored, and the row that it must get: good is the scene whose mask is due."""
+    """A stored sample, and its expected row.
 
-    name: str  # in a tar: of the member
+    Attributes:
+        name: File name, in a tar that of the member.
+        data: Content; None for a null.
+        status: Status of the row.
+        error: A part of the error of the row.
+        good: The scene whose mask the row must have; "" if it must have none.
+        key: Key of the row; None means `name`.
+    """
+
+    name: str
     data: bytes | None
     status: str
-    error: str = ""  # a part of the message
+    error: str = ""
     good: str = ""
-    key: str | None = None  # of the row; else the name
+    key: str | None = None
 
 
 def png(mode: str, width: int, height: int) -> bytes:
@@ -49,7 +58,7 @@ def bad_images(photograph: bytes) -> list[Case]:
 
 
 def good_between(cases: list[Case], scenes: dict[str, bytes]) -> list[Case]:
-    """A good sample before each case and one at the end."""
+    """Return the cases with a good sample before each of them and one at the end."""
     mixed = []
     for number, case in enumerate([*cases, None]):
         name = sorted(scenes)[number % len(scenes)]
@@ -61,7 +70,7 @@ def good_between(cases: list[Case], scenes: dict[str, bytes]) -> list[Case]:
 
 @pytest.fixture(scope="module")
 def scenes(scene_folder: Path) -> dict[str, bytes]:
-    """The images of the `labelled` run, by their keys there."""
+    """Return the images of the `labelled` run by their keys."""
     paths = [path for path in scene_folder.rglob("*") if path.is_file()]
     return {path.relative_to(scene_folder).with_suffix("").as_posix(): path.read_bytes() for path in paths}
 
@@ -82,7 +91,7 @@ def make_tar(folder: Path, scenes: dict[str, bytes], outside: Path) -> list[Case
         ],
         scenes,
     )
-    # The second image of "two", right behind the first.
+    # The second image of "two" follows the first.
     place = next(i for i, case in enumerate(cases) if case.name == "two.jpg") + 1
     members = [*cases[:place], Case("two.png", scenes["a/001"], ""), *cases[place:]]
     cases.append(Case("last.jpg", jpg, "truncated", "cannot be read beyond"))
@@ -136,7 +145,7 @@ def make_parquet(folder: Path, scenes: dict[str, bytes], outside: Path) -> list[
 
 
 @pytest.mark.parametrize("make", [make_tar, make_folder, make_parquet])
-def test_each_bad_sample_is_one_row_and_each_good_one_is_right(
+def test_each_bad_sample_affects_only_its_row(
     make: Callable[[Path, dict[str, bytes], Path], list[Case]],
     scenes: dict[str, bytes],
     labelled: Path,
@@ -151,7 +160,7 @@ def test_each_bad_sample_is_one_row_and_each_good_one_is_right(
     failures = sum(case.status != "ok" for case in cases) / len(cases)
     flags = ("--no-ray", "--include-image", *BOTH)
     assert label(source, out, *flags, "--allowed-failures", str(failures + 0.001)) == 0
-    # The same command is stricter now, and what is done already counts for it.
+    # With a lower limit, the same command counts the failures of the earlier run.
     assert label(source, out, *flags, "--allowed-failures", str(failures - 0.001)) == 1
     assert "Traceback" not in capfd.readouterr().err
 
@@ -167,15 +176,15 @@ def test_each_bad_sample_is_one_row_and_each_good_one_is_right(
         if case.good:
             assert np.array_equal(masks[row["key"]], expected[case.good]), row["key"]
 
-    left = {path for path in tmp_path.rglob("*") if not path.is_dir()} - before
-    places = {path.relative_to(out).parts[0] for path in left}
+    written = {path for path in tmp_path.rglob("*") if not path.is_dir()} - before
+    places = {path.relative_to(out).parts[0] for path in written}
     assert places == {"labels", "webdataset", "commits", "run.json", "progress.json"}
-    assert len(left) == 5
+    assert len(written) == 5
     assert_tar_holds(rows, out, tmp_path / "unpacked")
 
 
 def assert_tar_holds(rows: list[dict], out: Path, unpacked: Path) -> None:
-    """webdataset gives every row of the one shard, and unpacking its tar leaves no folder but its own."""
+    """Check that webdataset reads each row of the shard, and that extracting its tar writes nothing elsewhere."""
     (path,) = (out / "webdataset").iterdir()
     with path.open("rb") as file:
         members = tariterators.tar_file_expander([{"url": str(path), "stream": file}])

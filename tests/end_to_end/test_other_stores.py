@@ -1,4 +1,4 @@
-"""From bucket to bucket on Google's and Azure's stores, where their emulators are installed: the tree is the same."""
+"""Runs from bucket to bucket on Google's and Azure's stores, where their emulators are installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jobs.verify
 
 
 @pytest.mark.parametrize("make", [google_store, azure_store])
-# Of a client's own making: adlfs gives aiohttp the bytes of a body, and clients are closed when they are collected.
+# The clients cause these: adlfs gives aiohttp the bytes of a body, and closes its clients when they are collected.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_from_bucket_to_bucket(make, request, tmp_path):
     with contextlib.ExitStack() as after:
@@ -22,7 +22,9 @@ def test_from_bucket_to_bucket(make, request, tmp_path):
             store = after.enter_context(make())
         except Missing as missing:
             pytest.skip(str(missing))
-        scene_tars, labelled = map(request.getfixturevalue, ("scene_tars", "labelled"))  # made if not skipped
+        scene_tars, labelled = map(
+            request.getfixturevalue, ("scene_tars", "labelled")
+        )  # only if the test is not skipped
         store.upload(scene_tars, "photographs", "in/tars")
         flags = ("--no-ray", *BOTH, "--storage-options", json.dumps(store.options))
         source, out = (f"{store.scheme}://{place}" for place in ("photographs/in/tars", "labels/out/run"))

@@ -1,4 +1,4 @@
-"""What goes from process to process: little, and a store is reached from wherever it is asked."""
+"""Little data passes between processes, and each process can use a store."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ if __name__ == "__main__":
     use(sys.argv[2])
     with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
         pool.map_async(use, [sys.argv[2]] * 2).get(120)
-        # Not after a fork: a child that lets go of connections takes them from its parent, whose next request is made
-        # again at its deadline, a minute later.
+        # Not after a fork: a child that closes its connections closes them for the parent, whose next request would be
+        # retried only at its deadline, a minute later.
         if sys.argv[1] == "spawn":
             use(sys.argv[2])
 """
 
 
 @pytest.mark.parametrize("how", ["fork", "spawn"])
-def test_a_store_that_was_used_is_used_in_child_processes_as_well(
+def test_a_store_can_be_used_in_child_processes_of_a_process_that_used_it(
     how: str, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     script = tmp_path / "uses.py"
@@ -60,46 +60,46 @@ def test_a_store_that_was_used_is_used_in_child_processes_as_well(
     )
     assert done.returncode == 0, done.stderr
     assert "MainProcess" in str(object_store.keys(LABELS, tmp_path.name))
-    assert len(object_store.keys(LABELS, tmp_path.name)) > 1, "a child has written"
+    assert len(object_store.keys(LABELS, tmp_path.name)) > 1, "a child wrote a file"
 
 
-class Weighed(LabelWorker):
-    """Notes the size of all that a driver sends to it and gets from it: with actors, what passes through Ray."""
+class MeasuredWorker(LabelWorker):
+    """A worker that records the pickled size of everything that would pass between it and the driver through Ray."""
 
     sizes: ClassVar[dict[str, list[int]]] = {}
 
     def load(self, job: Job) -> WorkerReport:
         report = super().load(job)
-        self.note("job", job)
-        self.note("report", report)
+        self.record("job", job)
+        self.record("report", report)
         return report
 
     def label(self, shard: Shard, attempt: int) -> Commit:
         commit = super().label(shard, attempt)
-        self.note("shard", shard)
-        self.note("commit", commit)
-        self.note("progress", self.progress())
+        self.record("shard", shard)
+        self.record("commit", commit)
+        self.record("progress", self.progress())
         return commit
 
-    def note(self, name: str, value: object) -> None:
+    def record(self, name: str, value: object) -> None:
         self.sizes.setdefault(name, []).append(len(pickle.dumps(value)))
 
 
-@pytest.mark.parametrize(("kind", "most"), [("tars", 500), ("images", 1000)])
+@pytest.mark.parametrize(("kind", "max_bytes"), [("tars", 500), ("images", 1000)])
 def test_no_pixels_pass_through_ray(
-    kind: str, most: int, scene_tars: Path, scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, max_bytes: int, scene_tars: Path, scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Weighed, "sizes", {})
+    monkeypatch.setattr(MeasuredWorker, "sizes", {})
     label_run(
         str(scene_tars if kind == "tars" else scene_folder),
         str(tmp_path),
         settings=LabelSettings(method=settings_of(resolution=64), include_image=True, format=BOTH[1]),
         worker=WorkerSettings(device="cpu"),
         run=RunSettings(no_ray=True),
-        worker_class=Weighed,
+        worker_class=MeasuredWorker,
     )
-    largest = {name: max(sizes) for name, sizes in Weighed.sizes.items()}
-    assert largest.pop("shard") < most  # in a folder of images it names its files, 20 here
+    largest = {name: max(sizes) for name, sizes in MeasuredWorker.sizes.items()}
+    assert largest.pop("shard") < max_bytes  # a shard of image files names its files, 20 here
     assert set(largest) == {"job", "report", "commit", "progress"}
     assert max(largest.values()) < 4000
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.tar")) > 100_000

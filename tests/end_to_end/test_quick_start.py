@@ -31,9 +31,9 @@ def test_the_quick_start_ends_with_a_network(tmp_path: Path, monkeypatch: pytest
     for number in range(8):
         Image.fromarray(generate_scene(number, 96).image).save(tmp_path / "photographs" / f"{number}.jpg", quality=95)
     monkeypatch.chdir(tmp_path)
-    found = commands()
-    assert len(found) >= 5
-    for program, *words in found:
+    lines = commands()
+    assert len(lines) >= 5
+    for program, *words in lines:
         assert program == "diffseg"
         done = WarmCommand("jobs.cli", *words, variables=environment()).wait(DEADLINE)
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"

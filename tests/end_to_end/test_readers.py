@@ -1,4 +1,4 @@
-"""Labels of a real run as others read them: the same rows everywhere, and masks that are as described."""
+"""Other libraries read the same rows from the labels of a run, and the masks are as the rows describe them."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def by_datasets(out: Path, cache: Path) -> Rows:
 def by_duckdb(out: Path) -> Rows:
     duckdb = pytest.importorskip("duckdb")
     with duckdb.connect() as connection:
-        found = connection.execute(f"SELECT * FROM '{out}/labels/*.parquet' ORDER BY shard, index")
-        names = [column[0] for column in found.description]
-        rows = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
-    # DuckDB's own fixed-size arrays come as tuples.
+        result = connection.execute(f"SELECT * FROM '{out}/labels/*.parquet' ORDER BY shard, index")
+        names = [column[0] for column in result.description]
+        rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+    # DuckDB returns fixed-size arrays as tuples.
     return [row | {"segments": [s | {"bbox": list(s["bbox"])} for s in row["segments"]]} for row in rows]
 
 
@@ -61,7 +61,7 @@ def test_every_reader_gives_the_same_rows(read: Callable[..., Rows], labelled: P
 
 
 def test_masks_are_as_their_rows_describe_them(labelled: Path) -> None:
-    """Read by Pillow alone, and measured pixel by pixel."""
+    """Pillow reads the masks, and each pixel is counted."""
     for row in rows_of(labelled):
         with Image.open(io.BytesIO(row["mask"])) as image:
             assert (image.format, image.mode) == ("PNG", "L")
@@ -73,7 +73,7 @@ def test_masks_are_as_their_rows_describe_them(labelled: Path) -> None:
 
 
 def assert_described(mask: np.ndarray, row: dict[str, Any]) -> None:
-    """The segments of a row against brute force over its mask, where 255 is no segment."""
+    """Compare the segments of a row with brute force over its mask, where 255 is outside of all segments."""
     ids = sorted(set(mask.ravel().tolist()) - {255})
     assert ids == list(range(row["n_segments"])) == [segment["id"] for segment in row["segments"]]
     for segment in row["segments"]:
@@ -87,8 +87,8 @@ def assert_described(mask: np.ndarray, row: dict[str, Any]) -> None:
     assert row["confidence"] == pytest.approx(weighted / sum(s["area"] for s in row["segments"]), abs=1e-5)
 
 
-def test_outside_of_a_centre_crop_is_ignore(tmp_path: Path) -> None:
-    """Preset google on images that are not square; one stands upright by its EXIF orientation alone."""
+def test_pixels_outside_of_a_centre_crop_are_ignored(tmp_path: Path) -> None:
+    """The preset google on images that are not square, one of which is upright only by its EXIF orientation."""
     images = tmp_path / "images"
     images.mkdir()
     scene = Image.fromarray(generate_scene(0, 120).image)

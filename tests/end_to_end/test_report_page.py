@@ -1,4 +1,4 @@
-"""The page of `diffseg report` in a real browser, from the disk: clicks, keys, hostile rows, ten thousand rows."""
+"""The page of `diffseg report` in Chromium, from the disk: clicks, keys, hostile rows, ten thousand rows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.output.rows import encode_mask
 pytestmark = pytest.mark.browser
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 120_000
-"""Milliseconds that anything may take on a busy machine."""
+TIMEOUT = 120_000
+"""Milliseconds that a step may take on a busy machine."""
 HOSTILE = '"><img src=x onerror="window.hit=1"><script>window.hit=1</script>\u202e.png'
 STRIPES = np.repeat(np.arange(3, dtype=np.uint16), 20)[None].repeat(40, 0)  # 40 x 60 pixels
 PHONE = {"width": 390, "height": 844}
@@ -29,22 +29,22 @@ MANY = 10_000
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One headless Chromium for all tests of this file."""
+    """Start one headless Chromium for all tests of this file."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         pytest.skip("needs Chromium on the PATH: apt-get install chromium")
     with sync_playwright() as driver:
-        # A container's root has no sandbox, and little shared memory.
+        # The root user of a container cannot use the sandbox, and has little shared memory.
         flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        running = driver.chromium.launch(executable_path=program, args=flags, timeout=PATIENCE)
-        expect.set_options(timeout=PATIENCE)
+        running = driver.chromium.launch(executable_path=program, args=flags, timeout=TIMEOUT)
+        expect.set_options(timeout=TIMEOUT)
         yield running
         running.close()
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of 40 labelled rows, ten of them with names, and two failed ones; some keys and errors are hostile."""
+    """Make the page of 40 labelled rows, ten with names, and two failed ones. Some keys and errors are hostile."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "in").mkdir()
     rows = []
@@ -63,7 +63,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of 10,000 rows."""
+    """Make the page of 10,000 rows."""
     folder = tmp_path_factory.mktemp("many")
     labels = STRIPES[::2, ::2]
     mask = encode_mask(labels)
@@ -75,16 +75,16 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """An empty tab; it fails the test where a script failed, or anything but a file was asked for."""
+    """Open an empty tab. The test fails if a script fails, or if the page requests anything but a file."""
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
-        context.set_default_timeout(PATIENCE)
-        tab, troubles = context.new_page(), []
-        tab.on("console", lambda message: message.type in ("error", "warning") and troubles.append(message.text))
-        tab.on("pageerror", lambda error: troubles.append(str(error)))
-        tab.on("dialog", lambda dialog: troubles.append(dialog.message))
-        tab.on("request", lambda request: request.url.startswith(("file:", "data:")) or troubles.append(request.url))
+        context.set_default_timeout(TIMEOUT)
+        tab, problems = context.new_page(), []
+        tab.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
+        tab.on("pageerror", lambda error: problems.append(str(error)))
+        tab.on("dialog", lambda dialog: problems.append(dialog.message))
+        tab.on("request", lambda request: request.url.startswith(("file:", "data:")) or problems.append(request.url))
         yield tab
-        assert not troubles
+        assert not problems
 
 
 def opened(page: Page, path: Path, view: str = "") -> Page:
@@ -99,7 +99,7 @@ def keys_shown(page: Page) -> list[str]:
     return sorted(page.locator("#grid .caption bdi").all_text_contents())
 
 
-def test_pictures_are_seen_as_image_overlay_and_mask(page: Page, small: Path) -> None:
+def test_pictures_are_shown_as_image_overlay_and_mask(page: Page, small: Path) -> None:
     opened(page, small)
     card = page.locator("#grid li").first
     photograph, mask = card.locator(".photograph"), card.locator(".mask")
@@ -141,7 +141,7 @@ def test_filters_search_and_order(page: Page, small: Path) -> None:
     expect(page.locator("#grid li").first).to_contain_text("009.png")
 
 
-def test_the_keyboard_is_enough(page: Page, small: Path) -> None:
+def test_the_page_can_be_used_with_the_keyboard_alone(page: Page, small: Path) -> None:
     opened(page, small)
     page.keyboard.press("/")
     page.keyboard.type("00")
@@ -184,17 +184,17 @@ def test_hostile_rows_are_text(page: Page, small: Path) -> None:
     assert page.evaluate("window.hit") is None
 
 
-def test_markup_that_got_in_all_the_same_would_run_nothing(browser: Browser, small: Path) -> None:
+def test_the_content_security_policy_blocks_injected_scripts(browser: Browser, small: Path) -> None:
     with browser.new_context() as context:
-        page, said = context.new_page(), []
-        page.on("console", lambda message: said.append(message.text))
+        page = context.new_page()
+        page.set_default_timeout(TIMEOUT)
         opened(page, small)
-        page.evaluate(
-            "document.body.insertAdjacentHTML('afterbegin', '<b onclick=\"window.hit=1\" id=planted>here</b>')"
-        )
-        page.locator("#planted").click()
+        with page.expect_console_message(lambda message: "Content Security Policy" in message.text):
+            page.evaluate(
+                "document.body.insertAdjacentHTML('afterbegin', '<b onclick=\"window.hit=1\" id=planted>here</b>')"
+            )
+            page.locator("#planted").click()
         assert page.evaluate("window.hit") is None
-        assert any("Content Security Policy" in text for text in said)
 
 
 def test_failures_numbers_and_settings(page: Page, small: Path) -> None:
@@ -209,11 +209,11 @@ def test_failures_numbers_and_settings(page: Page, small: Path) -> None:
 
 
 def test_ten_thousand_rows_open_at_once_and_scroll(page: Page, many: Path) -> None:
-    begun = time.monotonic()
+    started = time.monotonic()
     opened(page, many)
-    first = time.monotonic() - begun
+    first = time.monotonic() - started
     expect(page.locator("#found")).to_have_text("10,000 rows")
-    every = time.monotonic() - begun
+    every = time.monotonic() - started
     scripts = "performance.getEntriesByType('resource').filter(entry => entry.name.includes('tiles-')).length"
     assert page.evaluate(scripts) <= 4
     slowest = page.evaluate(
@@ -244,7 +244,7 @@ def test_ten_thousand_rows_open_at_once_and_scroll(page: Page, many: Path) -> No
 
 
 @pytest.mark.parametrize("view", ["", "#numbers", "#failures", "#settings"])
-def test_a_phone_shows_it_without_scrolling_sideways(page: Page, small: Path, view: str) -> None:
+def test_a_phone_shows_the_page_without_horizontal_scrolling(page: Page, small: Path, view: str) -> None:
     page.set_viewport_size(PHONE)
     opened(page, small, view)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -1,4 +1,4 @@
-"""A run on S3 is looked at, exported and read for training where it lies."""
+"""A run on S3 gets a report page, is exported, and is read for training from there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.training.dataset import DatasetSettings, LabelDataset
 STRIPES = np.repeat(np.arange(3, dtype=np.uint16), 20)[None].repeat(40, 0)  # 40 x 60 pixels
 
 
-def test_a_run_in_a_store_has_a_page_is_exported_and_is_read(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_a_run_on_s3_is_reported_exported_and_read(object_store: ObjectStore, tmp_path: Path) -> None:
     for number in range(4):
         Image.fromarray(np.full((40, 60, 3), 50 * number, np.uint8)).save(tmp_path / f"{number}.png")
     object_store.upload(tmp_path, PHOTOGRAPHS, "looked-at")
@@ -32,7 +32,7 @@ def test_a_run_in_a_store_has_a_page_is_exported_and_is_read(object_store: Objec
     found = object_store.keys(LABELS, "looked-at/out/report/")
     assert sum("/tiles-" in key for key in found) == len(shards_of_keys([row.key for row in rows], 2))
     kinds = {name: object_store.content_type(LABELS, key) for key in found for name in [key.rpartition("/")[2]]}
-    assert kinds["index.html"] == "text/html"  # a browser would save anything else
+    assert kinds["index.html"] == "text/html"  # a browser would download any other type
     assert "javascript" in kinds["run.js"]
     assert kinds["page.css"] == "text/css"
 

@@ -1,6 +1,6 @@
-"""The same photographs as tars, as Parquet and as a folder: identical masks from all, with any number of actors.
+"""The same images as tars, Parquet and a folder give identical masks with any number of actors.
 
-The command as a process of its own is in test_kill.py (with Ray) and test_commands.py (without).
+test_kill.py (with Ray) and test_commands.py (without) run the command in another process.
 """
 
 from __future__ import annotations
@@ -24,42 +24,51 @@ import jobs.shard
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data"
 SETS = ("coco", "voc", "captions")
 EVERY = 25
-"""Of the photographs, in the ordinary run: the whole set takes minutes."""
+"""One in so many photographs is labelled by the ordinary tests, because all of them take minutes."""
 KINDS = ("folder", "tars", "parquet", "datasets")
 
 
-def _in_files(rows: list[dict], folder: Path, each: int) -> Iterator[tuple[Path, list[dict]]]:
+def _in_files(rows: list[dict], folder: Path, per_file: int) -> Iterator[tuple[Path, list[dict]]]:
     folder.mkdir()
-    for start in range(0, len(rows), each):
-        yield folder / f"{start // each:04d}.parquet", rows[start : start + each]
+    for start in range(0, len(rows), per_file):
+        yield folder / f"{start // per_file:04d}.parquet", rows[start : start + per_file]
 
 
-def write_sources(images: Path, root: Path, each: int) -> dict[str, Path]:
-    """The images of a folder in every form that SRC may have, `each` a shard, by kind; keys are the file names."""
+def write_sources(images: Path, root: Path, per_shard: int) -> dict[str, Path]:
+    """Write the images of a folder in every form that SRC may have.
+
+    Args:
+        images: The folder of images.
+        root: The folder for the other forms.
+        per_shard: Samples per shard.
+
+    Returns:
+        The path of each form by its kind. The keys of the samples are the file names.
+    """
     datasets = pytest.importorskip("datasets")
     paths = sorted(path for path in images.rglob("*") if path.is_file())
-    assert jobs.shard.main([str(images), str(root / "tars"), "--samples-per-shard", str(each)]) == 0
+    assert jobs.shard.main([str(images), str(root / "tars"), "--samples-per-shard", str(per_shard)]) == 0
     rows = [{"key": path.relative_to(images).as_posix(), "image": path.read_bytes()} for path in paths]
-    for path, part in _in_files(rows, root / "parquet", each):
+    for path, part in _in_files(rows, root / "parquet", per_shard):
         pq.write_table(pa.Table.from_pylist(part), path)
-    # What `datasets` itself writes: the struct of bytes and path, with its own metadata in the footer.
+    # `datasets` writes structs of bytes and path, and its own metadata in the footer.
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
     structs = [{"image": {"bytes": row["image"], "path": row["key"]}, "caption": row["key"]} for row in rows]
     datasets.disable_progress_bars()
-    for path, part in _in_files(structs, root / "datasets", each):
+    for path, part in _in_files(structs, root / "datasets", per_shard):
         datasets.Dataset.from_list(part, features=features).to_parquet(path)
     return {"folder": images, **{kind: root / kind for kind in KINDS if kind != "folder"}}
 
 
 def stems(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By key without extension: in a tar that is the key."""
+    """Return the masks by their keys without the extension, as in a tar."""
     return {key.rpartition(".")[0] if "." in key else key: mask for key, mask in masks.items()}
 
 
 def assert_same_masks(masks: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    ours, theirs = stems(masks), stems(expected)
-    assert ours.keys() == theirs.keys()
-    assert [key for key in theirs if not np.array_equal(ours[key], theirs[key])] == []
+    actual, wanted = stems(masks), stems(expected)
+    assert actual.keys() == wanted.keys()
+    assert [key for key in wanted if not np.array_equal(actual[key], wanted[key])] == []
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +78,14 @@ def sources(scene_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture(scope="module")
 def expected(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OUT of the folder of images, labelled in this process."""
+    """Label the folder of images in this process, and return OUT."""
     out = tmp_path_factory.mktemp("expected")
     assert label(sources["folder"], out, "--no-ray", "--samples-per-shard", "4") == 0
     return out
 
 
-def test_the_masks_say_something(expected: Path) -> None:
-    """Or everything below would hold for a program that gives every photograph the same single segment."""
+def test_the_masks_differ_and_have_several_segments(expected: Path) -> None:
+    """Otherwise the other tests would pass for a program that gives each image the same single segment."""
     masks = masks_of(expected)
     assert len(masks) == 20
     assert np.mean([row["n_segments"] for row in rows_of(expected)]) > 3
@@ -89,19 +98,19 @@ def test_every_kind_of_source_gives_the_masks_of_the_folder(
 ) -> None:
     assert label(sources[kind], tmp_path, "--no-ray") == 0
     assert_same_masks(masks_of(tmp_path), masks_of(expected))
-    if kind != "tars":  # whose keys have no extension, since webdataset ends a key at the first dot
+    if kind != "tars":  # the keys of a tar have no extension, because webdataset ends a key at the first dot
         assert [row["key"] for row in rows_of(tmp_path)] == [row["key"] for row in rows_of(expected)]
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_an_actor_gives_the_masks_of_one_process(sources: dict[str, Path], expected: Path, tmp_path: Path) -> None:
-    """Of tars, with two actors: test_kill.py."""
+    """test_kill.py labels tars with two actors."""
     assert label(sources["datasets"], tmp_path, "--workers", "1") == 0
     assert_same_masks(masks_of(tmp_path), masks_of(expected))
 
 
 def photographs(root: Path, every: int) -> Path:
-    """A folder of links to the photographs beside this checkout, one in `every` of each set."""
+    """Make a folder of links to every so many photographs of each set beside this checkout."""
     if not PHOTOGRAPHS.is_dir():
         pytest.skip("the photographs are not beside this checkout (../shared/data)")
     for name in SETS:
@@ -127,7 +136,7 @@ def test_photographs(tmp_path: Path) -> None:
 def test_all_photographs_as_every_source_with_any_number_of_actors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At the checkpoint's own settings. Prints a line for every run; they all must agree in every pixel."""
+    """With the default settings of the checkpoint. Prints a table of the runs, which must agree in each pixel."""
     sources = write_sources(photographs(tmp_path / "images", 1), tmp_path, 25)
     table = Table(
         title="250 photographs, embedded model at its own resolution, CPU; start of model and actors included"

@@ -1,4 +1,4 @@
-"""Images that are broken, bombs, or no images at all, each with the statuses that its row may have."""
+"""Broken images, bombs, and files that are not images, each with the statuses that its row may have."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ import numpy as np
 from PIL import Image
 
 MAX_PIXELS = 2**20
-"""The limit that the fuzzed runs are given, so that a bomb just below it is cheap."""
+"""The limit of the fuzzed runs, in pixels: a bomb just below it is cheap."""
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
 BROKEN = frozenset({"undecodable"})
 TOO_LARGE = frozenset({"too_large"})
 ANY = frozenset({"ok", "undecodable", "too_large", "too_small"})
-"""Of a bit that flips anywhere: the picture may even stay whole."""
+"""Statuses after a bit flip anywhere, after which the image may even be intact."""
 
 
 @dataclass(frozen=True)
 class Bad:
-    """One sample. statuses: those that its row may have, of which it gets one."""
+    """A bad sample.
+
+    Attributes:
+        kind: Its line in the table of outcomes.
+        data: Content of the image file.
+        statuses: The statuses that its row may have.
+    """
 
     kind: str
     data: bytes
@@ -35,7 +41,7 @@ class Bad:
 
 
 def photograph(rng: random.Random, form: str = "PNG", size: tuple[int, int] = (40, 32)) -> bytes:
-    """A good picture of noise, (width, height); noise does not compress, so a cut at the half is one through pixels."""
+    """Return a good image of noise. Noise does not compress, so half of the file is half of the pixels."""
     pixels = np.frombuffer(rng.randbytes(size[0] * size[1] * 3), np.uint8).reshape(size[1], size[0], 3)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, form, **({"lossless": True} if form == "WEBP" else {}))
@@ -43,13 +49,13 @@ def photograph(rng: random.Random, form: str = "PNG", size: tuple[int, int] = (4
 
 
 def chunk(name: bytes, data: bytes, length: int | None = None) -> bytes:
-    """A PNG chunk; length: what it claims instead of its own."""
+    """Return a PNG chunk. `length` is declared instead of the true length."""
     declared = len(data) if length is None else length
     return struct.pack(">I", declared) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def png(width: int, height: int, pixels: bytes, *extra: bytes, colour: int = 2) -> bytes:
-    """A PNG whose header says what it is told to; pixels: before compression."""
+    """Return a PNG with a given header. `pixels` are the bytes before compression."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
     body = chunk(b"IDAT", zlib.compress(pixels, 9)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + body
@@ -67,7 +73,7 @@ def _tiff(width: int, height: int, *extra: tuple[int, int, int, int]) -> bytes:
 
 
 def declared_huge(rng: random.Random) -> Iterator[Bad]:
-    """A few bytes that claim 2^31 pixels and more."""
+    """Yield small files that declare 2^31 pixels and more."""
     for width, height in ((2**16, 2**15), (2**31 - 1, 2**31 - 1), (2**31 - 1, 16), (MAX_PIXELS // 16 + 1, 16)):
         yield Bad("declares 2^31 pixels", png(width, height, b"x"), TOO_LARGE)
         yield Bad("declares 2^31 pixels", _bmp(width, height), TOO_LARGE)
@@ -84,7 +90,7 @@ def declared_huge(rng: random.Random) -> Iterator[Bad]:
 
 
 def bombs(rng: random.Random) -> Iterator[Bad]:
-    """Little files that unpack to much, or that take for ever to walk through."""
+    """Yield small files that unpack to many bytes, or take very long to read."""
     side = int(MAX_PIXELS**0.5)
     flood = bytes(rng.randrange(20, 60) * 2**20)
     good = photograph(rng)
@@ -110,7 +116,7 @@ def bombs(rng: random.Random) -> Iterator[Bad]:
 
 
 def metadata_garbage(rng: random.Random) -> Iterator[Bad]:
-    """Good pixels with broken EXIF, ICC and XMP: the picture is what counts."""
+    """Yield images with intact pixels and broken EXIF, ICC and XMP data, which must be ok."""
     for form in ("JPEG", "PNG", "WEBP"):
         with Image.open(io.BytesIO(photograph(rng, form))) as image:
             for _ in range(3):
@@ -131,7 +137,7 @@ def metadata_garbage(rng: random.Random) -> Iterator[Bad]:
 
 
 def animations(rng: random.Random) -> Iterator[Bad]:
-    """Many frames: the first one counts."""
+    """Yield animations, of which the first frame is labelled."""
     frames = [Image.open(io.BytesIO(photograph(rng))) for _ in range(5)]
     for form in ("GIF", "PNG", "WEBP", "TIFF"):
         buffer = io.BytesIO()
@@ -142,7 +148,7 @@ def animations(rng: random.Random) -> Iterator[Bad]:
 
 
 class Creates:
-    """Unpickled, it makes a file: what must never happen."""
+    """An object that creates a file when it is unpickled, which must never happen."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -152,7 +158,7 @@ class Creates:
 
 
 def impostors(rng: random.Random, canary: str) -> Iterator[Bad]:
-    """Other things under the name of an image; canary: the file that exists if one of them was run."""
+    """Yield other files under the names of images. `canary` is a file that exists if one of them was executed."""
     script = f"(%pipe%touch {canary}) (w) file".encode()
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 32\n%%EndComments\n" + script + b"\nshowpage\n"
     svg = b'<?xml version="1.0"?><!DOCTYPE s [<!ENTITY x SYSTEM "file:///etc/passwd">]><svg>&x;</svg>'
@@ -189,7 +195,7 @@ def impostors(rng: random.Random, canary: str) -> Iterator[Bad]:
 
 
 def damaged(rng: random.Random, count: int) -> Iterator[Bad]:
-    """``count`` pictures that were cut or in which bits were flipped, of every format in turn."""
+    """Yield ``count`` images that are truncated or have flipped bits, of each format in turn."""
     forms = list(FORMATS)
     for number in range(count):
         form = forms[number % len(forms)]
@@ -206,17 +212,17 @@ def damaged(rng: random.Random, count: int) -> Iterator[Bad]:
 
 
 def small_ones(rng: random.Random) -> Iterator[Bad]:
-    """Pictures with a side that is too short."""
+    """Yield images with a side that is too short."""
     for size in ((1, 1), (15, 40), (40, 15), (2000, 3)):
         yield Bad("too small", photograph(rng, "PNG", size), frozenset({"too_small"}))
 
 
 def bad_images(rng: random.Random, canary: str, count: int) -> list[Bad]:
-    """About ``count`` bad images, shuffled: each kind at least once where there is room, the rest cut or flipped."""
+    """Return about ``count`` bad images, shuffled: each handmade one, and truncated and flipped ones for the rest."""
     fixed: list[Bad] = [
         *declared_huge(rng), *metadata_garbage(rng), *animations(rng), *impostors(rng, canary), *small_ones(rng),
         *bombs(rng),
     ]  # fmt: skip
-    found = [*fixed, *damaged(rng, max(count - len(fixed), 0))]
-    rng.shuffle(found)
-    return found
+    images = [*fixed, *damaged(rng, max(count - len(fixed), 0))]
+    rng.shuffle(images)
+    return images

@@ -1,4 +1,4 @@
-"""Shards by the thousand that are broken, lie, or attack; the same seed gives the same ones."""
+"""Thousands of hostile shards from a seed: broken ones, and ones with false declarations or attacks."""
 
 from __future__ import annotations
 
@@ -10,35 +10,39 @@ from itertools import islice
 import hostile_parquet
 import hostile_tars
 from hostile_images import Bad, bad_images, photograph
-from hostile_shard import OK, Due, HostileShard
+from hostile_shard import OK, ExpectedRow, HostileShard
 
 _PER_SHARD = 20
-_IMAGES, _TARS, _PARQUETS = 0.6, 0.15, 0.15  # shares of the cases; what is left are fixed ones
+_IMAGES, _TARS, _PARQUETS = 0.6, 0.15, 0.15  # fractions of the cases; the rest are handmade
 
 
-def folder_of(rng: random.Random, bad: list[Bad]) -> HostileShard:
-    """Bad images as files between good ones, with names that a file system allows."""
-    files, due = {}, []
+def image_folder(rng: random.Random, bad: list[Bad]) -> HostileShard:
+    """Put bad images as files between good ones, with odd names that a file system allows."""
+    files, expected = {}, []
     odd = ["%2e%2e", "..x", " ", "-rf", "line\nbreak", "\udcff", "é漢", "$(touch x)", "\x1b[31m", "\\..\\", "a" * 240]
-    for number, each in enumerate(bad):
+    for number, case in enumerate(bad):
         name = f"{number:03d}{odd[number] if number < len(odd) else ''}"
-        for kind, statuses, data in (("g", OK, photograph(rng)), ("b", each.statuses, each.data)):
+        for kind, statuses, data in (("g", OK, photograph(rng)), ("b", case.statuses, case.data)):
             path = f"{name}{kind}.{rng.choice(['jpg', 'png', 'webp'])}"
             files[os.fsencode(path)] = data
             key = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            due.append(Due(key, statuses, each.kind if kind == "b" else ""))
-    due.sort(key=lambda row: str(row.key).replace("\\xff", "\udcff"))
-    return HostileShard("image files", "", b"", due, files=files)
+            expected.append(ExpectedRow(key, statuses, case.kind if kind == "b" else ""))
+    expected.sort(key=lambda row: str(row.key).replace("\\xff", "\udcff"))
+    return HostileShard("image files", "", b"", expected, files=files)
 
 
 def hostile_shards(seed: int, cases: int, outside: str, *, heavy: bool = True) -> Iterator[HostileShard]:
-    """Shards with about ``cases`` hostile things in all, in no order.
+    """Yield shards with about ``cases`` hostile cases in all.
 
-    outside: a path that nothing may create; links, keys and pickles try to. heavy: with those of many megabytes.
+    Args:
+        seed: Seed of the cases.
+        cases: Number of cases, about.
+        outside: A path that nothing may create, although links, keys and pickles try to.
+        heavy: Include cases of many megabytes.
     """
     rng = random.Random(seed)
     bad = bad_images(rng, outside, int(cases * _IMAGES))
-    makers = [hostile_tars.sample_tar, hostile_parquet.sample_parquet, folder_of]
+    makers = [hostile_tars.sample_tar, hostile_parquet.sample_parquet, image_folder]
     shards = [
         makers[place // _PER_SHARD % len(makers)](rng, bad[place : place + _PER_SHARD])
         for place in range(0, len(bad), _PER_SHARD)
@@ -54,10 +58,10 @@ def hostile_shards(seed: int, cases: int, outside: str, *, heavy: bool = True) -
         hostile_parquet.damaged_parquet(rng, int(cases * _PARQUETS)),
     ]
     yield from shards
-    # A few of each in turn, so that a short run has some of every kind, and only one is in memory.
+    # One of each kind in turn, so a short run has some of every kind, and only one shard is in memory.
     while lazy:
-        for each in list(lazy):
-            found = list(islice(each, 1))
-            yield from found
-            if not found:
-                lazy.remove(each)
+        for source in list(lazy):
+            shards = list(islice(source, 1))
+            yield from shards
+            if not shards:
+                lazy.remove(source)

@@ -1,4 +1,4 @@
-"""Parquet files that lie: types, pages and footers that are not what they should be."""
+"""Hostile Parquet files: wrong types, pages and footers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hostile_images import Bad, Creates, photograph
-from hostile_shard import OK, Due, HostileShard
+from hostile_shard import OK, ExpectedRow, HostileShard
 
 NO_IMAGE = frozenset({"no_image"})
 TOO_LARGE = frozenset({"too_large"})
@@ -21,29 +21,29 @@ LOST = frozenset({"ok", "damaged", "truncated", "duplicate_key"})
 
 
 def file_of(table: pa.Table | dict[str, Any], **options: Any) -> bytes:
-    """The table as a Parquet file."""
+    """Return a table as a Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(pa.table(table) if isinstance(table, dict) else table, buffer, **options)
     return buffer.getvalue()
 
 
 def sample_parquet(rng: random.Random, bad: list[Bad]) -> HostileShard:
-    """Bad images between good ones, as plain bytes or as structs, in row groups of any size."""
-    rows, due = [], []
-    for number, each in enumerate(bad):
-        rows += [(f"g/{number}.png", photograph(rng)), (f"../b/{number}", each.data)]
-        due += [Due(f"g/{number}.png", OK), Due(f"../b/{number}", each.statuses, each.kind)]
+    """Put bad images between good ones, as plain bytes or as structs, in row groups of a random size."""
+    rows, expected = [], []
+    for number, case in enumerate(bad):
+        rows += [(f"g/{number}.png", photograph(rng)), (f"../b/{number}", case.data)]
+        expected += [ExpectedRow(f"g/{number}.png", OK), ExpectedRow(f"../b/{number}", case.statuses, case.kind)]
     keys, images = [key for key, _ in rows], [image for _, image in rows]
     if rng.random() < 0.5:
         table = {"key": keys, "image": images}
     else:
         table = {"image": [{"bytes": image, "path": key} for key, image in rows]}
     options = {"compression": rng.choice(["none", "zstd", "snappy", "gzip"]), "row_group_size": rng.randrange(3, 30)}
-    return HostileShard("images in Parquet", ".parquet", file_of(table, **options), due)
+    return HostileShard("images in Parquet", ".parquet", file_of(table, **options), expected)
 
 
 def strange_rows(rng: random.Random, canary: str) -> Iterator[HostileShard]:
-    """Keys, metas and nulls of every kind beside good images."""
+    """Yield files with odd keys, metadata and nulls beside good images."""
     good = photograph(rng)
     keys = [
         "../../up",
@@ -61,35 +61,50 @@ def strange_rows(rng: random.Random, canary: str) -> Iterator[HostileShard]:
         "a\0b",
     ]
     data = file_of({"key": keys, "image": [good] * len(keys)})
-    yield HostileShard("key", ".parquet", data, [Due(key, OK, "key") for key in keys])
+    yield HostileShard("key", ".parquet", data, [ExpectedRow(key, OK, "key") for key in keys])
     long = [letter * 10_000_000 for letter in "aab"]
     data = file_of({"key": [*long, "d"], "image": [good] * 4})
-    due = [Due(long[0], TOO_LARGE, "10 MB key"), Due(long[1], frozenset({"duplicate_key"}), "10 MB key")]
-    due += [Due(long[2], TOO_LARGE, "10 MB key"), Due("d", OK)]
-    yield HostileShard("10 MB key", ".parquet", data, due)
+    expected = [
+        ExpectedRow(long[0], TOO_LARGE, "10 MB key"),
+        ExpectedRow(long[1], frozenset({"duplicate_key"}), "10 MB key"),
+    ]
+    expected += [ExpectedRow(long[2], TOO_LARGE, "10 MB key"), ExpectedRow("d", OK)]
+    yield HostileShard("10 MB key", ".parquet", data, expected)
     texts = ["{" * 10_000_000, json.dumps({"a": "x" * 10_000_000}), "\\" * 10_000_000]
     data = file_of({"key": list("abcd"), "image": [good] * 4, "json": [*texts, "{}"]})
-    yield HostileShard("10 MB JSON", ".parquet", data, [*(Due(k, OK, "10 MB JSON") for k in "abc"), Due("d", OK)])
+    yield HostileShard(
+        "10 MB JSON", ".parquet", data, [*(ExpectedRow(k, OK, "10 MB JSON") for k in "abc"), ExpectedRow("d", OK)]
+    )
     invalid = pa.Array.from_buffers(
         pa.string(), 3, pa.array([b"\xff", b"a\xc3", b"\xed\xa0\x80"], pa.binary()).buffers()
     )
     data = file_of({"key": invalid, "image": [good] * 3, "text": invalid})
-    yield HostileShard("invalid UTF-8", ".parquet", data, [Due(None, OK, "invalid UTF-8")] * 3)
+    yield HostileShard("invalid UTF-8", ".parquet", data, [ExpectedRow(None, OK, "invalid UTF-8")] * 3)
     for zone in ("No/Such", "../../etc/passwd", "Europe", "\0"):
         stamps = pa.array([1, 2**62], pa.timestamp("us", zone))
         data = file_of({"key": list("ab"), "image": [good] * 2, "when": stamps})
-        yield HostileShard("time zones", ".parquet", data, [Due(key, OK, "time zones") for key in "ab"])
+        yield HostileShard("time zones", ".parquet", data, [ExpectedRow(key, OK, "time zones") for key in "ab"])
     nulls = pa.array([None, good, None], pa.binary())
     for column in (nulls, pa.array([{"bytes": None}, {"bytes": good}, None])):
-        due = [Due("00000000", NO_IMAGE, "nulls"), Due("00000001", OK), Due("00000002", NO_IMAGE, "nulls")]
-        yield HostileShard("nulls", ".parquet", file_of({"image": column}), due)
+        expected = [
+            ExpectedRow("00000000", NO_IMAGE, "nulls"),
+            ExpectedRow("00000001", OK),
+            ExpectedRow("00000002", NO_IMAGE, "nulls"),
+        ]
+        yield HostileShard("nulls", ".parquet", file_of({"image": column}), expected)
     data = file_of({"key": ["a", "b", "a"], "image": [good] * 3})
-    due = [Due("a", OK), Due("b", OK), Due("a", frozenset({"duplicate_key"}), "duplicated key")]
-    yield HostileShard("duplicated key", ".parquet", data, due)
+    expected = [
+        ExpectedRow("a", OK),
+        ExpectedRow("b", OK),
+        ExpectedRow("a", frozenset({"duplicate_key"}), "duplicated key"),
+    ]
+    yield HostileShard("duplicated key", ".parquet", data, expected)
     deep = pa.array([1])
     for _ in range(90):
         deep = pa.StructArray.from_arrays([deep], ["s"])
-    yield HostileShard("deep structs", ".parquet", file_of({"image": [good], "deep": deep}), [Due("00000000", OK)])
+    yield HostileShard(
+        "deep structs", ".parquet", file_of({"image": [good], "deep": deep}), [ExpectedRow("00000000", OK)]
+    )
     for name in (b"arrow.py_extension_type", b"pickle", b"pandas"):
         field = pa.field("pickled", pa.int64()).with_metadata(
             {b"ARROW:extension:name": name, b"ARROW:extension:metadata": pickle.dumps(Creates(canary))}
@@ -98,19 +113,19 @@ def strange_rows(rng: random.Random, canary: str) -> Iterator[HostileShard]:
             {name: field.metadata[b"ARROW:extension:metadata"]}
         )
         data = file_of(pa.table([[good], [1]], schema=schema))
-        yield HostileShard("pickled types", ".parquet", data, [Due("00000000", OK, "pickled types")])
+        yield HostileShard("pickled types", ".parquet", data, [ExpectedRow("00000000", OK, "pickled types")])
     yield HostileShard(
         "10 MB metadata",
         ".parquet",
         file_of(pa.table({"image": [good]}).replace_schema_metadata({"x": "m" * 10_000_000})),
-        [Due("00000000", OK, "10 MB metadata")],
+        [ExpectedRow("00000000", OK, "10 MB metadata")],
     )
     wide = {"image": [good], **{f"c{number}": [number] for number in range(3000)}}
-    yield HostileShard("many columns", ".parquet", file_of(wide), [Due("00000000", OK, "many columns")])
+    yield HostileShard("many columns", ".parquet", file_of(wide), [ExpectedRow("00000000", OK, "many columns")])
 
 
 def wrong_tables(rng: random.Random) -> Iterator[HostileShard]:
-    """Nothing that could be the image: an error of the shard, in words."""
+    """Yield files without a column of images, each of which must be an error of the shard."""
     good = photograph(rng)
     tables: dict[str, Any] = {
         "int image": {"image": [1, 2]},
@@ -127,13 +142,13 @@ def wrong_tables(rng: random.Random) -> Iterator[HostileShard]:
     for kind, table in tables.items():
         yield HostileShard(kind, ".parquet", file_of(table), [], refused="must")
     encoded = pa.array([good, good, None], pa.binary()).dictionary_encode()
-    due = [Due("00000000", OK), Due("00000001", OK), Due("00000002", NO_IMAGE)]
-    yield HostileShard("dictionary image", ".parquet", file_of({"image": encoded}), due)
+    expected = [ExpectedRow("00000000", OK), ExpectedRow("00000001", OK), ExpectedRow("00000002", NO_IMAGE)]
+    yield HostileShard("dictionary image", ".parquet", file_of({"image": encoded}), expected)
     yield HostileShard("no rows", ".parquet", file_of({"image": pa.array([], pa.binary())}), [])
 
 
 def bombs(rng: random.Random) -> Iterator[HostileShard]:
-    """Kilobytes that claim gigabytes of memory, or of rows."""
+    """Yield kilobytes that unpack to gigabytes, or declare millions of rows."""
     flood = bytes(300 * 2**20)
     for compression in ("zstd", "gzip", "brotli"):
         for dictionary in (False, True):
@@ -141,8 +156,8 @@ def bombs(rng: random.Random) -> Iterator[HostileShard]:
             yield HostileShard(f"{compression} bomb", ".parquet", data, [], refused="must")
     some = bytes(50 * 2**20)
     data = file_of({"image": [some] * 30}, compression="zstd")
-    due = [Due(f"{number:08d}", frozenset({"undecodable"}), "dictionary bomb") for number in range(30)]
-    yield HostileShard("dictionary bomb", ".parquet", data, due)
+    expected = [ExpectedRow(f"{number:08d}", frozenset({"undecodable"}), "dictionary bomb") for number in range(30)]
+    yield HostileShard("dictionary bomb", ".parquet", data, expected)
     wide = {"image": [b"x"], **{f"c{number}": ["y" * 2**25] for number in range(12)}}
     yield HostileShard("bomb of columns", ".parquet", file_of(wide, compression="zstd"), [], refused="must")
     endless = pa.ListArray.from_arrays([0, 2**25], pa.nulls(2**25, pa.int32()))
@@ -152,11 +167,11 @@ def bombs(rng: random.Random) -> Iterator[HostileShard]:
     yield HostileShard("endless nulls", ".parquet", data, [], refused="must")
     floats = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 2**21), 2**21)
     data = file_of({"image": [photograph(rng)], "floats": floats}, use_dictionary=False, compression="none")
-    yield HostileShard("16 MB of floats", ".parquet", data, [Due("00000000", OK, "16 MB of floats")])
+    yield HostileShard("16 MB of floats", ".parquet", data, [ExpectedRow("00000000", OK, "16 MB of floats")])
 
 
 def damaged_parquet(rng: random.Random, count: int) -> Iterator[HostileShard]:
-    """``count`` little files with checksums that were cut, flipped, or given other numbers."""
+    """Yield ``count`` small files with checksums that are truncated, have flipped bits, or have false numbers."""
     images = [photograph(rng) for _ in range(12)]
     keys = [f"k{number}" for number in range(12)]
     for number in range(count):
@@ -167,13 +182,13 @@ def damaged_parquet(rng: random.Random, count: int) -> Iterator[HostileShard]:
         kind = ("page", "footer", "cut", "length", "magic")[number % 5]
         if kind == "page":
             data[rng.randrange(4, footer)] ^= 1 << rng.randrange(8)
-            due = [Due(key, LOST) for key in keys]
-            yield HostileShard("corrupt page", ".parquet", bytes(data), due, beyond=3)
+            expected = [ExpectedRow(key, LOST) for key in keys]
+            yield HostileShard("corrupt page", ".parquet", bytes(data), expected, beyond=3)
             continue
         if kind == "footer":
             for _ in range(rng.choice([1, 1, 3])):
                 data[rng.randrange(footer, len(data) - 8)] ^= 1 << rng.randrange(8)
-            # Names, types and counts may be others now: what counts is that nothing breaks.
+            # Names, types and counts may differ now. The check is only that nothing breaks.
             yield HostileShard("corrupt footer", ".parquet", bytes(data), [], beyond=2**20 + 2**17, refused="may")
             continue
         if kind == "cut":

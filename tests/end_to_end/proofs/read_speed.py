@@ -1,4 +1,4 @@
-"""LabelDataset beside plain webdataset: the same photographs and label maps, moved alike, in turns.
+"""The speed of LabelDataset beside plain webdataset on the same files, with the same augmentation, in turns.
 
 python tests/end_to_end/proofs/read_speed.py --images 256 --turns 5
 """
@@ -34,7 +34,7 @@ LEAST_CROP = 0.5
 
 
 def make_run(folder: Path, count: int) -> Storage:
-    """OUT of a run over JPEGs of 640 x 480 in tars: label maps of a network without training, in both formats."""
+    """Make OUT of a run over JPEGs of 640 x 480 in tars, with label maps of an untrained network, in both formats."""
     (folder / "images").mkdir()
     for number in range(count):
         scene = Image.fromarray(generate_scene(number % 16, 256).image).resize((640, 640)).crop((0, 0, 640, 480))
@@ -61,10 +61,10 @@ def make_run(folder: Path, count: int) -> Storage:
 
 
 def plain(tars: list[str]) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """As a training script of its own would read them."""
+    """Read images and label maps as a training script without LabelDataset would."""
     rng = np.random.default_rng(0)
 
-    def moved(sample: tuple[Image.Image, Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+    def augment(sample: tuple[Image.Image, Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
         image, mask = sample
         side = min(image.size) * rng.uniform(LEAST_CROP, 1)
         left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
@@ -75,21 +75,21 @@ def plain(tars: list[str]) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
             pixels, labels = pixels[:, ::-1], labels[:, ::-1]
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), torch.from_numpy(labels.copy())
 
-    # Mixed before they are decoded, as LabelDataset does: what is held is small.
+    # Samples are shuffled before they are decoded, as LabelDataset does, because they are small then.
     samples = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).shuffle(1000)
-    return samples.decode("pil").to_tuple("jpg", "png").map(moved)
+    return samples.decode("pil").to_tuple("jpg", "png").map(augment)
 
 
 def seconds_of(read: Callable[[], Iterable[Any]], count: int) -> float:
-    started = time.process_time()  # other work on the machine shall not count
+    started = time.process_time()  # not wall time, so other work on the machine does not count
     assert sum(1 for _ in read()) == count
     return time.process_time() - started
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--images", type=int, default=256, help="number of images")
+    parser.add_argument("--turns", type=int, default=5, help="how often each reader reads them")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -103,8 +103,8 @@ def main() -> None:
             {name: seconds_of(read, options.images) for name, read in readers.items()} for _ in range(options.turns)
         ]
     for name in readers:
-        each = statistics.median(turn[name] for turn in turns) / options.images
-        print(f"{name}: {1000 * each:.1f} ms of CPU an image, {1 / each:.0f} images a second")
+        seconds = statistics.median(turn[name] for turn in turns) / options.images
+        print(f"{name}: {1000 * seconds:.1f} ms of CPU per image, {1 / seconds:.0f} images per second")
     ratios = sorted(turn["LabelDataset"] / turn["webdataset"] for turn in turns)
     print(f"LabelDataset / webdataset: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
 
