@@ -178,8 +178,8 @@ def test_each_bad_sample_affects_only_its_row(
 
     written = {path for path in tmp_path.rglob("*") if not path.is_dir()} - before
     places = {path.relative_to(out).parts[0] for path in written}
-    assert places == {"labels", "webdataset", "commits", "run.json", "progress.json"}
-    assert len(written) == 5
+    assert places == {"labels", "webdataset", "commits", "listings", "run.json", "progress.json"}
+    assert len(written) == 6
     assert_tar_holds(rows, out, tmp_path / "unpacked")
 
 

@@ -162,7 +162,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
         "Only safetensors are loaded: pickled .bin and .ckpt files can run code",
     ),
-    "cut off": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100), "its files do not load"),
+    "cut off": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100),
+        r"config\.json: describes \d+ weights, but the files of weights have 100 bytes",
+    ),
+    "no safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 10**6), "its files do not load"),
     "a weight": (lambda f: drop_weight(f, "logit_scale"), "its files lack weights: logit_scale"),
     "no words": (lambda f: (f / "merges.txt").unlink(), r"looked for vocab\.json and merges\.txt"),
     "bad words": (lambda f: (f / "vocab.json").write_text("{"), "tokenizer of .*: its files do not load"),

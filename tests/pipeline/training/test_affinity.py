@@ -125,7 +125,7 @@ def test_a_run_uses_and_records_the_affinity(
     assert label("with", "--method", method, "--affinity", str(other)) == 2
     assert "resolved affinity" in capsys.readouterr().err
     assert label("new", "--method", method, "--affinity", str(state)) == 2
-    assert "is not there" in capsys.readouterr().err.replace("\n", " ")
+    assert "there is no such file" in capsys.readouterr().err.replace("\n", " ")
     assert label("new", "--method", "ncut", "--affinity", str(moved)) == 2
     assert f"an affinity of {kind}, for stage" in capsys.readouterr().err.replace("\n", " ")
 
