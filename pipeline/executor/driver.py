@@ -34,7 +34,7 @@ from pipeline.output.manifest import Manifest, check_same_run, read_manifest, re
 from pipeline.output.ownership import clear_run, refuse_foreign_folder
 from pipeline.output.plan import Plan, make_plan
 from pipeline.output.records import read_run_commits
-from pipeline.readers.find import find_files, shards_of
+from pipeline.readers.find import SourceFiles, find_files, shards_of
 from pipeline.readers.samples import Shard, ShardKind
 from pipeline.readers.sources import redacted_source
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
@@ -80,25 +80,9 @@ def label_run(
     source_storage = Storage(url=".", options=source_options, retry_timeout=run.store_timeout)
     target = Storage(url=out, options=out_options, retry_timeout=run.store_timeout)
     before = None if run.overwrite else read_manifest(target)  # before SRC is listed, as `take_over` requires
-    files = find_files(source, source_storage, out=(target,), image_field=settings.image_field)
-    if run.strict and files.left_out:
-        raise SourceError(
-            f"{redacted_source(source, source_storage)}: --strict refuses what would be left out. "
-            f"{files.left_out.text()}. Name the images by a glob, or drop --strict"
-        )
-    shards = shards_of(
-        files, source_storage, source, samples_per_shard=settings.samples_per_shard, key_field=settings.key_field
-    )
-    if run.overwrite:
-        refuse_if_running(target)
-        clear_run(target)
-    elif before is None:
-        refuse_foreign_folder(target, MANIFEST_PATH)
+    files, shards = _find_shards(source, source_storage, target, settings, strict=run.strict)
     shown_source = redacted_source(source, source_storage)
-    if before is not None:
-        _check_settings(before, shown_source, settings, target)
-    elif run.retry_failed:
-        raise RunRefused(f"{target.redacted}: holds no run; drop --retry-failed")
+    _guard_out(target, before, shown_source, settings, run)
     listing = Listing.of(shards, ignore_changes=run.ignore_source_changes)
     plan = make_plan(target, shards, listing, before.fingerprint if before else None, retry_failed=run.retry_failed)
     if before is not None and (run.keep_removed or files.skipped):
@@ -148,6 +132,46 @@ def label_run(
         set_aside=dict(recorder.set_aside),
         notes=recorder.notes,
     )
+
+
+def _find_shards(
+    source: str, storage: Storage, out: Storage, settings: LabelSettings, *, strict: bool
+) -> tuple[SourceFiles, list[Shard]]:
+    """List the files of SRC, and group them into shards."""
+    files = find_files(source, storage, out=(out,), image_field=settings.image_field)
+    if strict and files.left_out:
+        raise SourceError(
+            f"{redacted_source(source, storage)}: --strict refuses what would be left out. "
+            f"{files.left_out.text()}. Name the images by a glob, or drop --strict"
+        )
+    shards = shards_of(
+        files, storage, source, samples_per_shard=settings.samples_per_shard, key_field=settings.key_field
+    )
+    return files, shards
+
+
+def _guard_out(out: Storage, before: Manifest | None, source: str, settings: LabelSettings, run: RunSettings) -> None:
+    """Refuse an OUT that the run must not write to, and clear it if it is to be overwritten.
+
+    Args:
+        out: OUT.
+        before: The manifest of the run in OUT, unless there is none or it is to be overwritten.
+        source: SRC without credentials.
+        settings: What determines the labels of this run.
+        run: How this run is carried out.
+
+    Raises:
+        RunRefused: OUT holds foreign files, a live run or a run with other settings, or holds no run to retry.
+    """
+    if run.overwrite:
+        refuse_if_running(out)
+        clear_run(out)
+    elif before is None:
+        refuse_foreign_folder(out, MANIFEST_PATH)
+    if before is not None:
+        _check_settings(before, source, settings, out)
+    elif run.retry_failed:
+        raise RunRefused(f"{out.redacted}: holds no run; drop --retry-failed")
 
 
 def _recount(out: Storage, recorder: RunRecorder) -> Counter[str]:
