@@ -16,6 +16,7 @@ from diffseg.attention.crops import attention_with_crops
 from diffseg.attention.maps import CrossAttention, Grid, SelfAttention
 from diffseg.devices import to_device
 from diffseg.images.canvas import ModelInput
+from diffseg.images.device_resize import squares_of
 from diffseg.method.proposals import aggregate_attention
 from diffseg.method.signals import Signals
 from diffseg.model.backbone import Backbone, Step
@@ -76,7 +77,8 @@ class SignalRecorder:
         run needs cross-attention or a CLIP.
         """
         padded = [*inputs, *[inputs[-1]] * (batch_size - len(inputs))]
-        pixels = torch.stack([model_input.pixels for model_input in padded])
+        with step("resize"):
+            pixels = squares_of(padded, self.backbone.checkpoint.vae.device)
         recorded = self.run_pass(pixels, self._fitting_prompts(padded), step)
         probabilities = None
         if self.clip is not None and "clip" in self.needs:

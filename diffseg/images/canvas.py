@@ -18,6 +18,26 @@ from diffseg.segmentation import Box
 
 PAD = 127
 """Grey level around a letterboxed image."""
+MAX_PIXELS_SENT = 2**22
+"""Largest image that is resized on the device. Decoding a larger one takes so long that resizing it there gains little,
+and many of them wait for the model at once."""
+MAX_REDUCTION = 16
+"""Largest reduction of a side on the device. CUDA's filter refuses reductions that exceed its shared memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where an image that has yet to be resized goes in the square: at `top` and `left`, `rows` x `columns` pixels.
+
+    `side` is the side of the square, S. With `antialias`, values are filtered while the image is resized.
+    """
+
+    side: int
+    top: int
+    left: int
+    rows: int
+    columns: int
+    antialias: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,13 +45,14 @@ class ModelInput:
     """An image as the model reads it.
 
     Attributes:
-        pixels: float32 [3, S, S] in [−1, 1].
+        pixels: float32 [3, S, S] in [−1, 1]; with `placement`, uint8 [h, w, 3], which is resized on the device.
         content: The part of the square that the image fills, as shares of S, 0 to 1.
         region: The part of the image that `content` shows, in pixels; the rest was cropped away.
         size: Height and width of the image in pixels.
         detail: float32 [3, 2 S, 2 S], the same at twice the resolution; None unless the attention is also computed on
             crops.
         prompt: The names of the image's segments as a prompt; None unless segments are named.
+        placement: Where `pixels` go in the square once they are resized; None if they are the square.
     """
 
     pixels: torch.Tensor
@@ -40,6 +61,7 @@ class ModelInput:
     size: tuple[int, int]
     detail: torch.Tensor | None = None
     prompt: Prompt | None = None
+    placement: Placement | None = None
 
     @property
     def region_size(self) -> tuple[int, int]:
@@ -54,7 +76,7 @@ class ModelInput:
         )
 
 
-def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True) -> ModelInput:
+def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True, on_device: bool = False) -> ModelInput:
     """Fit an image into a square.
 
     Args:
@@ -63,6 +85,8 @@ def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True)
         fit: "resize" stretches the image, "letterbox" keeps its proportions and pads it with grey, and "crop" takes its
             centre square.
         antialias: Whether to filter while resizing, with Pillow. Without it, values are interpolated bilinearly.
+        on_device: Whether to leave resizing to `diffseg.images.device_resize.squares_on_device`. Images that are too
+            large for that are resized here.
     """
     height, width = image.shape[:2]
     region = Box(top=0, left=0, bottom=height, right=width)
@@ -79,10 +103,25 @@ def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True)
         rows, columns = (max(1, round(length * scale)) for length in (height, width))
         top, left = (side - rows) // 2, (side - columns) // 2
         content = Box(top=top / side, left=left / side, bottom=(top + rows) / side, right=(left + columns) / side)
-    canvas = np.full((side, side, 3), PAD, dtype=np.uint8)
-    canvas[top : top + rows, left : left + columns] = _resize(image, rows, columns, antialias=antialias)
-    pixels = torch.from_numpy(canvas).permute(2, 0, 1).float().div_(127.5).sub_(1)
-    return ModelInput(pixels=pixels, content=content, region=region, size=(height, width))
+    placement = None
+    if on_device:
+        if not _suits_device(image, rows, columns):
+            image = _resize(image, rows, columns, antialias=antialias)
+        pixels = torch.from_numpy(np.array(image, order="C"))
+        placement = Placement(side=side, top=top, left=left, rows=rows, columns=columns, antialias=antialias)
+    else:
+        canvas = np.full((side, side, 3), PAD, dtype=np.uint8)
+        canvas[top : top + rows, left : left + columns] = _resize(image, rows, columns, antialias=antialias)
+        # Contiguous, because a batch is stacked in one thread, which would take ten times as long otherwise.
+        pixels = torch.from_numpy(canvas).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
+    return ModelInput(pixels=pixels, content=content, region=region, size=(height, width), placement=placement)
+
+
+def _suits_device(image: np.ndarray, rows: int, columns: int) -> bool:
+    """Return whether an image should be sent to the device in its own size."""
+    height, width = image.shape[:2]
+    is_small = height * width <= MAX_PIXELS_SENT and height <= MAX_REDUCTION * rows and width <= MAX_REDUCTION * columns
+    return is_small and min(rows, columns) > 1  # torch's filter is wrong (2.13, CPU) where a result is one pixel wide
 
 
 def _resize(image: np.ndarray, rows: int, columns: int, *, antialias: bool) -> np.ndarray:
