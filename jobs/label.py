@@ -71,7 +71,12 @@ _registry = tyro.constructors.ConstructorRegistry()
 
 def _parse_numbers(text: str) -> tuple[float, ...]:
     """Parse one number for all merging rounds, or one number per round."""
-    numbers = tuple(float(word) for word in text.split(","))
+    words = text.split(",")
+    if len(words) == 2 and all(word.isdecimal() for word in words):  # 0,9 may be a decimal, or the tau of two rounds
+        raise ValueError(
+            f"{text}: write a decimal as {'.'.join(words)}, or the thresholds of two rounds as {'.0,'.join(words)}.0"
+        )
+    numbers = tuple(float(word) for word in words)
     return numbers if len(numbers) > 1 else thresholds(numbers[0])
 
 

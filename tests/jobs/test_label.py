@@ -36,6 +36,13 @@ def test_tau_is_one_word_at_any_position(text: str, tau: tuple[float, ...]) -> N
     assert parse(["in", "out", "--tau", text]).label.method.merging.tau == tau
 
 
+@pytest.mark.parametrize("text", ["0,9", "1,1", "0,05"])
+def test_a_tau_with_a_decimal_comma_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(["in", "out", "--tau", text])
+    assert f"write a decimal as {text.replace(',', '.')}" in capsys.readouterr().err
+
+
 def test_the_flag_of_a_setting_has_its_name_whatever_component_it_belongs_to() -> None:
     line = "--fit crop --timestep 50 --stable --anchors-per-side 4 --ncut-steps 2 --walk-radius 3 --vote mode"
     method = parse([*line.split(), "--no-clip-smooth", "--min-area", "0.1", "in", "out"]).label.method
