@@ -24,8 +24,8 @@ from diffusers.models.attention_processor import Attention
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from diffseg.attention.layers import self_attention_layers
 from diffseg.attention.maps import Grid
-from diffseg.attention.recorder import self_attention_layers
 from diffseg.safetensors_metadata import read_metadata
 
 Kind = Literal["heads", "features"]

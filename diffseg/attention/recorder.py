@@ -1,91 +1,28 @@
-"""Record the self-attention of a diffusers UNet in one pass, and leave the UNet's output unchanged.
+"""Record the attention of a diffusers UNet in one pass, and leave the UNet's output unchanged.
 
-Fused attention returns no probabilities, and the plain form keeps [heads, P, P] of every layer. The processor here
-iterates over heads and blocks of queries. The probabilities of a block are held in one small workspace. They yield both
-the layer's output and their share of one sum per resolution, the mean over heads and layers, which is all that DiffSeg
-reads (CVPR 2024, section 3.2).
+Fused attention returns no probabilities, and the plain form keeps [heads, P, P] of every layer. Here each layer's mean
+over heads is added to one sum per resolution, which is all that DiffSeg reads (CVPR 2024, section 3.2). How a layer is
+computed and added is the concern of `diffseg.attention.backends`.
 
-Axes: B images in the batch, H heads, P token positions of one resolution, Q queries of a block, D channels of a head.
+Axes: B images in the batch, P token positions of one resolution, L tokens of the prompt, C chosen tokens.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 
-from diffseg.attention.cross_recorder import CrossRecorder, cross_attention_layers
-from diffseg.attention.maps import CrossAttention, SelfAttention
-from diffseg.attention.recording import PassComplete, Recording, project_output, split_heads
-
-
-class _RecordingProcessor:
-    """A diffusers attention processor that records self-attention.
-
-    Probabilities are float32 whatever the dtype of the weights, so that they cannot overflow.
-    """
-
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        **_: Any,
-    ) -> torch.Tensor:
-        queries = split_heads(attn.to_q(hidden_states), attn.heads)
-        keys = split_heads(attn.to_k(hidden_states), attn.heads)
-        total = self.recording.begin_layer(queries)
-        is_last = self.recording.layers_left == 1 and self.recording.stop_early
-        values = None if is_last else split_heads(attn.to_v(hidden_states), attn.heads)
-        outputs = _attend(queries, keys, values, attn.scale, total, self.recording.workspace_for(queries))
-        self.recording.end_layer()
-        assert outputs is not None
-        return project_output(attn, outputs, hidden_states.dtype)
-
-
-def _attend(
-    queries_BHPD: torch.Tensor,
-    keys_BHPD: torch.Tensor,
-    values_BHPD: torch.Tensor | None,
-    scale: float,
-    total_BPP: torch.Tensor,
-    workspace: torch.Tensor,
-) -> torch.Tensor | None:
-    """Add the mean over heads of softmax(scale · q kᵀ) to `total_BPP`; return its product with v, if v is given."""
-    outputs = None if values_BHPD is None else torch.empty_like(queries_BHPD)
-    batch, heads, tokens, _ = queries_BHPD.shape
-    heads_per_block, rows, _ = workspace.shape
-    blocks = itertools.product(range(batch), range(0, tokens, rows), range(0, heads, heads_per_block))
-    for image, row, head in blocks:
-        block = (image, slice(head, head + heads_per_block), slice(row, row + rows))
-        queries_HQD, keys_HDP = queries_BHPD[block], keys_BHPD[block[:2]].transpose(1, 2)
-        probabilities_HQP = workspace[: queries_HQD.shape[0], : queries_HQD.shape[1]]
-        torch.baddbmm(probabilities_HQP, queries_HQD, keys_HDP, beta=0, alpha=scale, out=probabilities_HQP)
-        torch.softmax(probabilities_HQP, dim=-1, out=probabilities_HQP)
-        for probabilities_QP in probabilities_HQP:
-            total_BPP[image, row : row + rows].add_(probabilities_QP, alpha=1 / heads)
-        if outputs is not None and values_BHPD is not None:
-            torch.bmm(probabilities_HQP, values_BHPD[block[:2]], out=outputs[block])
-    return outputs
-
-
-def self_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:
-    """Return the self-attention modules of every transformer block, in the order of the module tree."""
-    return [
-        block.attn1
-        for block in unet.modules()
-        if isinstance(block, BasicTransformerBlock) and not block.attn1.is_cross_attention
-    ]
+from diffseg.attention.backends import AttentionBackend
+from diffseg.attention.blockwise import BlockwiseAttention
+from diffseg.attention.layers import AttentionLayer, attention_layers, check_layer
+from diffseg.attention.maps import CrossAttention, Grid, SelfAttention
+from diffseg.attention.processor import PassComplete, RecordingProcessor
 
 
 def latent_multiple(unet: UNet2DConditionModel) -> int:
@@ -93,104 +30,176 @@ def latent_multiple(unet: UNet2DConditionModel) -> int:
     return 2 ** (len(unet.config.block_out_channels) - 1)
 
 
-@torch.inference_mode()
-def record_self_attention(
-    unet: UNet2DConditionModel, latents: torch.Tensor, *unet_inputs: Any, **unet_options: Any
-) -> SelfAttention:
-    """Run one pass of the UNet up to its last self-attention layer, and return the maps.
+class AttentionRecorder:
+    """Runs passes of a UNet and records their attention. Its methods take the arguments of the UNet.
 
-    Args:
-        unet: A UNet of Stable Diffusion.
-        latents: [B, C, h, w], with h and w multiples of `latent_multiple(unet)`.
-        unet_inputs: Further positional arguments of the UNet.
-        unet_options: Keyword arguments of the UNet.
-
-    Raises:
-        ValueError: The UNet has no self-attention, or a side of the latents is not such a multiple.
+    Latents are [B, C, h, w], with h and w multiples of `latent_multiple(unet)`; otherwise a ValueError is raised.
     """
-    return _run(unet, latents, unet_inputs, unet_options, stop_early=True).self_attention
+
+    def __init__(self, unet: UNet2DConditionModel, backend: AttentionBackend | None = None) -> None:
+        """Find the layers of a UNet and check them.
+
+        Args:
+            unet: A UNet of Stable Diffusion.
+            backend: How attention is computed, see `choose_backend`. None uses the blockwise one.
+
+        Raises:
+            ValueError: The UNet has no self-attention, or a layer computes something that is not recorded.
+        """
+        self.unet = unet
+        self.backend = BlockwiseAttention() if backend is None else backend
+        layers = attention_layers(unet)
+        self._self_layers = [layer for layer in layers if not layer.module.is_cross_attention]
+        self._all_layers = layers
+        if not self._self_layers:
+            raise ValueError(
+                "this UNet has no self-attention layers: DiffSeg needs the transformer blocks of Stable Diffusion"
+            )
+        for layer in layers:
+            check_layer(layer)
+
+    @torch.inference_mode()
+    def self_attention(
+        self, latents: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **unet_options: Any
+    ) -> SelfAttention:
+        """Run a pass up to the last self-attention layer, and return self-attention."""
+        sums = _Sums(self._self_layers, self.unet, latents, encoder_hidden_states)
+        self._run(sums, latents, timestep, encoder_hidden_states, unet_options, stop_early=True)
+        return sums.self_attention()
+
+    @torch.inference_mode()
+    def attention(
+        self,
+        latents: torch.Tensor,
+        timestep: Any,
+        encoder_hidden_states: torch.Tensor,
+        *,
+        columns: torch.Tensor,
+        **unet_options: Any,
+    ) -> tuple[SelfAttention, CrossAttention]:
+        """Run a pass up to the last attention layer, and return self-attention and cross-attention to chosen tokens.
+
+        Args:
+            latents: See the class.
+            timestep: As for the UNet.
+            encoder_hidden_states: As for the UNet.
+            columns: int64 [B, C] on the UNet's device, positions in each image's prompt of the tokens to return.
+            unet_options: Further keyword arguments of the UNet.
+
+        Raises:
+            ValueError: The UNet reads no text.
+        """
+        if len(self._all_layers) == len(self._self_layers):
+            raise ValueError("this UNet has no cross-attention layers: it reads no text, and so cannot name anything")
+        sums = _Sums(self._all_layers, self.unet, latents, encoder_hidden_states)
+        self._run(sums, latents, timestep, encoder_hidden_states, unet_options, stop_early=True)
+        return sums.self_attention(), sums.cross_attention(columns)
+
+    @torch.inference_mode()
+    def with_output(
+        self,
+        latents: torch.Tensor,
+        timestep: Any,
+        encoder_hidden_states: torch.Tensor,
+        *,
+        record_cross: bool = False,
+        **unet_options: Any,
+    ) -> tuple[SelfAttention, torch.Tensor]:
+        """Run a whole pass, and return self-attention and the UNet's output [B, C, h, w], which recording keeps.
+
+        Args:
+            latents: See the class.
+            timestep: As for the UNet.
+            encoder_hidden_states: As for the UNet.
+            record_cross: Whether cross-attention layers are recorded too.
+            unet_options: Further keyword arguments of the UNet.
+        """
+        layers = self._all_layers if record_cross else self._self_layers
+        sums = _Sums(layers, self.unet, latents, encoder_hidden_states)
+        output = self._run(sums, latents, timestep, encoder_hidden_states, unet_options, stop_early=False)
+        assert output is not None
+        return sums.self_attention(), output
+
+    def _run(
+        self,
+        sums: _Sums,
+        latents: torch.Tensor,
+        timestep: Any,
+        encoder_hidden_states: torch.Tensor,
+        unet_options: Mapping[str, Any],
+        *,
+        stop_early: bool,
+    ) -> torch.Tensor | None:
+        processors = {}
+        for layer in sums.layers:
+            is_cross = layer.module.is_cross_attention
+            processors[layer.module] = RecordingProcessor(
+                layer.name,
+                self.backend.cross_attention if is_cross else self.backend.self_attention,
+                sums.of(layer),
+                is_last=stop_early and layer is sums.layers[-1],
+            )
+        try:
+            with _replace_processors(processors), _allow_tf32_for_halves(self.unet):
+                return self.unet(latents, timestep, encoder_hidden_states=encoder_hidden_states, **unet_options).sample
+        except PassComplete:
+            return None
 
 
-@torch.inference_mode()
-def record_attention(
-    unet: UNet2DConditionModel, latents: torch.Tensor, *unet_inputs: Any, columns: torch.Tensor, **unet_options: Any
-) -> tuple[SelfAttention, CrossAttention]:
-    """Run one pass as `record_self_attention` does, and record cross-attention to chosen prompt tokens as well.
+class _Sums:
+    """The sums of a pass over the layers of each resolution, which the processors add to.
 
-    The other arguments are those of `record_self_attention`.
-
-    Args:
-        columns: int64 [B, C] on the UNet's device, positions in each image's prompt of the tokens to record.
-
-    Raises:
-        ValueError: As for `record_self_attention`, or the UNet reads no text.
+    Attributes:
+        layers: The layers that are recorded, in order.
     """
-    recorded = _run(unet, latents, unet_inputs, unet_options, stop_early=True, columns=columns)
-    assert recorded.cross_attention is not None
-    return recorded.self_attention, recorded.cross_attention
 
+    def __init__(
+        self,
+        layers: Sequence[AttentionLayer],
+        unet: UNet2DConditionModel,
+        latents: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+    ) -> None:
+        multiple = latent_multiple(unet)
+        height, width = latents.shape[-2:]
+        if height % multiple or width % multiple:
+            raise ValueError(f"latents of {height} x {width}: both sides must be multiples of {multiple}")
+        self.layers = layers
+        self._grids = {level: (height >> level, width >> level) for level in range(multiple.bit_length())}
+        self._sums: dict[tuple[bool, Grid], torch.Tensor] = {}
+        self._counts = Counter(self._key(layer) for layer in layers)
+        for is_cross, (rows, columns) in self._counts:
+            tokens = rows * columns
+            keys = encoder_hidden_states.shape[1] if is_cross else tokens
+            self._sums[is_cross, (rows, columns)] = torch.zeros(
+                len(latents), tokens, keys, dtype=torch.float32, device=latents.device
+            )
 
-@torch.inference_mode()
-def record_with_output(
-    unet: UNet2DConditionModel,
-    latents: torch.Tensor,
-    *unet_inputs: Any,
-    columns: torch.Tensor | None = None,
-    **unet_options: Any,
-) -> tuple[SelfAttention, torch.Tensor]:
-    """Run a whole pass, and return self-attention and the UNet's output [B, C, h, w], which recording does not change.
+    def of(self, layer: AttentionLayer) -> torch.Tensor:
+        """Return the sum of a layer's kind and resolution, float32 [B, P, P] or [B, P, L]."""
+        return self._sums[self._key(layer)]
 
-    The arguments are those of `record_attention`. If `columns` is given, cross-attention is recorded as well.
-    """
-    recorded = _run(unet, latents, unet_inputs, unet_options, stop_early=False, columns=columns)
-    assert recorded.output is not None
-    return recorded.self_attention, recorded.output
-
-
-class _Recorded(NamedTuple):
-    """What one pass returned."""
-
-    self_attention: SelfAttention
-    cross_attention: CrossAttention | None
-    output: torch.Tensor | None
-
-
-def _run(
-    unet: UNet2DConditionModel,
-    latents: torch.Tensor,
-    unet_inputs: tuple,
-    unet_options: dict,
-    *,
-    stop_early: bool,
-    columns: torch.Tensor | None = None,
-) -> _Recorded:
-    layers = self_attention_layers(unet)
-    text_layers = [] if columns is None else cross_attention_layers(unet)
-    if not layers:
-        raise ValueError(
-            "this UNet has no self-attention layers: DiffSeg needs the transformer blocks of Stable Diffusion"
+    def self_attention(self) -> SelfAttention:
+        """Return the means over layers, computed in place."""
+        counts = self._counts_of(is_cross=False)
+        return SelfAttention(
+            maps={grid: self._sums[False, grid].div_(count) for grid, count in counts.items()}, layers=counts
         )
-    if columns is not None and not text_layers:
-        raise ValueError("this UNet has no cross-attention layers: it reads no text, and so cannot name anything")
-    multiple = latent_multiple(unet)
-    height, width = latents.shape[-2:]
-    if height % multiple or width % multiple:
-        raise ValueError(f"latents of {height} x {width}: both sides must be multiples of {multiple}")
-    sides = [2**level for level in range(len(unet.config.block_out_channels))]
-    recording = Recording(
-        grid_of_tokens={(height // s) * (width // s): (height // s, width // s) for s in sides},
-        layers_left=len(layers) + len(text_layers),
-        stop_early=stop_early,
-    )
-    cross = None if columns is None else CrossRecorder(columns, recording)
-    processors = dict.fromkeys(layers, _RecordingProcessor(recording)) | dict.fromkeys(text_layers, cross)
-    output = None
-    try:
-        with _replace_processors(processors), _allow_tf32_for_halves(unet):
-            output = unet(latents, *unet_inputs, **unet_options).sample
-    except PassComplete:
-        pass
-    return _Recorded(recording.mean_maps(), None if cross is None else cross.mean_maps(), output)
+
+    def cross_attention(self, columns: torch.Tensor) -> CrossAttention:
+        """Return the means over layers, for the tokens at int64 [B, C]."""
+        counts, maps = self._counts_of(is_cross=True), {}
+        for grid, count in counts.items():
+            total_BPL = self._sums[True, grid]
+            chosen_BPC = total_BPL.gather(2, columns[:, None].expand(-1, total_BPL.shape[1], -1))
+            maps[grid] = chosen_BPC.transpose(1, 2) / count
+        return CrossAttention(maps=maps, layers=counts)
+
+    def _key(self, layer: AttentionLayer) -> tuple[bool, Grid]:
+        return layer.module.is_cross_attention, self._grids[layer.level]
+
+    def _counts_of(self, *, is_cross: bool) -> dict[Grid, int]:
+        return {grid: count for (kind, grid), count in self._counts.items() if kind == is_cross}
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import AutoencoderTiny
 
-from diffseg.attention.cross_recorder import pad_columns
+from diffseg.attention.backends import choose_backend
+from diffseg.attention.columns import pad_columns
 from diffseg.attention.maps import CrossAttention, SelfAttention
-from diffseg.attention.recorder import latent_multiple, record_attention, record_self_attention
+from diffseg.attention.recorder import AttentionRecorder, latent_multiple
 from diffseg.devices import to_device
 from diffseg.model.checkpoint import Checkpoint
 from diffseg.model.text import EMPTY_PROMPT, Prompt
@@ -54,6 +55,7 @@ class Backbone:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+        self.recorder = AttentionRecorder(checkpoint.unet, choose_backend(checkpoint.unet))
         self.pixel_multiple = PIXELS_PER_LATENT * latent_multiple(checkpoint.unet)
         self._latents_mean, self._latents_std = self._of_channels("latents_mean"), self._of_channels("latents_std")
 
@@ -92,9 +94,7 @@ class Backbone:
             latents = self.latents(pixels)
         with step("unet"):
             context, added = checkpoint.context.expand(len(pixels), -1, -1), _repeat(checkpoint.added, len(pixels))
-            return record_self_attention(
-                checkpoint.unet, latents, _timesteps(timestep, latents), encoder_hidden_states=context, **added
-            )
+            return self.recorder.self_attention(latents, _timesteps(timestep, latents), context, **added)
 
     def attention(
         self, pixels: torch.Tensor, timestep: int, prompts: Sequence[Sequence[Prompt]], step: Step = no_step
@@ -118,11 +118,10 @@ class Backbone:
             with step("text"):
                 conditioning = self._conditioning(prompts, turn, latents)
             with step("unet"):
-                attention_of_pass, cross_of_tokens = record_attention(
-                    self.checkpoint.unet,
+                attention_of_pass, cross_of_tokens = self.recorder.attention(
                     latents,
                     _timesteps(timestep, latents),
-                    encoder_hidden_states=conditioning.context,
+                    conditioning.context,
                     columns=conditioning.columns,
                     **conditioning.added,
                 )

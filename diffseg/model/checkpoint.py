@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from diffseg.attention.recorder import self_attention_layers
+from diffseg.attention.layers import self_attention_layers
 from diffseg.model.config_fields import DIFFSEG_FIELDS, check_unet, check_vae
 from diffseg.model.config_rules import check_config
 from diffseg.model.files import CHECKPOINT_FILES, VAE_FILES, fingerprint

@@ -10,7 +10,7 @@ from small_models import small_unet, unet_inputs
 
 from diffseg.affinity.affinity import Affinity, as_attention, check_state, record_affinity
 from diffseg.affinity.state import AffinityError, AffinityState
-from diffseg.attention.recorder import record_self_attention
+from diffseg.attention.recorder import AttentionRecorder
 
 HEADS = 40
 """Heads of the small model at 8 x 8 tokens."""
@@ -33,7 +33,7 @@ def test_dense_affinity_becomes_attention_whose_rows_sum_to_1() -> None:
 def test_a_pass_inside_the_block_records_the_affinity(heads_state: AffinityState) -> None:
     unet, inputs = small_unet("sd1"), unet_inputs("sd1", batch=3)
     with record_affinity(heads_state, unet) as recorded:
-        record_self_attention(unet, inputs.pop("sample"), **inputs)
+        AttentionRecorder(unet).self_attention(inputs.pop("sample"), **inputs)
     affinity = recorded()
     assert affinity is not None
     assert affinity.dense is not None

@@ -13,7 +13,7 @@ from small_models import small_unet, unet_inputs
 from diffseg.affinity.features import FeatureAffinity, FeatureReader, embed, fit_features, neighbour_affinity
 from diffseg.affinity.pairs import pair_affinities, roc_auc
 from diffseg.affinity.state import AffinityError, AffinityState, hook_self_attention
-from diffseg.attention.recorder import record_self_attention
+from diffseg.attention.recorder import AttentionRecorder
 from diffseg.method.random_walk import stencil_flow
 
 SIDE = 16
@@ -62,14 +62,14 @@ def test_a_pass_gives_affinity_of_neighbours_and_other_layers_are_refused(
     inputs = unet_inputs("sd1")
     sample = inputs.pop("sample")
     with hook_self_attention(unet, reader):
-        recorded = record_self_attention(unet, sample, **inputs)
+        recorded = AttentionRecorder(unet).self_attention(sample, **inputs)
     features = reader.features(list(recorded.maps))
     layout = {f"{rows}x{columns}": maps.shape[1] for (rows, columns), maps in features.items()}
     assert layout == {"16x16": 32, "8x8": 64, "4x4": 64, "2x2": 64}
     tensors = {name: torch.randn(10, size) / 4 for name, size in layout.items()} | {"bias": torch.zeros(10)}
     recorder = FeatureAffinity(make_state("features", layout, tensors))
     with hook_self_attention(unet, recorder):
-        record_self_attention(unet, sample, **inputs)
+        AttentionRecorder(unet).self_attention(sample, **inputs)
     affinity = recorder.affinity()
     assert len(affinity) == 34
     assert all(((maps > 0) & (maps <= 1)).all() for maps in affinity.values())

@@ -13,7 +13,7 @@ from small_models import small_unet, unet_inputs
 from diffseg.affinity.heads import HeadAffinity, HeadReader, fit_heads, pair_attention
 from diffseg.affinity.pairs import choose_pairs, roc_auc
 from diffseg.affinity.state import AffinityError, AffinityState, hook_self_attention
-from diffseg.attention.recorder import record_self_attention
+from diffseg.attention.recorder import AttentionRecorder
 
 SIDE, HEADS, INFORMATIVE = 16, 40, (4, 17, 30)
 
@@ -69,7 +69,7 @@ def test_heads_of_a_pass_average_to_the_recorded_attention(layout: str) -> None:
     unet, inputs = small_unet(layout), unet_inputs(layout, batch=2)
     heads: list[torch.Tensor] = []
     with hook_self_attention(unet, HeadReader(64, lambda _, maps: heads.append(maps.clone()))):
-        recorded = record_self_attention(unet, inputs.pop("sample"), **inputs)
+        recorded = AttentionRecorder(unet).self_attention(inputs.pop("sample"), **inputs)
     maps, layers = recorded.maps[8, 8], recorded.layers[8, 8]
     assert len(heads) % layers == 0
     torch.testing.assert_close(torch.stack(heads).mean(dim=0), maps)
@@ -81,11 +81,11 @@ def test_the_affinity_of_a_pass_is_that_of_the_formula(make_state: Callable[...,
     inputs = unet_inputs("sd1", batch=2)
     sample = inputs.pop("sample")
     with hook_self_attention(unet, HeadReader(64, lambda _, maps: heads.append(maps.clone()))):
-        record_self_attention(unet, sample, **inputs)
+        AttentionRecorder(unet).self_attention(sample, **inputs)
     weight, bias = torch.randn(len(heads)) / 20, torch.tensor([-0.5])
     recorder = HeadAffinity(make_state("heads", {"8x8": len(heads)}, {"weight": weight, "bias": bias}))
     with hook_self_attention(unet, recorder):
-        record_self_attention(unet, sample, **inputs)
+        AttentionRecorder(unet).self_attention(sample, **inputs)
     stack = torch.stack(heads, dim=-1) * 64 / 2
     expected = torch.sigmoid((stack + stack.transpose(1, 2)) @ weight + bias)
     affinity = recorder.affinity()
@@ -99,7 +99,7 @@ def test_a_pass_with_another_number_of_heads_is_refused(make_state: Callable[...
     unet, inputs = small_unet("sd1"), unet_inputs("sd1")
     recorder = HeadAffinity(make_state("heads", {"8x8": 20}, {"weight": torch.zeros(20), "bias": torch.zeros(1)}))
     with hook_self_attention(unet, recorder):
-        record_self_attention(unet, inputs.pop("sample"), **inputs)
+        AttentionRecorder(unet).self_attention(inputs.pop("sample"), **inputs)
     with pytest.raises(AffinityError, match="is of 20 heads at 8 x 8 tokens; this pass had 40"):
         recorder.affinity()
 

@@ -8,9 +8,9 @@ from diffusers import UNet2DConditionModel
 from small_models import small_unet, unet_inputs
 
 from diffseg.attention.aggregate import average_cross_attention
-from diffseg.attention.cross_recorder import cross_attention_layers
+from diffseg.attention.layers import attention_layers
 from diffseg.attention.maps import CrossAttention
-from diffseg.attention.recorder import record_attention, record_self_attention, record_with_output
+from diffseg.attention.recorder import AttentionRecorder
 
 COLUMNS = torch.tensor([[1, 4, 6], [0, 4, 4]])
 
@@ -28,7 +28,8 @@ def maps_by_hooks(unet: UNet2DConditionModel, inputs: dict) -> dict[int, torch.T
         maps = torch.softmax(queries @ keys.transpose(2, 3) * layer.scale, dim=-1).mean(dim=1)
         layer_maps.setdefault(maps.shape[1], []).append(maps)
 
-    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in cross_attention_layers(unet)]
+    layers = [layer.module for layer in attention_layers(unet) if layer.module.is_cross_attention]
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     with torch.no_grad():
         unet(**inputs)
     for handle in handles:
@@ -43,11 +44,12 @@ def test_maps_agree_with_the_layers_and_the_output_is_unchanged(layout: str) -> 
     with torch.no_grad():
         expected = unet(**inputs).sample
     latents, options = inputs.pop("sample"), inputs
-    _, output = record_with_output(unet, latents, columns=COLUMNS, **options)
+    recorder = AttentionRecorder(unet)
+    _, output = recorder.with_output(latents, record_cross=True, **options)
     assert (output - expected).abs().max() <= 1e-5
 
-    self_attention, cross = record_attention(unet, latents, columns=COLUMNS, **options)
-    alone = record_self_attention(unet, latents, **options)
+    self_attention, cross = recorder.attention(latents, columns=COLUMNS, **options)
+    alone = recorder.self_attention(latents, **options)
     for grid, maps in alone.maps.items():
         torch.testing.assert_close(self_attention.maps[grid], maps, rtol=1e-3, atol=1e-6)
     layers = maps_by_hooks(unet, {"sample": latents, **options})
@@ -66,7 +68,7 @@ def test_the_pass_ends_after_the_last_map_and_restores_the_processors() -> None:
     ran: list[str] = []
     for name, module in unet.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    record_attention(unet, inputs.pop("sample"), columns=COLUMNS[:1], **inputs)
+    AttentionRecorder(unet).attention(inputs.pop("sample"), columns=COLUMNS[:1], **inputs)
     last = "up_blocks.3.attentions.2.transformer_blocks.0"
     assert f"{last}.attn2.to_k" in ran
     assert f"{last}.ff" not in ran

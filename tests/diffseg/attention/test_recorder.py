@@ -11,9 +11,10 @@ from diffusers import UNet2DConditionModel
 from small_models import small_unet, unet_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffseg.attention import recording
+from diffseg.attention import blockwise
+from diffseg.attention.layers import self_attention_layers
 from diffseg.attention.maps import Grid
-from diffseg.attention.recorder import latent_multiple, record_self_attention, record_with_output, self_attention_layers
+from diffseg.attention.recorder import AttentionRecorder, latent_multiple
 from diffseg.model.checkpoint import load_checkpoint
 
 LAYERS_AT_16 = {
@@ -25,7 +26,8 @@ RATIO = {"sd1": 1, "sd2": 1, "sdxl": 2}
 
 
 def recorded(record: Callable, unet: UNet2DConditionModel, inputs: dict[str, Any]) -> Any:
-    return record(unet, inputs["sample"], **{name: value for name, value in inputs.items() if name != "sample"})
+    others = {name: value for name, value in inputs.items() if name != "sample"}
+    return record(AttentionRecorder(unet), inputs["sample"], **others)
 
 
 def maps_by_hooks(unet: UNet2DConditionModel, inputs: dict[str, Any]) -> dict[int, torch.Tensor]:
@@ -60,7 +62,7 @@ def test_the_output_is_unchanged_and_maps_agree_with_the_layers(layout: str, bat
     inputs = unet_inputs(layout, batch, grid)
     with torch.no_grad():
         expected = unet(**inputs).sample
-    attention, output = recorded(record_with_output, unet, inputs)
+    attention, output = recorded(AttentionRecorder.with_output, unet, inputs)
     assert (output - expected).abs().max() <= 1e-5
     assert expected.std() > 0.1, "an output near zero would agree with anything"
 
@@ -78,7 +80,7 @@ def test_the_output_is_unchanged_and_maps_agree_with_the_layers(layout: str, bat
 @pytest.mark.parametrize("layout", LAYERS_AT_16)
 def test_layers_are_counted_by_resolution(layout: str) -> None:
     unet = small_unet(layout)
-    attention = recorded(record_self_attention, unet, unet_inputs(layout))
+    attention = recorded(AttentionRecorder.self_attention, unet, unet_inputs(layout))
     assert attention.layers == LAYERS_AT_16[layout]
     assert len(self_attention_layers(unet)) == sum(LAYERS_AT_16[layout].values())
 
@@ -91,14 +93,14 @@ def test_the_output_of_the_embedded_model_is_unchanged() -> None:
     inputs = {"sample": sample, "timestep": checkpoint.timestep, "encoder_hidden_states": context}
     with torch.no_grad():
         expected = checkpoint.unet(**inputs).sample
-    attention, output = recorded(record_with_output, checkpoint.unet, inputs)
+    attention, output = recorded(AttentionRecorder.with_output, checkpoint.unet, inputs)
     assert (output - expected).abs().max() <= 1e-5
     assert expected.std() > 0.1
     assert sum(attention.layers.values()) == 16
 
 
 def test_the_maps_of_these_tests_are_far_from_uniform() -> None:
-    attention = recorded(record_self_attention, small_unet("sd1"), unet_inputs("sd1"))
+    attention = recorded(AttentionRecorder.self_attention, small_unet("sd1"), unet_inputs("sd1"))
     assert attention.maps[16, 16].max() > 5 / 256
 
 
@@ -109,9 +111,9 @@ def test_a_pass_ends_after_the_last_layer_that_is_needed(layout: str) -> None:
     ran: list[str] = []
     for name, module in unet.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    early = recorded(record_self_attention, unet, inputs)
+    early = recorded(AttentionRecorder.self_attention, unet, inputs)
     stopped_after, ran[:] = set(ran), []
-    late, _ = recorded(record_with_output, unet, inputs)
+    late, _ = recorded(AttentionRecorder.with_output, unet, inputs)
     skipped = set(ran) - stopped_after
     last = (
         "up_blocks.3.attentions.2.transformer_blocks.0"
@@ -129,9 +131,9 @@ def test_a_pass_ends_after_the_last_layer_that_is_needed(layout: str) -> None:
 @pytest.mark.parametrize("elements", [1, 5_000, 2**30])
 def test_the_block_size_does_not_change_the_result(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     unet, inputs = small_unet("sd2"), unet_inputs("sd2", batch=2)
-    in_one_block, output = recorded(record_with_output, unet, inputs)
-    monkeypatch.setattr(recording, "WORKSPACE_ELEMENTS", elements)
-    in_blocks, output_in_blocks = recorded(record_with_output, unet, inputs)
+    in_one_block, output = recorded(AttentionRecorder.with_output, unet, inputs)
+    monkeypatch.setattr(blockwise, "WORKSPACE_ELEMENTS", elements)
+    in_blocks, output_in_blocks = recorded(AttentionRecorder.with_output, unet, inputs)
     torch.testing.assert_close(output_in_blocks, output, rtol=0, atol=1e-5)
     for grid, maps in in_one_block.maps.items():
         torch.testing.assert_close(in_blocks.maps[grid], maps, rtol=1e-3, atol=1e-6)
@@ -158,9 +160,9 @@ def test_the_probabilities_of_all_heads_are_never_held_at_once(monkeypatch: pyte
     accumulators = {(*batch, side**2, side**2) for side in (32, 16, 8, 4) for batch in ((1,), ())}
 
     def largest(elements: int) -> int:
-        monkeypatch.setattr(recording, "WORKSPACE_ELEMENTS", elements)
+        monkeypatch.setattr(blockwise, "WORKSPACE_ELEMENTS", elements)
         with _LargestResult(accumulators) as mode:
-            recorded(record_self_attention, unet, inputs)
+            recorded(AttentionRecorder.self_attention, unet, inputs)
         return mode.largest
 
     all_heads = 8 * 1024 * 1024
@@ -171,10 +173,10 @@ def test_the_probabilities_of_all_heads_are_never_held_at_once(monkeypatch: pyte
 def test_processors_are_restored_after_success_and_after_an_error() -> None:
     unet, inputs = small_unet("sd1"), unet_inputs("sd1")
     before = [layer.processor for layer in self_attention_layers(unet)]
-    recorded(record_self_attention, unet, inputs)
+    recorded(AttentionRecorder.self_attention, unet, inputs)
     assert [layer.processor for layer in self_attention_layers(unet)] == before
     with pytest.raises(RuntimeError):
-        record_self_attention(unet, inputs["sample"], 300, encoder_hidden_states=torch.randn(1, 7, 5))
+        AttentionRecorder(unet).self_attention(inputs["sample"], 300, encoder_hidden_states=torch.randn(1, 7, 5))
     assert [layer.processor for layer in self_attention_layers(unet)] == before
     with torch.no_grad():
         assert torch.isfinite(unet(**inputs).sample).all()
@@ -185,7 +187,7 @@ def test_latents_that_do_not_divide_are_refused(grid: Grid) -> None:
     unet = small_unet("sd1")
     assert latent_multiple(unet) == 8
     with pytest.raises(ValueError, match=f"latents of {grid[0]} x {grid[1]}: both sides must be multiples of 8"):
-        recorded(record_self_attention, unet, unet_inputs("sd1", grid=grid))
+        recorded(AttentionRecorder.self_attention, unet, unet_inputs("sd1", grid=grid))
 
 
 def test_a_unet_without_self_attention_is_refused() -> None:
@@ -198,11 +200,11 @@ def test_a_unet_without_self_attention_is_refused() -> None:
         layers_per_block=1,
     )
     with pytest.raises(ValueError, match="no self-attention layers"):
-        record_self_attention(unet, torch.randn(1, 4, 8, 8), 1, encoder_hidden_states=torch.randn(1, 2, 8))
+        AttentionRecorder(unet)
 
 
 def test_a_batch_is_sliced_into_images() -> None:
-    attention = recorded(record_self_attention, small_unet("sd1"), unet_inputs("sd1", batch=2))
+    attention = recorded(AttentionRecorder.self_attention, small_unet("sd1"), unet_inputs("sd1", batch=2))
     first, second = attention.of_images(0, 1), attention.of_images(1, 2)
     assert first.layers == attention.layers
     assert torch.equal(first.maps[8, 8], attention.maps[8, 8][:1])

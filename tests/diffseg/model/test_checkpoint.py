@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from small_checkpoints import TEXT, UNET, VAE, change_json, change_weights, write_json
 
 import diffseg.model.text_encoders
-from diffseg.attention.recorder import self_attention_layers
+from diffseg.attention.layers import self_attention_layers
 from diffseg.model.backbone import Backbone
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.layout import CheckpointError, load_part

@@ -21,7 +21,7 @@ from small_checkpoints import TEXT, change_json, write_json
 from small_clip import write_clip
 from small_models import UNETS, small_unet, small_vae, unet_inputs
 
-from diffseg.attention.recorder import record_with_output
+from diffseg.attention.recorder import AttentionRecorder
 from diffseg.model.backbone import Backbone
 from diffseg.model.checkpoint import Checkpoint, load_checkpoint
 from diffseg.model.clip import load_clip
@@ -141,7 +141,7 @@ def test_recording_leaves_the_output_unchanged_whatever_is_supported(changes: di
     check_unet(Path("config.json"), json.loads(unet.to_json_string()))
     with torch.no_grad():
         expected = unet(**inputs).sample
-    attention, output = record_with_output(unet, inputs["sample"], 300, inputs["encoder_hidden_states"])
+    attention, output = AttentionRecorder(unet).with_output(inputs["sample"], 300, inputs["encoder_hidden_states"])
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
     assert all(torch.isfinite(maps).all() for maps in attention.maps.values())
 

@@ -1,0 +1,81 @@
+"""The two ways in which a layer's attention is computed and recorded, and the choice between them.
+
+Axes: B images in the batch, H heads, P queries (the token positions of one resolution), K keys (the same positions in
+self-attention, the tokens of the prompt in cross-attention), D channels of a head.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from diffseg.attention.blockwise import BlockwiseAttention
+from diffseg.attention.layers import transformer_blocks
+
+log = logging.getLogger(__name__)
+
+
+class AttentionBackend(Protocol):
+    """Computes softmax(scale · q kᵀ) v of a layer, and adds the mean over heads of the softmax to a sum."""
+
+    name: str
+    """The name under which run.json records the backend."""
+
+    def self_attention(
+        self,
+        queries_BHPD: torch.Tensor,
+        keys_BHKD: torch.Tensor,
+        values_BHKD: torch.Tensor | None,
+        scale: float,
+        total_BPK: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """Record a self-attention layer.
+
+        Args:
+            queries_BHPD: Queries in the dtype of the weights.
+            keys_BHKD: Keys.
+            values_BHKD: Values; None if only the maps are needed.
+            scale: Factor of the products of queries and keys.
+            total_BPK: float32, the sum to which the mean over heads is added in place.
+
+        Returns:
+            The layer's output [B, H, P, D] before its projection; None if there are no values.
+        """
+
+    def cross_attention(
+        self,
+        queries_BHPD: torch.Tensor,
+        keys_BHKD: torch.Tensor,
+        values_BHKD: torch.Tensor | None,
+        scale: float,
+        total_BPK: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """Record a cross-attention layer, see `self_attention`."""
+
+
+def choose_backend(unet: UNet2DConditionModel) -> AttentionBackend:
+    """Return the fastest backend that works for a UNet on its device.
+
+    On an NVIDIA GPU with Triton that is the fused one, provided that a first product with each width of a head works:
+    Triton needs a C compiler, and a GPU may have too little shared memory. Otherwise it is the blockwise one.
+    """
+    if unet.device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
+        return BlockwiseAttention()
+    from diffseg.attention.fused import FusedAttention
+
+    layers = [block.module.attn1 for block in transformer_blocks(unet)]
+    try:
+        fused = FusedAttention(unet.device, unet.dtype)
+        for heads, width in sorted({(layer.heads, layer.inner_dim // layer.heads) for layer in layers}):
+            fused.check(heads, width)
+    except Exception as error:  # what fails here is a compiler, a driver or a kernel, with errors of any class
+        log.warning(
+            "attention is recorded block by block, which takes longer, because the fused kernels do not work here: %s",
+            error,
+        )
+        return BlockwiseAttention()
+    return fused

@@ -1,0 +1,75 @@
+"""The attention processor that diffusers calls in the place of its own, in the layers that are recorded.
+
+Axes: B images in the batch, H heads, P token positions of one resolution, K keys, D channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float, torch.Tensor], torch.Tensor | None]
+"""A method of an `AttentionBackend`."""
+
+
+class PassComplete(Exception):
+    """Raised when the last needed layer has been recorded, to skip the rest of the UNet."""
+
+
+class RecordingProcessor:
+    """Computes a layer as diffusers' own processor does, and records its attention.
+
+    It holds no counter and is the same in every pass but for the sum, so that a compiled block accepts it.
+    """
+
+    def __init__(self, name: str, attend: Attend, total: torch.Tensor, *, is_last: bool) -> None:
+        """Prepare one pass.
+
+        Args:
+            name: Name of the layer, for messages.
+            attend: How the layer is computed and recorded.
+            total: float32 [B, P, K], the sum of maps to which this layer's is added.
+            is_last: Whether the pass ends once this layer has been recorded.
+        """
+        self.name = name
+        self.attend = attend
+        self.total = total
+        self.is_last = is_last
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Run the layer.
+
+        Raises:
+            PassComplete: It was the last layer that is needed.
+            ValueError: The pass has a mask.
+        """
+        if attention_mask is not None:
+            raise ValueError(
+                f"attention layer {self.name} has an attention_mask: expected none; masks are not recorded"
+            )
+        attended = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        queries = _split_heads(attn.to_q(hidden_states), attn.heads)
+        keys = _split_heads(attn.to_k(attended), attn.heads)
+        if self.is_last:
+            self.attend(queries, keys, None, attn.scale, self.total)
+            raise PassComplete
+        values = _split_heads(attn.to_v(attended), attn.heads)
+        outputs = self.attend(queries, keys, values, attn.scale, self.total)
+        assert outputs is not None
+        merged = outputs.transpose(1, 2).flatten(2).to(hidden_states.dtype)
+        return attn.to_out[1](attn.to_out[0](merged))
+
+
+def _split_heads(projected: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return queries, keys or values [B, P, H·D] as [B, H, P, D]."""
+    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
