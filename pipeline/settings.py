@@ -144,8 +144,12 @@ class RunSettings:
     shard_timeout: float = 7200.0
     """Seconds that one attempt at a shard may take. After that its worker is killed and the shard is retried."""
     start_timeout: float = 600.0
-    """Seconds that a worker may take to load its model, and seconds that the cluster may lack a place for a worker, or
-    for MIN of them, after which the run fails. Where other jobs use the place, the run waits for it without a limit."""
+    """Seconds that a worker may take to load its model. They count from the moment at which Ray has given the worker a
+    place on a node."""
+    place_timeout: float = 600.0
+    """Seconds that the nodes of the cluster may lack the resources for a worker, or for MIN of them, after which the
+    run fails. Allow hours where an autoscaler may not get machines at once (inf: without a limit). The run always waits
+    without a limit while other jobs use the resources."""
     store_timeout: float = 300.0
     """Seconds during which requests to a store that does not answer are retried."""
     retry_failed: bool = False

@@ -18,7 +18,7 @@ class WorkerSpec:
     """A pool of workers of one kind.
 
     Attributes:
-        min_workers: The run fails if fewer workers are ready for `start_timeout` seconds.
+        min_workers: The run fails if fewer workers are ready for too long (`pipeline.executor.readiness`).
         max_workers: Most workers that are requested while shards wait; None for as many as fit into the cluster.
         exact: True if a number was given, False for a range.
         cpus: Ray CPUs of each worker.

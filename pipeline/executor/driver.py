@@ -22,6 +22,7 @@ from pipeline.executor.health import STUCK_SHARDS
 from pipeline.executor.progress_bar import ProgressBar
 from pipeline.executor.progress_file import refuse_if_running
 from pipeline.executor.protocol import Job, RunState, ShardInFlight, Worker, WorkerProgress
+from pipeline.executor.readiness import ReadinessCheck
 from pipeline.executor.recorder import RunRecorder
 from pipeline.executor.scheduler import Scheduler
 from pipeline.executor.shard_queue import Place, ShardQueue
@@ -265,8 +266,9 @@ def _run_on_ray(
             if connection.is_private and (spec.gpus > cluster.get("GPU", 0) or spec.cpus > cluster.get("CPU", 0)):
                 raise RunFailed(f"no worker can start on this machine: each requests {spec}. {watch.describe()}")
         groups = [ActorGroup(spec, _job_of_pool(job, spec), worker_class) for spec in specs]
+        readiness = ReadinessCheck(groups, watch, start_timeout=run.start_timeout, place_timeout=run.place_timeout)
         timeouts = {"shard_timeout": run.shard_timeout, "start_timeout": run.start_timeout}
-        Scheduler(groups, queue, recorder, watch=watch, **timeouts).run()
+        Scheduler(groups, queue, recorder, watch=watch, readiness=readiness, **timeouts).run()
 
 
 def _job_of_pool(job: Job, spec: WorkerSpec) -> Job:

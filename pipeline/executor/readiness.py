@@ -21,20 +21,22 @@ WAIT_WARNING_SECONDS = 600.0
 class ReadinessCheck:
     """Warns if no worker has been scheduled for a while, and ends the run if too few are ready for too long.
 
-    The time to wait for a place and the time to load the model are separate. Where the cluster has the resources, but
-    other jobs use them, the run waits for its place without a limit.
+    The time to wait for a place on a node and the time to load the model are separate. Where the nodes have the
+    resources, but other jobs use them, the run waits for its place without a limit.
 
     Args:
         groups: The actors of the run.
-        start_timeout: Seconds that workers may load their model, and seconds that the cluster may lack a place for
-            them, after which the run fails if too few workers are ready.
         watch: The watch over the cluster.
+        start_timeout: Seconds that enough workers may have a place without enough of them being ready.
+        place_timeout: Seconds that the nodes may lack the resources for enough workers.
     """
 
-    def __init__(self, groups: Sequence[ActorGroup], start_timeout: float, watch: ClusterWatch) -> None:
+    def __init__(
+        self, groups: Sequence[ActorGroup], watch: ClusterWatch, *, start_timeout: float, place_timeout: float
+    ) -> None:
         self._groups = groups
-        self._start_timeout = start_timeout
         self._watch = watch
+        self._start_timeout, self._place_timeout = start_timeout, place_timeout
         self._loading_seconds = self._lacking_seconds = self._unscheduled_seconds = 0.0
         self._warn_after = UNSCHEDULED_WARNING_SECONDS
         self._checked_at = time.monotonic()
@@ -54,14 +56,26 @@ class ReadinessCheck:
             self._loading_seconds = self._lacking_seconds = 0.0
         elif self._has_enough(unfinished, lambda actor: actor.scheduled_at is not None):
             self._loading_seconds += passed
-        elif not self._has_room(unfinished):
+            self._lacking_seconds = 0.0
+        elif self._has_room(unfinished):
+            self._lacking_seconds = 0.0
+        else:
             self._lacking_seconds += passed
         self._warn(passed)
-        if max(self._loading_seconds, self._lacking_seconds) > self._start_timeout:
+        state = f"{self._describe_groups()}). {self._watch.describe()}"
+        if self._loading_seconds > self._start_timeout:
             raise RunFailed(
-                f"too few workers became ready within {self._start_timeout:.0f} s ({self._describe_groups()}). "
-                f"{self._watch.describe()}"
+                f"too few workers loaded their model within {self._start_timeout:.0f} s (--start-timeout; {state}"
             )
+        if self._lacking_seconds > self._place_timeout:
+            raise RunFailed(
+                f"no nodes with room for enough workers came within {self._place_timeout:.0f} s (--place-timeout; "
+                f"{state}"
+            )
+
+    def place_lost(self) -> None:
+        """Give workers the whole time to load the model again, because one of them has lost its node."""
+        self._loading_seconds = 0.0
 
     def _warn(self, passed: float) -> None:
         if any(actor.scheduled_at is not None for group in self._groups for actor in group.actors):

@@ -48,9 +48,9 @@ class Scheduler:
         queue: The shards to label.
         recorder: Gets the events of the run.
         watch: The watch over the cluster.
+        readiness: The check that enough workers become ready.
         shard_timeout: Seconds that one attempt at a shard may take.
-        start_timeout: Seconds that a scheduled worker may take to load its model, and seconds that the cluster may lack
-            a place for enough workers, after which the run fails.
+        start_timeout: Seconds that a worker may take to load its model once it has a place on a node.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Scheduler:
         recorder: Recorder,
         *,
         watch: ClusterWatch,
+        readiness: ReadinessCheck,
         shard_timeout: float,
         start_timeout: float,
     ) -> None:
@@ -69,7 +70,7 @@ class Scheduler:
         self._shard_timeout = shard_timeout
         self._start_timeout = start_timeout
         self._watch = watch
-        self._readiness = ReadinessCheck(groups, start_timeout, watch)
+        self._readiness = readiness
         self._attempts = Attempts(queue, recorder)
         self._losses: list[Loss] = []
         self._checked_at = 0.0
@@ -175,6 +176,7 @@ class Scheduler:
         """
         if is_node_dead and not actor.ready:
             log.info("a worker that was not ready yet is lost: its node is gone (%s)", error_text(error))
+            self._readiness.place_lost()
         elif is_node_dead:
             self._attempts.requeue(actor, f"its node is gone ({error_text(error)})")
         elif not actor.ready:
@@ -228,6 +230,7 @@ class Scheduler:
             actor.draining = True
             if actor.task is None:
                 actor.group.stop(actor)
+                self._readiness.place_lost()
             elif 0 < deadline < time.time():
                 actor.group.stop(actor)
                 self._attempts.requeue(actor, "the deadline of its draining node has passed")

@@ -63,14 +63,6 @@ def raylet(node: Node) -> psutil.Process:
     return process
 
 
-def drain(cluster: Cluster, node: str, seconds: int) -> None:
-    """Announce the end of a node, as `ray start --block` does when its machine is preempted."""
-    line = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address, "--node-id", node]
-    line += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-    line += ["--deadline-remaining-seconds", str(seconds)]
-    subprocess.run(line, env=cluster.environment, check=True, capture_output=True, timeout=120)
-
-
 def head_of(cluster: Cluster) -> str:
     """Return the id of the head's node, which another process asks for."""
     program = (
@@ -101,7 +93,7 @@ def test_nodes_that_drain_shut_down_or_vanish_cost_no_attempt_and_new_ones_get_w
     new_node()
     third = cluster.join()
     draining = new_node()
-    drain(cluster, draining, seconds=600)
+    cluster.drain(draining, seconds=600)
     driver.wait_for_output("is draining; it gets no more shards")
     by_draining = driver.shards_of(draining)
     raylet(second).terminate()

@@ -69,6 +69,26 @@ def test_a_node_that_dies_with_pending_workers_is_no_failed_start(
     successor.kill()
 
 
+@pytest.mark.cluster
+def test_a_spot_notice_for_the_only_node_ends_no_run(cluster: Cluster, run: Callable[..., SleepingRun]) -> None:
+    """With one busy worker and more pending ones than nodes, the node drains and then goes."""
+    node = cluster.join()
+    node.wait()
+    driver = run("--workers", "1:8", shards=300, seconds=0.5)
+    driver.wait_until(driver.commits)
+    (draining,) = driver.nodes()
+    cluster.drain(draining, seconds=30)
+    driver.wait_for_output("is draining; it gets no more shards")
+    node.kill()
+    successor = cluster.join()
+    driver.wait_until(lambda: len(driver.nodes()) == 2)
+    driver.hurry()
+    assert driver.wait() == 0, driver.output()
+    assert "could not start" not in driver.output()
+    assert Counter(commit.attempt for commit in driver.commits()) == {1: 300}
+    successor.kill()
+
+
 @pytest.mark.parametrize(("sick", "error"), [("disk", "OSError: .*No space left"), ("odd", "RuntimeError: odd")])
 def test_a_node_on_which_every_shard_fails_is_set_aside_and_costs_no_shard_its_attempts(
     sick: str, error: str, cluster: Cluster, run: Callable[..., SleepingRun]

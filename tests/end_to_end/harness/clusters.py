@@ -152,6 +152,13 @@ class Cluster:
         self.nodes.append(Node(folder, ["--address", self.address, *flags], environment))
         return self.nodes[-1]
 
+    def drain(self, node: str, seconds: int) -> None:
+        """Announce the end of a node by its id, as `ray start --block` does when its machine is preempted."""
+        line = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.address]
+        line += ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        line += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run(line, env=self.environment, check=True, capture_output=True, timeout=120)
+
     @property
     def dashboard(self) -> str:
         """The URL of the dashboard and the job server, if there is one."""

@@ -203,9 +203,9 @@ def test_a_run_without_resources_fails_with_a_message(
 ) -> None:
     monkeypatch.setattr("pipeline.executor.readiness.UNSCHEDULED_WARNING_SECONDS", 0.5)
     with pytest.raises(
-        RunFailed, match=r"too few workers .* each requesting 1 CPU, 1 GPU\). The cluster has 4 CPU, 0 GPU"
+        RunFailed, match=r"no nodes with room .* each requesting 1 CPU, 1 GPU\). The cluster has 4 CPU, 0 GPU"
     ):
-        run(tars, tmp_path, worker={"device": "cuda"}, start_timeout=2.0)
+        run(tars, tmp_path, worker={"device": "cuda"}, place_timeout=2.0)
     assert "no worker has been scheduled yet (0 of" in caplog.text
     assert not (tmp_path / "run.json").exists()
 

@@ -184,8 +184,8 @@ def test_a_run_waits_for_a_place_that_another_job_uses_longer_than_a_model_may_l
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_run_does_not_wait_for_more_places_than_there_are(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="too few workers became ready within 4 s"):
-        run(tmp_path / "out", "sleeps-{0..9},sleeps-last", workers="5:5", start_timeout=4.0)
+    with pytest.raises(RunFailed, match="no nodes with room for enough workers came within 4 s"):
+        run(tmp_path / "out", "sleeps-{0..9},sleeps-last", workers="5:5", place_timeout=4.0)
 
 
 HUNGRY = """
