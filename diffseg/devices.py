@@ -13,8 +13,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Copy a tensor from host memory to a device. A GPU is not waited for: the copy starts from pinned memory."""
-    if device.type == "cuda":
+    """Copy a tensor to a device, unless it is there. A GPU is not waited for: the copy starts from pinned memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, dtype, non_blocking=device.type == "cuda")
 

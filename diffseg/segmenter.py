@@ -89,6 +89,8 @@ class Segmenter:
             raise ValueError(
                 f"resolution={self.resolution}: expected a multiple of {backbone.pixel_multiple} for this checkpoint"
             )
+        # Crops read the image at twice the resolution too, which is resized on the CPU.
+        self.resizes_on_device = checkpoint.vae.device.type == "cuda" and not settings.attention.crops
         self.recorder = SignalRecorder(
             backbone, settings, timestep=self.timestep, needs=self.needs, clip=clip, affinity=affinity
         )
@@ -180,7 +182,10 @@ class Segmenter:
         """Fit a uint8 [H, W, 3] image into the model's square, and attach its prompt. Threads may call this at once."""
         settings = self.settings.model_input
         sides = [self.resolution, 2 * self.resolution] if self.settings.attention.crops else [self.resolution]
-        fitted = [fit_image(image, side, settings.fit, antialias=settings.antialias) for side in sides]
+        fitted = [
+            fit_image(image, side, settings.fit, antialias=settings.antialias, on_device=self.resizes_on_device)
+            for side in sides
+        ]
         detail = fitted[1].pixels if len(fitted) > 1 else None
         return dataclasses.replace(fitted[0], detail=detail, prompt=prompt)
 

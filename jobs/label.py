@@ -115,7 +115,7 @@ def parse(argv: list[str]) -> LabelCommand:
     presets = [value for flag, value in itertools.pairwise(argv) if flag == "--preset"]
     presets += [word.removeprefix("--preset=") for word in argv if word.startswith("--preset=")]
     method = PRESETS[presets[-1] if presets and presets[-1] in PRESETS else "default"]
-    default = LabelCommand(source=tyro.MISSING, out=tyro.MISSING, label=LabelSettings(method=method))
+    default = LabelCommand(source=tyro.MISSING, out=tyro.MISSING, label=LabelSettings(method=method, dtype="auto"))
     parse_words = partial(
         tyro.cli,
         LabelCommand,

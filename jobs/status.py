@@ -128,6 +128,9 @@ def _print_progress(console: Console, progress: ProgressReport) -> None:
     workers = f"workers: {progress.workers_ready} of {progress.workers_asked} ready"
     shards = f"shards: {len(progress.in_flight)} in flight, {progress.waiting} waiting"
     print_line(console, f"{workers}; {shards}{left}")
+    if progress.gpu_utilisation is not None and progress.gpu_memory_share is not None:
+        busy, memory = (f"{100 * share:.0f} %" for share in (progress.gpu_utilisation, progress.gpu_memory_share))
+        print_line(console, f"GPUs: {busy} busy, {memory} of memory in use")
     if progress.in_flight:
         console.print(_in_flight_table(progress))
 

@@ -38,8 +38,6 @@ from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 from pipeline.timing import StepTimer
 
-DECODERS, ENCODERS = 2, 2
-"""Threads that decode images ahead of the model, and threads that encode masks behind it."""
 Prepare = Callable[[np.ndarray, Prompt | None], ModelInput]
 """Fits pixels, uint8 [H, W, 3], to the model's square and attaches the prompt."""
 
@@ -68,6 +66,7 @@ def label_shard(
     source: Storage,
     attempt: int = 1,
     names: NameReader | None = None,
+    threads: int = 2,
     on_sample: Callable[[], None] = lambda: None,
     fence: Fence | None = None,
 ) -> Commit:
@@ -80,6 +79,7 @@ def label_shard(
         out: OUT.
         source: Options for the store of the shard.
         names: Reads the names of each sample; None if segments are not named.
+        threads: Threads that decode images ahead of the model, and threads that encode masks behind it.
         on_sample: Called once for each row.
         fence: What run.json must say when the shard is committed; None if no other run can use OUT.
 
@@ -100,7 +100,7 @@ def label_shard(
     tag = tag_of(metadata["fingerprint"], inputs)
     with (
         LabelShardWriter(shard.name, formats=settings.formats, metadata={**metadata, "tag": tag}) as writer,
-        closing(_rows(shard, segmenter, settings, source, names, step, notes)) as rows,
+        closing(_rows(shard, segmenter, settings, source, names, threads, step, notes)) as rows,
     ):
         for row, image in rows:
             with step("write"):
@@ -139,11 +139,12 @@ def _rows(
     settings: LabelSettings,
     source: Storage,
     names: NameReader | None,
+    threads: int,
     step: StepTimer,
     notes: list[str],
 ) -> Generator[RowAndImage, None, None]:
     """Yield a row for each sample of the shard, through the stages below."""
-    ahead = segmenter.batch_size + DECODERS
+    ahead = segmenter.batch_size + threads
     prompt_of = None if names is None else lambda sample: names(sample).prompt(settings.naming.template)
     # Every stage is closed here, and no local variable refers to the reader. An exception that the caller keeps would
     # otherwise keep the stages and their threads.
@@ -156,7 +157,14 @@ def _rows(
         ) as samples,
         closing(
             decode_samples(
-                samples, shard.name, settings.max_pixels, segmenter.prepare, step, ahead=ahead, prompt_of=prompt_of
+                samples,
+                shard.name,
+                settings.max_pixels,
+                segmenter.prepare,
+                step,
+                threads=threads,
+                ahead=ahead,
+                prompt_of=prompt_of,
             )
         ) as decoded,
         closing(label_samples(decoded, segmenter, step, shard.name)) as outcomes,
@@ -165,7 +173,8 @@ def _rows(
                 outcomes,
                 shard.name,
                 step,
-                ahead=segmenter.batch_size,
+                threads=threads,
+                ahead=max(segmenter.batch_size, threads),
                 names=settings.naming.names,
                 include_images=settings.include_image,
             )
@@ -181,6 +190,7 @@ def decode_samples(
     prepare: Prepare,
     step: StepTimer,
     *,
+    threads: int,
     ahead: int,
     prompt_of: Callable[[Sample], Prompt] | None = None,
 ) -> Generator[Decoded, None, None]:
@@ -191,6 +201,7 @@ def decode_samples(
         max_pixels: Largest image that is decoded.
         prepare: Fits an image to the model's square.
         step: Times the steps "decode" and "resize".
+        threads: Number of threads.
         ahead: Number of samples that may be decoded ahead of the consumer.
         prompt_of: Returns the prompt of a sample, or raises NamesError; None if segments are not named.
     """
@@ -209,7 +220,7 @@ def decode_samples(
             row = failed_row(sample, shard, status, str(error))
             return Decoded(dataclasses.replace(sample, image=None), None, row)  # frees the bytes before the batch
 
-    return prefetch_map(decode, samples, threads=DECODERS, ahead=ahead)
+    return prefetch_map(decode, samples, threads=threads, ahead=ahead)
 
 
 def label_samples(
@@ -272,6 +283,7 @@ def encode_rows(
     shard: str,
     step: StepTimer,
     *,
+    threads: int,
     ahead: int,
     names: Sequence[str] = (),
     include_images: bool = False,
@@ -292,4 +304,4 @@ def encode_rows(
             data, extension = portable_image(sample.image, outcome.labels.shape, jpeg=True)
             return row, (extension, data)
 
-    return prefetch_map(encode, outcomes, threads=ENCODERS, ahead=ahead)
+    return prefetch_map(encode, outcomes, threads=threads, ahead=ahead)

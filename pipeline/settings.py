@@ -38,9 +38,10 @@ class LabelSettings:
     affinity: str | None = None
     """File or URL of an affinity that `diffseg fit` wrote: of heads for the stage affinity, of features for the stage
     walk."""
-    dtype: Dtype = "float32"
+    dtype: Dtype | Literal["auto"] = "float32"
     """Type of the model's weights. Attention is always float32. Where a model has files in several precisions, only
-    those that suit this type are fetched and read."""
+    those that suit this type are fetched and read. auto is the type of the run in OUT if there is one, else float32 on
+    CPUs or where only some of the workers have a GPU, else bfloat16 or, on GPUs without it, float16."""
     method: SegmenterSettings = field(default_factory=SegmenterSettings)
     """How an image becomes a label map."""
     naming: NameSettings = field(default_factory=NameSettings)
@@ -103,6 +104,13 @@ class LabelSettings:
         return plain
 
     @property
+    def known_dtype(self) -> Dtype:
+        """The type of the weights. Raises ValueError if it is still to be chosen."""
+        if self.dtype == "auto":
+            raise ValueError("dtype auto: the type must be chosen before the model is read")
+        return self.dtype
+
+    @property
     def formats(self) -> tuple[Format, ...]:
         """The formats to write, as a tuple."""
         return ("parquet",) if self.format == "parquet" else ("parquet", "webdataset")
@@ -114,13 +122,14 @@ class WorkerSettings:
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the model. auto uses cuda if the cluster or this machine has it, else cpu."""
-    batch_size: int = 1
-    """Images in one pass of the model. Short batches are padded."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images in one pass of the model. Short batches are padded. auto is 1 on a CPU; on a GPU it grows until images/s
+    stop rising or memory is short, and the choice is kept in DIFFSEG_CACHE, else in ~/.cache/diffseg."""
     threads: int = 1
     """CPU threads that the model uses in each worker."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.threads < 1:
+        if (self.batch_size != "auto" and self.batch_size < 1) or self.threads < 1:
             raise ValueError(f"batch size {self.batch_size}, threads {self.threads}: expected 1 or more for each")
 
 

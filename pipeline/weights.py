@@ -46,7 +46,7 @@ class Weights:
 
     def fingerprint(self) -> str:
         """Return the model_sha256 of run.json, which depends on the contents of the files and not on their location."""
-        checkpoint = fingerprint(self.model, vae=self.vae, dtype=self.settings.dtype)
+        checkpoint = fingerprint(self.model, vae=self.vae, dtype=self.settings.known_dtype)
         return checkpoint if self.clip is None else with_digest(checkpoint, fingerprint(self.clip, CLIP_FILES))
 
     @contextmanager
@@ -73,7 +73,7 @@ def find_weights(settings: LabelSettings, source: Storage) -> Weights:
         SourceError: A store cannot be opened.
         OSError: A store fails.
     """
-    dtype = settings.dtype
+    dtype = settings.known_dtype
     model = _locate(settings.model, settings.revision, source, CHECKPOINT_FILES, dtype)
     vae = None if settings.vae is None else _locate(settings.vae, None, source, VAE_FILES, dtype)
     clip = None if settings.clip is None else _locate(settings.clip, None, source, CLIP_FILES, "float32")

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from pipeline.errors import RunFailed, RunRefused
 from pipeline.executor.actors import ActorGroup
+from pipeline.executor.auto_settings import with_common_dtype, with_dtype_of_run
 from pipeline.executor.connection import connected
 from pipeline.executor.faults import error_text, every_worker_fails, is_environmental
 from pipeline.executor.finish import Finish
@@ -81,6 +82,7 @@ def label_run(
     source_storage = Storage(url=".", options=source_options, retry_timeout=run.store_timeout)
     target = Storage(url=out, options=out_options, retry_timeout=run.store_timeout)
     before = None if run.overwrite else read_manifest(target)  # before SRC is listed, as `take_over` requires
+    settings = with_dtype_of_run(settings, before)
     files, shards = _find_shards(source, source_storage, target, settings, strict=run.strict)
     shown_source = redacted_source(source, source_storage)
     _guard_out(target, before, shown_source, settings, run)
@@ -265,7 +267,8 @@ def _run_on_ray(
         for spec in specs:
             if connection.is_private and (spec.gpus > cluster.get("GPU", 0) or spec.cpus > cluster.get("CPU", 0)):
                 raise RunFailed(f"no worker can start on this machine: each requests {spec}. {watch.describe()}")
-        groups = [ActorGroup(spec, _job_of_pool(job, spec), worker_class) for spec in specs]
+        jobs = with_common_dtype([_job_of_pool(job, spec) for spec in specs])
+        groups = [ActorGroup(*pool, worker_class) for pool in zip(specs, jobs, strict=True)]
         readiness = ReadinessCheck(groups, watch, start_timeout=run.start_timeout, place_timeout=run.place_timeout)
         timeouts = {"shard_timeout": run.shard_timeout, "start_timeout": run.start_timeout}
         Scheduler(groups, queue, recorder, watch=watch, readiness=readiness, **timeouts).run()

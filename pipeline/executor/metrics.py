@@ -1,8 +1,8 @@
 """The metrics of a run on Ray's Prometheus endpoint. Without Ray nothing is recorded.
 
 The driver counts rows, shards and steps from commit records, so that nothing is counted twice or lost with a worker,
-and measures the queue. Workers count images as they label them, and measure their memory. No label has more values than
-there are statuses, outcomes or steps; Ray adds the node, the process and the session.
+and measures the queue. Workers count images as they label them, and measure their memory and their GPU. No label has
+more values than there are statuses, outcomes or steps; Ray adds the node, the process and the session.
 """
 
 from __future__ import annotations
@@ -111,6 +111,18 @@ WORKER_GPU_MEMORY = Metric(
     unit="bytes",
     description="GPU memory that torch holds in a worker; 0 on a CPU",
 )
+WORKER_GPU_UTILISATION = Metric(
+    name="diffseg_worker_gpu_utilisation_ratio",
+    kind="gauge",
+    unit="ratio",
+    description="Share of the time in which the GPU of a worker computes, 0 to 1; needs nvidia-ml-py",
+)
+WORKER_GPU_MEMORY_SHARE = Metric(
+    name="diffseg_worker_gpu_memory_ratio",
+    kind="gauge",
+    unit="ratio",
+    description="Share of the memory of a worker's GPU that all processes use, 0 to 1; needs nvidia-ml-py",
+)
 
 METRICS = (
     IMAGES,
@@ -123,6 +135,8 @@ METRICS = (
     WORKERS_REQUESTED,
     WORKER_RSS,
     WORKER_GPU_MEMORY,
+    WORKER_GPU_UTILISATION,
+    WORKER_GPU_MEMORY_SHARE,
 )
 
 
@@ -150,6 +164,9 @@ def measure_run(state: RunState) -> None:
 
 
 def measure_worker(progress: WorkerProgress) -> None:
-    """Record the memory of a worker."""
+    """Record the memory of a worker, and the use of its GPU if that is known."""
     WORKER_RSS.record(progress.rss)
     WORKER_GPU_MEMORY.record(progress.gpu_memory)
+    if progress.gpu is not None:
+        WORKER_GPU_UTILISATION.record(progress.gpu.utilisation)
+        WORKER_GPU_MEMORY_SHARE.record(progress.gpu.memory)

@@ -68,6 +68,9 @@ class ProgressReport:
         driver_rss: Resident memory of the driver in bytes.
         worker_rss: Largest resident memory of any worker so far, in bytes.
         gpu_memory: Largest GPU memory of any worker so far, in bytes.
+        gpu_utilisation: Share of the time in which a GPU computes, 0 to 1: the mean over the workers, as they last
+            reported it; None if it is not known.
+        gpu_memory_share: Share of a GPU's memory that is in use, 0 to 1, likewise; the largest of any worker.
     """
 
     state: State
@@ -89,6 +92,8 @@ class ProgressReport:
     driver_rss: int
     worker_rss: int
     gpu_memory: int
+    gpu_utilisation: float | None = None
+    gpu_memory_share: float | None = None
 
     def age(self) -> float:
         """Return the seconds since the file was written, by this machine's clock."""
@@ -154,6 +159,8 @@ class ProgressFile:
         self._run = RunState(ready=0, requested=0, waiting=todo, in_flight=())
         self._done = self._failed = self._done_images = 0
         self._worker_rss = self._gpu_memory = 0
+        self._gpu_utilisation: float | None = None
+        self._gpu_memory_share: float | None = None
         self._started = time.time()
         self._rate = RateMeter()
         self._closed = threading.Event()
@@ -184,6 +191,9 @@ class ProgressFile:
         for shard in state.in_flight:
             self._worker_rss = max(self._worker_rss, shard.progress.rss)
             self._gpu_memory = max(self._gpu_memory, shard.progress.gpu_memory)
+        if gpus := [shard.progress.gpu for shard in state.in_flight if shard.progress.gpu is not None]:
+            self._gpu_utilisation = round(sum(gpu.utilisation for gpu in gpus) / len(gpus), 3)
+            self._gpu_memory_share = round(max(gpu.memory for gpu in gpus), 3)
 
     def close(self, state: State) -> None:
         """Record that the run is over, and wait for at most `CLOSE_SECONDS` until the file says so."""
@@ -248,6 +258,8 @@ class ProgressFile:
             driver_rss=psutil.Process().memory_info().rss,
             worker_rss=self._worker_rss,
             gpu_memory=self._gpu_memory,
+            gpu_utilisation=self._gpu_utilisation,
+            gpu_memory_share=self._gpu_memory_share,
         )
 
     def _seconds_left(self, rate: float | None, run: RunState) -> float | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from diffseg.settings import Dtype
+from pipeline.executor.gpu_meter import GpuUse
 from pipeline.executor.shard_queue import Task
 from pipeline.output.commit import Commit
 from pipeline.readers.samples import Shard
@@ -43,6 +45,7 @@ class WorkerReport:
         environment: What may change the last bits of a float.
         host: Name of the worker's host.
         pid: Process id of the worker.
+        dtype: Type of the weights, which the worker chose if the settings leave it open; "" if they do not.
     """
 
     model_sha256: str
@@ -51,6 +54,7 @@ class WorkerReport:
     environment: Mapping[str, Any]
     host: str
     pid: int = 0
+    dtype: Dtype | Literal[""] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +66,14 @@ class WorkerProgress:
         waiting: Which store the worker is waiting for, as a phrase; "" if none.
         rss: Resident memory in bytes.
         gpu_memory: Bytes that torch holds on the GPU.
+        gpu: The use of the GPU by all processes; None if it is not known.
     """
 
     samples: int
     waiting: str
     rss: int = 0
     gpu_memory: int = 0
+    gpu: GpuUse | None = None
 
 
 class Worker(Protocol):

@@ -95,12 +95,19 @@ class RunRecorder:
 
     def worker_ready(self, report: WorkerReport) -> None:
         if self.manifest is not None:
+            dtype = self.manifest.settings["dtype"]
+            if report.dtype and report.dtype != dtype:
+                raise RunRefused(
+                    f"the GPU of the worker on {report.host} has another best type ({report.dtype}) than that of the "
+                    f"first worker of this run ({dtype}), and all labels of a run come from one type. "
+                    "Give the type of all workers, such as --dtype float16"
+                )
             if report.fingerprint != self.manifest.fingerprint:
                 raise RunRefused(f"the checkpoint on {report.host} differs from the one that this run started with")
             return
         manifest = Manifest(
             source=self.source,
-            settings=self.job.settings.plain(),
+            settings=self.job.settings.plain() | ({"dtype": report.dtype} if report.dtype else {}),
             model_sha256=report.model_sha256,
             resolved=report.resolved,
             environment=report.environment,

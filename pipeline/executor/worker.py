@@ -5,6 +5,7 @@ The driver of actors imports this module too, but needs no model, so torch and d
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import socket
@@ -13,6 +14,9 @@ import time
 import psutil
 
 from pipeline.executor import metrics
+from pipeline.executor.auto_settings import choose_batch_size, with_dtype_of_worker
+from pipeline.executor.cores import own_cores
+from pipeline.executor.gpu_meter import meter_of
 from pipeline.executor.logs import limit_actor_to_project
 from pipeline.executor.protocol import Job, WorkerProgress, WorkerReport
 from pipeline.output.commit import Commit
@@ -24,6 +28,9 @@ from pipeline.storage.retries import waiting
 from pipeline.weights import find_affinity, find_weights
 
 log = logging.getLogger(__name__)
+
+MIN_THREADS, MAX_THREADS = 2, 32
+"""Bounds of the threads that decode images, and of those that encode masks. Each may hold an image."""
 
 
 class LabelWorker:
@@ -41,7 +48,8 @@ class LabelWorker:
             ValueError: The settings do not fit the checkpoint.
             OSError: The store of the checkpoint fails.
         """
-        self.job, settings = job, job.settings
+        settings = with_dtype_of_worker(job)
+        self.job = job = dataclasses.replace(job, settings=settings)
         weights = find_weights(settings, job.source)  # before the imports, which take seconds
 
         import torch
@@ -60,7 +68,7 @@ class LabelWorker:
                 weights.model,
                 vae=weights.vae,
                 device=job.worker.device,
-                dtype=getattr(torch, settings.dtype),
+                dtype=getattr(torch, settings.known_dtype),
                 text=needs_text_encoders(settings.method, naming=bool(settings.naming) and weights.clip is None),
             )
             clip = None if weights.clip is None else load_clip(weights.clip, device=job.worker.device)
@@ -71,11 +79,13 @@ class LabelWorker:
         self.segmenter = Segmenter(
             Backbone(checkpoint),
             settings.method,
-            batch_size=job.worker.batch_size,
             naming=bool(settings.naming),
             clip=clip,
             affinity=affinity,
         )
+        self.gpu_meter = meter_of(job.worker.device)
+        self.segmenter.batch_size = self._batch_size(model_sha256)
+        self.threads = min(MAX_THREADS, max(MIN_THREADS, own_cores()))
         resolved = {
             "tau": list(self.segmenter.tau),
             "timestep": self.segmenter.timestep,
@@ -88,14 +98,24 @@ class LabelWorker:
             fingerprint=fingerprint_of(settings, model_sha256, resolved),
             environment={
                 "device": job.worker.device,
-                "batch_size": job.worker.batch_size,
+                "batch_size": self.segmenter.batch_size,
                 "threads": job.worker.threads,
                 "versions": versions(),
-            },
+            }
+            | ({"resizing": "on the GPU"} if self.segmenter.resizes_on_device else {}),
             host=socket.gethostname(),
             pid=os.getpid(),
+            dtype=settings.known_dtype,
         )
         return self.report
+
+    def _batch_size(self, model_sha256: str) -> int:
+        """Return the batch size of the settings, or the best one for this model, method and kind of GPU."""
+        if self.job.worker.batch_size != "auto":
+            return self.job.worker.batch_size
+        settings = self.job.settings
+        depends_on = {"model": model_sha256, "dtype": settings.dtype, "method": settings.method.flat()}
+        return choose_batch_size(self.segmenter, self.job.worker.device, depends_on)
 
     def progress(self) -> WorkerProgress:
         """Return how far the current shard is and how much memory this process uses; also update the metrics."""
@@ -107,6 +127,7 @@ class LabelWorker:
             waiting=waiting(),
             rss=psutil.Process().memory_info().rss,
             gpu_memory=torch.cuda.memory_reserved() if on_gpu else 0,
+            gpu=self.gpu_meter.read(),
         )
         metrics.measure_worker(progress)
         return progress
@@ -173,6 +194,7 @@ class LabelWorker:
             source=self.job.source,
             attempt=attempt,
             names=self.names,
+            threads=self.threads,
             on_sample=self._count_sample,
             fence=Fence(fingerprint=report.fingerprint, listing=self.job.listing),
         )

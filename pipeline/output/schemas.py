@@ -22,6 +22,7 @@ Count = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
 Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 Time = Annotated[float, Meta(ge=0, le=2.5e11)]
 """Seconds since the epoch, up to the year 9892."""
+Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 ShardName = Annotated[str, Meta(pattern=r"\A[^/\x00\n]{1,255}\Z")]
 """Name of a shard. It becomes part of paths that are read and deleted."""
@@ -146,6 +147,8 @@ class ProgressSchema(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     driver_rss: Count
     worker_rss: Count
     gpu_memory: Count
+    gpu_utilisation: Share | None = None
+    gpu_memory_share: Share | None = None
 
 
 class IntentSchema(Struct, frozen=True):

@@ -15,10 +15,12 @@ from pipeline.executor.driver import label_run
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
 
-def test_without_flags_all_settings_are_the_defaults() -> None:
+def test_without_flags_all_settings_are_the_defaults_and_the_dtype_follows_the_device() -> None:
     command = parse(["in", "out"])
     assert (command.source, command.out) == ("in", "out")
-    assert (command.label, command.worker, command.run) == (LabelSettings(), WorkerSettings(), RunSettings())
+    defaults = (LabelSettings(dtype="auto"), WorkerSettings(), RunSettings())
+    assert (command.label, command.worker, command.run) == defaults
+    assert parse(["in", "out", "--dtype", "float16", "--batch-size", "auto"]).label.dtype == "float16"
 
 
 @pytest.mark.parametrize("flag", [["--preset", "google"], ["--preset=google"]])

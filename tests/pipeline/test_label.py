@@ -148,7 +148,8 @@ def test_decoding_stays_a_bounded_number_of_samples_ahead(scene_folder: Path, se
             yield Sample(index=index, key=str(index), image=data)
 
     yielded = 0
-    for sample, model_input, row in decode_samples(samples(), "s", 2**20, segmenter.prepare, StepTimer(), ahead=3):
+    decoded = decode_samples(samples(), "s", 2**20, segmenter.prepare, StepTimer(), threads=2, ahead=3)
+    for sample, model_input, row in decoded:
         assert (sample.index, row) == (yielded, None)
         assert model_input is not None
         assert drawn <= yielded + 4
@@ -167,7 +168,8 @@ def test_bad_images_wait_for_no_batch_and_keep_no_bytes(segmenter: Segmenter) ->
             yield sample
 
     step = StepTimer()
-    rows = label_samples(decode_samples(samples(), "s", 10**6, segmenter.prepare, step, ahead=1), segmenter, step, "s")
+    decoded = decode_samples(samples(), "s", 10**6, segmenter.prepare, step, threads=2, ahead=1)
+    rows = label_samples(decoded, segmenter, step, "s")
     sample, row = next(rows)
     assert (sample.image, row.status, drawn) == (None, "undecodable", [0, 1, 2])
     assert len(list(rows)) == 4
@@ -189,7 +191,7 @@ def test_masks_are_encoded_while_the_model_labels_the_next_images() -> None:
             yield sample, failed if index == 3 else Segmentation(labels=labels, segments=(), confidence=1.0)
             next_pass.release()
 
-    rows = [row for row, _ in encode_rows(outcomes(), "s", BlockedUntilTheNextPass(), ahead=2)]
+    rows = [row for row, _ in encode_rows(outcomes(), "s", BlockedUntilTheNextPass(), threads=2, ahead=2)]
     assert [row.index for row in rows] == list(range(6))
     assert [None if row.mask is None else decode_mask(row.mask)[0, 0] for row in rows] == [0, 1, 2, None, 4, 5]
 

@@ -13,6 +13,7 @@ from diffseg import Segmenter
 from diffseg.settings import settings_of
 from pipeline.executor.protocol import Job
 from pipeline.executor.worker import LabelWorker
+from pipeline.output.manifest import Manifest, write_manifest
 from pipeline.readers.find import find_shards
 from pipeline.readers.samples import Shard
 from pipeline.settings import LabelSettings, WorkerSettings
@@ -35,7 +36,16 @@ def worker(tmp_path: Path) -> LabelWorker:
     source, out = Storage(url="."), Storage(url=str(tmp_path / "out"))
     job = Job(settings=settings, worker=WorkerSettings(device="cpu", batch_size=8), source=source, out=out)
     worker = LabelWorker()
-    worker.load(job)
+    report = worker.load(job)
+    run = Manifest(
+        source="in",
+        settings=settings.plain(),
+        model_sha256=report.model_sha256,
+        resolved=report.resolved,
+        environment=report.environment,
+        fingerprint=report.fingerprint,
+    )
+    write_manifest(out, run)  # without which a worker takes OUT for that of another run
     return worker
 
 

@@ -59,6 +59,8 @@ PROGRESS = ProgressReport(
     driver_rss=1,
     worker_rss=2,
     gpu_memory=0,
+    gpu_utilisation=0.87,
+    gpu_memory_share=None,
 )
 MANIFEST = Manifest(
     source="\udcff/in",  # a name that is not UTF-8
