@@ -30,6 +30,7 @@ from pipeline.executor.shard_queue import Place, ShardQueue
 from pipeline.executor.summary import RunSummary
 from pipeline.executor.worker import LabelWorker
 from pipeline.output.commit import totals
+from pipeline.output.letter_case import refuse_names_that_collide
 from pipeline.output.listing import Listing, read_listing
 from pipeline.output.manifest import PATH as MANIFEST_PATH
 from pipeline.output.manifest import Manifest, check_same_run, read_manifest, require_manifest
@@ -92,6 +93,7 @@ def label_run(
         listing = _with_kept(listing, plan, read_listing(target, before.listing), kind=files.kind)
     if plan.todo:
         target.check_writable()  # before a model is loaded
+        refuse_names_that_collide(target, (shard.name for shard in shards))
     job = Job(settings=settings, worker=worker, source=source_storage, out=target, listing=listing.digest())
     if before is not None and not plan.todo:
         _check_model(before, job)

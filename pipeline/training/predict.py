@@ -17,6 +17,7 @@ from diffseg.pending import PendingBatch
 from pipeline.errors import RunRefused
 from pipeline.label import label_shard
 from pipeline.output.fence import Fence, take_over
+from pipeline.output.letter_case import refuse_names_that_collide
 from pipeline.output.listing import Listing, delete_other_listings
 from pipeline.output.manifest import Manifest, read_manifest, versions
 from pipeline.output.plan import make_plan
@@ -92,6 +93,7 @@ def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[in
         raise RunRefused(
             f"{out.redacted}: holds labels of another network or of other images; delete it or choose another OUT"
         )
+    refuse_names_that_collide(out, (shard.name for shard in shards))
     take_over(out, before=existing, now=manifest, listing=listing)
     fence = Fence(fingerprint=manifest.fingerprint, listing=manifest.listing)
     plan = make_plan(out, shards, listing, manifest.fingerprint, retry_failed=False)
