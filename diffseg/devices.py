@@ -1,22 +1,77 @@
-"""Transfers to a device, and the memory of the device and of this process."""
+"""Transfers to and from a device, the memory layout it prefers, and the memory of the device and of this process."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+
+UNPINNED_BYTES = 2**16
+"""Largest copy to a GPU that starts from ordinary memory: CUDA then takes the bytes at once and does not wait."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, from glibc's malloc.h."""
 
 
 def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Copy a tensor to a device, unless it is there. A GPU is not waited for: the copy starts from pinned memory."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    """Copy a tensor to a device, unless it is there. A GPU is not waited for: large copies start from pinned memory."""
+    is_large = tensor.nbytes > UNPINNED_BYTES
+    if device.type == "cuda" and tensor.device.type == "cpu" and is_large:
         tensor = tensor.pin_memory()
     return tensor.to(device, dtype, non_blocking=device.type == "cuda")
+
+
+def wait_for_numbers(numbers: torch.Tensor) -> list[int]:
+    """Wait for a device and return a few numbers that it computed.
+
+    Until its results are requested, a batch waits here only, and at most once, because every wait leaves the device
+    without work until the next launch.
+
+    Args:
+        numbers: Integers, [n].
+    """
+    return numbers.tolist()
+
+
+class HostCopy:
+    """A copy of tensors in host memory, made in one transfer. A GPU makes it while the host does other work."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Queue the transfer after the work that computes the tensors, which are all on one device."""
+        self._layout = [(tensor.shape, np.dtype(str(tensor.dtype).removeprefix("torch."))) for tensor in tensors]
+        self._packed = torch.cat([tensor.flatten().view(torch.uint8) for tensor in tensors])
+        self._copied: torch.cuda.Event | None = None
+        if self._packed.device.type == "cuda":
+            stream = torch.cuda.current_stream(self._packed.device)
+            host = torch.empty(self._packed.shape, dtype=torch.uint8, pin_memory=True)
+            self._packed = host.copy_(self._packed, non_blocking=True)
+            self._copied = stream.record_event()
+
+    def arrays(self) -> list[np.ndarray]:
+        """Wait for the transfer, and return the tensors as arrays that share the memory of the copy."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        packed, arrays, start = self._packed.cpu().numpy(), [], 0
+        for shape, dtype in self._layout:
+            stop = start + math.prod(shape) * dtype.itemsize
+            arrays.append(packed[start:stop].view(dtype).reshape(shape))
+            start = stop
+        return arrays
+
+
+def fastest_memory_format(device: torch.device) -> torch.memory_format:
+    """Return the memory format of convolution weights that is the fastest on a device.
+
+    On CPUs it is channels-last. On CUDA it is contiguous, as diffusers loads weights: group normalisation wants that
+    layout, and copies between the two layouts take longer than channels-last saves (bfloat16 on an H200: 11.0 against
+    8.7 ms per image for the whole pass of SD 1.5). Elsewhere it was not measured, and weights stay as they are loaded.
+    """
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
 def keep_freed_memory() -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 
+from diffseg.devices import HostCopy
 from diffseg.images.canvas import ModelInput
 from diffseg.method.absorb import absorb
 from diffseg.method.decide import Decision, to_segmentation
@@ -21,9 +23,9 @@ class NonFiniteError(ValueError):
     """The model computed a number that is not finite for an image: a sign that half precision overflowed."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class PendingBatch:
-    """A batch that was sent through the model. The device may still be computing it.
+    """A batch that was sent through the model. The device may still be computing its results and copying them.
 
     Attributes:
         inputs: The prepared images, without padding.
@@ -37,34 +39,27 @@ class PendingBatch:
     finite: torch.Tensor
     min_area: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Begin to copy the results to host memory."""
+        parts = [(d.stats, d.labels) if d.margins is None else (d.stats, d.labels, d.margins) for d in self.decisions]
+        self._parts_of_image = len(parts[0])
+        self._copy = HostCopy([self.finite, *chain.from_iterable(parts)])
+
     def results(self) -> list[Segmentation | NonFiniteError]:
-        """Wait for the device, fetch the whole batch in one transfer, and return a label map or an error per image."""
-        tensors = [[d.stats, d.labels] + ([] if d.margins is None else [d.margins]) for d in self.decisions]
-        finite, *arrays = _fetch([self.finite, *(tensor for of_image in tensors for tensor in of_image)])
-        results: list[Segmentation | NonFiniteError] = []
-        for model_input, is_finite, of_image in zip(self.inputs, finite, tensors, strict=False):
-            (stats, labels, *margins), arrays = arrays[: len(of_image)], arrays[len(of_image) :]
-            if not is_finite:
-                results.append(NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16"))
-                continue
-            if margins:
-                labels, stats = absorb(labels, stats, margins[0], self.min_area)
-            names = model_input.prompt.names if model_input.prompt else ()
-            results.append(
-                to_segmentation(
-                    labels=labels, stats=stats, size=model_input.size, region=model_input.region, names=names
-                )
-            )
-        return results
+        """Wait for the results, and return a label map or an error for each image."""
+        finite, *arrays = self._copy.arrays()
+        images = zip(*[iter(arrays)] * self._parts_of_image, strict=True)
+        return [self._result(*image) for image in zip(self.inputs, finite, images, strict=False)]
 
-
-def _fetch(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """Return the tensors as arrays in host memory, after a single transfer."""
-    packed = torch.cat([tensor.flatten().view(torch.uint8) for tensor in tensors]).cpu().numpy()
-    arrays, start = [], 0
-    for tensor in tensors:
-        stop = start + tensor.numel() * tensor.element_size()
-        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
-        arrays.append(packed[start:stop].view(dtype).reshape(tensor.shape))
-        start = stop
-    return arrays
+    def _result(
+        self, model_input: ModelInput, is_finite: bool, arrays: Sequence[np.ndarray]
+    ) -> Segmentation | NonFiniteError:
+        if not is_finite:
+            return NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16")
+        stats, labels, *margins = arrays
+        if margins:
+            labels, stats = absorb(labels, stats, margins[0], self.min_area)
+        names = model_input.prompt.names if model_input.prompt else ()
+        return to_segmentation(
+            labels=labels, stats=stats, size=model_input.size, region=model_input.region, names=names
+        )

@@ -19,7 +19,7 @@ from diffseg.affinity.affinity import check_state
 from diffseg.affinity.state import AffinityState, read_state
 from diffseg.images.canvas import ModelInput, fit_image
 from diffseg.images.decode import decode_image
-from diffseg.method.decide import Decision, decide_on_device
+from diffseg.method.decide import Decision, decide_batch
 from diffseg.method.signals import Scores, Signals
 from diffseg.method.stages import classes_to_segments, stages_of
 from diffseg.model.backbone import Backbone, Step, no_step
@@ -27,6 +27,7 @@ from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.clip import Clip, load_clip
 from diffseg.model.text import Prompt, prompt_of_names
 from diffseg.pending import PendingBatch
+from diffseg.segmentation import Box
 from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, needs_text_encoders, settings_of
 from diffseg.signal_recorder import SignalRecorder
 
@@ -231,15 +232,19 @@ class Segmenter:
         return PendingBatch(inputs=inputs, decisions=decisions, finite=signals.finite, min_area=self.settings.min_area)
 
     def _decide(self, scores: Scores, inputs: Sequence[ModelInput]) -> list[Decision]:
-        decisions, keep_margins = [], self.settings.min_area > 0
+        """Decide the images of each size together; `scores` may have more images than `inputs`, which are padding."""
+        grid, keep_margins = (scores.maps.shape[2], scores.maps.shape[3]), self.settings.min_area > 0
+        images_of_size: dict[tuple[tuple[int, int], Box], list[int]] = {}
         for image, model_input in enumerate(inputs):
-            maps = scores.maps[image]
-            content = model_input.content_on_grid((maps.shape[1], maps.shape[2]))
-            decision = decide_on_device(maps, model_input.region_size, content, keep_margins=keep_margins)
-            if scores.names is not None and scores.name_scores is not None:
-                decision = decision.with_names(scores.names[image], scores.name_scores[image])
-            decisions.append(decision)
-        return decisions
+            size = model_input.region_size, model_input.content_on_grid(grid)
+            images_of_size.setdefault(size, []).append(image)
+        decisions: dict[int, Decision] = {}
+        for (region_size, content), images in images_of_size.items():
+            part = scores.of_images(images)
+            names = None if part.names is None or part.name_scores is None else (part.names, part.name_scores)
+            of_size = decide_batch(part.maps, region_size, content, keep_margins=keep_margins, names=names)
+            decisions.update(zip(images, of_size, strict=True))
+        return [decisions[image] for image in range(len(inputs))]
 
 
 def _as_rgb(image: ImageLike) -> np.ndarray:

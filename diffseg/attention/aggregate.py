@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from diffseg.attention.bilinear import bilinear_matrix
 from diffseg.attention.maps import CrossAttention, Grid, SelfAttention
 from diffseg.component_settings import Weights
-from diffseg.devices import to_device
 
 
 def resolution_weights(layers: Mapping[Grid, int], weights: Weights) -> dict[Grid, float]:
@@ -99,7 +98,7 @@ def _band_slice(band: int, bands: int, grid: Grid) -> slice:
 def upsample(maps: torch.Tensor, grid: Grid, working: Grid) -> torch.Tensor:
     """Resize maps [..., h·w] of a grid to [..., H·W] of the working grid by bilinear interpolation."""
     down, along = (
-        to_device(bilinear_matrix(tokens, samples), maps.device) for tokens, samples in zip(grid, working, strict=True)
+        bilinear_matrix(tokens, samples, device=maps.device) for tokens, samples in zip(grid, working, strict=True)
     )
     return (down @ (maps.unflatten(-1, grid) @ along.T)).flatten(-2)
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
+from diffseg.devices import to_device
 
-def bilinear_matrix(tokens: int, samples: int, *, start: float = 0, stop: float | None = None) -> torch.Tensor:
+CACHED_MATRICES = 64
+"""Matrices that are kept for later images. One for 64 tokens and 640 pixels takes 164 kB, and for 8,000 pixels 2 MB."""
+
+HOST = torch.device("cpu")
+
+
+@functools.lru_cache(maxsize=CACHED_MATRICES)
+def bilinear_matrix(
+    tokens: int, samples: int, *, start: float = 0, stop: float | None = None, device: torch.device = HOST
+) -> torch.Tensor:
     """Return the matrix that interpolates an axis of tokens at the centres of equal intervals.
 
     Beyond the centre of an outer token, the value of that token holds, as with align_corners=False.
@@ -16,9 +28,11 @@ def bilinear_matrix(tokens: int, samples: int, *, start: float = 0, stop: float 
         samples: Number of intervals.
         start: Where the first interval begins, in tokens.
         stop: Where the last interval ends, in tokens; by default the end of the axis.
+        device: Where the matrix is kept.
 
     Returns:
-        float32 [samples, tokens]. Each row has at most two weights, and sums to 1.
+        float32 [samples, tokens]. Each row has at most two weights, and sums to 1. Later calls share it, so it must not
+        be modified.
     """
     stop = tokens if stop is None else stop
     centres = start + (np.arange(samples) + 0.5) * ((stop - start) / samples) - 0.5
@@ -29,4 +43,5 @@ def bilinear_matrix(tokens: int, samples: int, *, start: float = 0, stop: float 
     rows = np.arange(samples)
     weights[rows, lower] = 1 - (centres - lower)
     weights[rows, upper] += centres - lower
-    return torch.from_numpy(weights.astype(np.float32))
+    with torch.inference_mode(mode=False):  # a tensor made in inference mode could not be used in training
+        return to_device(torch.from_numpy(weights.astype(np.float32)), device)

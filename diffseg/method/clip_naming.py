@@ -11,7 +11,6 @@ import torch
 
 from diffseg.attention.bilinear import bilinear_matrix
 from diffseg.attention.maps import Grid
-from diffseg.devices import to_device
 
 
 def denoise_names(maps: torch.Tensor, min_share: float) -> torch.Tensor:
@@ -49,7 +48,7 @@ def smooth_scores(maps: torch.Tensor, attention: torch.Tensor, finite: torch.Ten
         float32 [B, T, grid[0], grid[1]]; zeros for images whose attention is not finite.
     """
     down, along = (
-        to_device(bilinear_matrix(tokens, side), maps.device) for tokens, side in zip(maps.shape[2:], grid, strict=True)
+        bilinear_matrix(tokens, side, device=maps.device) for tokens, side in zip(maps.shape[2:], grid, strict=True)
     )
     resized = (down @ maps @ along.T).flatten(2)
     rows = torch.where(finite[:, None, None], attention, 0)

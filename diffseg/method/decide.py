@@ -6,14 +6,13 @@ Axes: K proposals, h and w tokens of the working grid, H and W pixels of the lab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 import torch
 
 from diffseg.attention.bilinear import bilinear_matrix
-from diffseg.devices import to_device
 from diffseg.method.naming import name_of
 from diffseg.segmentation import IGNORE, Box, Segment, Segmentation
 
@@ -63,56 +62,74 @@ class Decision:
     stats: torch.Tensor
     margins: torch.Tensor | None = None
 
-    def with_names(self, names: torch.Tensor, scores: torch.Tensor) -> Decision:
-        """Return a copy whose statistics include names.
-
-        Args:
-            names: int64 [K], the index of each proposal's name.
-            scores: float32 [K], the scores of the names, 0 to 1.
-        """
-        rows = torch.stack([names, (scores * MARGIN_UNIT).to(torch.int64)])
-        return replace(self, stats=torch.cat([self.stats, rows]))
-
 
 def decide_on_device(
     scores: torch.Tensor, size: tuple[int, int], content: Box | None = None, *, keep_margins: bool = False
 ) -> Decision:
+    """Decide one image, see `decide_batch`; scores are float32 [K, h, w]."""
+    return decide_batch(scores[None], size, content, keep_margins=keep_margins)[0]
+
+
+def decide_batch(
+    scores: torch.Tensor,
+    size: tuple[int, int],
+    content: Box | None = None,
+    *,
+    keep_margins: bool = False,
+    names: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> list[Decision]:
     """Upsample scores bilinearly and give each pixel to the proposal with the highest score.
 
-    Ties go to the first proposal. No value is read back from the device, so the host does not wait for it.
+    Ties go to the first proposal. No value is read back from the device, so the host does not wait for it, and the
+    number of operations does not depend on the number of images.
 
     Args:
-        scores: float32 [K, h, w], ≥ 0 and finite.
-        size: Height and width of the result in pixels.
+        scores: float32 [B, K, h, w], ≥ 0 and finite.
+        size: Height and width of the results in pixels.
         content: The part of the token grid that the pixels show, in tokens; default: all of it.
         keep_margins: Whether to return the margin of each pixel.
+        names: The index of each proposal's name, int64 [B, K], and the scores of these names, float32 [B, K], 0 to 1.
+
+    Returns:
+        The decision of each image.
     """
-    count, rows, columns = scores.shape
+    images, count, rows, columns = scores.shape
     height, width = size
     content = content or Box(top=0, left=0, bottom=rows, right=columns)
     device = scores.device
-    down = bilinear_matrix(rows, height, start=content.top, stop=content.bottom)
-    along = to_device(bilinear_matrix(columns, width, start=content.left, stop=content.right), device)
-    wide = (scores.transpose(0, 1) @ along.T).reshape(rows, count * width)
-    labels = torch.empty(size, dtype=torch.int16, device=device)
-    margins = torch.empty(size, dtype=torch.uint8, device=device) if keep_margins else None
-    tally = _Tally(size, count, device)
-    step = max(1, (STRIPE_ELEMENTS if device.type == "cpu" else DEVICE_STRIPE_ELEMENTS) // (count * width))
+    rows_of_tokens = bilinear_matrix(rows, height, start=content.top, stop=content.bottom)
+    down = bilinear_matrix(rows, height, start=content.top, stop=content.bottom, device=device)
+    along = bilinear_matrix(columns, width, start=content.left, stop=content.right, device=device)
+    wide = (scores.permute(2, 0, 1, 3) @ along.T).reshape(rows, images * count * width)
+    labels = torch.empty(images, *size, dtype=torch.int16, device=device)
+    margins = torch.empty(images, *size, dtype=torch.uint8, device=device) if keep_margins else None
+    tally = _Tally(size, images, count, device)
+    elements = STRIPE_ELEMENTS if device.type == "cpu" else DEVICE_STRIPE_ELEMENTS
+    step = max(1, elements // (images * count * width))
     stripes = [slice(start, start + step) for start in range(0, height, step)]
     for stripe in stripes:
-        used = down[stripe].any(dim=0).nonzero()
+        used = rows_of_tokens[stripe].any(dim=0).nonzero()
         tokens = slice(int(used[0]), int(used[-1]) + 1)
-        upsampled = to_device(down[stripe, tokens], device) @ wide[tokens]
-        best, margin = _best_and_margin(upsampled.view(-1, count, width))
-        labels[stripe] = best
+        upsampled = down[stripe, tokens] @ wide[tokens]
+        best, margin = (pixels.view(-1, images, width) for pixels in _best_and_margin(upsampled.view(-1, count, width)))
+        labels[:, stripe] = best.transpose(0, 1)
         tally.add(stripe, best, margin)
         if margins is not None:
-            margins[stripe] = (margin * 255).round_()
-    stats = tally.stats()
-    label_of = ((stats[Stat.AREA] > 0).cumsum(dim=0) - 1).to(torch.int16)
+            margins[:, stripe] = (margin * 255).round_().transpose(0, 1)
+    stats = tally.stats() if names is None else torch.cat([tally.stats(), _name_rows(*names)], dim=1)
+    label_of = ((stats[:, Stat.AREA] > 0).cumsum(dim=1) - 1).to(torch.int16)
     for stripe in stripes:
-        labels[stripe] = label_of[labels[stripe].long()]
-    return Decision(labels=labels, stats=stats, margins=margins)
+        proposals = labels[:, stripe].flatten(1)
+        labels[:, stripe] = label_of.gather(1, proposals.long()).view(images, -1, width)
+    return [
+        Decision(labels=labels[image], stats=stats[image], margins=None if margins is None else margins[image])
+        for image in range(images)
+    ]
+
+
+def _name_rows(names: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return the last two rows of the statistics, int64 [B, 2, K]."""
+    return torch.stack([names, (scores * MARGIN_UNIT).to(torch.int64)], dim=1)
 
 
 def _best_and_margin(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,30 +149,44 @@ def _best_and_margin(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Tally:
-    """Running counts of the pixels of each proposal by row and by column, and sums of margins; all int64."""
+    """Running counts of the pixels of each proposal by row and by column, and sums of margins.
 
-    def __init__(self, size: tuple[int, int], count: int, device: torch.device) -> None:
+    The tables are int64 [lines, B · K]: the proposals of the images lie side by side.
+    """
+
+    def __init__(self, size: tuple[int, int], images: int, count: int, device: torch.device) -> None:
+        self.images = images
         self.in_rows, self.in_columns, self.margins = (
-            torch.zeros(lines, count, dtype=torch.int64, device=device) for lines in (*size, 1)
+            torch.zeros(lines, images * count, dtype=torch.int64, device=device) for lines in (*size, 1)
         )
-        self.columns = torch.arange(size[1], device=device)
+        self.first = torch.arange(0, images * count, count, device=device)[:, None]
+        self.columns = torch.arange(size[1], device=device) * (images * count) + self.first
 
     def add(self, stripe: slice, best: torch.Tensor, margin: torch.Tensor) -> None:
-        """Count the pixels of some rows: their proposals, int64 [n, W], and margins, float32 [n, W]."""
-        rows = torch.arange(len(best), device=best.device)[:, None]
+        """Count the pixels of some rows: their proposals, int64 [n, B, W], and margins, float32 [n, B, W]."""
+        stride = self.in_rows.shape[1]
+        rows = torch.arange(0, len(best) * stride, stride, device=best.device)[:, None, None] + self.first
         _scatter(self.in_rows[stripe], rows, best)
         _scatter(self.in_columns, self.columns, best)
-        _scatter(self.margins, torch.zeros_like(self.columns), best, (margin * MARGIN_UNIT).to(torch.int64))
+        _scatter(self.margins, self.first, best, (margin * MARGIN_UNIT).to(torch.int64))
 
     def stats(self) -> torch.Tensor:
-        """Return the statistics, int64 [6, K], in the order of `Stat`."""
+        """Return the statistics, int64 [B, 6, K], in the order of `Stat`."""
         areas = self.in_rows.sum(dim=0)
-        return torch.stack([areas, *_extent(self.in_rows), *_extent(self.in_columns), self.margins[0]])
+        rows = torch.stack([areas, *_extent(self.in_rows), *_extent(self.in_columns), self.margins[0]])
+        return rows.unflatten(1, (self.images, -1)).transpose(0, 1).contiguous()
 
 
-def _scatter(table: torch.Tensor, lines: torch.Tensor, best: torch.Tensor, amount: torch.Tensor | None = None) -> None:
-    """Add 1, or `amount`, per pixel to the element of its line and its proposal in int64 [lines, K]."""
-    elements = (lines * table.shape[1] + best).flatten()
+def _scatter(table: torch.Tensor, first: torch.Tensor, best: torch.Tensor, amount: torch.Tensor | None = None) -> None:
+    """Add 1, or `amount`, per pixel to the element of its line, its image and its proposal.
+
+    Args:
+        table: int64 [lines, B · K].
+        first: int64, broadcast to [n, B, W], the element of each pixel's line and image for proposal 0.
+        best: int64 [n, B, W], the proposals.
+        amount: int64 [n, B, W].
+    """
+    elements = (first + best).flatten()
     added = table.new_ones(1).expand_as(elements) if amount is None else amount.flatten()
     table.view(-1).scatter_add_(0, elements, added)
 

@@ -6,7 +6,6 @@ Axes: B images, P = h·w positions, M anchors, K proposals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from diffseg.attention.maps import Grid
 from diffseg.component_settings import AnchorLayout, Consume
-from diffseg.devices import to_device
+from diffseg.devices import to_device, wait_for_numbers
 from diffseg.method.distance import Metric, symmetric_kl
+from diffseg.method.grouping import greedy_groups
 
 BLOCK_ROWS = 256
 """Attention rows that are averaged at a time on a CPU."""
@@ -60,46 +60,6 @@ def anchor_positions(grid: Grid, per_side: int, layout: AnchorLayout = "even") -
     """Return the row-major positions, int64 [M], of an anchor grid with `per_side` anchors on each side."""
     rows, columns = (anchor_axis(side, per_side, layout) for side in grid)
     return (rows[:, None] * grid[1] + columns[None, :]).ravel()
-
-
-def greedy_groups(close: torch.Tensor, valid: torch.Tensor, consume: Consume) -> tuple[torch.Tensor, torch.Tensor]:
-    """Group proposals in one greedy pass in order: each that is still free starts a group of those close to it.
-
-    Args:
-        close: bool [B, K, K], which proposals may join the group of which.
-        valid: bool [B, K], which proposals are not padding.
-        consume: "paper" removes the members of a group from the pass. "google" only prevents them from starting a
-            group, so that a later group may average them once more.
-
-    Returns:
-        The members of each group, bool [B, K, K], and which rows are groups, bool [B, K].
-    """
-    groups, starts = close & valid[:, None, :], torch.zeros_like(valid)
-    arrays: tuple = (groups, starts, valid.clone())
-    if close.device.type == "cpu":
-        arrays = tuple(array.numpy() for array in arrays)  # NumPy shares the memory, and its steps cost a fifth
-    _consume(*arrays, consume=consume)
-    return groups, starts
-
-
-def _consume(groups: Any, starts: Any, free: Any, *, consume: Consume) -> None:
-    """Turn candidates into members row by row, in place; no value is read back, so the host never waits for a device.
-
-    Args:
-        groups: bool [B, K, K], the candidates; becomes the members.
-        starts: bool [B, K], all False; becomes the rows that are groups.
-        free: bool [B, K], the proposals that may still start a group.
-        consume: See `greedy_groups`.
-    """
-    for index in range(groups.shape[1]):
-        itself = slice(index, index + 1)
-        starts[:, itself] |= free[:, itself]
-        members = groups[:, index]
-        members &= starts[:, itself]
-        if consume == "paper":
-            members &= free
-        members[:, itself] |= starts[:, itself]
-        free &= ~members
 
 
 def group_means(members: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -158,8 +118,8 @@ def merge(
         first_distances: Distances of round 1, float32 [B, M, P], if they are known (`anchor_distances`).
 
     Returns:
-        One image on a CPU has as many proposals as are left. Otherwise K is M, because reading how many are left would
-        wait for the device, and because images differ in it; the proposals that were merged into others are padding.
+        K is the largest number of proposals that an image is left with, so that no later step works on more. To learn
+        it, the host waits for the device once.
     """
     positions = to_device(torch.from_numpy(anchors), attention.device)
     distances = anchor_distances(attention, anchors, metric) if first_distances is None else first_distances
@@ -173,7 +133,19 @@ def merge(
         proposals = group_means(groups, proposals)
         if _may_read_values(attention):
             proposals, valid = proposals[:, valid[0]], valid[:, valid[0]]
-    return proposals, valid
+    return (proposals, valid) if _may_read_values(attention) or len(tau) == 1 else drop_padding(proposals, valid)
+
+
+def drop_padding(proposals: torch.Tensor, valid: torch.Tensor) -> Proposals:
+    """Move the valid proposals of each image to the front, in their order, and cut off what is padding in all images.
+
+    Args:
+        proposals: float32 [B, K, P].
+        valid: bool [B, K].
+    """
+    most = max(1, *wait_for_numbers(valid.sum(dim=1)))
+    order = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    return proposals.gather(1, order[..., None].expand(-1, -1, proposals.shape[-1])), valid.gather(1, order)
 
 
 def kmeans(attention: torch.Tensor, proposals: torch.Tensor, valid: torch.Tensor) -> Proposals:

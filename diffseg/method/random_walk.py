@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from diffseg.attention.bilinear import bilinear_matrix
 from diffseg.attention.maps import Grid
 from diffseg.attention.neighbours import half_disc, neighbour_slices
-from diffseg.devices import to_device
 
 Flow = Callable[[torch.Tensor], torch.Tensor]
 """Product of float32 [B, K, h, w] with symmetric weights ≥ 0 between positions, whose overall scale has no effect."""
@@ -68,7 +67,10 @@ def resize_maps(maps: torch.Tensor, grid: Grid) -> torch.Tensor:
         return F.adaptive_avg_pool2d(maps, grid)
     if grid == (height, width):
         return maps
-    down, along = (to_device(bilinear_matrix(*axis), maps.device) for axis in ((height, grid[0]), (width, grid[1])))
+    down, along = (
+        bilinear_matrix(tokens, samples, device=maps.device)
+        for tokens, samples in zip((height, width), grid, strict=True)
+    )
     return down @ maps @ along.T
 
 

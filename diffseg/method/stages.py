@@ -71,8 +71,7 @@ class PixelAdaptive:
     def run(self, signals: Signals, scores: Scores | None) -> Scores:
         """Refine the scores of the winning proposals."""
         scores = _require_scores(scores, self.name).winning()
-        refined = [refine(maps, pixels) for maps, pixels in zip(scores.maps, signals.pixels, strict=False)]
-        return replace(scores, maps=torch.stack(refined))
+        return replace(scores, maps=refine(scores.maps, signals.pixels[: len(scores.maps)]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from diffseg.attention.layers import self_attention_layers
+from diffseg.devices import fastest_memory_format
 from diffseg.model.config_fields import DIFFSEG_FIELDS, check_unet, check_vae
 from diffseg.model.config_rules import check_config
 from diffseg.model.files import CHECKPOINT_FILES, VAE_FILES, fingerprint
@@ -175,6 +176,6 @@ def _dtype_name(dtype: torch.dtype) -> Dtype:
 
 
 def for_inference(model: Any, device: str) -> Any:
-    """Freeze a model and move it to a device, in the channels-last layout on CPUs and CUDA, where it is faster."""
+    """Freeze a model and move it to a device, in the memory layout that is the fastest there."""
     model = model.eval().requires_grad_(False).to(device)
-    return model.to(memory_format=torch.channels_last) if model.device.type in ("cpu", "cuda") else model
+    return model.to(memory_format=fastest_memory_format(model.device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ import torch
 
 # Models this small gain nothing from threads, and waiting for a second, busy core made them ten times slower.
 torch.set_num_threads(1)
+
+# Without a GPU, Triton interprets kernels on the CPU. It reads this variable when it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from planted import same_partition
 from references import upsample_by_elements
 
 from diffseg.method import decide as decisions
-from diffseg.method.decide import IGNORE, decide, decide_on_device
+from diffseg.method.decide import IGNORE, MARGIN_UNIT, Stat, decide, decide_batch, decide_on_device
 from diffseg.segmentation import Box, Segmentation
 
 
@@ -127,6 +127,28 @@ def test_part_of_the_grid_labels_part_of_the_image() -> None:
     segmentation = decide(scores, (40, 56), content=box, region=Box(top=3, left=5, bottom=33, right=47))
     assert (segmentation.labels != IGNORE).sum() == 30 * 42
     check_against_elements(segmentation, scores, box)
+
+
+@pytest.mark.parametrize("elements", [2**10, 2**20], ids=["stripes", "whole"])
+def test_each_image_of_a_batch_is_decided_as_if_alone(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "STRIPE_ELEMENTS", elements)
+    scores = torch.stack([random_scores(5, (8, 6), seed) for seed in range(3)])
+    scores[0, 1] = scores[2, :4] = 0  # the images have different numbers of segments
+    names = torch.arange(15).view(3, 5), torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
+    content = Box(top=1, left=0.5, bottom=7, right=6)
+    together = decide_batch(scores, (37, 50), content, keep_margins=True, names=names)
+    assert len(together) == 3
+    for image, decision in enumerate(together):
+        (alone,) = decide_batch(scores[image : image + 1], (37, 50), content, keep_margins=True)
+        assert torch.equal(decision.labels, alone.labels)
+        # A larger product may add in another order.
+        torch.testing.assert_close(decision.margins.int(), alone.margins.int(), atol=1, rtol=0)
+        assert torch.equal(decision.stats[: Stat.MARGIN], alone.stats[: Stat.MARGIN])
+        torch.testing.assert_close(
+            decision.stats[Stat.MARGIN].double(), alone.stats[Stat.MARGIN].double(), rtol=1e-5, atol=10
+        )
+        assert decision.stats[Stat.NAME].tolist() == names[0][image].tolist()
+        torch.testing.assert_close(decision.stats[Stat.NAME_SCORE] / MARGIN_UNIT, names[1][image], atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("elements", [1, 777, 2**23])

@@ -17,7 +17,8 @@ from planted import (
 )
 from references import kmeans_by_elements, merge_by_elements
 
-from diffseg.method.merge import AnchorLayout, Consume, anchor_axis, anchor_positions, greedy_groups, kmeans, merge
+from diffseg.method.grouping import greedy_groups
+from diffseg.method.merge import AnchorLayout, Consume, anchor_axis, anchor_positions, kmeans, merge
 
 
 def merged(attention: np.ndarray, tau: tuple[float, ...], *, consume: Consume = "paper", per_side: int = 6):

@@ -23,17 +23,17 @@ from diffseg.method.par import (
 
 
 def random_image(seed: int, size: tuple[int, int] = (24, 24)) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (3, *size)).astype(np.float32))
+    return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (1, 3, *size)).astype(np.float32))
 
 
 def random_scores(seed: int, count: int, size: tuple[int, int] = (24, 24)) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).random((count, *size), dtype=np.float32))
+    return torch.from_numpy(np.random.default_rng(seed).random((1, count, *size), dtype=np.float32))
 
 
 def two_halves(contrast: float, size: int = 24) -> torch.Tensor:
     """Return an image with a step edge in the middle and a little noise."""
     image = random_image(0, (size, size)) * 0.01
-    image[:, :, size // 2 :] += contrast
+    image[..., size // 2 :] += contrast
     return image
 
 
@@ -60,32 +60,39 @@ def refined_by_pixels(scores: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 def test_it_agrees_with_a_loop_over_pixels() -> None:
     scores, image = random_scores(1, 3), random_image(2)
-    expected = refined_by_pixels(scores.double().numpy(), image.double().numpy())
-    np.testing.assert_allclose(pixel_adaptive(scores, image).numpy(), expected, rtol=1e-4, atol=1e-5)
+    expected = refined_by_pixels(scores[0].double().numpy(), image[0].double().numpy())
+    np.testing.assert_allclose(pixel_adaptive(scores, image)[0].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("image", [random_image(3), two_halves(1.0), torch.zeros(3, 5, 70), torch.ones(3, 1, 1)])
+def test_each_image_of_a_batch_is_refined_as_if_alone() -> None:
+    scores = torch.cat([random_scores(seed, 3) for seed in range(3)])
+    images = torch.cat([random_image(seed + 5) for seed in range(3)])
+    alone = [pixel_adaptive(scores[i : i + 1], images[i : i + 1]) for i in range(3)]
+    assert torch.equal(pixel_adaptive(scores, images), torch.cat(alone))
+
+
+@pytest.mark.parametrize("image", [random_image(3), two_halves(1.0), torch.zeros(2, 3, 5, 70), torch.ones(1, 3, 1, 1)])
 def test_the_weights_of_a_pixel_sum_to_1(image: torch.Tensor) -> None:
     weights = neighbour_weights(image)
-    assert weights.shape == (48, *image.shape[1:])
+    assert weights.shape == (48, len(image), *image.shape[2:])
     assert weights.min() >= 0
-    torch.testing.assert_close(weights.sum(dim=0), torch.ones(image.shape[1:]))
+    torch.testing.assert_close(weights.sum(dim=0), torch.ones(len(image), *image.shape[2:]))
 
 
 def test_weights_in_a_constant_image_depend_on_distance_only() -> None:
-    weights = neighbour_weights(torch.full((3, 30, 40), 0.3))
+    weights = neighbour_weights(torch.full((1, 3, 30, 40), 0.3))
     expected = torch.full((48,), 1 / 48)
     distances = torch.tensor(OFFSETS, dtype=torch.float32).norm(dim=1)
     near = (-(distances / (0.3 * distances.std())).square()).softmax(dim=0)
     expected = (expected + 0.01 * near) / 1.01
-    torch.testing.assert_close(weights, expected[:, None, None].expand_as(weights))
+    torch.testing.assert_close(weights, expected[:, None, None, None].expand_as(weights))
 
 
 def test_scores_stay_within_the_range_of_their_proposal_and_zeros_stay_zeros() -> None:
     scores = random_scores(4, 3)
-    scores[1] = 0
-    scores[2] = 0.7
-    refined = pixel_adaptive(scores, random_image(5))
+    scores[:, 1] = 0
+    scores[:, 2] = 0.7
+    (scores,), (refined,) = scores, pixel_adaptive(scores, random_image(5))
     assert refined[0].min() >= scores[0].min()
     assert refined[0].max() <= scores[0].max() * (1 + 1e-5)
     assert not refined[1].any()
@@ -94,13 +101,13 @@ def test_scores_stay_within_the_range_of_their_proposal_and_zeros_stay_zeros() -
 
 
 def test_labels_stop_at_a_step_edge() -> None:
-    scores = torch.zeros(2, 24, 24)
-    scores[0, :, :15] = 1  # three columns too many
-    scores[1] = 1 - scores[0]
-    labels = pixel_adaptive(scores, two_halves(1.0)).argmax(dim=0)
+    scores = torch.zeros(1, 2, 24, 24)
+    scores[0, 0, :, :15] = 1  # three columns too many
+    scores[0, 1] = 1 - scores[0, 0]
+    labels = pixel_adaptive(scores, two_halves(1.0))[0].argmax(dim=0)
     assert (labels[:, :12] == 0).all()
     assert (labels[:, 12:] == 1).all()
-    blind = pixel_adaptive(scores, two_halves(0.0)).argmax(dim=0)
+    blind = pixel_adaptive(scores, two_halves(0.0))[0].argmax(dim=0)
     assert not torch.equal(blind, labels), "without the edge there is nothing to stop at"
 
 
@@ -114,7 +121,23 @@ def test_the_size_of_bands_makes_no_difference(rows: int, monkeypatch: pytest.Mo
 
 def test_the_working_image_has_at_most_256_pixels_a_side() -> None:
     refined = refine(random_scores(8, 2, (8, 8)), random_image(8, (320, 320)))
-    assert refined.shape == (2, 256, 256)
+    assert refined.shape == (1, 2, 256, 256)
+
+
+def test_as_many_images_are_refined_at_once_as_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.cat([random_scores(seed, 3, (8, 8)) for seed in range(5)])
+    images = torch.cat([random_image(seed + 5) for seed in range(5)])
+    expected = refine(scores, images)
+    sizes = []
+
+    def recorded(scores: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(scores))
+        return pixel_adaptive(scores, image)
+
+    monkeypatch.setattr(refinement, "pixel_adaptive", recorded)
+    monkeypatch.setattr(refinement, "ELEMENTS_AT_ONCE", 2 * (48 + 2 * 3) * 24 * 24)
+    assert torch.equal(refine(scores, images), expected)
+    assert sizes == [2, 2, 1]
 
 
 def test_borders_of_labels_follow_the_image(checkpoints: dict[str, Path]) -> None:
