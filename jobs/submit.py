@@ -35,6 +35,7 @@ from jobs.label import LabelCommand
 from jobs.label import parse as parse_label
 from jobs.streams import print_text
 from jobs.submission.client import SubmissionRefused, connect, follow_and_stop_commands, job_server_address, start_job
+from jobs.submission.http import http_options
 from jobs.submission.working_dir import pack_folder
 from pipeline.readers.sources import source_parts
 from pipeline.storage.redaction import MASK, is_secret_name, redact
@@ -62,6 +63,17 @@ class SubmitCommand:
     env: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME")] = ()
     """Environment variable of this machine to set for the job and its workers.
     It must not hold a secret, because Ray shows the variables of a job."""
+    metadata: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """What Ray stores with the job, such as team=vision or cost-center=42, so that costs can be attributed to it.
+    Everybody who may list the jobs can read it."""
+    headers: str | None = None
+    """HTTP headers for a proxy in front of the dashboard: a JSON object, or a file that holds one, which keeps secrets
+    out of the list of processes. Default: $RAY_JOB_HEADERS, as for `ray job`."""
+    cookies: str | None = None
+    """HTTP cookies for such a proxy: a JSON object, or a file that holds one."""
+    verify: str = "true"
+    """Certificates to trust in addresses with https: true for those of this machine, the path of a file or folder of
+    them, or false for any certificate, which is not safe."""
     detach: bool = False
     """Print the id of the job and exit, instead of following its log."""
 
@@ -137,6 +149,21 @@ def _variables(names: Sequence[str]) -> Mapping[str, str]:
     return {name: os.environ[name] for name in names}
 
 
+def job_metadata(pairs: Sequence[str]) -> dict[str, str]:
+    """Return what Ray stores with the job, from NAME=VALUE texts. Raises SubmissionRefused."""
+    stored = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise SubmissionRefused(f"--metadata {redact(pair)}: expected NAME=VALUE, such as team=vision")
+        if redact(pair) != pair:
+            raise SubmissionRefused(
+                f"--metadata {name}: this looks like a secret, and Ray's dashboard and list of jobs show the metadata"
+            )
+        stored[name] = value
+    return stored
+
+
 def requirements(urls: Sequence[str]) -> list[str]:
     """Return the requirements of this package for pip, with the drivers of the stores of some URLs, without Ray."""
     extras = {"", *(_STORE_EXTRAS[scheme(url)] for url in urls if scheme(url) in _STORE_EXTRAS)}
@@ -153,9 +180,10 @@ def requirements(urls: Sequence[str]) -> list[str]:
 
 def _submit(argv: list[str]) -> int:
     command, label, words = parse(argv)
-    environment = runtime_environment(command, label)
+    environment, about = runtime_environment(command, label), job_metadata(command.metadata)
     address = job_server_address(command.address)
-    client = connect(address)
+    http = http_options(command.headers, command.cookies, command.verify)
+    client = connect(address, http)
     for path in (label.source, label.out):
         if not scheme(path):
             print_text(f"{path}: assuming that all nodes share a folder at this path", error=True)
@@ -164,15 +192,16 @@ def _submit(argv: list[str]) -> int:
             package = Path(folder) / "working-dir.zip"
             print_text(pack_folder(command.working_dir, package, exclude=command.exclude), error=True)
             environment["working_dir"] = str(package)
-        job = start_job(client, shlex.join(["python", "-m", "jobs.label", *words]), environment)
+        job = start_job(client, shlex.join(["python", "-m", "jobs.label", *words]), environment, about)
+    commands = follow_and_stop_commands(job, address, http)
     if command.detach:
         print_text(job)
-        print_text(follow_and_stop_commands(job, address), error=True)
+        print_text(commands, error=True)
         return OK
     from jobs.submission.log import follow
 
     print_text(f"job {job} at {redact(address)}", error=True)
-    return follow(client, job, follow_and_stop_commands(job, address))
+    return follow(client, job, commands)
 
 
 def main(argv: list[str] | None = None) -> int:

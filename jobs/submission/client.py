@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
+from jobs.submission.http import HttpOptions
 from pipeline.errors import RunFailed
 from pipeline.storage.redaction import redact
 
@@ -39,12 +41,12 @@ def job_server_address(flag: str | None) -> str:
     return address
 
 
-def connect(address: str) -> JobSubmissionClient:
+def connect(address: str, http: HttpOptions) -> JobSubmissionClient:
     """Connect to the job server, with the token that Ray's own commands would use.
 
     Raises:
-        SubmissionRefused: The cluster does not accept the token.
-        RunFailed: The cluster does not answer.
+        SubmissionRefused: The cluster, or a proxy in front of it, does not accept the credentials.
+        RunFailed: No job server answers.
     """
     token_variables = (os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH"))
     if any(token_variables) or Path("~/.ray/auth_token").expanduser().is_file():
@@ -52,24 +54,44 @@ def connect(address: str) -> JobSubmissionClient:
     os.environ[_ADDRESS_VARIABLES[0]] = address  # Ray prefers this variable to the argument of its client
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
+    from requests.exceptions import RequestException, SSLError
 
     for module in ("job.sdk", "dashboard_sdk"):  # these log every connection and upload
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     try:
-        return JobSubmissionClient(address)
+        return JobSubmissionClient(address, headers=dict(http.headers), cookies=dict(http.cookies), verify=http.verify)
     except AuthenticationError as error:
         raise SubmissionRefused(
             f"{redact(address)} wants the cluster's token, and this machine has no token or another one: put it into "
-            "RAY_AUTH_TOKEN, into a file that RAY_AUTH_TOKEN_PATH names, or into ~/.ray/auth_token"
+            "RAY_AUTH_TOKEN, into a file that RAY_AUTH_TOKEN_PATH names, or into ~/.ray/auth_token; the credentials of "
+            "a proxy in front of the cluster go into --headers or --cookies"
+        ) from error
+    except RequestException as error:  # an answer that is not that of a job server
+        raise RunFailed(
+            f"{redact(address)} answers, but not as the job server of Ray ({error}): is there a proxy in front of it, "
+            "which needs --headers or --cookies?"
         ) from error
     except ConnectionError as error:
+        if isinstance(error.__context__, SSLError):
+            raise RunFailed(
+                f"the certificate of {redact(address)} is not trusted: name the certificates of its authority with "
+                f"--verify PATH ({error.__context__})"
+            ) from error
         raise RunFailed(
             f"{redact(address)} does not answer: is this the dashboard's URL (port 8265), and is its port forwarded?"
         ) from error
 
 
-def start_job(client: JobSubmissionClient, command_line: str, environment: dict[str, Any]) -> str:
+def start_job(
+    client: JobSubmissionClient, command_line: str, environment: dict[str, Any], metadata: Mapping[str, str]
+) -> str:
     """Submit the job and return its id; retry while the cluster is still starting.
+
+    Args:
+        client: The connection to the cluster.
+        command_line: The command that the job runs.
+        environment: Ray's `runtime_env` of the job.
+        metadata: What Ray stores with the job.
 
     Raises:
         RunFailed: The cluster does not accept the job.
@@ -81,13 +103,15 @@ def start_job(client: JobSubmissionClient, command_line: str, environment: dict[
         reraise=True,
     )
     try:
-        return with_retries(client.submit_job, entrypoint=command_line, runtime_env=environment)
+        return with_retries(
+            client.submit_job, entrypoint=command_line, runtime_env=environment, metadata=dict(metadata)
+        )
     except RuntimeError as error:
         raise RunFailed(f"the cluster does not accept the job: {str(error).strip().rstrip('.')}") from error
 
 
-def follow_and_stop_commands(job: str, address: str) -> str:
+def follow_and_stop_commands(job: str, address: str, http: HttpOptions) -> str:
     """Return the commands that follow and stop a job from this machine, one per line."""
-    where = f"--address {shlex.quote(redact(address))} {job}"
+    where = f"--address {shlex.quote(redact(address))}{http.advice} {job}"
     mode = "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
     return f"follow it: {mode}ray job logs --follow {where}\nstop it:   {mode}ray job stop {where}"
