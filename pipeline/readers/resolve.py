@@ -116,6 +116,8 @@ class Resolver:
         try:
             files, skipped = storage.survey(depth=depth, without=self.out)
         except PermissionError as error:
+            if scheme(storage.url):  # the message says what to do
+                raise SourceError(redact(str(error))) from error
             raise SourceError(
                 f"{storage.redacted}: may not be listed ({redact(str(error))}). Give this user the permission to read "
                 "and search it (chmod u+rx), or run the command as a user who has it"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, Any, TypeVar
 
+from pipeline.storage import denied
 from pipeline.storage.atomic_write import is_temporary
 from pipeline.storage.backend import SMALL_BYTES, FolderListing, ListedFile, SkippedEntry
 from pipeline.storage.filesystems import (
@@ -232,7 +233,9 @@ class RemoteFolder:
         except (StoreUnavailable, FileExistsError, NotADirectoryError, IsADirectoryError):
             raise
         except PermissionError as error:
-            raise PermissionError(f"{shown}: access is denied ({redact(str(error))})") from error
+            raise PermissionError(
+                f"{shown}: access is denied ({redact(str(error))}){denied.advice(error, path)}"
+            ) from error
         except TypeError as error:
             # The http filesystem passes its options to each request, and an unknown one fails only there.
             given = ", ".join(self.options) or "none"

@@ -51,12 +51,12 @@ def is_transient(error: BaseException) -> bool:
     status = http_status(error)
     if status is not None:
         return status in _TRANSIENT_STATUSES
-    return any(kind.__name__ in _TRANSIENT_CLASSES for cause in _chain(error) for kind in type(cause).__mro__)
+    return any(kind.__name__ in _TRANSIENT_CLASSES for cause in causes(error) for kind in type(cause).__mro__)
 
 
 def http_status(error: BaseException) -> int | None:
     """Return the HTTP status behind an error or one of its causes, or None if the store sent no answer."""
-    for cause in _chain(error):
+    for cause in causes(error):
         response = getattr(cause, "response", None)
         if isinstance(response, dict):  # botocore
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -68,7 +68,8 @@ def http_status(error: BaseException) -> int | None:
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause of that, and so on."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

@@ -235,6 +235,7 @@ def test_an_out_that_cannot_be_written_is_named(
     assert label(source, out, "--no-ray", "--storage-options", options) == 1
     stderr = capfd.readouterr().err
     assert f"{out}/run.json: access is denied" in stderr
+    assert "s3:PutObject" in stderr
     assert "Traceback" not in stderr
 
 
