@@ -51,10 +51,10 @@ def test_the_builder_receives_exactly_the_files_that_are_copied() -> None:
 
 
 def test_the_image_has_the_requirements_of_the_project() -> None:
-    line = [sys.executable, INFRA / "requirements.py", "s3", "gcs", "azure", "plots"]
+    line = [sys.executable, INFRA / "requirements.py", "s3", "gcs", "azure", "plots", "gpu"]
     printed = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
-    assert printed == [*PYPROJECT["dependencies"], "s3fs", "gcsfs", "adlfs", "matplotlib>=3.8"]
-    assert {re.split("[<>=]", name)[0] for name in printed[-4:]} <= pins().keys()
+    assert printed == [*PYPROJECT["dependencies"], "s3fs", "gcsfs", "adlfs", "matplotlib>=3.8", "nvidia-ml-py>=12.560"]
+    assert {re.split("[<>=]", name)[0] for name in printed[-5:]} <= pins().keys()
 
 
 def test_versions_are_the_same_everywhere() -> None:

@@ -79,6 +79,7 @@ def test_a_run_in_progress_and_then_finished(
         assert "this run: 2 of 3 shards, 20,000 images, " in text
         assert "workers: 1 of 1 ready; shards: 1 in flight, 0 waiting; about " in text
         assert "meet-0 " in text
+        assert "GPUs" not in text
     finally:
         release(out)
     run.join()
@@ -105,6 +106,9 @@ def test_a_driver_that_died(
     _, facts, text = status(out, capsys)
     assert facts["driver"]["stale"]
     assert "no sign of a driver for 14 min (driver on node-a, pid 7); run the same command again to continue" in text
+    running = killed | {"written": time.time(), "gpu_utilisation": 0.874, "gpu_memory_share": 0.25}
+    (out / "progress.json").write_text(json.dumps(running))
+    assert "GPUs: 87 % busy, 25 % of memory in use" in status(out, capsys)[2]
     (out / "progress.json").write_text(json.dumps(killed | {"state": "stopped"}))
     assert "stopped 14 min ago (driver on node-a, pid 7); run the same command again" in status(out, capsys)[2]
     (out / "progress.json").unlink()

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.executor.metrics import METRICS
+from pipeline.executor.gpu_meter import GpuUse
+from pipeline.executor.metrics import METRICS, Metric, measure_worker
+from pipeline.executor.protocol import WorkerProgress
 
 INFRA = Path(__file__).parents[3] / "infra"
 RAY_LABELS = {"SessionName", "NodeAddress"}
@@ -44,7 +46,17 @@ def test_the_queries_of_the_dashboard_name_exported_metrics(target: dict[str, st
 def test_every_metric_is_on_the_dashboard_and_names_its_physical_unit() -> None:
     shown = {SERIES[name] for target in TARGETS for name in series_in(target["expr"])}
     assert shown == set(METRICS)
-    assert all(metric.name.endswith(metric.unit) for metric in METRICS if metric.unit in ("seconds", "bytes"))
+    assert all(metric.name.endswith(metric.unit) for metric in METRICS if metric.unit in ("seconds", "bytes", "ratio"))
+
+
+def test_the_use_of_a_gpu_is_exported_only_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: dict[str, float] = {}
+    monkeypatch.setattr(Metric, "record", lambda metric, value, **tags: recorded.update({metric.name: value}))
+    measure_worker(WorkerProgress(samples=0, waiting="", rss=7))
+    assert recorded == {"diffseg_worker_rss_bytes": 7, "diffseg_worker_gpu_memory_bytes": 0}
+    measure_worker(WorkerProgress(samples=0, waiting="", gpu=GpuUse(utilisation=0.9, memory=0.25)))
+    assert recorded["diffseg_worker_gpu_utilisation_ratio"] == 0.9
+    assert recorded["diffseg_worker_gpu_memory_ratio"] == 0.25
 
 
 def test_without_ray_nothing_is_exported_and_nothing_is_printed() -> None:

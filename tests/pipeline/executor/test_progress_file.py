@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.executor import progress_file
+from pipeline.executor.gpu_meter import GpuUse
 from pipeline.executor.progress_file import ProgressFile, ProgressReport, read_progress
 from pipeline.executor.protocol import RunState, ShardInFlight, WorkerProgress
 from pipeline.storage import Storage
@@ -89,6 +90,21 @@ def test_the_file_holds_the_state_of_the_run_and_finally_that_it_is_over(
     assert json.loads(out.read_bytes("progress.json")) == last.to_dict()
     assert last.to_dict()["in_hand"] == [], "the key of the file"
     assert not last.is_stale()
+
+
+def test_the_use_of_gpus_is_the_mean_utilisation_and_the_fullest_memory_of_the_workers(tmp_path: Path) -> None:
+    def of_workers(*gpus: GpuUse | None) -> RunState:
+        (shard,) = state().in_flight
+        progress = [WorkerProgress(samples=0, waiting="", gpu=gpu) for gpu in gpus]
+        in_flight = [dataclasses.replace(shard, shard=f"{i}", progress=one) for i, one in enumerate(progress)]
+        return RunState(ready=1, requested=1, waiting=0, in_flight=in_flight)
+
+    file = ProgressFile(Storage(url=str(tmp_path)), todo=9)
+    file.update(of_workers(None, None))
+    assert (file._report().gpu_utilisation, file._report().gpu_memory_share) == (None, None)
+    file.update(of_workers(GpuUse(0.9, 0.25), None, GpuUse(0.5, 0.75)))
+    file.update(of_workers(None))  # the last workers are done
+    assert (file._report().gpu_utilisation, file._report().gpu_memory_share) == (0.7, 0.75)
 
 
 @pytest.mark.usefixtures("written_often")
