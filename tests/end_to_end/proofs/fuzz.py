@@ -59,7 +59,8 @@ class Labeller:
             [sys.executable, str(worker), str(scratch)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment() | folders,
+            # An image plugin is imported at its first image. Compiled files of it would be writes outside OUT.
+            env=environment() | folders | {"PYTHONDONTWRITEBYTECODE": "1"},
         )
         self.started = self._answer(SECONDS)
 
@@ -158,7 +159,7 @@ def check(shard: HostileShard, labeller: Labeller, scratch: Path) -> tuple[list[
         if left:
             raise Failure(f"files outside OUT: {left}")
         if answer["error"]:
-            if shard.refused == "never" or not answer["error"].startswith("ShardError"):
+            if shard.refused == "never" or not answer["error"].startswith(("ShardError", "SourceError")):
                 raise Failure(answer["error"])
             return ["refused"] * len(shard.cases), answer
         if {entry.name for entry in out.iterdir()} != {"labels", "webdataset", "commits"}:

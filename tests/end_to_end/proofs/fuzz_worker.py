@@ -46,7 +46,7 @@ class Constant:
 
 def label(path: str, out: Path) -> None:
     """Label the shard at ``path``."""
-    (shard,) = find_shards(path)
+    (shard,) = find_shards(path, samples_per_shard=2**62)  # all files of a folder in one group
     label_shard(
         shard,
         segmenter=Constant(),  # type: ignore[arg-type]
