@@ -16,6 +16,9 @@ from diffusers import UNet2DConditionModel
 from diffseg.attention.blockwise import BlockwiseAttention
 from diffseg.attention.layers import transformer_blocks
 
+FIRST_CAPABILITY = (8, 0)
+"""First compute capability of the fused backend, that of the A100: earlier GPUs have no flash attention."""
+
 log = logging.getLogger(__name__)
 
 
@@ -60,16 +63,19 @@ class AttentionBackend(Protocol):
 def choose_backend(unet: UNet2DConditionModel) -> AttentionBackend:
     """Return the fastest backend that works for a UNet on its device.
 
-    On an NVIDIA GPU with Triton that is the fused one, provided that a first product with each width of a head works:
-    Triton needs a C compiler, and a GPU may have too little shared memory. Otherwise it is the blockwise one.
+    On an NVIDIA GPU from `FIRST_CAPABILITY` on, with Triton, that is the fused one, provided that a small layer of each
+    width of the model works: Triton also needs a C compiler. Otherwise it is the blockwise one.
     """
-    if unet.device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
+    device = unet.device
+    if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
+        return BlockwiseAttention()
+    if torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         return BlockwiseAttention()
     from diffseg.attention.fused import FusedAttention
 
     layers = [block.module.attn1 for block in transformer_blocks(unet)]
     try:
-        fused = FusedAttention(unet.device, unet.dtype)
+        fused = FusedAttention(device, unet.dtype)
         for heads, width in sorted({(layer.heads, layer.inner_dim // layer.heads) for layer in layers}):
             fused.check(heads, width)
     except Exception as error:  # what fails here is a compiler, a driver or a kernel, with errors of any class

@@ -19,9 +19,6 @@ from diffseg.attention.head_mean_kernel import add_head_mean
 AttentionWithSum = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
 """From queries, keys, values and the scale to the output [B, H, P, D] and the log-sum-exp, float32 [B, H, ≥ P]."""
 
-FLASH_CAPABILITY = (8, 0)
-"""First compute capability with flash attention."""
-
 ALIGNMENT = 8
 """The fused kernels take widths of a head that are multiples of this."""
 
@@ -81,8 +78,7 @@ def _operator(device: torch.device, dtype: torch.dtype) -> AttentionWithSum:
     """Return the operator of torch that returns the log-sum-exp, for a device and a dtype."""
     if device.type == "cpu":
         return _flash_on_cpu
-    is_half = dtype in (torch.float16, torch.bfloat16)
-    return _flash if is_half and torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY else _efficient
+    return _flash if dtype in (torch.float16, torch.bfloat16) else _efficient
 
 
 def _flash(
