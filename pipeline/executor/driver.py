@@ -14,12 +14,14 @@ from typing import Any, Literal
 from rich.console import Console
 
 from pipeline.errors import RunFailed, RunRefused
+from pipeline.executor import metrics
 from pipeline.executor.actors import ActorGroup
 from pipeline.executor.auto_settings import with_common_dtype, with_dtype_of_run
 from pipeline.executor.connection import connected
 from pipeline.executor.faults import error_text, every_worker_fails, is_environmental
 from pipeline.executor.finish import Finish
 from pipeline.executor.health import STUCK_SHARDS
+from pipeline.executor.live_run import refuse_if_reporting
 from pipeline.executor.progress_bar import ProgressBar
 from pipeline.executor.progress_file import refuse_if_running
 from pipeline.executor.protocol import Job, RunState, ShardInFlight, Worker, WorkerProgress
@@ -170,6 +172,7 @@ def _guard_out(out: Storage, before: Manifest | None, source: str, settings: Lab
     """
     if run.overwrite:
         refuse_if_running(out)
+        refuse_if_reporting(out)
         clear_run(out)
     elif before is None:
         refuse_foreign_folder(out, MANIFEST_PATH)
@@ -273,7 +276,10 @@ def _run_on_ray(
         groups = [ActorGroup(*pool, worker_class) for pool in zip(specs, jobs, strict=True)]
         readiness = ReadinessCheck(groups, watch, start_timeout=run.start_timeout, place_timeout=run.place_timeout)
         timeouts = {"shard_timeout": run.shard_timeout, "start_timeout": run.start_timeout}
-        Scheduler(groups, queue, recorder, watch=watch, readiness=readiness, **timeouts).run()
+        try:
+            Scheduler(groups, queue, recorder, watch=watch, readiness=readiness, **timeouts).run()
+        finally:  # while Ray is connected: without these values the driver would seem to have died
+            metrics.measure_run(RunState(ready=0, requested=0, waiting=0, in_flight=()))
 
 
 def _job_of_pool(job: Job, spec: WorkerSpec) -> Job:

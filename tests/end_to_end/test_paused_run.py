@@ -25,6 +25,7 @@ import jobs.status
 import jobs.verify
 from diffseg.settings import settings_of
 from pipeline.errors import RunRefused
+from pipeline.executor import live_run
 from pipeline.executor.progress_file import read_progress
 from pipeline.storage import Storage
 
@@ -100,7 +101,10 @@ def test_a_paused_run_with_an_older_listing_loses_and_doubles_no_row(
     assert all_rows(out) == all_rows(fresh) == file_rows(out)
 
 
-def test_overwrite_refuses_a_run_at_work_and_stops_one_that_was_presumed_dead(source: Path, tmp_path: Path) -> None:
+def test_overwrite_refuses_a_run_at_work_and_stops_one_that_was_presumed_dead(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_run, "WATCH_SECONDS", 0.0)
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     with paused(source, out, "*/labels/*", 2) as live:
         before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
