@@ -91,7 +91,6 @@ class RunRecorder:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close("ended" if kind is None else "stopped")
-        metrics.measure_run(RunState(ready=0, requested=0, waiting=0, in_flight=()))
 
     def worker_ready(self, report: WorkerReport) -> None:
         if self.manifest is not None:

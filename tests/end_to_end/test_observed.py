@@ -200,6 +200,7 @@ def is_complete(run: ObservedRun) -> bool:
         and run.by_tag("ray_diffseg_shards_total") == {"done": 6, "attempt_failed": 2, "failed": 1}
         and run.by_tag("ray_diffseg_step_seconds_count").get("total") == 6
         and run.untagged().get("images_total") == 21
+        and run.untagged().get("workers_asked") == 0
     )
 
 
@@ -219,6 +220,7 @@ def test_the_metrics_are_those_of_the_run(observed: ObservedRun) -> None:
     assert observed.by_tag("ray_diffseg_step_seconds_count").keys() == observed.summary["seconds"].keys()
     assert observed.untagged()["images_total"] == 21
     assert observed.gauges.items() >= GAUGES.items()
+    assert observed.untagged()["workers_asked"] == 0, "an ended run is not a driver that has died"
     assert observed.gauges["worker_rss_bytes"] > 2**26, "the libraries of the model alone take more"
 
 
