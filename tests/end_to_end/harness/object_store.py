@@ -1,4 +1,4 @@
-"""An S3 server (SeaweedFS) on this machine with two buckets and two identities, which can be stopped and restarted."""
+"""An S3 server (SeaweedFS) on this machine with two buckets and three identities. It can be stopped and restarted."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ REGION = "us-east-1"
 ACTIONS = {
     "admin": ["Admin", "Read", "List", "Write", "Tagging"],
     "labeller": [f"Read:{PHOTOGRAPHS}", f"List:{PHOTOGRAPHS}", f"Read:{LABELS}", f"List:{LABELS}", f"Write:{LABELS}"],
+    "unlisted": [f"Read:{PHOTOGRAPHS}"],
 }
 READY_SECONDS = 60.0
 """Time limit for a start. The server needs three seconds, or many more on a busy machine."""
@@ -126,6 +127,12 @@ class ObjectStore:
         """Return the keys that start with `prefix`, as the admin sees them."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+    def unfinished_uploads(self, bucket: str, url: str) -> list[str]:
+        """Return the keys below a URL of the uploads in parts that were neither completed nor aborted."""
+        prefix = url.removeprefix(f"s3://{bucket}/")
+        answer = self._client.list_multipart_uploads(Bucket=bucket)
+        return [entry["Key"] for entry in answer.get("Uploads", []) if entry["Key"].startswith(prefix)]
 
     def content_type(self, bucket: str, key: str) -> str:
         """Return the content type of an object, which browsers use."""
