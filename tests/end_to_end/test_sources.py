@@ -99,7 +99,8 @@ def test_every_kind_of_source_gives_the_masks_of_the_folder(
     assert label(sources[kind], tmp_path, "--no-ray") == 0
     assert_same_masks(masks_of(tmp_path), masks_of(expected))
     if kind != "tars":  # the keys of a tar have no extension, because webdataset ends a key at the first dot
-        assert [row["key"] for row in rows_of(tmp_path)] == [row["key"] for row in rows_of(expected)]
+        # The groups of a folder are not in the order of the paths.
+        assert sorted(row["key"] for row in rows_of(tmp_path)) == sorted(row["key"] for row in rows_of(expected))
 
 
 @pytest.mark.usefixtures("local_ray")
