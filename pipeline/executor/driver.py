@@ -15,7 +15,6 @@ from rich.console import Console
 
 from pipeline.errors import RunFailed, RunRefused
 from pipeline.executor import metrics
-from pipeline.executor import metrics
 from pipeline.executor.actors import ActorGroup
 from pipeline.executor.auto_settings import with_common_dtype, with_dtype_of_run
 from pipeline.executor.connection import connected
@@ -278,10 +277,7 @@ def _run_on_ray(
         readiness = ReadinessCheck(groups, watch, start_timeout=run.start_timeout, place_timeout=run.place_timeout)
         timeouts = {"shard_timeout": run.shard_timeout, "start_timeout": run.start_timeout}
         try:
-            try:
             Scheduler(groups, queue, recorder, watch=watch, readiness=readiness, **timeouts).run()
-        finally:  # while Ray is connected: without these values the driver would seem to have died
-            metrics.measure_run(RunState(ready=0, requested=0, waiting=0, in_flight=()))
         finally:  # while Ray is connected: without these values the driver would seem to have died
             metrics.measure_run(RunState(ready=0, requested=0, waiting=0, in_flight=()))
 
