@@ -88,5 +88,8 @@ class SleepingRun:
         self.wait_until(lambda: words in self.output())
 
     def wait(self) -> int:
-        """Wait for the end of the driver and return its exit code."""
-        return self.process.wait(DEADLINE)
+        """Wait for the end of the driver and return its exit code. The test fails if the driver takes too long."""
+        try:
+            return self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not ended; {len(self.commits())} commits: {self.output()}") from None
