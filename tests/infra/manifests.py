@@ -1,4 +1,4 @@
-"""Reads infra/: the overlays as Kustomize builds them, their pods, and every command in a manifest."""
+"""Reads infra/: the overlays as Kustomize builds them, their pods, other manifests, and every command in them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,32 @@ ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 KUBERAY = INFRA / "kuberay"
 OVERLAYS = sorted(path.name for path in (KUBERAY / "overlays").iterdir())
+JOBS = [name for name in OVERLAYS if name.endswith("-job")]
 LAUNCHERS = sorted((INFRA / "cluster-launcher").glob("*.yaml"))
+PLAIN = sorted(
+    path
+    for path in INFRA.rglob("*.yaml")
+    if path.relative_to(INFRA).parts[0] != "cluster-launcher"
+    and path.name not in ("kustomization.yaml", "operator-values.yaml", "cluster-is-in-the-job.yaml")
+)
+"""Manifests that `kubectl apply --filename` or Kustomize reads."""
 
 Document = dict[str, Any]
 
 
-@functools.cache
-def overlay(name: str) -> list[Document]:
+def kustomize(folder: Path) -> list[Document]:
     """Return the documents that `kubectl apply -k` would send. Without kubectl, which has Kustomize, skip the test."""
     if not shutil.which("kubectl"):
-        pytest.skip("needs kubectl, which contains Kustomize")
-    built = subprocess.run(
-        ["kubectl", "kustomize", KUBERAY / "overlays" / name], capture_output=True, text=True, timeout=60, check=False
-    )
+        pytest.skip("needs kubectl, which contains Kustomize: apt-get install kubernetes-client")
+    built = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60, check=False)
     assert built.returncode == 0, built.stderr
     return list(yaml.safe_load_all(built.stdout))
+
+
+@functools.cache
+def overlay(name: str) -> list[Document]:
+    """Return the documents of an overlay."""
+    return kustomize(KUBERAY / "overlays" / name)
 
 
 def of_kind(documents: list[Document], kind: str) -> list[Document]:
@@ -47,18 +58,23 @@ def cluster(documents: list[Document]) -> Document:
 
 
 def pods(documents: list[Document]) -> dict[str, Document]:
-    """Return the specs of all pods by role: head, worker, submitter."""
+    """Return the templates of all pods: head, submitter, and the name of each group of workers."""
     spec = cluster(documents)
-    (worker,) = spec["workerGroupSpecs"]
-    specs = {"head": spec["headGroupSpec"]["template"]["spec"], "worker": worker["template"]["spec"]}
+    templates = {group["groupName"]: group["template"] for group in spec["workerGroupSpecs"]}
+    templates["head"] = spec["headGroupSpec"]["template"]
     for job in of_kind(documents, "RayJob"):
-        specs["submitter"] = job["spec"]["submitterPodTemplate"]["spec"]
-    return specs
+        templates["submitter"] = job["spec"]["submitterPodTemplate"]
+    return templates
 
 
-def container(pod: Document) -> Document:
-    """Return the only container of a pod."""
-    (only,) = pod["containers"]
+def worker_groups(documents: list[Document]) -> dict[str, Document]:
+    """Return the groups of workers by name; the first is the preferred one."""
+    return {group["groupName"]: group for group in cluster(documents)["workerGroupSpecs"]}
+
+
+def container(template: Document) -> Document:
+    """Return the only container of a template of pods."""
+    (only,) = template["spec"]["containers"]
     return only
 
 
@@ -74,14 +90,12 @@ def commands() -> Iterator[Line]:
         for job in of_kind(documents, "RayJob"):
             yield Line(name, tuple(shlex.split(job["spec"]["entrypoint"])))
         spec = cluster(documents)
-        for flags, group in ((("--head",), spec["headGroupSpec"]), ((), spec["workerGroupSpecs"][0])):
+        for flags, group in ((("--head",), spec["headGroupSpec"]), *(((), each) for each in spec["workerGroupSpecs"])):
             params = [f"--{flag}={value}" for flag, value in group["rayStartParams"].items()]
             params += [f"--labels={key}={value}" for key, value in group.get("labels", {}).items()]
             yield Line(name, ("ray", "start", *flags, *params, "--block", "--metrics-export-port=8080"))
-        shell = container(pods(documents)["worker"])["lifecycle"]["preStop"]["exec"]["command"]
-        yield from simple_commands(name, shell[-1])
     for path in LAUNCHERS:
         config = launcher(path)
-        for kind in ("setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray"):
+        for kind in ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray"):
             for text in config[f"{kind}_commands"]:
                 yield from simple_commands(path.name, text)

@@ -20,7 +20,6 @@ def test_every_command_of_a_manifest_is_accepted_by_its_program() -> None:
     assert {line.words[:2] for line in lines} == {
         ("ray", "start"),
         ("ray", "stop"),
-        ("ray", "drain-node"),
         ("python", "-m"),
     }
 

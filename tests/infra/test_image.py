@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from manifests import INFRA, LAUNCHERS, OVERLAYS, ROOT, cluster, commands, container, launcher, overlay, pods
 
 DOCKERFILE = INFRA / "Dockerfile"
@@ -33,11 +34,32 @@ def test_the_dockerfile_passes_hadolint() -> None:
     assert (linted.returncode, linted.stdout) == (0, "")
 
 
-def test_the_user_is_unprivileged_and_bases_are_pinned() -> None:
+def test_the_packages_belong_to_root_and_the_user_is_unprivileged() -> None:
+    last = DOCKERFILE.read_text().split("\nFROM python\n")[-1]
+    steps = re.findall(r"^(RUN|USER) +(.*)$", last.replace("\\\n", " "), flags=re.MULTILINE)
+    assert [name for name, _ in steps] == ["RUN", "RUN", "RUN", "USER"]
+    assert all("pip install" in text and "chown" not in text for _, text in steps[:-1])
     assert instructions("USER") == ["1000:1000"]
+
+
+def test_bases_are_pinned_and_can_be_replaced_by_their_digests() -> None:
+    defaults = dict(line.split("=", 1) for line in instructions("ARG"))
     stages = {line.split(" AS ")[-1] for line in instructions("FROM")}
     for base in (line.split()[0] for line in instructions("FROM")):
-        assert base in stages or base == "base-${VARIANT}" or re.fullmatch(r"[\w/]+:[\w.-]*\d[\w.-]*", base)
+        argument = re.fullmatch(r"\$\{(\w+_BASE)\}", base)
+        assert base in stages or base == "base-${VARIANT}" or argument
+        assert not argument or re.fullmatch(r"[\w/]+:[\w.-]*\d[\w.-]*", defaults[argument[1]])
+    guide = (ROOT / "docs" / "cluster.md").read_text()
+    for name, default in defaults.items():
+        if name.endswith("_BASE"):
+            assert f"imagetools inspect {default}" in guide
+            assert f"--build-arg {name}={default.split(':')[0]}@sha256:" in guide
+
+
+def test_both_variants_have_the_python_that_the_guide_states() -> None:
+    (version,) = [line.split("=")[1] for line in instructions("ARG") if line.startswith("PYTHON_VERSION")]
+    assert '"${PYTHON_VERSION}"' in DOCKERFILE.read_text()
+    assert f"Python {version}" in (ROOT / "docs" / "cluster.md").read_text()
 
 
 def test_the_builder_receives_exactly_the_files_that_are_copied() -> None:
@@ -58,12 +80,22 @@ def test_the_image_has_the_requirements_of_the_project() -> None:
 
 
 def test_versions_are_the_same_everywhere() -> None:
-    images = {launcher(path)["docker"]["image"] for path in LAUNCHERS}
+    docker = [launcher(path)["docker"] for path in LAUNCHERS]
+    assert all(each["head_image"] == f"{each['image']}-cpu" for each in docker)
+    images = {each["image"] for each in docker}
+    (prepull,) = yaml.safe_load((INFRA / "kuberay" / "prepull" / "daemonset.yaml").read_text())["spec"]["template"][
+        "spec"
+    ]["initContainers"]
+    images.add(prepull["image"])
     for name in OVERLAYS:
         assert cluster(overlay(name))["rayVersion"] == pins()["ray"]
         images.add(container(pods(overlay(name))["head"])["image"].removesuffix("-cpu"))
     assert images == {f"registry.example.com/diffseg:{PYPROJECT['version']}"}
     assert images <= set(re.findall(r"-t (\S+)", DOCKERFILE.read_text()))
-    installed = [line.words[2].split("==") for line in commands() if line.words[:2] == ("pip", "install")]
-    assert len(installed) == len(LAUNCHERS)
-    assert all(pins()[name] == version for name, version in installed)
+
+
+def test_the_image_has_the_client_of_each_cloud_for_its_autoscaler() -> None:
+    """The user of a container cannot install it there."""
+    assert [line for line in commands() if line.words[0] == "pip"] == []
+    installed = " ".join(line for line in instructions("RUN") if "requirements.txt" in line).split()
+    assert {"boto3", "google-api-python-client"} <= set(installed) & pins().keys()
