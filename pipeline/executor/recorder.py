@@ -19,7 +19,7 @@ from pipeline.executor.shard_queue import Task
 from pipeline.output.commit import Commit, delete_commit, write_commit
 from pipeline.output.fence import take_over
 from pipeline.output.listing import ANY_INPUTS, Listing, read_listing
-from pipeline.output.manifest import Manifest
+from pipeline.output.manifest import Manifest, differences, versions_in
 from pipeline.output.plan import Plan
 from pipeline.readers.samples import Shard
 from pipeline.storage import StorageUnwritable, StoreUnavailable, redact
@@ -83,6 +83,7 @@ class RunRecorder:
     def __post_init__(self) -> None:
         self._file = ProgressFile(self.job.out, todo=len(self.plan.todo))
         self.broken = {name.shard: name.broken for name in self.plan.done if name.broken}
+        self._hosts_with_other_versions: set[str] = set()
 
     def __enter__(self) -> RunRecorder:
         if self.before is not None and self.plan.todo:
@@ -103,6 +104,7 @@ class RunRecorder:
                 )
             if report.fingerprint != self.manifest.fingerprint:
                 raise RunRefused(f"the checkpoint on {report.host} differs from the one that this run started with")
+            self._warn_of_other_versions(report)
             return
         manifest = Manifest(
             source=self.source,
@@ -120,6 +122,18 @@ class RunRecorder:
         self.manifest = manifest
         self.plan.delete_outdated(self.job.out)
         self._file.start()
+
+    def _warn_of_other_versions(self, report: WorkerReport) -> None:
+        """Log, once for each host, that its libraries have other versions than those in run.json."""
+        assert self.manifest is not None
+        found = differences(versions_in(self.manifest.environment), versions_in(report.environment))
+        if found and report.host not in self._hosts_with_other_versions:
+            self._hosts_with_other_versions.add(report.host)
+            log.warning(
+                "%s has other versions of libraries than the host of the first worker, so a few pixels may differ: %s",
+                report.host,
+                ", ".join(f"{name} {theirs} instead of {ours}" for name, ours, theirs in found),
+            )
 
     def resume_without_worker(self) -> Manifest:
         """Continue the run of OUT when every shard is done, and return its run.json."""

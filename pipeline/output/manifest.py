@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pipeline.bounded_json import InvalidFile, read_bounded, struct_fields
+from pipeline.bounded_json import InvalidFile, parse_json, read_bounded, struct_fields
 from pipeline.digest import short_digest
 from pipeline.errors import RunRefused
 from pipeline.output.schemas import DOCUMENT_BYTES, parse_manifest
+from pipeline.readers.samples import shorten
 from pipeline.settings import LabelSettings
 from pipeline.storage import SourceError, Storage
 
@@ -82,6 +83,7 @@ def read_manifest(out: Storage) -> Manifest | None:
     except InvalidFile as error:
         raise RunRefused(
             f"{out.joined(PATH)}: is not a run record of this program ({error}). Restore the file, or name another OUT"
+            f"{_other_version(_environment_of_damaged(out))}"
         ) from None
 
 
@@ -125,16 +127,45 @@ def check_same_run(before: Manifest, now: Manifest, out: Storage) -> list[str]:
     old: Mapping[str, Any] = _flatten(before)
     if before.fingerprint == now.fingerprint:  # the same model may have moved
         new, old = ({"source": manifest.source} for manifest in (now, before))
-    differing = [name for name in sorted({*new, *old}) if new.get(name) != old.get(name)]
-    if differing:
-        lines = [f"  {name}: {old.get(name)!r} in OUT, {new.get(name)!r} now" for name in differing]
+    if differing := differences(old, new):
+        lines = [f"  {name}: {value!r} in OUT, {other!r} now" for name, value, other in differing]
         raise RunRefused(
             f"{out.redacted} holds a run with other settings:\n" + "\n".join(lines) + "\n"
             "Choose another OUT, use the same settings, or pass --overwrite to delete that run and start over"
+            f"{_other_version(before.environment)}"
         )
-    new, old = now.environment, before.environment
-    changed = [name for name in sorted({*new, *old}) if new.get(name) != old.get(name)]
-    return [f"{name}: {old.get(name)!r} before, {new.get(name)!r} now" for name in changed]
+    # Each version by itself, since both dictionaries of versions would be a long text.
+    old, new = ({**values, **versions_in(values), "versions": None} for values in (before.environment, now.environment))
+    return [f"{name}: {value!r} before, {other!r} now" for name, value, other in differences(old, new)]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the name and both values of each entry in which two mappings differ, sorted by name."""
+    names = sorted({*before, *now})
+    return [(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
+
+
+def versions_in(environment: Any) -> Mapping[str, Any]:
+    """Return the versions in the environment of a run.json, which may hold anything."""
+    found = environment.get("versions") if isinstance(environment, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _other_version(environment: Any) -> str:
+    """Return a sentence, with a space before it, if another version of this program has written OUT."""
+    theirs, ours = versions_in(environment).get(PACKAGES[0]), versions()[PACKAGES[0]]
+    if not isinstance(theirs, str) or theirs == ours:
+        return ""
+    return f". It was written by {PACKAGES[0]} {shorten(theirs, 50)}, and this is {ours}"
+
+
+def _environment_of_damaged(out: Storage) -> Any:
+    """Return the environment of a run.json that cannot be used, None if that cannot be read either."""
+    try:
+        document = parse_json(read_bounded(out, PATH, DOCUMENT_BYTES))
+    except (InvalidFile, FileNotFoundError):
+        return None
+    return document.get("environment") if isinstance(document, Mapping) else None
 
 
 def _flatten(manifest: Manifest) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -100,6 +102,32 @@ def test_another_environment_is_reported_and_not_refused(tmp_path: Path) -> None
         manifest(settings), manifest(settings, environment={"threads": 2}), Storage(url=str(tmp_path))
     )
     assert differences == ["threads: 1 before, 2 now"]
+
+
+def test_each_library_of_another_version_is_reported_by_itself(tmp_path: Path) -> None:
+    before, now = ({"threads": 1, "versions": {"torch": torch, "numpy": "2.0"}} for torch in ("2.4", "2.5"))
+    settings = LabelSettings()
+    differences = check_same_run(
+        manifest(settings, environment=before), manifest(settings, environment=now), Storage(url=str(tmp_path))
+    )
+    assert differences == ["torch: '2.4' before, '2.5' now"]
+
+
+def test_a_refusal_names_the_version_of_this_program_that_wrote_out(tmp_path: Path) -> None:
+    out, settings = Storage(url=str(tmp_path)), LabelSettings()
+    ours = versions()["diffseg-pipeline"]
+    expected = re.escape(f"It was written by diffseg-pipeline 99.0, and this is {ours}")
+    newer = manifest(settings, environment={"versions": {"diffseg-pipeline": "99.0"}})
+    with pytest.raises(RunRefused, match=expected):
+        check_same_run(newer, manifest(LabelSettings(max_pixels=7)), out)
+    out.write_bytes("run.json", json.dumps(dataclasses.asdict(newer) | {"format": 2}).encode())
+    with pytest.raises(RunRefused, match=f'unknown field "format".*{expected}'):
+        read_manifest(out)
+    for environment in (None, [], {"versions": 7}, {"versions": {"diffseg-pipeline": [1]}}):
+        values = dataclasses.asdict(newer) | {"format": 2, "environment": environment}
+        out.write_bytes("run.json", json.dumps(values).encode())
+        with pytest.raises(RunRefused, match=r"or name another OUT$"):
+            read_manifest(out)
 
 
 @pytest.mark.parametrize("wrong", [{"format": "webdataset"}, {"samples_per_shard": 0}, {"max_pixels": 0}])
