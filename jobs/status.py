@@ -21,10 +21,10 @@ from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import BROKEN_ADVICE, CleanConsole, counts_table, print_json, print_line
 from jobs.run_flags import RunFlags
 from pipeline.executor.progress_file import ProgressReport, read_progress
-from pipeline.output.commit import Commit, LabelShard, totals
+from pipeline.output.commit import totals
 from pipeline.output.listing import Listing, read_listing
 from pipeline.output.manifest import Manifest
-from pipeline.output.records import SortedRecords, read_run_commits
+from pipeline.output.overview import NOT_OK, Overview, read_overview
 from pipeline.output.source_changes import compare_with_source
 from pipeline.readers.left_out import left_out_lines
 
@@ -43,19 +43,19 @@ def _status(command: RunFlags) -> int:
     out, manifest = command.open()
     console = CleanConsole()
     progress = read_progress(out)
-    if progress is not None and not command.json:  # printed first, because reading many records takes a while
+    if progress is not None and not command.json:  # printed first, because listing many records takes a while
         _print_progress(console, progress)
-    done, failures, records = read_run_commits(out, manifest)
     listing = read_listing(out, manifest.listing)
-    changes = compare_with_source(manifest, listing, records, command.store())
-    facts = _facts(manifest, done, failures, records, listing)
+    overview = read_overview(out, manifest.fingerprint, listing)
+    changes = compare_with_source(manifest, listing, overview.records, command.store())
+    facts = _facts(manifest, overview, listing)
     if command.json:
         driver = progress and progress.to_dict() | {"age": progress.age(), "stale": progress.is_stale()}
         print_json(facts | {"driver": driver, "source_changes": dataclasses.asdict(changes)})
     else:
-        counts, seconds = totals(done.values())
         print_line(console, f"{', '.join(manifest.source.splitlines())} → {out.redacted}, model {facts['model']}")
-        console.print(counts_table(counts, seconds, counts.total()))
+        console.print(counts_table(facts["counts"], facts["seconds"], facts["sample"]["rows"]))
+        _print_sample(console, facts)
         _print_shards(console, facts)
         for line in left_out_lines(manifest.left_out):
             print_line(console, line, "yellow")
@@ -65,15 +65,11 @@ def _status(command: RunFlags) -> int:
     return OK if is_done and not changes else SOME_FAILED
 
 
-def _facts(
-    manifest: Manifest,
-    done: Mapping[LabelShard, Commit],
-    failures: Mapping[str, Commit],
-    records: SortedRecords,
-    listing: Listing | None,
-) -> dict[str, Any]:
-    """Return what the records of OUT say about the run."""
-    counts, seconds = totals(done.values())
+def _facts(manifest: Manifest, overview: Overview, listing: Listing | None) -> dict[str, Any]:
+    """Return what the records of OUT say about the run. `seconds` are those of the records in the sample."""
+    done, failures, records = overview.done, overview.failed, overview.records
+    read, seconds = totals(overview.sample)
+    not_ok, failing_records = overview.not_ok
     kept = sorted(shard for shard in done if listing is not None and shard not in listing.inputs)
     shards = manifest.shards if listing is None else len(listing.inputs)
     return {
@@ -82,17 +78,34 @@ def _facts(
         "fingerprint": manifest.fingerprint,
         "shards": shards,
         "done": len(done) - len(kept),
-        "failed": {name: commit.error for name, commit in failures.items()},
+        "failed": dict(failures),
         "missing": max(0, shards - (len(done) - len(kept)) - len(failures)),
         "doubled": sorted(records.doubled),
         "stale": sorted(records.stale),
         "gone": sorted(records.gone),
         "kept": kept,
-        "broken": {str(shard): commit.broken for shard, commit in sorted(done.items()) if commit.broken},
+        "broken": {shard: name.broken for shard, name in sorted(done.items()) if name.broken},
         "left_out": dict(manifest.left_out),
-        "counts": dict(counts),
+        "counts": dict(overview.counts),
         "seconds": dict(seconds),
+        "sample": {
+            "records": len(overview.sample),
+            "of": len(done),
+            "rows": read.total(),
+            "not_ok": dict(not_ok),
+            "not_ok_records": failing_records,
+        },
     }
+
+
+def _print_sample(console: Console, facts: Mapping[str, Any]) -> None:
+    """Say which of the numbers come from a sample of the records."""
+    sample = facts["sample"]
+    if sample["records"] < sample["of"]:
+        print_line(console, f"ms per image: from {sample['records']:,} of {sample['of']:,} records")
+    if NOT_OK in facts["counts"]:
+        statuses = ", ".join(f"{status} {rows:,}" for status, rows in sorted(sample["not_ok"].items()))
+        print_line(console, f"rows that are not ok in {sample['not_ok_records']:,} of the records: {statuses}")
 
 
 def _print_shards(console: Console, facts: Mapping[str, Any]) -> None:
@@ -122,6 +135,8 @@ def _print_progress(console: Console, progress: ProgressReport) -> None:
         print_line(console, f"{progress.state} {age} ago ({driver}){ending}")
     rate = "" if progress.rate is None else f", {progress.rate:.1f}/s over the last {duration(progress.rate_seconds)}"
     print_line(console, f"this run: {progress.done} of {progress.todo} shards, {progress.images:,} images{rate}")
+    if progress.startup_seconds is not None:
+        print_line(console, f"workers started within {duration(progress.startup_seconds)}")
     if progress.state != "running":
         return
     left = f"; about {duration(progress.left)} left" if progress.left is not None else ""

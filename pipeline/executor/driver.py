@@ -31,14 +31,14 @@ from pipeline.executor.scheduler import Scheduler
 from pipeline.executor.shard_queue import Place, ShardQueue
 from pipeline.executor.summary import RunSummary
 from pipeline.executor.worker import LabelWorker
-from pipeline.output.commit import totals
 from pipeline.output.letter_case import refuse_names_that_collide
 from pipeline.output.listing import Listing, read_listing
 from pipeline.output.manifest import PATH as MANIFEST_PATH
 from pipeline.output.manifest import Manifest, check_same_run, read_manifest, require_manifest
+from pipeline.output.overview import count_rows
 from pipeline.output.ownership import clear_run, refuse_foreign_folder
 from pipeline.output.plan import Plan, make_plan
-from pipeline.output.records import read_run_commits
+from pipeline.output.records import list_records
 from pipeline.readers.find import SourceFiles, find_files, shards_of
 from pipeline.readers.samples import Shard, ShardKind
 from pipeline.readers.sources import redacted_source
@@ -183,9 +183,10 @@ def _guard_out(out: Storage, before: Manifest | None, source: str, settings: Lab
 
 
 def _recount(out: Storage, recorder: RunRecorder) -> Counter[str]:
-    """Count the rows of all shards of SRC, by reading every record."""
-    commits = read_run_commits(out, require_manifest(out)).done
-    return totals(commit for shard, commit in commits.items() if shard in recorder.listing.inputs)[0]
+    """Count the rows of all shards of SRC, by the names of their records."""
+    manifest = require_manifest(out)
+    records = list_records(out, manifest.fingerprint, read_listing(out, manifest.listing))
+    return count_rows(out, (name for shard, name in records.done.items() if shard in recorder.listing.inputs))
 
 
 def _with_kept(listing: Listing, plan: Plan, previous: Listing | None, *, kind: ShardKind) -> Listing:

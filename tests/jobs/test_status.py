@@ -15,10 +15,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 import doubles
+import numpy as np
+from labelled_runs import write_run
 
 import jobs.status
 from pipeline.executor import progress_file
 from pipeline.executor.driver import label_run
+from pipeline.output import overview
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 
 DEADLINE = 540.0
@@ -115,3 +118,20 @@ def test_a_driver_that_died(
     code, facts, text = status(out, capsys)
     assert (code, facts["driver"]) == (0, None)
     assert "this run" not in text
+
+
+def test_status_of_many_shards_says_what_comes_from_a_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {f"{key:02d}": None if key % 2 else np.zeros((2, 2), np.uint16) for key in range(20)}
+    write_run(tmp_path / "out", labels, per_shard=1)
+    monkeypatch.setattr(overview, "SAMPLE_RECORDS", 5)
+    _, facts, text = status(tmp_path / "out", capsys)
+    assert facts["counts"] == {"ok": 10, "not ok": 10}
+    assert (facts["sample"]["records"], facts["sample"]["of"]) == (5, facts["done"])
+    assert f"ms per image: from 5 of {facts['done']} records" in text
+    assert re.search(r"rows that are not ok in \d of the records: undecodable \d", text)
+    monkeypatch.undo()
+    _, facts, text = status(tmp_path / "out", capsys)
+    assert facts["counts"] == {"ok": 10, "undecodable": 10}
+    assert "ms per image: from" not in text

@@ -1,4 +1,4 @@
-"""The costs of the driver with very many shards: workers that only sleep, and 20,000 commit records on S3.
+"""The costs of the driver and of `status` with very many shards: workers that only sleep, and commit records on S3.
 
 python tests/end_to_end/proofs/scale.py --shards 20000 --actors 100
 """
@@ -6,6 +6,9 @@ python tests/end_to_end/proofs/scale.py --shards 20000 --actors 100
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import json
 import sys
 import tempfile
 import threading
@@ -18,9 +21,11 @@ from pathlib import Path
 import psutil
 import ray
 
+import jobs.status
 from pipeline.executor.driver import label_run
-from pipeline.output.commit import Commit, read_commits, totals, write_commit
-from pipeline.output.listing import Listing
+from pipeline.output.commit import Commit, read_commits, write_commit
+from pipeline.output.listing import Listing, write_listing
+from pipeline.output.manifest import Manifest, write_manifest
 from pipeline.output.plan import make_plan
 from pipeline.readers.find import find_shards
 from pipeline.readers.samples import Shard
@@ -121,7 +126,7 @@ def put_records(out: Storage, shards: list[Shard]) -> None:
 
 
 def resume(out: Storage, shards: list[Shard], where: str) -> None:
-    """Measure the time to the first shard of a resumed run, and to the totals of all finished shards."""
+    """Measure the time to the first shard of a resumed run."""
     put_records(out, shards)
     started = time.perf_counter()
     before = psutil.Process().memory_info().rss / 2**20
@@ -130,27 +135,61 @@ def resume(out: Storage, shards: list[Shard], where: str) -> None:
     planned = time.perf_counter()
     assert [shard.name for shard in plan.todo] == [shards[-1].name]
     assert plan.counts_before().total() == (len(shards) - 1) * ROWS_PER_SHARD
-    counts, _ = totals(read_commits(out).values())
-    read = time.perf_counter()
-    assert counts.total() == (len(shards) - 1) * ROWS_PER_SHARD
     path = out.files("commits")[0][0]
     size = len(out.read_bytes(path))
     row(f"resume on {where}: until the first shard", f"{planned - started:.1f} s")
     row("memory of the listing", f"{peak[0] - before:.0f} MB")
-    row(f"`diffseg status` on {where}: reading all {len(plan.done):,} records", f"{read - planned:.1f} s")
     row("size of a record", f"{size} bytes")
-    project(len(shards), planned - started, read - planned, size)
-
-
-def project(count: int, listing: float, reading: float, size: int) -> None:
-    shards = BILLIONS * 10**9 // ROWS_PER_SHARD
-    times = shards / count
-    row(f"{BILLIONS} billion images: shards, listing requests of 1,000 keys", f"{shards:,}, {shards // 1000:,}")
-    row(f"{BILLIONS} billion images: all records", f"{shards * size / 1e9:.1f} GB")
+    shards_of_billions = BILLIONS * 10**9 // ROWS_PER_SHARD
     row(
-        f"{BILLIONS} billion images: listing; reading all records, in proportion",
-        f"{listing * times:.0f} s; {reading * times:.0f} s",
+        f"{BILLIONS} billion images: shards, listing requests of 1,000 keys",
+        f"{shards_of_billions:,}, {shards_of_billions // 1000:,}",
     )
+    row(f"{BILLIONS} billion images: all records", f"{shards_of_billions * size / 1e9:.1f} GB")
+    row(
+        f"{BILLIONS} billion images: resume, in proportion",
+        f"{(planned - started) * shards_of_billions / len(shards):.0f} s",
+    )
+
+
+def show_status(out: Storage, shards: list[Shard], source: str, where: str) -> None:
+    """Measure `diffseg status` over the records that `put_records` has written: listing them, and reading a sample."""
+    listing = Listing.of(shards)
+    write_listing(out, listing)
+    manifest = Manifest(
+        source=source,
+        settings=LabelSettings().plain(),
+        model_sha256="",
+        resolved={},
+        environment={},
+        fingerprint="f" * 16,
+        shards=len(shards),
+        listing=listing.digest(),
+    )
+    write_manifest(out, manifest)
+    text = io.StringIO()
+    started = time.perf_counter()
+    with peak_memory() as peak, contextlib.redirect_stdout(text):
+        jobs.status.main([out.url, "--json", "--storage-options", json.dumps(out.options)])
+    whole = time.perf_counter() - started
+    facts = json.loads(text.getvalue())
+    done = len(shards) - 1
+    assert (facts["done"], facts["missing"]) == (done, 1)
+    assert sum(facts["counts"].values()) == done * ROWS_PER_SHARD
+    assert facts["counts"]["ok"] == done * (ROWS_PER_SHARD - 7)
+    read = facts["sample"]["records"]
+    started = time.perf_counter()
+    out.read_small([path for path, _ in out.files("commits")[:read]])
+    started_listing = time.perf_counter()
+    out.files("commits")
+    listed = time.perf_counter() - started_listing
+    sampled = max(0.0, started_listing - started - listed)
+    row(f"`diffseg status` on {where}: {done:,} records, of which {read:,} are read", f"{whole:.1f} s")
+    row("of this the sample, whose size does not grow", f"{sampled:.1f} s")
+    row("peak memory of `diffseg status`", f"{peak[0]:.0f} MB")
+    shards_of_billions = BILLIONS * 10**9 // ROWS_PER_SHARD
+    projected = sampled + (whole - sampled) * shards_of_billions / len(shards)
+    row(f"{BILLIONS} billion images: `diffseg status`, with all but the sample in proportion", f"{projected:.0f} s")
 
 
 def main() -> int:
@@ -159,7 +198,7 @@ def main() -> int:
     parser.add_argument("--shards", type=int, default=20_000, help="number of shards")
     parser.add_argument("--actors", type=int, default=100, help="number of workers")
     parser.add_argument("--seconds", type=float, default=1.0, help="time that a worker takes for a shard")
-    parser.add_argument("--only-resume", action="store_true", help="measure only the resumed run on S3")
+    parser.add_argument("--only-resume", action="store_true", help="measure only the resumed run and `status` on S3")
     options = parser.parse_args()
     print("| quantity | value |\n|---|---|")
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
@@ -168,7 +207,9 @@ def main() -> int:
         if not options.only_resume:
             run_shards(source, Path(folder) / "out", options.shards, options.actors, options.seconds)
         with ObjectStore() as store:
-            resume(Storage(url=f"s3://{LABELS}/scale", options=store.options()), shards, "S3")
+            out = Storage(url=f"s3://{LABELS}/scale", options=store.options())
+            resume(out, shards, "S3")
+            show_status(out, shards, source, "S3")
     return 0
 
 
