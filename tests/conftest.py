@@ -36,6 +36,17 @@ LONGEST = (
     "test_observed.py",
     "test_weights.py",
     "test_fuzz.py",
+    "test_sick_nodes.py",
+    "test_whose_ray.py",
+    "test_import_path.py",
+    "test_paused_run.py",
+    "test_train.py",
+    "test_text_train.py",
+    "test_quick_start.py",
+    "test_report_page.py",
+    "test_config_fields.py",
+    "test_kernels.py",
+    "test_fused.py",
 )
 """The files that take longest. They start first, so that all processes end at about the same time."""
 

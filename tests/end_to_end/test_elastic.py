@@ -144,7 +144,7 @@ def test_sigterm_ends_a_run_like_ctrl_c(cluster: Cluster, run: Callable[..., Sle
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("phase", ["labelling", "starting"])
+@pytest.mark.parametrize("phase", ["labelling", pytest.param("starting", marks=pytest.mark.cluster)])
 def test_a_head_that_is_gone_is_named_before_ray_ends_the_process(
     phase: str, doomed_cluster: Cluster, tmp_path: Path
 ) -> None:

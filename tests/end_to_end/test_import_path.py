@@ -61,12 +61,14 @@ def test_no_process_imports_from_the_data_set(flags: tuple[str, ...], data_set: 
     run_in(data_set, "export", out, tmp_path / "coco", "--to", "coco-instances", "--processes", "2")
 
 
+@pytest.mark.cluster
 def test_the_workers_of_a_cluster_do_not_import_from_the_data_set(
     data_set: Path, tmp_path: Path, joined: dict[str, str]
 ) -> None:
     run_in(data_set, "label", ".", tmp_path / "out", *FAST, "--workers", "1", **joined)
 
 
+@pytest.mark.cluster
 def test_training_and_fitting_do_not_import_from_the_data_set(data_set: Path, labelled: Path, tmp_path: Path) -> None:
     steps = ("--steps", "2", "--batch-size", "2", "--size", "32", "--width", "8", "--workers", "1", "--loaders", "1")
     run_in(data_set, "train", labelled, tmp_path / "model", *steps, "--address", "local")

@@ -50,7 +50,7 @@ def terminate(node: Node) -> None:
     raylet.terminate()
 
 
-@pytest.mark.parametrize("end", [kill, terminate])
+@pytest.mark.parametrize("end", [kill, pytest.param(terminate, marks=pytest.mark.cluster)])
 def test_a_node_that_dies_with_pending_workers_is_no_failed_start(
     end: Callable[[Node], None], cluster: Cluster, run: Callable[..., SleepingRun]
 ) -> None:
@@ -89,7 +89,10 @@ def test_a_spot_notice_for_the_only_node_ends_no_run(cluster: Cluster, run: Call
     successor.kill()
 
 
-@pytest.mark.parametrize(("sick", "error"), [("disk", "OSError: .*No space left"), ("odd", "RuntimeError: odd")])
+@pytest.mark.parametrize(
+    ("sick", "error"),
+    [("disk", "OSError: .*No space left"), pytest.param("odd", "RuntimeError: odd", marks=pytest.mark.cluster)],
+)
 def test_a_node_on_which_every_shard_fails_is_set_aside_and_costs_no_shard_its_attempts(
     sick: str, error: str, cluster: Cluster, run: Callable[..., SleepingRun]
 ) -> None:

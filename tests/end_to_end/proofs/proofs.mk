@@ -17,7 +17,7 @@ chaos: # 25 runs with random kills end in the same files as an undisturbed run (
 	$(BIN)/python $(PROOFS)/chaos.py --rounds 25 --seed 0 --folder chaos $(ARGS)
 
 cluster: # Jobs and nodes that are killed, drained and added, and Ray's autoscaler from 0 to 3 nodes and back
-	$(PYTEST) -m cluster tests/end_to_end $(ARGS)
+	$(PYTEST) -m cluster tests $(ARGS)
 
 full-size: # One image through all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
 	$(PYTEST) -m full_size tests/end_to_end/test_full_size.py $(ARGS)

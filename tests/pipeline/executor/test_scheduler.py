@@ -203,6 +203,7 @@ print(summary.counts, summary.failed)
 """
 
 
+@pytest.mark.cluster
 def test_a_shard_that_takes_all_memory_fails_after_three_attempts_and_harms_no_other(tmp_path: Path) -> None:
     out, here = tmp_path / "out", Path(__file__).parent
     line = [sys.executable, "-c", HUNGRY, str(out), str(here), str(here.parent)]
