@@ -12,9 +12,10 @@ from contextlib import suppress
 from typing import IO
 
 from pipeline.storage.locks import lock_file, open_lock
-from pipeline.storage.unwritable import writing
+from pipeline.storage.unwritable import StorageUnwritable, writing
 
 _FOLDER = ".writing"
+_NOT_SUPPORTED = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.writing$")
 
 
@@ -60,7 +61,7 @@ def _rename_to_new(temporary: str, path: str) -> None:
         os.link(temporary, path)  # unlike a rename, a hard link never replaces a file
         os.remove(temporary)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
+        if error.errno not in _NOT_SUPPORTED:
             raise
         # The file system has no hard links: two creators at the same instant may both succeed.
         if os.path.exists(path):
@@ -78,7 +79,7 @@ def _write(path: str, content: bytes | IO[bytes], rename: Callable[[str, str], N
                 shutil.copyfileobj(content, file, 2**20)
             file.flush()
             os.fsync(file.fileno())
-            rename(temporary, path)
+            _rename_or_explain(rename, temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):  # another writer may have removed it as abandoned
             os.remove(temporary)
@@ -87,6 +88,19 @@ def _write(path: str, content: bytes | IO[bytes], rename: Callable[[str, str], N
         with suppress(OSError):  # the folder is not empty while other writers use it
             os.rmdir(os.path.dirname(temporary))
     _sync_folder(os.path.dirname(path))
+
+
+def _rename_or_explain(rename: Callable[[str, str], None], temporary: str, path: str) -> None:
+    try:
+        rename(temporary, path)
+    except OSError as error:
+        # Of an existing file, EPERM may only say that it belongs to somebody else.
+        if error.errno not in _NOT_SUPPORTED or os.path.exists(path):
+            raise
+        raise StorageUnwritable(
+            f"{path}: the file system cannot rename files ({error.strerror}), so readers could see half of a file. "
+            "Name a folder on another file system, or the URL of the store behind it, such as s3://bucket/folder"
+        ) from error
 
 
 def _create_locked(path: str) -> tuple[str, IO[bytes]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import Storage
+from pipeline.storage import Storage, StorageUnwritable
 from pipeline.storage.atomic_write import write_atomically
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
@@ -91,3 +91,22 @@ def test_concurrent_writers_of_the_same_file(tmp_path):
         time.sleep(0.01)
     assert [writer.returncode for writer in writers] == [0, 0]
     assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+def test_a_file_system_that_cannot_rename_is_named_and_holds_no_file(tmp_path, monkeypatch, number):
+    def refuse(source, target):
+        raise OSError(number, os.strerror(number), source, None, target)
+
+    storage = Storage(url=str(tmp_path))
+    storage.write_bytes("old", b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        patch.setattr(os, "replace", refuse)
+        for write in (storage.write_bytes, storage.create_bytes):
+            with pytest.raises(StorageUnwritable, match=f"{tmp_path}/new: the file system cannot rename files"):
+                write("new", b"new")
+        with pytest.raises(OSError, match=os.strerror(number)):  # the file may belong to somebody else
+            storage.write_bytes("old", b"new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    assert storage.read_bytes("old") == b"old"
