@@ -15,7 +15,7 @@ import torch
 from diffseg.devices import HostCopy
 from diffseg.images.canvas import ModelInput
 from diffseg.method.absorb import absorb
-from diffseg.method.decide import Decision, to_segmentation
+from diffseg.method.decision import Decision, to_segmentation
 from diffseg.segmentation import Segmentation
 
 

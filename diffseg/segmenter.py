@@ -19,7 +19,8 @@ from diffseg.affinity.affinity import check_state
 from diffseg.affinity.state import AffinityState, read_state
 from diffseg.images.canvas import ModelInput, fit_image
 from diffseg.images.decode import decode_image
-from diffseg.method.decide import Decision, decide_batch
+from diffseg.method.decide import Region, decide_images
+from diffseg.method.decision import Decision
 from diffseg.method.signals import Scores, Signals
 from diffseg.method.stages import classes_to_segments, stages_of
 from diffseg.model.backbone import Backbone, Step, no_step
@@ -27,7 +28,6 @@ from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.clip import Clip, load_clip
 from diffseg.model.text import Prompt, prompt_of_names
 from diffseg.pending import PendingBatch
-from diffseg.segmentation import Box
 from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, needs_text_encoders, settings_of
 from diffseg.signal_recorder import SignalRecorder
 
@@ -85,6 +85,11 @@ class Segmenter:
             )
         self.stages = stages_of(self.method, settings, self.tau)
         check_state(affinity, checkpoint.sha256, self.method)
+        if affinity is not None and backbone.compiled:
+            raise ValueError(
+                "compile and affinity exclude each other: affinity is read inside the layers by hooks, which a compiled "
+                "graph has no place for; leave out one of them"
+            )
         self.needs = frozenset[str]().union(*(stage.needs for stage in self.stages))
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
@@ -105,6 +110,7 @@ class Segmenter:
         vae: str | os.PathLike[str] | None = None,
         device: str = "cpu",
         dtype: Dtype = "float32",
+        compile: bool = False,
         batch_size: int = 1,
         naming: bool = False,
         clip: str | os.PathLike[str] | None = None,
@@ -121,6 +127,7 @@ class Segmenter:
             vae: An autoencoder to use instead of the model's own, see `load_checkpoint`.
             device: Torch device.
             dtype: Dtype of the weights; attention is always float32.
+            compile: Compile the model with torch.compile, in the first pass. It pays on a GPU and for many images.
             batch_size: Images per pass of the model.
             naming: Whether images come with names. Unless `method` says otherwise, segments are then named by the CLIP
                 if one is given, else by cross-attention.
@@ -143,7 +150,7 @@ class Segmenter:
             text=needs_text_encoders(resolved, naming=naming and clip is None),
         )
         return cls(
-            Backbone(checkpoint),
+            Backbone(checkpoint, compile=compile),
             resolved,
             batch_size=batch_size,
             naming=naming,
@@ -232,19 +239,13 @@ class Segmenter:
         return PendingBatch(inputs=inputs, decisions=decisions, finite=signals.finite, min_area=self.settings.min_area)
 
     def _decide(self, scores: Scores, inputs: Sequence[ModelInput]) -> list[Decision]:
-        """Decide the images of each size together; `scores` may have more images than `inputs`, which are padding."""
-        grid, keep_margins = (scores.maps.shape[2], scores.maps.shape[3]), self.settings.min_area > 0
-        images_of_size: dict[tuple[tuple[int, int], Box], list[int]] = {}
-        for image, model_input in enumerate(inputs):
-            size = model_input.region_size, model_input.content_on_grid(grid)
-            images_of_size.setdefault(size, []).append(image)
-        decisions: dict[int, Decision] = {}
-        for (region_size, content), images in images_of_size.items():
-            part = scores.of_images(images)
-            names = None if part.names is None or part.name_scores is None else (part.names, part.name_scores)
-            of_size = decide_batch(part.maps, region_size, content, keep_margins=keep_margins, names=names)
-            decisions.update(zip(images, of_size, strict=True))
-        return [decisions[image] for image in range(len(inputs))]
+        """Decide each image; `scores` may have more images than `inputs`, which are padding."""
+        grid = (scores.maps.shape[2], scores.maps.shape[3])
+        regions = [Region(image.region_size, image.content_on_grid(grid)) for image in inputs]
+        names = None
+        if scores.names is not None and scores.name_scores is not None:
+            names = scores.names, scores.name_scores
+        return decide_images(scores.maps, regions, keep_margins=self.settings.min_area > 0, names=names)
 
 
 def _as_rgb(image: ImageLike) -> np.ndarray:

@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 from scipy import ndimage
 
-from diffseg.method.decide import MARGIN_UNIT, Stat
+from diffseg.method.decision import MARGIN_UNIT, Stat
 
 Borders = list[dict[int, int]]
 """For each piece, its neighbours and the number of pairs of adjacent pixels across the border with each."""
@@ -25,8 +25,8 @@ def absorb(
     """Absorb pieces below a share of the region, and recompute the statistics of the labels that remain.
 
     Args:
-        labels: int16 [H, W], see `diffseg.method.decide.Decision`.
-        stats: int64 [6, K] or [8, K], see `diffseg.method.decide.Stat`.
+        labels: int16 [H, W], see `diffseg.method.decision.Decision`.
+        stats: int64 [6, K] or [8, K], see `diffseg.method.decision.Stat`.
         margins: uint8 [H, W] in units of 1 / 255. A pixel whose label changes counts with a margin of 0.
         min_area: Share of H·W, 0 to 1.
 

@@ -6,15 +6,15 @@ Axes: K proposals, h and w tokens of the working grid, H and W pixels of the lab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import replace
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from diffseg.attention.bilinear import bilinear_matrix
-from diffseg.method.naming import name_of
-from diffseg.segmentation import IGNORE, Box, Segment, Segmentation
+from diffseg.method.decision import MARGIN_UNIT, Decision, Stat, to_segmentation
+from diffseg.method.kernels import runs_kernels
+from diffseg.segmentation import Box, Segmentation
 
 STRIPE_ELEMENTS = 2**20
 """Upsampled scores held at a time on a CPU: 4 MiB of float32, which stay in its cache."""
@@ -22,80 +22,99 @@ STRIPE_ELEMENTS = 2**20
 DEVICE_STRIPE_ELEMENTS = 2**27
 """Upsampled scores held at a time on any other device: 512 MiB of float32."""
 
-MARGIN_UNIT = 2**24
-"""Denominator of the fixed-point numbers in which margins and name scores are stored."""
 
-
-class Stat(IntEnum):
-    """Rows of `Decision.stats`, each int64 with one value per proposal. The last two are present only with names."""
-
-    AREA = 0
-    """Pixels that the proposal wins; 0 if it wins none and therefore has no label."""
-    TOP = 1
-    """First row of pixels."""
-    BOTTOM = 2
-    """Last row of pixels, inclusive."""
-    LEFT = 3
-    """First column of pixels."""
-    RIGHT = 4
-    """Last column of pixels, inclusive."""
-    MARGIN = 5
-    """Sum of the margins of its pixels, in units of 1 / MARGIN_UNIT."""
-    NAME = 6
-    """Index of the name, see `diffseg.method.naming`."""
-    NAME_SCORE = 7
-    """Score of the name, in units of 1 / MARGIN_UNIT."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Decision:
-    """A label map and its statistics on the device, which may still be computing them.
+class Region(NamedTuple):
+    """What to label of an image.
 
     Attributes:
-        labels: int16 [H, W]. Labels are 0, 1, … in the order of the proposals, without gaps.
-        stats: int64 [6, K], or [8, K] with names; `Stat` names the rows. All values are integers, so that sums do not
-            depend on the order in which a device adds.
-        margins: uint8 [H, W], the margin of each pixel in units of 1 / 255; None unless it was requested.
+        size: Height and width of the label map in pixels.
+        content: The part of the token grid that the pixels show, in tokens.
     """
 
-    labels: torch.Tensor
-    stats: torch.Tensor
-    margins: torch.Tensor | None = None
+    size: tuple[int, int]
+    content: Box
 
 
-def decide_on_device(
-    scores: torch.Tensor, size: tuple[int, int], content: Box | None = None, *, keep_margins: bool = False
-) -> Decision:
-    """Decide one image, see `decide_batch`; scores are float32 [K, h, w]."""
-    return decide_batch(scores[None], size, content, keep_margins=keep_margins)[0]
+def decide_on_device(scores: torch.Tensor, size: tuple[int, int], content: Box | None = None) -> Decision:
+    """Decide a single image, see `decide_images`.
+
+    Args:
+        scores: float32 [K, h, w], ≥ 0 and finite.
+        size: Height and width of the result in pixels.
+        content: The part of the token grid that the pixels show, in tokens; default: all of it.
+    """
+    whole = Box(top=0, left=0, bottom=scores.shape[1], right=scores.shape[2])
+    return decide_images(scores[None], [Region(size, content or whole)])[0]
 
 
-def decide_batch(
+def decide_images(
     scores: torch.Tensor,
-    size: tuple[int, int],
-    content: Box | None = None,
+    regions: Sequence[Region],
     *,
     keep_margins: bool = False,
     names: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> list[Decision]:
     """Upsample scores bilinearly and give each pixel to the proposal with the highest score.
 
-    Ties go to the first proposal. No value is read back from the device, so the host does not wait for it, and the
-    number of operations does not depend on the number of images.
+    Ties go to the first proposal. No value is read back from the device, so the host does not wait for it. On a GPU
+    with Triton all images are decided together, elsewhere those of each size.
 
     Args:
-        scores: float32 [B, K, h, w], ≥ 0 and finite.
-        size: Height and width of the results in pixels.
-        content: The part of the token grid that the pixels show, in tokens; default: all of it.
+        scores: float32 [B, K, h, w], ≥ 0 and finite. More images than regions are padding.
+        regions: What to label of each image.
         keep_margins: Whether to return the margin of each pixel.
         names: The index of each proposal's name, int64 [B, K], and the scores of these names, float32 [B, K], 0 to 1.
 
     Returns:
         The decision of each image.
     """
+    if runs_kernels(scores.device):
+        from diffseg.method.decide_kernel import decide_in_kernels
+
+        sizes, contents = zip(*regions, strict=True)
+        decisions = decide_in_kernels(scores, sizes, contents, keep_margins=keep_margins)
+    else:
+        images_of_region: dict[Region, list[int]] = {}
+        for image, region in enumerate(regions):
+            images_of_region.setdefault(region, []).append(image)
+        by_image: dict[int, Decision] = {}
+        for region, images in images_of_region.items():
+            of_region = decide_batch(_select(scores, images), *region, keep_margins=keep_margins)
+            by_image.update(zip(images, of_region, strict=True))
+        decisions = [by_image[image] for image in range(len(regions))]
+    return decisions if names is None else _with_names(decisions, *names)
+
+
+def _select(scores: torch.Tensor, images: Sequence[int]) -> torch.Tensor:
+    """Return the scores of some images. A list as the index would become a tensor that is copied to the device."""
+    is_all = list(images) == list(range(len(scores)))
+    return scores if is_all else torch.stack([scores[image] for image in images])
+
+
+def _with_names(decisions: Sequence[Decision], names: torch.Tensor, scores: torch.Tensor) -> list[Decision]:
+    """Return copies of the decisions whose statistics include names, int64 [B, K], and their scores."""
+    rows = torch.stack([names, (scores * MARGIN_UNIT).to(torch.int64)], dim=1)[: len(decisions)]
+    stats = torch.cat([torch.stack([decision.stats for decision in decisions]), rows], dim=1)
+    return [replace(decision, stats=of_image) for decision, of_image in zip(decisions, stats, strict=True)]
+
+
+def decide_batch(
+    scores: torch.Tensor,
+    size: tuple[int, int],
+    content: Box,
+    *,
+    keep_margins: bool = False,
+) -> list[Decision]:
+    """Decide images of one size with torch. The number of operations does not depend on the number of images.
+
+    Args:
+        scores: float32 [B, K, h, w], ≥ 0 and finite.
+        size: Height and width of the results in pixels.
+        content: The part of the token grid that the pixels show, in tokens.
+        keep_margins: Whether to return the margin of each pixel.
+    """
     images, count, rows, columns = scores.shape
     height, width = size
-    content = content or Box(top=0, left=0, bottom=rows, right=columns)
     device = scores.device
     rows_of_tokens = bilinear_matrix(rows, height, start=content.top, stop=content.bottom)
     down = bilinear_matrix(rows, height, start=content.top, stop=content.bottom, device=device)
@@ -116,7 +135,7 @@ def decide_batch(
         tally.add(stripe, best, margin)
         if margins is not None:
             margins[:, stripe] = (margin * 255).round_().transpose(0, 1)
-    stats = tally.stats() if names is None else torch.cat([tally.stats(), _name_rows(*names)], dim=1)
+    stats = tally.stats()
     label_of = ((stats[:, Stat.AREA] > 0).cumsum(dim=1) - 1).to(torch.int16)
     for stripe in stripes:
         proposals = labels[:, stripe].flatten(1)
@@ -125,11 +144,6 @@ def decide_batch(
         Decision(labels=labels[image], stats=stats[image], margins=None if margins is None else margins[image])
         for image in range(images)
     ]
-
-
-def _name_rows(names: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Return the last two rows of the statistics, int64 [B, 2, K]."""
-    return torch.stack([names, (scores * MARGIN_UNIT).to(torch.int64)], dim=1)
 
 
 def _best_and_margin(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,41 +209,6 @@ def _extent(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first and the last line in which each proposal has pixels, of int64 [lines, K]."""
     present = (table > 0).to(torch.uint8)
     return present.argmax(dim=0), len(table) - 1 - present.flip(0).argmax(dim=0)
-
-
-def to_segmentation(
-    labels: np.ndarray,
-    stats: np.ndarray,
-    size: tuple[int, int],
-    region: Box | None = None,
-    names: Sequence[str] = (),
-) -> Segmentation:
-    """Build the result for an image from a decision that was copied to the host.
-
-    Args:
-        labels: int16 [H, W] of the labelled region.
-        stats: int64 [6, K] or [8, K], see `Stat`.
-        size: Height and width of the image in pixels.
-        region: The labelled region, in whole pixels of the image; default: all of it. Pixels outside get `IGNORE`.
-        names: The names that row `Stat.NAME` refers to.
-    """
-    top, left = (int(region.top), int(region.left)) if region else (0, 0)
-    height, width = labels.shape
-    whole = np.full(size, IGNORE, dtype=np.uint16)
-    whole[top : top + height, left : left + width] = labels
-    segments = tuple(
-        Segment(
-            id=k,
-            area=area,
-            bbox=(left + x0, top + y0, x1 - x0 + 1, y1 - y0 + 1),
-            confidence=margin / MARGIN_UNIT / area,
-            name=name_of(name[0], names) if name else None,
-            name_score=name[1] / MARGIN_UNIT if name else None,
-        )
-        for k, (area, y0, y1, x0, x1, margin, *name) in enumerate(stats[:, stats[Stat.AREA] > 0].T.tolist())
-    )
-    confidence = int(stats[Stat.MARGIN].sum()) / MARGIN_UNIT / labels.size
-    return Segmentation(labels=whole, segments=segments, confidence=confidence)
 
 
 def decide(

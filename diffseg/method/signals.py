@@ -6,7 +6,6 @@ of the model's square.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -77,21 +76,6 @@ class Scores:
     def of_classes(self) -> bool:
         """Whether each map belongs to a name, so that the proposals are classes."""
         return self.names is not None and self.name_scores is None
-
-    def of_images(self, images: Sequence[int]) -> Scores:
-        """Return the scores of some images of the batch."""
-        if list(images) == list(range(len(self.maps))):
-            return self
-
-        def select(values: torch.Tensor) -> torch.Tensor:
-            # Stacking views takes one kernel. A list as the index would become a tensor that is copied to the device.
-            return torch.stack([values[image] for image in images])
-
-        return Scores(
-            maps=select(self.maps),
-            names=None if self.names is None else select(self.names),
-            name_scores=None if self.name_scores is None else select(self.name_scores),
-        )
 
     def winning(self) -> Scores:
         """Drop the proposals that are the highest nowhere; in a batch, and on a device, set them to 0 instead."""

@@ -8,8 +8,8 @@ import torch
 
 from diffseg.component_settings import Fit
 from diffseg.images.canvas import PAD, ModelInput, fit_image
-from diffseg.method.decide import IGNORE, decide
-from diffseg.segmentation import Box
+from diffseg.method.decide import decide
+from diffseg.segmentation import IGNORE, Box
 
 FITS: tuple[Fit, ...] = ("resize", "letterbox", "crop")
 SIZES = [(64, 64), (480, 640), (640, 480), (37, 53), (512, 200), (1, 1), (3, 2000), (2000, 3), (63, 65)]

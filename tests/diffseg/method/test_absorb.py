@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from diffseg import Segmenter
 from diffseg.method.absorb import absorb, absorb_small
-from diffseg.method.decide import MARGIN_UNIT
+from diffseg.method.decision import MARGIN_UNIT
 from diffseg.tiny.scenes.scenes import VALIDATION_SEEDS, generate_scene
 
 

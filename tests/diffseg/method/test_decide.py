@@ -10,8 +10,9 @@ from planted import same_partition
 from references import upsample_by_elements
 
 from diffseg.method import decide as decisions
-from diffseg.method.decide import IGNORE, MARGIN_UNIT, Stat, decide, decide_batch, decide_on_device
-from diffseg.segmentation import Box, Segmentation
+from diffseg.method.decide import Region, decide, decide_images, decide_on_device
+from diffseg.method.decision import MARGIN_UNIT, Decision, Stat
+from diffseg.segmentation import IGNORE, Box, Segmentation
 
 
 def random_scores(count: int, grid: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -129,26 +130,92 @@ def test_part_of_the_grid_labels_part_of_the_image() -> None:
     check_against_elements(segmentation, scores, box)
 
 
-@pytest.mark.parametrize("elements", [2**10, 2**20], ids=["stripes", "whole"])
-def test_each_image_of_a_batch_is_decided_as_if_alone(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "STRIPE_ELEMENTS", elements)
+def batch_of_three() -> torch.Tensor:
+    """Return scores of five proposals, which give different numbers of segments."""
     scores = torch.stack([random_scores(5, (8, 6), seed) for seed in range(3)])
-    scores[0, 1] = scores[2, :4] = 0  # the images have different numbers of segments
+    scores[0, 1] = scores[2, :4] = 0
+    return scores
+
+
+REGIONS = [
+    Region((37, 50), Box(top=1, left=0.5, bottom=7, right=6)),
+    Region((20, 31), Box(top=0, left=0, bottom=8, right=6)),
+    Region((37, 50), Box(top=1, left=0.5, bottom=7, right=6)),
+]
+
+
+def check_decision(decision: Decision, expected: Decision) -> None:
+    """Compare with a decision that was made by sums in another order."""
+    assert torch.equal(decision.labels, expected.labels)
+    assert torch.equal(decision.stats[Stat.AREA], expected.stats[Stat.AREA])
+    present = expected.stats[Stat.AREA] > 0
+    extent = slice(Stat.AREA, Stat.MARGIN)
+    assert torch.equal(decision.stats[extent, present], expected.stats[extent, present])
+    sums = decision.stats[Stat.MARGIN].double(), expected.stats[Stat.MARGIN].double()
+    torch.testing.assert_close(*sums, rtol=1e-4, atol=100)
+    if expected.margins is not None:
+        assert decision.margins is not None
+        torch.testing.assert_close(decision.margins.int(), expected.margins.int(), atol=1, rtol=0)
+
+
+@pytest.mark.parametrize("elements", [2**10, 2**20], ids=["stripes", "whole"])
+@pytest.mark.parametrize("keep_margins", [False, True])
+def test_each_image_of_a_batch_is_decided_as_if_alone(
+    elements: int, keep_margins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decisions, "STRIPE_ELEMENTS", elements)
+    scores = batch_of_three()
+    together = decide_images(scores, REGIONS, keep_margins=keep_margins)
+    for image, (decision, region) in enumerate(zip(together, REGIONS, strict=True)):
+        (alone,) = decide_images(scores[image : image + 1], [region], keep_margins=keep_margins)
+        assert (alone.margins is not None) == keep_margins
+        check_decision(decision, alone)
+
+
+def test_images_beyond_the_regions_are_padding() -> None:
+    first, second = decide_images(batch_of_three(), REGIONS[:2]), decide_images(batch_of_three(), REGIONS)
+    assert len(first) == 2
+    for decision, expected in zip(first, second[:2], strict=True):
+        check_decision(decision, expected)
+
+
+def test_names_are_the_last_statistics() -> None:
     names = torch.arange(15).view(3, 5), torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
-    content = Box(top=1, left=0.5, bottom=7, right=6)
-    together = decide_batch(scores, (37, 50), content, keep_margins=True, names=names)
-    assert len(together) == 3
-    for image, decision in enumerate(together):
-        (alone,) = decide_batch(scores[image : image + 1], (37, 50), content, keep_margins=True)
-        assert torch.equal(decision.labels, alone.labels)
-        # A larger product may add in another order.
-        torch.testing.assert_close(decision.margins.int(), alone.margins.int(), atol=1, rtol=0)
-        assert torch.equal(decision.stats[: Stat.MARGIN], alone.stats[: Stat.MARGIN])
-        torch.testing.assert_close(
-            decision.stats[Stat.MARGIN].double(), alone.stats[Stat.MARGIN].double(), rtol=1e-5, atol=10
-        )
-        assert decision.stats[Stat.NAME].tolist() == names[0][image].tolist()
+    plain = decide_images(batch_of_three(), REGIONS[:2])
+    for image, decision in enumerate(decide_images(batch_of_three(), REGIONS[:2], names=names)):
+        assert torch.equal(decision.stats[: Stat.NAME], plain[image].stats)
+        assert torch.equal(decision.stats[Stat.NAME], names[0][image])
         torch.testing.assert_close(decision.stats[Stat.NAME_SCORE] / MARGIN_UNIT, names[1][image], atol=1e-7, rtol=0)
+
+
+KERNEL_CASES = {
+    "several sizes": (batch_of_three(), REGIONS),
+    "more pixels than a program has": (
+        random_scores(2, (3, 4))[None],
+        [Region((30, 50), Box(top=0, left=0, bottom=3, right=4))],
+    ),
+    "one proposal, one row": (random_scores(1, (1, 5))[None], [Region((6, 7), Box(top=0, left=0, bottom=1, right=5))]),
+    "one pixel": (random_scores(3, (4, 4))[None], [Region((1, 1), Box(top=0, left=0, bottom=4, right=4))]),
+    "ties": (torch.ones(1, 3, 4, 4), [Region((5, 6), Box(top=0, left=0, bottom=4, right=4))]),
+    "zeros": (torch.zeros(1, 3, 4, 4), [Region((5, 6), Box(top=0, left=0, bottom=4, right=4))]),
+}
+
+
+@pytest.mark.parametrize("keep_margins", [False, True])
+@pytest.mark.parametrize("case", KERNEL_CASES)
+def test_the_kernels_decide_as_torch_does(case: str, keep_margins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles the kernels on a GPU; elsewhere conftest.py makes it interpret them."""
+    pytest.importorskip("triton")
+    scores, regions = KERNEL_CASES[case]
+    expected = decide_images(scores, regions, keep_margins=keep_margins)
+    monkeypatch.setattr(decisions, "runs_kernels", lambda device: True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    decided = decide_images(scores.to(device), regions, keep_margins=keep_margins)
+    for decision, of_torch in zip(decided, expected, strict=True):
+        margins = None if decision.margins is None else decision.margins.cpu()
+        on_host = Decision(labels=decision.labels.cpu(), stats=decision.stats.cpu(), margins=margins)
+        assert (margins is not None) == keep_margins
+        check_decision(on_host, of_torch)
 
 
 @pytest.mark.parametrize("elements", [1, 777, 2**23])
