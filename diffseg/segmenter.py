@@ -87,8 +87,8 @@ class Segmenter:
         check_state(affinity, checkpoint.sha256, self.method)
         if affinity is not None and backbone.compiled:
             raise ValueError(
-                "compile and affinity exclude each other: affinity is read inside the layers by hooks, which a compiled "
-                "graph has no place for; leave out one of them"
+                "compile and affinity exclude each other: affinity is read by hooks inside the layers, which compiled "
+                "graphs do not call; leave out one of the two"
             )
         self.needs = frozenset[str]().union(*(stage.needs for stage in self.stages))
         if self.resolution % backbone.pixel_multiple:

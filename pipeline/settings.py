@@ -127,6 +127,9 @@ class WorkerSettings:
     stop rising or memory is short, and the choice is kept in DIFFSEG_CACHE, else in ~/.cache/diffseg."""
     threads: int = 1
     """CPU threads that the model uses in each worker."""
+    compile: bool = False
+    """Compile the model with torch.compile before the first shard. This takes a worker about a minute, and pays on a
+    GPU from some ten thousand images on. The workers of a node share the compiled code."""
 
     def __post_init__(self) -> None:
         if (self.batch_size != "auto" and self.batch_size < 1) or self.threads < 1:

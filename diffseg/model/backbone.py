@@ -20,6 +20,7 @@ from diffseg.attention.maps import CrossAttention, SelfAttention
 from diffseg.attention.recorder import AttentionRecorder, latent_multiple
 from diffseg.devices import to_device
 from diffseg.model.checkpoint import Checkpoint
+from diffseg.model.compilation import compile_model
 from diffseg.model.text import EMPTY_PROMPT, Prompt
 
 Step = Callable[[str], AbstractContextManager]
@@ -53,8 +54,20 @@ class _Conditioning(NamedTuple):
 class Backbone:
     """The VAE encoder and the UNet of a checkpoint on one device."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, compile: bool = False) -> None:
+        """Prepare passes of a checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+            compile: Whether its models are compiled in place, see `compile_model`.
+
+        Raises:
+            ValueError: A layer computes something that cannot be recorded.
+        """
         self.checkpoint = checkpoint
+        self.compiled = compile
+        if compile:
+            compile_model(checkpoint.vae, checkpoint.unet)
         self.recorder = AttentionRecorder(checkpoint.unet, choose_backend(checkpoint.unet))
         self.pixel_multiple = PIXELS_PER_LATENT * latent_multiple(checkpoint.unet)
         self._latents_mean, self._latents_std = self._of_channels("latents_mean"), self._of_channels("latents_std")

@@ -26,6 +26,7 @@ from pipeline.weights import cache_folder
 
 if TYPE_CHECKING:
     from diffseg import Segmenter
+    from diffseg.images.canvas import ModelInput
 
 log = logging.getLogger(__name__)
 
@@ -102,16 +103,8 @@ def measure_rate(segmenter: Segmenter, size: int, *, now: Callable[[], float] = 
         size: Images in each batch.
         now: A clock, in seconds.
     """
-    import numpy as np
-
-    from diffseg.model.text import prompt_of_names
-
     segmenter.batch_size = size
-    side = segmenter.resolution
-    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    prompt = prompt_of_names(["object"]) if segmenter.needs & {"cross_attention", "clip"} else None
-    inputs = [segmenter.prepare(image, prompt)] * size
-    segmenter.launch(inputs).results()
+    inputs = run_blank_batch(segmenter)
     started, before = now(), segmenter.launch(inputs)
     for _ in range(BATCHES - 1):
         pending = segmenter.launch(inputs)
@@ -119,6 +112,20 @@ def measure_rate(segmenter: Segmenter, size: int, *, now: Callable[[], float] = 
         before = pending
     before.results()
     return BATCHES * size / (now() - started)
+
+
+def run_blank_batch(segmenter: Segmenter) -> list[ModelInput]:
+    """Label one batch of images of noise, by which kernels and a compiled model become ready; return the batch."""
+    import numpy as np
+
+    from diffseg.model.text import prompt_of_names
+
+    side = segmenter.resolution
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    prompt = prompt_of_names(["object"]) if segmenter.needs & {"cross_attention", "clip"} else None
+    inputs = [segmenter.prepare(image, prompt)] * segmenter.batch_size
+    segmenter.launch(inputs).results()
+    return inputs
 
 
 def _read(path: Path | None) -> int | None:

@@ -71,6 +71,8 @@ class ProgressReport:
         gpu_utilisation: Share of the time in which a GPU computes, 0 to 1: the mean over the workers, as they last
             reported it; None if it is not known.
         gpu_memory_share: Share of a GPU's memory that is in use, 0 to 1, likewise; the largest of any worker.
+        startup_seconds: Longest time that a worker took to load its model and, with --compile, to compile it; None
+            before the first worker is ready.
     """
 
     state: State
@@ -94,6 +96,7 @@ class ProgressReport:
     gpu_memory: int
     gpu_utilisation: float | None = None
     gpu_memory_share: float | None = None
+    startup_seconds: float | None = None
 
     def age(self) -> float:
         """Return the seconds since the file was written, by this machine's clock."""
@@ -161,6 +164,7 @@ class ProgressFile:
         self._worker_rss = self._gpu_memory = 0
         self._gpu_utilisation: float | None = None
         self._gpu_memory_share: float | None = None
+        self._startup_seconds: float | None = None
         self._started = time.time()
         self._rate = RateMeter()
         self._closed = threading.Event()
@@ -171,6 +175,10 @@ class ProgressFile:
         """Begin writing, once OUT is known to belong to this run."""
         if self._writer.ident is None:
             self._writer.start()
+
+    def worker_ready(self, startup_seconds: float) -> None:
+        """Record how long a worker took to start."""
+        self._startup_seconds = max(self._startup_seconds or 0.0, startup_seconds)
 
     def shard_committed(self, shard: str, images: int) -> None:
         """Record that a shard is done."""
@@ -260,6 +268,7 @@ class ProgressFile:
             gpu_memory=self._gpu_memory,
             gpu_utilisation=self._gpu_utilisation,
             gpu_memory_share=self._gpu_memory_share,
+            startup_seconds=self._startup_seconds,
         )
 
     def _seconds_left(self, rate: float | None, run: RunState) -> float | None:

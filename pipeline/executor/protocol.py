@@ -46,6 +46,7 @@ class WorkerReport:
         host: Name of the worker's host.
         pid: Process id of the worker.
         dtype: Type of the weights, which the worker chose if the settings leave it open; "" if they do not.
+        startup_seconds: How long the worker took to load its model and, if asked to, to compile it.
     """
 
     model_sha256: str
@@ -55,6 +56,7 @@ class WorkerReport:
     host: str
     pid: int = 0
     dtype: Dtype | Literal[""] = ""
+    startup_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

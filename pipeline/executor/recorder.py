@@ -105,6 +105,7 @@ class RunRecorder:
             if report.fingerprint != self.manifest.fingerprint:
                 raise RunRefused(f"the checkpoint on {report.host} differs from the one that this run started with")
             self._warn_of_other_versions(report)
+            self._file.worker_ready(report.startup_seconds)
             return
         manifest = Manifest(
             source=self.source,
@@ -121,6 +122,7 @@ class RunRecorder:
             log.warning("resuming in another environment, so a few pixels may differ: %s", difference)
         self.manifest = manifest
         self.plan.delete_outdated(self.job.out)
+        self._file.worker_ready(report.startup_seconds)
         self._file.start()
 
     def _warn_of_other_versions(self, report: WorkerReport) -> None:

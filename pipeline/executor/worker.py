@@ -14,7 +14,7 @@ import time
 import psutil
 
 from pipeline.executor import metrics
-from pipeline.executor.auto_settings import choose_batch_size, with_dtype_of_worker
+from pipeline.executor.auto_settings import choose_batch_size, run_blank_batch, with_dtype_of_worker
 from pipeline.executor.cores import own_cores
 from pipeline.executor.gpu_meter import meter_of
 from pipeline.executor.logs import limit_actor_to_project
@@ -48,6 +48,7 @@ class LabelWorker:
             ValueError: The settings do not fit the checkpoint.
             OSError: The store of the checkpoint fails.
         """
+        started = time.monotonic()
         settings = with_dtype_of_worker(job)
         self.job = job = dataclasses.replace(job, settings=settings)
         weights = find_weights(settings, job.source)  # before the imports, which take seconds
@@ -77,7 +78,7 @@ class LabelWorker:
         keep_freed_memory()
         self.names = NameReader(settings.naming) if settings.naming else None
         self.segmenter = Segmenter(
-            Backbone(checkpoint),
+            Backbone(checkpoint, compile=job.worker.compile),
             settings.method,
             naming=bool(settings.naming),
             clip=clip,
@@ -85,6 +86,9 @@ class LabelWorker:
         )
         self.gpu_meter = meter_of(job.worker.device)
         self.segmenter.batch_size = self._batch_size(model_sha256)
+        if job.worker.compile:
+            torch.set_num_threads(job.worker.threads)  # compiled code for CPUs keeps the number of threads
+            run_blank_batch(self.segmenter)
         self.threads = min(MAX_THREADS, max(MIN_THREADS, own_cores()))
         resolved = {
             "tau": list(self.segmenter.tau),
@@ -100,12 +104,15 @@ class LabelWorker:
                 "device": job.worker.device,
                 "batch_size": self.segmenter.batch_size,
                 "threads": job.worker.threads,
+                "attention": self.segmenter.backbone.recorder.backend.name,
                 "versions": versions(),
             }
+            | ({"compile": True} if job.worker.compile else {})
             | ({"resizing": "on the GPU"} if self.segmenter.resizes_on_device else {}),
             host=socket.gethostname(),
             pid=os.getpid(),
             dtype=settings.known_dtype,
+            startup_seconds=round(time.monotonic() - started, 1),
         )
         return self.report
 
@@ -115,6 +122,8 @@ class LabelWorker:
             return self.job.worker.batch_size
         settings = self.job.settings
         depends_on = {"model": model_sha256, "dtype": settings.dtype, "method": settings.method.flat()}
+        if self.job.worker.compile:
+            depends_on["compile"] = True
         return choose_batch_size(self.segmenter, self.job.worker.device, depends_on)
 
     def progress(self) -> WorkerProgress:

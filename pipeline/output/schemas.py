@@ -149,6 +149,7 @@ class ProgressSchema(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     gpu_memory: Count
     gpu_utilisation: Share | None = None
     gpu_memory_share: Share | None = None
+    startup_seconds: Seconds | None = None
 
 
 class IntentSchema(Struct, frozen=True):

@@ -112,6 +112,8 @@ def test_a_driver_that_died(
     running = killed | {"written": time.time(), "gpu_utilisation": 0.874, "gpu_memory_share": 0.25}
     (out / "progress.json").write_text(json.dumps(running))
     assert "GPUs: 87 % busy, 25 % of memory in use" in status(out, capsys)[2]
+    (out / "progress.json").write_text(json.dumps(running | {"startup_seconds": 61.3}))
+    assert "workers started within 61 s" in status(out, capsys)[2]
     (out / "progress.json").write_text(json.dumps(killed | {"state": "stopped"}))
     assert "stopped 14 min ago (driver on node-a, pid 7); run the same command again" in status(out, capsys)[2]
     (out / "progress.json").unlink()

@@ -107,6 +107,14 @@ def test_the_use_of_gpus_is_the_mean_utilisation_and_the_fullest_memory_of_the_w
     assert (file._report().gpu_utilisation, file._report().gpu_memory_share) == (0.7, 0.75)
 
 
+def test_the_start_up_time_is_that_of_the_slowest_worker(tmp_path: Path) -> None:
+    file = ProgressFile(Storage(url=str(tmp_path)), todo=9)
+    assert file._report().startup_seconds is None
+    for seconds in (4.0, 31.5, 7.0):
+        file.worker_ready(seconds)
+    assert file._report().startup_seconds == 31.5
+
+
 @pytest.mark.usefixtures("written_often")
 def test_a_file_that_cannot_be_written_is_logged_once_and_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

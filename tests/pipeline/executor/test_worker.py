@@ -94,3 +94,25 @@ def test_another_error_leaves_the_batch_size_unchanged(
     with pytest.raises(RuntimeError, match="illegal memory access"):
         worker.label(shards[0], 1)
     assert worker.segmenter.batch_size == 8
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_worker_reports_how_it_computes_and_has_compiled_its_model_once_it_is_ready(
+    compile: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr("diffseg.model.backbone.compile_model", lambda vae, unet: compiled.append(unet))
+    batch_sizes = run_out_of_memory_above(8, monkeypatch)
+    settings = LabelSettings(method=settings_of(resolution=64))
+    storage = Storage(url=str(tmp_path / "out"))
+    job = Job(
+        settings=settings,
+        worker=WorkerSettings(device="cpu", batch_size=2, compile=compile),
+        source=storage,
+        out=storage,
+    )
+    report = LabelWorker().load(job)
+    assert report.environment["attention"] == "blockwise"
+    assert report.environment.get("compile", False) == compile
+    assert (len(compiled), batch_sizes) == ((1, [2]) if compile else (0, []))
+    assert 0 < report.startup_seconds < 600

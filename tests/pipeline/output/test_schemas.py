@@ -61,6 +61,7 @@ PROGRESS = ProgressReport(
     gpu_memory=0,
     gpu_utilisation=0.87,
     gpu_memory_share=None,
+    startup_seconds=12.5,
 )
 MANIFEST = Manifest(
     source="\udcff/in",  # a name that is not UTF-8
