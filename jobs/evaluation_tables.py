@@ -20,6 +20,7 @@ from jobs.printing import print_line
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.pairing import Pairing, RunRows
 from pipeline.evaluation.score import THIS_RUN, EvaluationContext
+from pipeline.wording import counted
 
 KEYS_SHOWN = 3
 """Keys of each kind that the document and the tables name."""
@@ -157,24 +158,29 @@ def _lines_about_missing(counts: Mapping[str, Any]) -> list[str]:
     lines = []
     if counts["without_label_map"]:
         statuses = ", ".join(f"{count} {status}" for status, count in sorted(counts["without_label_map"].items()))
-        lines.append(f"not scored: {sum(counts['without_label_map'].values())} rows without a label map ({statuses})")
+        rows = sum(counts["without_label_map"].values())
+        lines.append(f"not scored: {counted(rows, 'row')} without a label map ({statuses})")
     if counts["shards_missing"]:
-        lines.append(f"not scored: {counts['shards_missing']} shards of the run without labels (see `diffseg status`)")
+        lines.append(
+            f"not scored: {counted(counts['shards_missing'], 'shard')} of the run without labels (see `diffseg status`)"
+        )
     if counts["truth_says_nothing"]:
-        lines.append(f"not scored: {counts['truth_says_nothing']} images whose ground truth ignores every pixel")
+        lines.append(
+            f"not scored: {counted(counts['truth_says_nothing'], 'image')} whose ground truth ignores every pixel"
+        )
     if counts["pixels_in_no_segment"] > SHARE_WORTH_A_LINE:
         lines.append(
             f"{counts['pixels_in_no_segment']:.1%} of the pixels are in no segment and count as missed; if the labels "
             "were made with --fit crop, --crop centre scores only the centre square"
         )
-    for name, description in (
-        ("without_truth", "not scored: {} rows without ground truth"),
-        ("truths_without_row", "not used: {} ground-truth maps without a labelled row"),
-        ("ambiguous", "not scored: {} rows whose key matches several rows or ground-truth maps"),
+    for name, noun, description in (
+        ("without_truth", "row", "not scored: {} without ground truth"),
+        ("truths_without_row", "ground-truth map", "not used: {} without a labelled row"),
+        ("ambiguous", "row", "not scored: {} whose key matches several rows or ground-truth maps"),
     ):
         if counts[name]["count"]:
             keys = ", ".join(counts[name]["first"]) + ", …" * (counts[name]["count"] > KEYS_SHOWN)
-            lines.append(f"{description.format(counts[name]['count'])} ({keys})")
+            lines.append(f"{description.format(counted(counts[name]['count'], noun))} ({keys})")
     return lines
 
 

@@ -30,6 +30,7 @@ from pipeline.storage import Storage
 from pipeline.training.affinity import FitReport, fit, fit_fingerprint, plan_tasks
 from pipeline.training.feature_worker import FitJob
 from pipeline.training.settings import AffinityKind, FitSettings
+from pipeline.wording import counted
 
 PROBLEMS_SHOWN = 5
 """Problems with images that are printed; --json and the report have all of them."""
@@ -119,7 +120,7 @@ def _model_settings(command: FitCommand, manifest: Manifest) -> LabelSettings:
 def _print(console: Console, report: FitReport, path: str) -> None:
     for problem in report.problems[:PROBLEMS_SHOWN]:
         print_line(console, problem)
-    images = f"{report.images} images ({len(report.problems)} left out)"
+    images = f"{counted(report.images, 'image')} ({len(report.problems)} left out)"
     print_line(console, f"{path}: affinity of {report.kind} for model {report.model}, learned from {images}")
     if report.auc is not None:
         pairs = "pairs of positions in the same segment and in different segments"

@@ -31,6 +31,7 @@ from pipeline.readers.left_out import left_out_lines
 from pipeline.readers.names import parse_names
 from pipeline.readers.sources import join_sources
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
+from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.executor.summary import RunSummary
@@ -167,11 +168,11 @@ def _has_failed(summary: RunSummary, allowed: float | None) -> bool:
 def _print(console: Console, summary: RunSummary) -> None:
     console.print(counts_table(summary.counts, summary.seconds, summary.images))
     done = summary.shards - len(summary.failed)
-    line = f"{done} of {summary.shards} shards done"
+    line = f"{done:,} of {counted(summary.shards, 'shard')} done"
     if summary.done_before:
         line += f", {summary.done_before} of them before"
     if summary.images:
-        line += f"; {summary.images} images in {summary.wall:.1f} s"
+        line += f"; {counted(summary.images, 'image')} in {summary.wall:.1f} s"
     print_line(console, line)
     for name, note in summary.notes.items():
         print_line(console, f"{name}: {note}", "yellow")
@@ -190,7 +191,7 @@ def _print(console: Console, summary: RunSummary) -> None:
 def _gone_line(gone: GoneShards) -> str:
     """Say what became of the label shards whose source is gone."""
     names = ", ".join(gone.first) + (", …" if gone.shards > len(gone.first) else "")
-    what = f"{gone.shards} shards with {gone.rows} rows that are no longer in SRC: {names}"
+    what = f"{counted(gone.shards, 'shard')} with {counted(gone.rows, 'row')} no longer in SRC: {names}"
     return f"removed {what}" if gone.removed else f"kept {what} ({gone.reason})"
 
 

@@ -19,6 +19,7 @@ from jobs.common import OK, guarded, parsed, storage_options
 from jobs.printing import CleanConsole, print_json, print_line
 from jobs.streams import print_text
 from pipeline.readers.left_out import left_out_lines
+from pipeline.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ def _shard(command: ShardCommand) -> int:
     if command.json:
         print_json(dataclasses.asdict(packed))
     else:
-        print_text(f"{packed.images} images in {packed.shards} shards, {packed.bytes / 1e6:.1f} MB")
+        print_text(
+            f"{counted(packed.images, 'image')} in {counted(packed.shards, 'shard')}, {packed.bytes / 1e6:.1f} MB"
+        )
         for line in left_out_lines(packed.left_out):
             print_line(CleanConsole(stderr=True), line, "yellow")
     return OK

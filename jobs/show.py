@@ -1,7 +1,7 @@
-"""Draw one sample of a run: the image beside its segments, and print its row.
+"""Draw one sample of a run: the image beside its segments, and print its row. Without KEY, list the keys.
 
 Exit codes:
-  0: the picture is written.
+  0: the picture is written, or the keys are listed.
   1: the row has no label map, and its error is printed.
   2: OUT holds no run, or no row with this key.
 """
@@ -25,6 +25,7 @@ from diffseg.drawing.overlay import contact_sheet, overlay, segment_colours
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import CleanConsole, print_json, print_line
 from jobs.run_flags import MOVED_IMAGES_ADVICE, SourceImageFlags
+from jobs.streams import print_text
 from pipeline.errors import RunFailed
 from pipeline.output.commit import LabelShard
 from pipeline.output.manifest import Manifest
@@ -42,14 +43,16 @@ PICTURE_HEIGHT = 512
 class ShowCommand(SourceImageFlags):
     """The flags of `diffseg show`."""
 
-    key: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="KEY")]
-    """Key of the sample, as in column `key` of its row."""
+    key: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="KEY")] = None
+    """Key of the sample, as in column `key` of its row; without it, the keys of all rows are printed, one per line."""
     picture: str = "sample.png"
     """Path or URL of the PNG to write."""
 
 
 def _show(command: ShowCommand) -> int:
     out, manifest = command.open()
+    if command.key is None:
+        return _list_keys(out, manifest, as_json=command.json)
     row = _find_row(out, manifest, command.key)
     mask = row.pop("mask")
     picture = None if mask is None else command.picture
@@ -65,6 +68,17 @@ def _show(command: ShowCommand) -> int:
     else:
         _print(row, picture)
     return SOME_FAILED if picture is None else OK
+
+
+def _list_keys(out: Storage, manifest: Manifest, *, as_json: bool) -> int:
+    """Print the keys of a run in the order of its label shards."""
+    keys = (key for _, _, key in _keys(out, manifest))
+    if as_json:
+        print_json({"keys": list(keys)})
+    else:
+        for key in keys:
+            print_text(key)
+    return OK
 
 
 def _find_row(out: Storage, manifest: Manifest, key: str) -> dict[str, Any]:

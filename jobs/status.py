@@ -27,14 +27,15 @@ from pipeline.output.manifest import Manifest
 from pipeline.output.overview import NOT_OK, Overview, read_overview
 from pipeline.output.source_changes import compare_with_source
 from pipeline.readers.left_out import left_out_lines
+from pipeline.wording import counted
 
 SHARDS_SHOWN = 10
 """Shards that a table or a line shows; --json has all of them."""
 SHARD_KINDS = {
-    "doubled": "have more than one record, so the next run labels them again",
-    "stale": "were labelled from an earlier version of their source, so the next run labels them again",
-    "gone": "are left from an earlier state of SRC, so the next run removes them",
-    "kept": "are no longer in SRC and are kept",
+    "doubled": "with more than one record, to be labelled again by the next run",
+    "stale": "labelled from an earlier version of the source, to be labelled again by the next run",
+    "gone": "left from an earlier state of SRC, to be removed by the next run",
+    "kept": "no longer in SRC, but kept",
 }
 """What is said about shards that are neither done nor failed nor missing."""
 
@@ -110,11 +111,13 @@ def _print_sample(console: Console, facts: Mapping[str, Any]) -> None:
 
 def _print_shards(console: Console, facts: Mapping[str, Any]) -> None:
     failed, missing = len(facts["failed"]), facts["missing"]
-    print_line(console, f"{facts['done']} of {facts['shards']} shards done, {failed} failed, {missing} missing")
+    print_line(
+        console, f"{facts['done']:,} of {counted(facts['shards'], 'shard')} done, {failed} failed, {missing} missing"
+    )
     for kind, text in SHARD_KINDS.items():
         if names := facts[kind]:
             shown = ", ".join(names[:SHARDS_SHOWN]) + (", …" if len(names) > SHARDS_SHOWN else "")
-            print_line(console, f"{len(names)} shards {text}: {shown}", "yellow")
+            print_line(console, f"{counted(len(names), 'shard')} {text}: {shown}", "yellow")
     for name, status in facts["broken"].items():
         print_line(console, f"{status}: {name}: {BROKEN_ADVICE}", "red")
     for name, error in facts["failed"].items():
@@ -134,7 +137,10 @@ def _print_progress(console: Console, progress: ProgressReport) -> None:
         ending = f"; {advice}" if progress.state == "stopped" else ""
         print_line(console, f"{progress.state} {age} ago ({driver}){ending}")
     rate = "" if progress.rate is None else f", {progress.rate:.1f}/s over the last {duration(progress.rate_seconds)}"
-    print_line(console, f"this run: {progress.done} of {progress.todo} shards, {progress.images:,} images{rate}")
+    print_line(
+        console,
+        f"this run: {progress.done:,} of {counted(progress.todo, 'shard')}, {counted(progress.images, 'image')}{rate}",
+    )
     if progress.startup_seconds is not None:
         print_line(console, f"workers started within {duration(progress.startup_seconds)}")
     if progress.state != "running":

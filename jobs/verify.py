@@ -19,6 +19,7 @@ from pipeline.output.listing import read_listing
 from pipeline.output.records import list_records
 from pipeline.output.source_changes import SourceChanges, compare_with_source
 from pipeline.output.verify import Verdict, delete_bad_records, verify_run
+from pipeline.wording import counted
 
 SAME_COMMAND = "run the same `diffseg label` again"
 FAILED_SHOWN = 5
@@ -60,11 +61,14 @@ def _print(verdict: Verdict, changes: SourceChanges, *, records_deleted: bool) -
         print_line(console, f"{path}: belongs to no finished shard; {advice}", "red")
     if verdict.failed:
         names = ", ".join(verdict.failed[:FAILED_SHOWN]) + ", …" * (len(verdict.failed) > FAILED_SHOWN)
-        print_line(console, f"{len(verdict.failed)} shards failed ({names}); `diffseg status` shows why", "red")
+        print_line(
+            console, f"{counted(len(verdict.failed), 'shard')} failed ({names}); `diffseg status` shows why", "red"
+        )
     if verdict.missing:
-        print_line(console, f"{verdict.missing} shards have no record; {SAME_COMMAND}", "red")
+        print_line(console, f"{counted(verdict.missing, 'shard')} without a record; {SAME_COMMAND}", "red")
     if verdict.gone and not changes.gone:
-        print_line(console, f"{len(verdict.gone)} shards are left from an earlier state of SRC; {SAME_COMMAND}", "red")
+        left = counted(len(verdict.gone), "shard")
+        print_line(console, f"{left} left from an earlier state of SRC; {SAME_COMMAND}", "red")
     for line in changes.lines():
         print_line(console, line, "red" if changes else "yellow")
     if verdict.problems:
@@ -74,7 +78,8 @@ def _print(verdict: Verdict, changes: SourceChanges, *, records_deleted: bool) -
     result = "everything is as committed" if verdict.is_whole else "the run is damaged or incomplete"
     if verdict.is_whole and changes:
         result += ", but SRC has changed"
-    print_line(console, f"{verdict.shards} shards, {verdict.rows} rows, {verdict.files} files: {result}")
+    numbers = {"shard": verdict.shards, "row": verdict.rows, "file": verdict.files}
+    print_line(console, f"{', '.join(counted(number, noun) for noun, number in numbers.items())}: {result}")
 
 
 def main(argv: list[str] | None = None) -> int:

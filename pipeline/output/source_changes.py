@@ -12,6 +12,7 @@ from pipeline.output.records import SortedRecords
 from pipeline.readers.find import find_files, shards_of
 from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage
+from pipeline.wording import counted
 
 RETRY_TIMEOUT_SECONDS = 10.0
 """How long requests to a store of SRC that does not answer are retried."""
@@ -39,12 +40,12 @@ class SourceChanges:
     def lines(self) -> list[str]:
         """Return a sentence with advice for each kind of difference, and why SRC could not be compared."""
         texts = {
-            "are new in SRC": self.new,
-            "have changed in SRC since they were labelled": self.stale,
-            "are no longer in SRC": self.gone,
+            "new in SRC": self.new,
+            "changed in SRC after labelling": self.stale,
+            "no longer in SRC": self.gone,
         }
         lines = [
-            f"{len(names)} shards {text} ({_shortened(names)}); run the same `diffseg label` again"
+            f"{counted(len(names), 'shard')} {text} ({_shortened(names)}); run the same `diffseg label` again"
             for text, names in texts.items()
             if names
         ]

@@ -106,7 +106,8 @@ def _tables(manifest: Manifest) -> list[tuple[str, list[tuple[str, str]]]]:
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name} ")
+            # The settings of the method, one of which is "method", have names of their own, as on the command line.
+            yield from _flatten(value, "" if name == "method" else f"{prefix}{name} ")
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             yield f"{prefix}{name}", redact(shown)

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,11 +29,11 @@ from pipeline.output.schemas import DOCUMENT_BYTES, parse_object
 from pipeline.readers.samples import Shard
 from pipeline.settings import RunSettings
 from pipeline.storage import SourceError, Storage
+from pipeline.storage.folder import is_local
 from pipeline.training.feature_worker import (
     FeatureTask,
     FeatureWorker,
     FitJob,
-    features_path,
     kind_module,
     read_features,
 )
@@ -134,9 +136,18 @@ def fit(
     report, data = _fit_state(job, tasks)
     folder.write_bytes(name, data)
     folder.write_bytes(f"{name}.json", json.dumps(asdict(report), indent=1, sort_keys=True).encode() + b"\n")
-    for task in tasks:
-        job.parts.delete(features_path(task.shard))
+    _delete_features(job.parts)
     return report
+
+
+def _delete_features(parts: Storage) -> None:
+    """Delete the folder of collected features, also those that earlier calls with other settings have left."""
+    for path, _ in parts.files():
+        if path.endswith(".safetensors"):
+            parts.delete(path)
+    if is_local(parts):
+        with suppress(OSError):  # it holds files of somebody else, or another process has deleted it
+            os.rmdir(parts.url)
 
 
 def read_report(folder: Storage, name: str) -> FitReport | None:

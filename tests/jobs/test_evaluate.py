@@ -157,7 +157,7 @@ def test_tables_state_the_protocol_of_every_score(
     text = " ".join(capsys.readouterr().out.split())
     assert "Segments matched to classes (labels, centre square, 24 px (nearest), 4 images)" in text
     assert "Regions, without matching (labels, centre square, 24 px (nearest), 4 images)" in text
-    assert "not scored: 1 rows without a label map (1 undecodable)" in text
+    assert "not scored: 1 row without a label map (1 undecodable)" in text
     assert "not used: 2 ground-truth maps without a labelled row (3.png, 9.png)" in text
     assert "layout labels, ids that are not scored: the largest id; paired by path" in text
     assert "which needs ids that mean the same in every image" in text

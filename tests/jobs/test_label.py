@@ -88,8 +88,8 @@ def test_the_summary_names_broken_and_removed_shards_and_the_exit_code_follows(
     (source / "b.tar").unlink()
     (source / "a.tar").write_bytes(whole)
     code, text = run("--keep-removed", "--allowed-failures", "1")
-    assert "kept 1 shards with 30 rows that are no longer in SRC: b (--keep-removed)" in text
+    assert "kept 1 shard with 30 rows no longer in SRC: b (--keep-removed)" in text
     code, text = run("--allowed-failures", "1")
     assert code == 0
-    assert "removed 1 shards with 30 rows that are no longer in SRC: b" in text
+    assert "removed 1 shard with 30 rows no longer in SRC: b" in text
     assert "truncated" not in text

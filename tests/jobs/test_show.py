@@ -65,3 +65,11 @@ def test_without_the_source_image_the_segments_alone_are_drawn(out: Path, capsys
 def test_an_unknown_key_is_refused_and_similar_keys_are_named(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert show(out, "a/b e.png") == 2
     assert repr(HOSTILE) in capsys.readouterr().err
+
+
+def test_without_a_key_the_keys_are_listed(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert jobs.show.main([str(out)]) == 0
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted([HOSTILE, "c.png"])
+    assert jobs.show.main([str(out), "--json"]) == 0
+    assert sorted(json.loads(capsys.readouterr().out)["keys"]) == sorted([HOSTILE, "c.png"])
+    assert not (out.parent / "picture.png").exists()

@@ -20,6 +20,7 @@ import jobs.report
 from diffseg import IGNORE
 from diffseg.drawing.overlay import class_colour, palette
 from pipeline.output.commit import Commit
+from pipeline.report.html import _flatten
 from pipeline.report.shard import TILES_PER_FILE
 from pipeline.report.throughput import throughput
 
@@ -74,6 +75,16 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(str(folder / "out"), rows, per_shard=10**9, source=str(folder / "in"), failures=[HOSTILE])
     assert report(folder / "out") == 0
     return folder / "out"
+
+
+def test_settings_of_the_method_have_the_names_of_the_command_line() -> None:
+    settings = {"model": "tiny", "method": {"method": ["diffseg", "par"], "tau": 1.0}, "naming": {"names": ["cat"]}}
+    assert list(_flatten(settings)) == [
+        ("model", "tiny"),
+        ("method", "diffseg, par"),
+        ("tau", "1.0"),
+        ("naming names", "cat"),
+    ]
 
 
 def test_every_row_is_in_the_list_and_has_its_pictures(out: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_affinity_predicts_held_out_images(kind: str, out: Path, tmp_path: P
     state = read_state(path.read_bytes(), str(path))
     assert (state.kind, state.timestep, state.resolution) == (kind, 300, 128)
     state.check_fits(fingerprint(TINY))
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
         "state.safetensors",
         "state.safetensors.json",
     ]
