@@ -7,7 +7,7 @@ Parts:
   merging: merging of attention, beside google/diffseg.
   settings: the cost of each setting.
   names: the cost of naming segments and of random walks, at 64 x 64 tokens.
-  pipeline: `diffseg label` with one actor, beside a plain loop.
+  pipeline: `diffseg label`, beside a plain loop and the bare model; on a CPU also with one actor.
   growth: time and memory by tokens, batch, segments and pixels.
 
 Exit codes:
@@ -19,6 +19,7 @@ Exit codes:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -53,14 +54,14 @@ class BenchCommand:
     parts: str = "whole,merging,pipeline"
     """Parts to measure, separated by commas."""
     models: str = "tiny"
-    """Models of parts whole, settings and names, separated by commas.
-    Each is tiny, tiny-text, a folder, a hub id, or sd15-random (SD 1.5 with random weights, 512 px)."""
+    """Models of parts whole, settings, names and pipeline, separated by commas. Each is tiny, tiny-text, a folder, a
+    hub id, or sd15-random or sdxl-random (the layouts of SD 1.5 at 512 px and SDXL at 1024 px with random weights)."""
     dtypes: str = "float32"
-    """Types of the weights in part whole, separated by commas: float32, bfloat16, float16."""
+    """Types of the weights in parts whole and pipeline, separated by commas: float32, bfloat16, float16."""
     batch_sizes: str = "1,2,4"
-    """Batch sizes of part whole, separated by commas."""
+    """Batch sizes of part whole, separated by commas. Part pipeline uses the largest on a GPU, else 1."""
     device: str = "cpu"
-    """Device of parts whole, settings and names: cpu, cuda or mps."""
+    """Device of parts whole, settings, names and pipeline: cpu, cuda or mps."""
     threads: int | None = None
     """CPU threads; default: one per core. Part pipeline always uses one thread."""
     repetitions: int = 5
@@ -101,7 +102,7 @@ def _bench(command: BenchCommand) -> int:
     header = machine(command.device)
     print_line(console, "\n".join(f"{name}: {value}" for name, value in header.items()))
     with tempfile.TemporaryDirectory(prefix="diffseg-bench-") as folder:
-        images = command.images or _write_scenes(Path(folder))
+        images = command.images or write_scenes(Path(folder))
         comparisons = []
         for comparison in _comparisons(command, images):
             comparisons.append(comparison)
@@ -119,7 +120,7 @@ def _bench(command: BenchCommand) -> int:
         print_json(
             {
                 "machine": header,
-                "comparisons": [_as_dict(comparison) for comparison in comparisons],
+                "comparisons": [as_dict(comparison) for comparison in comparisons],
                 "growth": [dataclasses.asdict(growth) for growth in growths],
             }
         )
@@ -129,16 +130,17 @@ def _bench(command: BenchCommand) -> int:
 def _comparisons(command: BenchCommand, folder: Path) -> Iterator[Comparison]:
     """Measure the parts that compare variants, on the images of a folder."""
     parts = command.parts.split(",")
+    batch_sizes = [int(size) for size in command.batch_sizes.split(",")]
+    models: list[tuple[str, Any]] = list(itertools.product(command.models.split(","), command.dtypes.split(",")))
     if "whole" in parts:
         from jobs.benchmarks.models import checkpoint_of
         from jobs.benchmarks.whole import measure_whole
 
-        images = _read_images(folder)
-        for model in command.models.split(","):
-            for dtype in command.dtypes.split(","):
-                checkpoint = checkpoint_of(model, dtype=dtype, device=command.device)  # type: ignore[arg-type]
-                for batch_size in map(int, command.batch_sizes.split(",")):
-                    yield measure_whole(checkpoint, images, batch_size=batch_size, repetitions=command.repetitions)
+        images = read_images(folder)
+        for model, dtype in models:
+            checkpoint = checkpoint_of(model, dtype=dtype, device=command.device)
+            for batch_size in batch_sizes:
+                yield measure_whole(checkpoint, images, batch_size=batch_size, repetitions=command.repetitions)
     if "merging" in parts:
         from jobs.benchmarks.merging import measure_merging
 
@@ -149,32 +151,42 @@ def _comparisons(command: BenchCommand, folder: Path) -> Iterator[Comparison]:
 
         for model in command.models.split(","):
             checkpoint = checkpoint_of(model, dtype="float32", device=command.device)
-            yield measure_settings(checkpoint, _read_images(folder)[:2], repetitions=command.repetitions)
+            yield measure_settings(checkpoint, read_images(folder)[:2], repetitions=command.repetitions)
     if "names" in parts:
         from jobs.benchmarks.models import checkpoint_of
         from jobs.benchmarks.settings import measure_names
 
         for model in command.models.split(","):
             checkpoint = checkpoint_of(model, dtype="float32", device=command.device, text=True)
-            yield measure_names(checkpoint, _read_images(folder)[:1], repetitions=command.repetitions)
+            yield measure_names(checkpoint, read_images(folder)[:1], repetitions=command.repetitions)
     if "pipeline" in parts:
-        from jobs.benchmarks.loop import measure_pipeline
+        from jobs.benchmarks.loop import BATCHES, measure_pipeline
+        from jobs.benchmarks.models import RANDOM_MODELS, checkpoint_of
 
-        yield measure_pipeline(folder, repetitions=command.repetitions)
+        on_cpu = command.device == "cpu"
+        for model, dtype in models:
+            yield measure_pipeline(
+                checkpoint_of(model, dtype=dtype, device=command.device),
+                folder,
+                batch_size=1 if on_cpu else max(batch_sizes),
+                repetitions=command.repetitions,
+                with_actor=on_cpu and model not in RANDOM_MODELS,
+                batches=1 if on_cpu else BATCHES,
+            )
 
 
-def _write_scenes(folder: Path) -> Path:
-    """Write generated scenes as JPEG files of the size of a photograph, and return the folder."""
+def write_scenes(folder: Path, scenes: int = SCENES, size: tuple[int, int] = SCENE_SIZE) -> Path:
+    """Write generated scenes as JPEG files, by default of the size of a photograph, and return the folder."""
     from diffseg.tiny.scenes.scenes import generate_scene
 
-    height, width = SCENE_SIZE
-    for seed in range(SCENES):
-        scene = Image.fromarray(generate_scene(seed, max(SCENE_SIZE)).image)
+    height, width = size
+    for seed in range(scenes):
+        scene = Image.fromarray(generate_scene(seed, max(size)).image)
         scene.crop((0, 0, width, height)).save(folder / f"{seed:03}.jpg", quality=90)
     return folder
 
 
-def _read_images(folder: Path) -> list[np.ndarray]:
+def read_images(folder: Path) -> list[np.ndarray]:
     """Return the first images of a folder, uint8 [H, W, 3] each."""
     from diffseg.images.decode import decode_image
     from jobs.benchmarks.loop import image_files
@@ -195,7 +207,7 @@ def _draw(path: Path, comparisons: Sequence[Comparison], growths: Sequence[Growt
         draw_growth(growths, path.with_stem(f"{path.stem}-growth") if comparisons else path)
 
 
-def _as_dict(comparison: Comparison) -> dict[str, Any]:
+def as_dict(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as plain values, with its medians and ratios."""
     variants = comparison.seconds
     return dataclasses.asdict(comparison) | {

@@ -74,15 +74,15 @@ def alternate(variants: Mapping[str, Callable[[], object]], repetitions: int) ->
     for repetition in range(repetitions):
         order = list(variants.items())
         for name, run in order if repetition % 2 == 0 else reversed(order):
-            _wait_for_devices()
+            wait_for_devices()
             started = time.perf_counter()
             run()
-            _wait_for_devices()
+            wait_for_devices()
             seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
-def _wait_for_devices() -> None:
+def wait_for_devices() -> None:
     """Wait until the GPU has finished, because CUDA calls return before the work is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

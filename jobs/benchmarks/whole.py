@@ -12,23 +12,30 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffseg import Segmenter
+from diffseg.devices import fastest_memory_format
+from diffseg.images.device_resize import squares_of
 from diffseg.model.backbone import Backbone
 from diffseg.model.checkpoint import Checkpoint
-from diffseg.settings import SegmenterSettings
+from diffseg.settings import settings_of
 from jobs.benchmarks.measure import Comparison, alternate
-from jobs.benchmarks.models import SD15, parameters, small_autoencoder
+from jobs.benchmarks.models import SD15, dtype_name, parameters, small_autoencoder
 from pipeline.timing import StepTimer
 
 
 def measure_whole(
-    checkpoint: Checkpoint, images: Sequence[np.ndarray], *, batch_size: int, repetitions: int
+    checkpoint: Checkpoint,
+    images: Sequence[np.ndarray],
+    *,
+    batch_size: int,
+    repetitions: int,
+    resolution: int | None = None,
 ) -> Comparison:
     """Measure one batch of images through the bare model and through ours, in turns.
 
     Variants:
         bare: VAE encoding and the whole UNet with fused attention, without recording, of a batch that is already
             resized, on the same weights.
-        bare, as loaded: The same in the memory layout in which diffusers loads weights.
+        bare, as loaded: The same in the memory layout in which diffusers loads weights, where ours is another one.
         ours: Resizing, encoding, recording, aggregation, merging and decision, up to label maps at the size of the
             images.
         ours, small VAE: The same with an encoder of the size of TAESD; for Stable Diffusion 1.5 only.
@@ -38,29 +45,31 @@ def measure_whole(
         images: The images, uint8 [H, W, 3] each, which are repeated to fill the batch.
         batch_size: Images per batch.
         repetitions: The number of measured turns.
+        resolution: Side of the model's square in pixels; None for the checkpoint's own.
     """
-    segmenter = Segmenter(Backbone(checkpoint), SegmenterSettings(), batch_size=batch_size)
+    segmenter = Segmenter(Backbone(checkpoint), settings_of(resolution=resolution), batch_size=batch_size)
     batch = [images[i % len(images)] for i in range(batch_size)]
-    pixels = torch.stack([segmenter.prepare(image).pixels for image in batch])
+    device = checkpoint.vae.device
+    pixels = squares_of([segmenter.prepare(image) for image in batch], device)
     step_times = StepTimes()
-    as_loaded = _contiguous(checkpoint)
     variants: dict[str, Callable[[], object]] = {
         "bare": lambda: bare_pass(checkpoint, segmenter.timestep, pixels),
         "ours": lambda: step_times.label(segmenter, batch),
-        "bare, as loaded": lambda: bare_pass(as_loaded, segmenter.timestep, pixels),
     }
+    if fastest_memory_format(device) != torch.contiguous_format:
+        as_loaded = _contiguous(checkpoint)
+        variants["bare, as loaded"] = lambda: bare_pass(as_loaded, segmenter.timestep, pixels)
     if checkpoint.name == SD15:
         small = dataclasses.replace(checkpoint, vae=small_autoencoder(checkpoint))
         with_small = Segmenter(Backbone(small), segmenter.settings, batch_size=batch_size)
         variants["ours, small VAE"] = lambda: with_small([*batch])
     seconds = alternate(variants, repetitions)
-    dtype = str(checkpoint.unet.dtype).removeprefix("torch.")
     flop = flop_of(lambda: bare_pass(checkpoint, segmenter.timestep, pixels)) / batch_size
     rate = product_rate(checkpoint.unet)
-    bare = statistics.median(seconds["bare"]) / batch_size
+    bare, ours = (statistics.median(seconds[variant]) / batch_size for variant in ("bare", "ours"))
     return Comparison(
         part="whole",
-        case=f"{checkpoint.name}, {segmenter.resolution} px, {dtype}, batch {batch_size}",
+        case=f"{checkpoint.name}, {segmenter.resolution} px, {dtype_name(checkpoint)}, batch {batch_size}",
         seconds=seconds,
         baseline="bare",
         per=batch_size,
@@ -70,9 +79,18 @@ def measure_whole(
             "gflop of the bare pass": round(flop / 1e9, 1),
             "gflop/s of large products": round(rate / 1e9),
             "share of that in the bare pass": round(flop / bare / rate, 2),
+            "share of that in ours": round(flop / ours / rate, 2),
             "segments": [len(result.segments) for result in segmenter([*batch])],
-        },
+        }
+        | ({"peak MiB on the GPU": _peak(segmenter, batch) // 2**20} if device.type == "cuda" else {}),
     )
+
+
+def _peak(segmenter: Segmenter, batch: Sequence[np.ndarray]) -> int:
+    """Return the most memory in bytes that tensors have on the GPU while a batch is labelled, weights included."""
+    torch.cuda.reset_peak_memory_stats()
+    segmenter([*batch])
+    return torch.cuda.max_memory_allocated()
 
 
 @torch.inference_mode()
@@ -107,8 +125,10 @@ def product_rate(model: torch.nn.Module) -> float:
     This is the practical peak for the model.
     """
     weight = next(model.parameters())
-    side = 2048 if weight.device.type == "cpu" else 8192
-    left, right = torch.ones(2, side, side, dtype=weight.dtype, device=weight.device)
+    on_cpu = 2048 if weight.dtype == torch.float32 else 256  # where half precision may take seconds
+    side = on_cpu if weight.device.type == "cpu" else 8192
+    # Random values, because a GPU multiplies ones faster than its limit of power allows for other values.
+    left, right = torch.randn(2, side, side, dtype=weight.dtype, device=weight.device)
     return 2 * side**3 / min(alternate({"product": lambda: left @ right}, 5)["product"])
 
 

@@ -1,0 +1,177 @@
+"""All figures of a GPU in under five minutes: `make bench-gpu`, or `python -m jobs.benchmarks.gpu` without a network.
+
+It measures SD 1.5 and SDXL with random weights, which cost what real weights cost, and the embedded model, without Ray.
+The tables show each case, and the last one sums up. With --small everything is tiny, to try the program on a CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from diffseg.settings import Dtype
+from jobs.bench import as_dict, read_images, write_scenes
+from jobs.common import OK, guarded, parsed
+from jobs.printing import CleanConsole, print_json, print_line
+
+if TYPE_CHECKING:
+    from jobs.benchmarks.measure import Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuBenchCommand:
+    """The flags of `make bench-gpu`."""
+
+    device: str = "cuda"
+    """Device to measure."""
+    repetitions: int = 3
+    """Turns that are measured, after one turn to warm up."""
+    small: bool = False
+    """Measure tiny models of the same layouts on few images, which says nothing about speed."""
+    json: bool = False
+    """Print JSON, with the seconds of every turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is measured of one model.
+
+    Attributes:
+        model: Name of the model.
+        dtype: Type of its weights.
+        batch_sizes: Batch sizes of part whole.
+        resolutions: Further sides of the model's square, in pixels, which are measured with single images.
+        pipeline: Batch size of part pipeline; None to leave it out.
+    """
+
+    model: str
+    dtype: Dtype
+    batch_sizes: Sequence[int]
+    resolutions: Sequence[int] = ()
+    pipeline: int | None = None
+
+
+CASES = (
+    Case(
+        model="sd15-random",
+        dtype="bfloat16",
+        batch_sizes=(1, 4, 8, 16, 32),
+        resolutions=(768, 1024),  # 96² and 128² tokens
+        pipeline=16,
+    ),
+    Case(model="sd15-random", dtype="float16", batch_sizes=(16,)),
+    Case(model="sdxl-random", dtype="bfloat16", batch_sizes=(1, 4)),
+    Case(model="tiny", dtype="float32", batch_sizes=(1, 32), pipeline=32),
+)
+
+
+def _small(case: Case) -> Case:
+    """Return a case that takes seconds on a CPU."""
+    pipeline = None if case.model == "tiny" else case.pipeline and 2
+    sizes = {"batch_sizes": (2,), "resolutions": case.resolutions and (128,)}
+    return dataclasses.replace(case, dtype="float32", pipeline=pipeline, **sizes)  # type: ignore[arg-type]
+
+
+def measure(command: GpuBenchCommand, folder: Path) -> Iterator[Comparison]:
+    """Measure all cases on the images of a folder."""
+    import torch
+
+    from jobs.benchmarks.loop import BATCHES, measure_pipeline
+    from jobs.benchmarks.models import checkpoint_of
+    from jobs.benchmarks.whole import measure_whole
+
+    images, repetitions = read_images(folder), command.repetitions
+    for case in (_small(case) for case in CASES) if command.small else CASES:
+        checkpoint = checkpoint_of(case.model, dtype=case.dtype, device=command.device, small=command.small)
+        own_side = 64 if command.small else None
+        for size, side in [*((size, own_side) for size in case.batch_sizes), *((1, side) for side in case.resolutions)]:
+            yield measure_whole(checkpoint, images, batch_size=size, repetitions=repetitions, resolution=side)
+        if case.pipeline is not None:
+            batches, size = 1 if command.small else BATCHES, case.pipeline
+            yield measure_pipeline(
+                checkpoint, folder, batch_size=size, repetitions=repetitions, with_actor=False, batches=batches
+            )
+        del checkpoint
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def agreement(device: str, scenes: int) -> float:
+    """Return the share of the pixels of scenes on which the embedded model labels as it does on a CPU."""
+    import numpy as np
+
+    from diffseg import Segmenter
+    from diffseg.tiny.scenes.scenes import generate_scene
+
+    images: list[Any] = [generate_scene(seed, 256).image for seed in range(scenes)]
+    here, there = (Segmenter.from_pretrained("tiny", device=place)(images) for place in ("cpu", device))
+    return float(np.mean([(one.labels == other.labels).mean() for one, other in zip(here, there, strict=True)]))
+
+
+def summary_table(comparisons: Sequence[Comparison]) -> Table:
+    """Make a table with a row for each case: times, images/s, ratios and memory."""
+    table = Table(title="all cases", title_justify="left")
+    columns = ("part", "case", "bare ms", "ours ms", "ours / bare", "images/s", "of product rate", "peak MiB")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("part", "case") else "right")
+    for comparison in comparisons:
+        variant = "ours" if comparison.part == "whole" else "label"
+        bare, ours = comparison.median("bare"), comparison.median(variant)
+        table.add_row(
+            comparison.part,
+            comparison.case,
+            f"{1000 * bare:.2f}",
+            f"{1000 * ours:.2f}",
+            f"{ours / bare:.2f}",
+            f"{1 / ours:.1f}",
+            f"{comparison.notes.get('share of that in ours', '')}",
+            f"{comparison.notes.get('peak MiB on the GPU', '')}",
+        )
+    return table
+
+
+def _bench(command: GpuBenchCommand) -> int:
+    import torch
+
+    from diffseg.devices import keep_freed_memory
+    from jobs.benchmarks.measure import machine
+    from jobs.benchmarks.tables import comparison_table
+
+    if command.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("torch finds no CUDA device here; --device cpu --small tries the program without one")
+    started = time.perf_counter()
+    torch.set_num_threads(1)  # as in a worker
+    keep_freed_memory()
+    console, header = CleanConsole(stderr=command.json), machine(command.device)
+    print_line(console, "\n".join(f"{name}: {value}" for name, value in header.items()))
+    comparisons: list[Comparison] = []
+    with tempfile.TemporaryDirectory(prefix="diffseg-bench-") as folder:
+        images = write_scenes(Path(folder), *((2, (96, 128)) if command.small else ()))
+        for comparison in measure(command, images):
+            comparisons.append(comparison)
+            console.print(comparison_table(comparison))
+    same = agreement(command.device, scenes=1 if command.small else 4)
+    console.print(summary_table(comparisons))
+    print_line(console, f"labels of the embedded model as on a CPU: {same:.4f} of the pixels")
+    print_line(console, f"measured in {time.perf_counter() - started:.0f} s")
+    if command.json:
+        print_json({"machine": header, "agreement": same, "comparisons": [as_dict(one) for one in comparisons]})
+    return OK
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all measurements of a GPU and return the exit code."""
+    return guarded(lambda: _bench(parsed(GpuBenchCommand, argv, "bench-gpu", __doc__)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
