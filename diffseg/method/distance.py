@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import torch
 
+from diffseg.method.kernels import runs_kernels
+
 TINY = 1e-12
 """Floor of probabilities in logarithms: a map with zeros has distance 0 to itself, and no distance is NaN."""
 
@@ -36,18 +38,19 @@ def symmetric_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         p: float32 [..., m, P], rows are distributions.
         q: float32 [..., n, P], rows are distributions.
     """
-    log_p = p.clamp_min(TINY).log_()
-    entropy_p = torch.linalg.vecdot(p, log_p)[..., :, None]
+    log_p = torch.empty_like(p)
+    entropy_p = _logarithms(p, log_p)[..., :, None]
     distances = p.new_empty(*p.shape[:-1], q.shape[-2])
     step = _rows_per_block(q)
     workspace = torch.empty_like(q[..., :step, :])
     for start in range(0, q.shape[-2], step):
         rows = q[..., start : start + step, :]
-        log_rows = torch.clamp(rows, min=TINY, out=workspace[..., : rows.shape[-2], :]).log_()
+        log_rows = workspace[..., : rows.shape[-2], :]
+        entropy = _logarithms(rows, log_rows)
         block = distances[..., start : start + step]
         torch.matmul(p, log_rows.mT, out=block)
         block += log_p @ rows.mT
-        torch.sub(entropy_p + torch.linalg.vecdot(rows, log_rows)[..., None, :], block, out=block)
+        torch.sub(entropy_p + entropy[..., None, :], block, out=block)
         block.div_(2).clamp_min_(0)
     return distances
 
@@ -118,6 +121,16 @@ def by_rows(distances_to: Callable[[torch.Tensor], torch.Tensor], p: torch.Tenso
     for start in range(0, q.shape[-2], step):
         distances[..., start : start + step] = distances_to(q[..., start : start + step, :])
     return distances
+
+
+def _logarithms(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Compute the logarithms of float32 [..., n, P] into `out`, and return Σ rows · ln rows, float32 [..., n]."""
+    if rows.ndim <= 3 and rows.stride(-1) == 1 and runs_kernels(rows.device):
+        from diffseg.method.distance_kernel import logarithms_in_a_kernel
+
+        return logarithms_in_a_kernel(rows, TINY, out)
+    torch.clamp(rows, min=TINY, out=out).log_()
+    return torch.linalg.vecdot(rows, out)
 
 
 def _rows_per_block(q: torch.Tensor) -> int:

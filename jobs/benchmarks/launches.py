@@ -22,7 +22,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffseg import Segmenter
 from diffseg.attention.maps import Grid, SelfAttention
 from diffseg.images.canvas import ModelInput
-from diffseg.method import decide, decide_kernel, grouping, grouping_kernel, merge, par, par_kernel
+from diffseg.method import (
+    decide,
+    decide_kernel,
+    distance,
+    distance_kernel,
+    grouping,
+    grouping_kernel,
+    merge,
+    par,
+    par_kernel,
+)
 from diffseg.method.proposals import aggregate_attention
 from diffseg.method.signals import Signals
 
@@ -126,12 +136,13 @@ def _kernels_counted(counter: LaunchCounter, images: int) -> Iterator[None]:
         grouping_kernel: ("_walk",),
         par_kernel: ("_compute_weights", "_take_means"),
         decide_kernel: ("_choose", "_relabel"),
+        distance_kernel: ("_take_logarithms",),
     }
     with ExitStack() as stack:
         for module, names in kernels.items():
             for name in names:
                 stack.enter_context(patch.object(module, name, _CountedKernel(counter)))
-        for module in (grouping, par, decide):
+        for module in (distance, grouping, par, decide):
             stack.enter_context(patch.object(module, "runs_kernels", lambda device: True))
         stack.enter_context(patch.object(merge, "wait_for_numbers", lambda numbers: [LIVE_PROPOSALS] * images))
         yield

@@ -14,8 +14,9 @@ import torch
 from planted import planted, voronoi
 
 from diffseg.component_settings import Consume
-from diffseg.method import grouping
+from diffseg.method import distance, grouping
 from diffseg.method import par as refinement
+from diffseg.method.distance import symmetric_kl
 from diffseg.method.grouping import greedy_groups
 from diffseg.method.kernels import runs_kernels
 from diffseg.method.merge import anchor_positions, merge
@@ -99,6 +100,19 @@ def test_weights_of_several_blocks_of_pixels_agree() -> None:
     torch.testing.assert_close(weights.cpu().transpose(0, 1), neighbour_weights(image), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 40), (5, 1500)], ids=["batch", "more positions than a program reads at once"])
+def test_distances_with_the_kernel_are_the_same(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+    rows[..., 0, :7] = 0
+    rows /= rows.sum(dim=-1, keepdim=True)
+    some = rows[..., :2, :]  # in a batch this is no contiguous part
+    expected = symmetric_kl(some, rows)
+    monkeypatch.setattr(distance, "runs_kernels", lambda device: True)
+    monkeypatch.setattr(distance, "_rows_per_block", lambda q: 2)
+    torch.testing.assert_close(symmetric_kl(some.to(DEVICE), rows.to(DEVICE)).cpu(), expected, atol=1e-5, rtol=1e-5)
+    assert expected.max() > 0.1
+
+
 def test_cpus_use_no_kernels() -> None:
     assert not any(runs_kernels(torch.device(name)) for name in ("cpu", "meta", "mps"))
 
@@ -114,21 +128,22 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from diffseg.method import decide_kernel, grouping_kernel, par_kernel
+from diffseg.method import decide_kernel, distance_kernel, grouping_kernel, par_kernel
 
 TYPES = {
     "u8": "close valid groups starts margins",
     "i16": "labels label_of",
     "i32": "offsets",
     "i64": "layout stats",
-    "fp32": "image proximity weights scores means boxes",
+    "fp32": "image proximity weights scores means boxes values logs sums",
 }
 POINTERS = {name: "*" + kind for kind, names in TYPES.items() for name in names.split()}
-FLOATS = ("bandwidth", "min_variance", "distance_weight", "margin_unit")
+FLOATS = ("floor", "bandwidth", "min_variance", "distance_weight", "margin_unit")
 for kernel, constants in (
     (grouping_kernel._walk, {"count": 256, "padded": 256, "removes": True}),
     (decide_kernel._choose, {"keep_margins": True, "pixels": decide_kernel.PIXELS}),
     (decide_kernel._relabel, {"pixels": decide_kernel.PIXELS}),
+    (distance_kernel._take_logarithms, {"block": distance_kernel.POSITIONS}),
     (par_kernel._compute_weights, {"count": 48, "padded": 64, "pixels": par_kernel.WEIGHT_PIXELS}),
     (par_kernel._take_means, {"neighbours": 48, "pixels": par_kernel.PIXELS, "proposals": par_kernel.PROPOSALS}),
 ):
@@ -146,4 +161,4 @@ def test_the_kernels_compile_for_gpus(tmp_path: Path) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 5
+    assert len(done.stdout.splitlines()) == 6
