@@ -16,7 +16,7 @@ affinity: # Labels of held-out scenes with and without learned affinity and rand
 chaos: # 25 runs with random kills end in the same files as an undisturbed run (half an hour; resumes)
 	$(BIN)/python $(PROOFS)/chaos.py --rounds 25 --seed 0 --folder chaos $(ARGS)
 
-cluster: # Jobs and nodes that are killed, drained and added, and Ray's autoscaler from 0 to 3 nodes and back
+cluster: # Jobs and nodes that are killed, drained and added, Ray's autoscaler from 0 to 3 nodes and back, and Slurm
 	$(PYTEST) -m cluster tests $(ARGS)
 
 full-size: # One image through all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
