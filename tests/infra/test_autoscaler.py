@@ -7,7 +7,14 @@ import runpy
 from collections.abc import Mapping
 
 import pytest
-from manifests import cluster, overlay, worker_groups
+from manifests import Document, cluster, container, overlay, worker_groups
+
+
+def read_by_ray(spec: Document) -> Document:
+    """Return what Ray's autoscaler makes of the spec of a RayCluster."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    return _derive_autoscaling_config_from_ray_cr({"metadata": {"name": "a", "namespace": "b"}, "spec": spec})
 
 
 def launched(workers: int, availability: Mapping[str, float]) -> dict[str, int]:
@@ -17,14 +24,11 @@ def launched(workers: int, availability: Mapping[str, float]) -> dict[str, int]:
         workers: Pending actors of one CPU and one GPU.
         availability: Score of the groups whose pods were given up lately, 0 (just now) to 1 (ten minutes ago).
     """
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
     from ray.autoscaler.v2.utils import ResourceRequestUtil
 
-    documents = overlay("aws")
-    resource = {"metadata": {"name": "diffseg", "namespace": "diffseg"}, "spec": copy.deepcopy(cluster(documents))}
-    config = AutoscalingConfig(_derive_autoscaling_config_from_ray_cr(resource), skip_content_hash=True)
+    config = AutoscalingConfig(read_by_ray(copy.deepcopy(cluster(overlay("aws")))), skip_content_hash=True)
     demand = [ResourceRequestUtil.make({"CPU": 1, "GPU": 1}) for _ in range(workers)]
     request = SchedulingRequest(
         disable_launch_config_check=True,
@@ -62,3 +66,15 @@ def test_a_pod_without_a_machine_is_given_up_after_the_time_of_the_manifest(monk
     read_again = runpy.run_path(config.__file__)["InstanceReconcileConfig"]()
     default = config.InstanceReconcileConfig()
     assert (default.allocate_status_timeout_s, read_again.allocate_status_timeout_s) == (3600, 900)
+
+
+def test_a_slice_of_a_gpu_counts_as_one_if_the_group_says_so() -> None:
+    """The guide on MIG says this: Ray sees no GPU in the name of a slice."""
+    spec = copy.deepcopy(cluster(overlay("aws")))
+    group = spec["workerGroupSpecs"][0]
+    for resources in container(group["template"])["resources"].values():
+        resources.pop("nvidia.com/gpu")
+        resources["nvidia.com/mig-1g.10gb"] = "1"
+    assert "GPU" not in read_by_ray(spec)["available_node_types"]["gpu"]["resources"]
+    group["rayStartParams"]["num-gpus"] = "1"
+    assert read_by_ray(spec)["available_node_types"]["gpu"]["resources"]["GPU"] == 1

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from manifests import (
     JOBS,
     KUBERAY,
@@ -160,6 +161,17 @@ def test_connections_come_from_ray_the_submitter_the_operator_and_prometheus_alo
     assert [port["port"] for port in job["ports"]] == [ports["dashboard"]]
     scraped = [ports["metrics"], ports["as-metrics"], ports["dash-metrics"]]
     assert [port["port"] for port in metrics["ports"]] == scraped
+
+
+def test_the_operator_waits_longer_for_a_lost_head_than_a_machine_takes_to_start() -> None:
+    """KubeRay's default is 300 s, after which a RayJob fails without a retry."""
+    (setting,) = yaml.safe_load((KUBERAY / "operator-values.yaml").read_text())["env"]
+    assert setting["name"] == "RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS"
+    assert int(setting["value"]) >= 1200
+    for page in ("cluster.md", "shared-cluster.md"):
+        text = (ROOT / "docs" / page).read_text().replace("\\\n", " ")
+        (line,) = re.findall(r"helm install kuberay-operator .*", text)
+        assert "--values infra/kuberay/operator-values.yaml" in line
 
 
 def test_each_pod_states_who_pays_for_it(documents: list[Document]) -> None:
