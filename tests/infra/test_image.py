@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -99,3 +100,28 @@ def test_the_image_has_the_client_of_each_cloud_for_its_autoscaler() -> None:
     assert [line for line in commands() if line.words[0] == "pip"] == []
     installed = " ".join(line for line in instructions("RUN") if "requirements.txt" in line).split()
     assert {"boto3", "google-api-python-client"} <= set(installed) & pins().keys()
+
+
+def test_the_sizes_of_layers_are_those_of_the_wheels_that_uv_finds(tmp_path: Path) -> None:
+    """A stand-in for uv answers, because the real one asks PyPI."""
+    lock = """cat <<'LOCK'
+lock-version = "1.0"
+[[packages]]
+name = "torch"
+wheels = [{ url = "a", size = 5000000 }, { url = "b", size = 9000000 }]
+LOCK
+grep -q s3fs && cat <<'LOCK'
+[[packages]]
+name = "s3fs"
+wheels = [{ url = "c", size = 3000000 }]
+LOCK
+true
+"""
+    (tmp_path / "uv").write_text(f"#!/bin/sh\n{lock}")
+    (tmp_path / "uv").chmod(0o755)
+    variables = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    line = [sys.executable, INFRA / "layer_sizes.py"]
+    printed = subprocess.run(
+        line, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert printed.startswith("torch and CUDA: 9 MB in 1 wheels\n  torch 9 MB\nother packages: 3 MB in 1 wheels\n")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import schemas
 import yaml
 from manifests import (
     JOBS,
@@ -195,16 +196,16 @@ def test_a_job_starts_the_cluster_of_its_overlay_and_requests_as_many_workers_as
     assert int(workers[1]) == int(workers_per_pod) * preferred["maxReplicas"]
 
 
-def test_weights_from_an_image_are_mounted_in_all_workers(tmp_path: Path) -> None:
-    """The path of the component is relative to the folder of the test, because Kustomize accepts no absolute paths."""
-    paths = {name: os.path.relpath(KUBERAY / name, tmp_path.resolve()) for name in ("overlays/aws", "weights-image")}
-    text = f"resources: [{paths['overlays/aws']}]\ncomponents: [{paths['weights-image']}]\n"
-    (tmp_path / "kustomization.yaml").write_text(text)
-    documents = kustomize(tmp_path.resolve())
+def test_weights_from_an_image_are_mounted_in_all_workers_of_a_job(tmp_path: Path) -> None:
+    """The paths are relative to the folder of the test, because Kustomize accepts no absolute ones."""
+    folder = tmp_path.resolve()
+    base, weights, job = (os.path.relpath(KUBERAY / name, folder) for name in ("overlays/aws", "weights-image", "job"))
+    (folder / "kustomization.yaml").write_text(f"resources: [{base}]\ncomponents: [{weights}, {job}]\n")
+    documents = kustomize(folder)
+    assert of_kind(documents, "RayJob")
     for group in worker_groups(documents).values():
-        assert container(group["template"])["volumeMounts"][-1] == {
-            "name": "weights",
-            "mountPath": "/weights",
-            "readOnly": True,
-        }
-        assert group["template"]["spec"]["volumes"][-1]["image"]["reference"].startswith("registry.example.com/")
+        mount = {"name": "weights", "mountPath": "/weights", "readOnly": True}
+        assert container(group["template"])["volumeMounts"][-1] == mount
+        pod = {"apiVersion": "v1", "kind": "Pod", **group["template"]}
+        assert pod["spec"]["volumes"][-1]["image"]["reference"].startswith("registry.example.com/")
+        assert schemas.problems(pod) == []
