@@ -156,7 +156,7 @@ class Scheduler:
     def _actor_lost(self, actor: Actor, error: RayError) -> None:
         """Handle the loss of an actor: at once if its node is known to be dead, else when the head can know it."""
         actor.group.stop(actor)
-        if is_node_loss(error) or actor.node not in self._watch.nodes:
+        if is_node_loss(error) or self._is_leaving(actor.node):
             self._settle_loss(actor, error, is_node_dead=is_node_loss(error) or bool(actor.node))
         else:
             self._losses.append(Loss(actor, error, time.monotonic()))
@@ -164,10 +164,14 @@ class Scheduler:
     def _settle_losses(self) -> None:
         """Handle the losses of actors whose nodes the head has had time to miss."""
         for loss in list(self._losses):
-            is_dead = loss.actor.node not in self._watch.nodes
+            is_dead = self._is_leaving(loss.actor.node)
             if is_dead or self._watch.asked_at > loss.lost_at + NODE_DEATH_SECONDS:
                 self._losses.remove(loss)
                 self._settle_loss(loss.actor, loss.error, is_node_dead=is_dead)
+
+    def _is_leaving(self, node: str) -> bool:
+        """Return True if a node is dead or drains. A machine that shuts down ends Ray's workers before its raylet."""
+        return node not in self._watch.nodes or node in self._watch.draining
 
     def _settle_loss(self, actor: Actor, error: RayError, *, is_node_dead: bool) -> None:
         """Requeue the shard of an actor whose node is dead; count a failed attempt if only its process is gone.

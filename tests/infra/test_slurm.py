@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from command_lines import parse
 from manifests import INFRA
+from namespaces import OTHER_USER, needs_root
 
 JOB = INFRA / "slurm" / "diffseg.sbatch"
 SRC_AND_FLAGS = ["s3://in/a b", "s3://out/labels", "--device", "cuda", "--workers", "1:8"]
@@ -106,15 +107,28 @@ def test_ray_and_the_driver_accept_their_command_lines(tmp_path: Path) -> None:
 
 
 def test_two_jobs_share_no_port_folder_or_token_but_the_cache_of_a_node(tmp_path: Path) -> None:
-    jobs = [Job(tmp_path / str(number), number=number, DIFFSEG_LOCAL="/nvme") for number in (4711, 4712)]
+    disk = tmp_path / "nvme"
+    jobs = [Job(tmp_path / str(number), number=number, DIFFSEG_LOCAL=str(disk)) for number in (4711, 4712)]
     assert [job.end() for job in jobs] == [0, 0]
     (first, first_variables), (second, second_variables) = (job.calls("ray")[-1] for job in jobs)
     assert first[first.index("--address") + 1] != second[second.index("--address") + 1]
-    assert {"--temp-dir=/nvme/ray-4711"} <= set(first)
-    assert {"--temp-dir=/nvme/ray-4712"} <= set(second)
+    assert f"--temp-dir={disk}/ray-4711" in first
+    assert f"--temp-dir={disk}/ray-4712" in second
     assert first_variables["RAY_AUTH_TOKEN"] != second_variables["RAY_AUTH_TOKEN"]
-    assert first_variables["DIFFSEG_CACHE"] == second_variables["DIFFSEG_CACHE"]
-    assert first_variables["DIFFSEG_CACHE"].startswith("/nvme/diffseg-")
+    cache = Path(first_variables["DIFFSEG_CACHE"])
+    assert cache == Path(second_variables["DIFFSEG_CACHE"])
+    assert cache.parent == disk
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+@needs_root
+def test_a_cache_of_another_user_is_not_used(tmp_path: Path) -> None:
+    os.mkdir(tmp_path / "cache")
+    os.chown(tmp_path / "cache", OTHER_USER, OTHER_USER)
+    job = Job(tmp_path / "job", DIFFSEG_CACHE=str(tmp_path / "cache"))
+    assert job.end() == 2
+    assert "must be a folder of" in (job.folder / "log").read_text()
+    assert [words[0] for words, _ in job.calls("ray")] == ["stop"]
 
 
 @pytest.mark.parametrize("code", [0, 2, 143])

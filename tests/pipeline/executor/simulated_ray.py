@@ -109,7 +109,7 @@ class SimulatedRay:
         self.other_jobs: set[str] = set()
         self.nodes: dict[str, LivingNode] = {}
         self.resources: Mapping[str, float] = {"CPU": 1.0}
-        self.draining: Mapping[str, float] = {}
+        self.draining: dict[str, float] = {}
         self._handles: list[Handle] = []
         self._events: list[tuple[float, Callable[[], None]]] = []
 
@@ -129,6 +129,13 @@ class SimulatedRay:
     def add_node(self, name: str) -> None:
         """Add a node."""
         self.nodes[name] = LivingNode({"CPU": 1.0}, {})
+        self.place()
+
+    def kill_process(self, name: str) -> None:
+        """Kill the process of the actor on a node that lives on."""
+        for handle in self._handles:
+            if handle.error is None and handle.node == name:
+                handle.die(_died("The actor died unexpectedly before finishing this task."))
         self.place()
 
     def kill_node(self, name: str) -> None:
@@ -186,7 +193,7 @@ class SimulatedRay:
     def place(self) -> None:
         """Give the nodes with a free CPU to pending actors."""
         used: Iterable[str] = {handle.node for handle in self._handles if handle.error is None} | self.other_jobs
-        free = [node for node in self.nodes if node not in used]
+        free = [node for node in self.nodes if node not in used and node not in self.draining]
         for handle in [handle for handle in self._handles if handle.error is None and not handle.node]:
             if not free:
                 return

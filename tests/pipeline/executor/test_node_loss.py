@@ -97,6 +97,20 @@ def test_workers_are_requested_again_at_once_when_a_node_has_died_so_that_an_aut
         assert sum(death <= start < death + 2.0 for start in ray.starts) >= 7
 
 
+@pytest.mark.parametrize("load_seconds", [1.0, 50.0])
+def test_workers_whose_machine_shuts_down_while_its_raylet_drains_are_lost_with_their_node(
+    load_seconds: float, ray: SimulatedRay, caplog: pytest.LogCaptureFixture
+) -> None:
+    ray.load_seconds = load_seconds
+    ray.add_node("first")
+    ray.at(22.3, lambda: ray.draining.update(first=0.0))
+    ray.at(22.3, lambda: ray.kill_process("first"))
+    ray.at(60.0, lambda: ray.kill_node("first"))
+    ray.at(70.0, lambda: ray.add_node("second"))
+    assert run(ray, shards=20, workers=7) == {1: 20}
+    assert "could not start" not in caplog.text
+
+
 def test_a_model_may_load_for_the_whole_time_on_each_node_that_is_lost(ray: SimulatedRay) -> None:
     ray.load_seconds = 80.0
     for number in range(4):
