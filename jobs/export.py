@@ -1,10 +1,14 @@
 """Write the label maps of a run in the format of another tool.
 
 Formats:
-  coco-panoptic, coco-instances: COCO. FiftyOne reads the latter (fiftyone.types.COCODetectionDataset).
-  voc, huggingface: these contain the source images as well.
+  coco-panoptic, coco-instances: COCO, in the layout of COCO itself.
+  voc, mmseg, ultralytics-semantic: class maps, which need a run with names.
+  yolo: polygons for Ultralytics; reports the IoU that they lose.
+  huggingface: Parquet files with a dataset card; --push-to-hub uploads them.
   label-studio: tasks to import.
   cvat: an annotations.xml to upload.
+  png: label maps in the folders of SRC.
+The page docs/exports.md says how each tool reads them.
 
 Exit codes:
   0: every label map is exported, or left out by your flags.
@@ -14,22 +18,40 @@ Exit codes:
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import quote
 
 import tyro
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import CleanConsole, print_json, print_line, progress_bar
-from jobs.run_flags import ParallelFlags, SourceImageFlags
+from jobs.run_flags import ParallelFlags, SelectionFlags, SourceImageFlags
+from pipeline.exports.card import UNNAMED_WARNING
+from pipeline.exports.hub import push
 from pipeline.exports.items import Export, Tally
-from pipeline.exports.write import FORMATS, FormatName, claim, done_shards, export_shards, make_tasks, survey_shard
-from pipeline.storage import redact
+from pipeline.exports.write import (
+    FORMATS,
+    FormatName,
+    claim,
+    done_shards,
+    export_shards,
+    make_tasks,
+    sources_of,
+    survey_shard,
+)
+from pipeline.output.manifest import Manifest
+from pipeline.storage import SourceError, redact, scheme
+
+LOCAL_FILES = "/data/local-files/?d="
+"""Beginning of the URLs at which Label Studio serves local files."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportCommand(ParallelFlags, SourceImageFlags):
+class ExportCommand(ParallelFlags, SelectionFlags, SourceImageFlags):
     """The flags of `diffseg export`."""
 
     dest: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DEST")]
@@ -37,35 +59,57 @@ class ExportCommand(ParallelFlags, SourceImageFlags):
     to: FormatName
     """Format to write."""
     copy_images: bool = False
-    """Copy the source images into DEST/images; voc and huggingface always contain them."""
+    """Copy the source images into DEST; voc, huggingface, mmseg, yolo and ultralytics-semantic always contain them."""
+    val_share: float = 0.0
+    """Share of the images to put into a validation part, 0 to 1. An image is in the same part in every run and format:
+    its stem alone decides."""
     min_confidence: float = 0.0
     """Leave out images with a lower confidence, 0 to 1."""
     min_segment_confidence: float = 0.0
     """Leave segments with a lower confidence unlabelled, 0 to 1."""
-    image_prefix: str = "/data/local-files/?d="
-    """Text before the path of each image in the tasks of label-studio; default: the prefix of its local storage."""
+    without_names: bool = False
+    """Write a format of class maps for a run without names: every segment has class 1."""
+    license: str = "unknown"
+    """Licence of the labels, for the dataset card and COCO: an identifier of the Hugging Face Hub, as cc-by-4.0."""
+    push_to_hub: str | None = None
+    """Also upload a huggingface export to this data set on the Hub, OWNER/NAME.
+    A new data set is private; one that exists keeps the files of other runs."""
+    image_prefix: str | None = None
+    """Text before the path of each image in the tasks of label-studio; default: that of its local storage."""
 
 
 def _export(command: ExportCommand) -> int:
+    _check_flags(command)
     out, manifest = command.open()
     export_format = FORMATS[command.to]
     copy_images = export_format.needs_images or command.copy_images
-    sources = command.source_shards(manifest) if copy_images else {}
+    selection = command.selection()
     shards = done_shards(out, manifest)
+    sources = sources_of(out, shards, command.source_shards(manifest)) if copy_images else {}
     names = manifest.settings.get("naming", {}).get("names", ())
-    categories, tasks = make_tasks(shards, (survey_shard(out, shard) for shard in shards), sources, names)
+    surveys = [survey_shard(out, shard, selection.keys or ()) for shard in shards]
+    categories, tasks = make_tasks(shards, surveys, sources, names)
+    served = _label_studio_folders(command, manifest, copy_images)
     export = Export(
         out=out,
         dest=command.store().at(command.dest),
-        image_field=manifest.settings["image_field"],
+        manifest=manifest,
+        license=command.license,
         categories=categories,
         copy_images=copy_images,
         jpeg=export_format.jpeg,
+        selection=selection,
+        val_share=command.val_share,
         min_confidence=command.min_confidence,
         min_segment_confidence=command.min_segment_confidence,
-        image_prefix=command.image_prefix,
+        image_prefix=served.prefix if command.image_prefix is None else command.image_prefix,
     )
-    claim(export, command.to, manifest, len(tasks))
+    if export_format.needs_names and not (export.is_named or command.without_names):
+        raise SourceError(
+            f"{out.redacted}: its segments have no names, so --to {command.to} would hold class 1 everywhere. Label "
+            "with --names, choose coco-instances, yolo or png, or pass --without-names"
+        )
+    claim(export, command.to, len(tasks))
     with progress_bar("exporting label shards", len(tasks)) as advance:
         tally = export_shards(
             export,
@@ -76,28 +120,92 @@ def _export(command: ExportCommand) -> int:
             on_shard=advance,
         )
     missing = max(0, manifest.shards - len(shards))
+    absent = sorted(selection.keys.difference(*(survey.found for survey in surveys))) if selection.keys else []
+    appended = command.push_to_hub and push(command.dest, command.push_to_hub, manifest.fingerprint)
     if command.json:
         facts = {
             "counts": tally.counts,
             "problems": tally.problems,
             "dest": export.dest.redacted,
             "shards_missing": missing,
+            "keys_missing": absent,
+            "categories": categories,
         }
-        print_json(facts | {"categories": categories})
+        if tally.polygons:
+            facts |= {"polygon_iou": {"mean": tally.iou_total / tally.polygons, "lowest": tally.iou_lowest}}
+        print_json(facts)
     else:
-        _print(export, tally, missing)
+        console = CleanConsole(stderr=True)
+        _print(console, export, tally, missing, absent)
+        for line in _advice(command, export, served, bool(appended)):
+            print_line(console, redact(line))
     return SOME_FAILED if tally.problems or missing else OK
 
 
-def _print(export: Export, tally: Tally, missing: int) -> None:
-    console = CleanConsole(stderr=True)
+def _check_flags(command: ExportCommand) -> None:
+    if not 0 <= command.val_share < 1:
+        raise ValueError(f"--val-share is {command.val_share}; expected at least 0 and less than 1")
+    if command.push_to_hub and (command.to != "huggingface" or scheme(command.dest)):
+        raise ValueError(
+            "--push-to-hub uploads a huggingface export from a local DEST: use --to huggingface and a folder"
+        )
+
+
+@dataclass(frozen=True)
+class _ServedFolders:
+    """The folders that Label Studio is configured with, as far as they are local.
+
+    Attributes:
+        prefix: Text before the path of each image in the tasks.
+        root: Its document root; "" if the images are not in a local folder.
+        storage: Path of the storage to add to a project.
+    """
+
+    prefix: str = LOCAL_FILES
+    root: str = ""
+    storage: str = ""
+
+
+def _label_studio_folders(command: ExportCommand, manifest: Manifest, copy_images: bool) -> _ServedFolders:
+    """Return where Label Studio finds the images: it serves only a folder that lies below its document root."""
+    if copy_images and not scheme(command.dest):
+        root = os.path.abspath(command.dest)
+        return _ServedFolders(f"{LOCAL_FILES}images/", root, os.path.join(root, "images"))
+    source = os.path.abspath(command.images or manifest.source)
+    if not copy_images and os.path.isdir(source):
+        root, name = os.path.split(source)
+        return _ServedFolders(f"{LOCAL_FILES}{quote(name)}/", root, source)
+    return _ServedFolders()
+
+
+def _print(console: CleanConsole, export: Export, tally: Tally, missing: int, absent: list[str]) -> None:
     left_out = [f"{count:,} {status}" for status, count in sorted(tally.counts.items()) if status != "exported"]
     images = f"{tally.counts['exported']:,} images; left out: {', '.join(left_out) or 'none'}"
     print_line(console, redact(f"{export.dest.redacted}: {images}"))
     if missing:
         print_line(console, f"{missing:,} shards of the run failed or are not done", "yellow")
+    if absent:
+        print_line(console, f"--keys: {len(absent):,} are not in the run, such as {absent[0]!r}", "yellow")
+    if tally.polygons:
+        mean = tally.iou_total / tally.polygons
+        text = f"polygons.csv has the IoU of each mask with its polygon: mean {mean:.4f}, lowest {tally.iou_lowest:.4f}"
+        print_line(console, text)
     for key, problem in tally.problems:
         print_line(console, redact(f"{key}: {problem}"), "yellow")
+
+
+def _advice(command: ExportCommand, export: Export, served: _ServedFolders, appended: bool) -> Iterator[str]:
+    """Yield what the user of this format must know."""
+    if command.to in ("huggingface", "png") and not export.is_named:
+        yield f"{UNNAMED_WARNING}."
+    if command.to == "label-studio" and command.image_prefix is None and served.root:
+        yield "Start Label Studio with these variables, and add a storage of local files with this path to its project:"
+        yield "  LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true"
+        yield f"  LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={served.root}"
+        yield f"  path of the storage: {served.storage}"
+    if command.push_to_hub:
+        how = "appended to the files of other runs" if appended else "uploaded"
+        yield f"https://huggingface.co/datasets/{command.push_to_hub}: {how}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -13,6 +13,9 @@ from pipeline.errors import RunFailed
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage
+
+if TYPE_CHECKING:
+    from pipeline.output.selection import RowSelection
 
 MOVED_IMAGES_ADVICE = "if the source images have moved, use --images"
 
@@ -61,6 +64,32 @@ class SourceImageFlags(RunFlags):
             return find_source_shards(manifest, self.store(), self.images)
         except (SourceError, OSError) as error:
             raise RunFailed(f"{error}; {MOVED_IMAGES_ADVICE}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionFlags(RunFlags):
+    """The flags of a command that uses only some rows of a run."""
+
+    where: str = ""
+    """Use only rows for which this Python expression over their columns is true, such as
+    "confidence > 0.5 and 'road' in names". Further names are stem, names (of the segments), and split (a number from
+    0 to 1 that depends on the stem alone)."""
+    keys: str | None = None
+    """Use only rows whose key or stem is a line of this file or URL."""
+
+    def selection(self, *, split: tuple[float, float] = (0.0, 1.0)) -> RowSelection:
+        """Return the rows to use.
+
+        Args:
+            split: Lowest value of `split` that is used, and the bound below which it must be.
+
+        Raises:
+            ValueError: --where is no such expression, or --keys cannot be read.
+        """
+        from pipeline.output.selection import RowSelection, read_keys  # slow to import, and seldom needed
+
+        keys = None if self.keys is None else read_keys(self.store(), self.keys)
+        return RowSelection(where=self.where, keys=keys, split=split)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""COCO: panoptic (one PNG of segment ids per image, and one JSON), and instances (one JSON with compressed runs)."""
+"""COCO: panoptic (one PNG of segment ids per image, and one JSON), and instances (one JSON with compressed runs).
+
+The layout is that of COCO itself, which importers look for: annotations/instances_train.json and images/train/.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ import numpy as np
 from PIL import Image
 
 from diffseg import IGNORE
-from pipeline.exports.assemble import Fragments, Lines, write_source_image
-from pipeline.exports.items import Export, ExportTask, LabelledImage, Tally
+from pipeline.exports.assemble import Fragments, LineLists, Lines, write_source_image
+from pipeline.exports.items import Export, ExportTask, LabelledImage, Part, Tally
 from pipeline.exports.rle import coco_counts
+from pipeline.readers.file_names import stem_of
 
-PNG_FOLDER = "panoptic"
+LICENSE_ID = 1
 ANNOTATIONS_PER_IMAGE = 2**16
 """Annotation ids reserved for each image; more than any label map has segments."""
 
@@ -25,11 +29,11 @@ def write_panoptic(export: Export, task: ExportTask, images: Iterable[LabelledIm
 
     A pixel encodes its label + 1 as R + 256 G + 65536 B, and 0 where it has no segment.
     """
-    image_records, annotations = [], []
+    lines = LineLists()
     for image in images:
-        write_source_image(export, image)
-        export.dest.write_bytes(f"{PNG_FOLDER}/{image.name}.png", _panoptic_png(image))
-        image_records.append(_image_record(image))
+        write_source_image(export, image, f"images/{image.part}")
+        export.dest.write_bytes(f"annotations/panoptic_{image.part}/{image.name}.png", _panoptic_png(image))
+        lines.add(f"{image.part}-images", json.dumps(_image_record(image)))
         segments = [
             {
                 "id": segment.id + 1,
@@ -41,20 +45,21 @@ def write_panoptic(export: Export, task: ExportTask, images: Iterable[LabelledIm
             }
             for segment in image.things
         ]
-        annotations.append({"image_id": image.id, "file_name": f"{image.name}.png", "segments_info": segments})
+        annotation = {"image_id": image.id, "file_name": f"{image.name}.png", "segments_info": segments}
+        lines.add(f"{image.part}-annotations", json.dumps(annotation))
         tally.counts["exported"] += 1
-    return {"images": _lines(image_records), "annotations": _lines(annotations)}
+    return lines.lines()
 
 
 def write_instances(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:
     """Return lines of `images` and `annotations`."""
-    image_records, annotations = [], []
+    lines = LineLists()
     for image in images:
-        write_source_image(export, image)
-        image_records.append(_image_record(image))
+        write_source_image(export, image, f"images/{image.part}")
+        lines.add(f"{image.part}-images", json.dumps(_image_record(image)))
         height, width = image.labels.shape
-        annotations += [
-            {
+        for segment in image.things:
+            annotation = {
                 "id": image.id * ANNOTATIONS_PER_IMAGE + segment.id,
                 "image_id": image.id,
                 "category_id": segment.category,
@@ -64,28 +69,36 @@ def write_instances(export: Export, task: ExportTask, images: Iterable[LabelledI
                 "iscrowd": 0,
                 "score": segment.confidence,
             }
-            for segment in image.things
-        ]
+            lines.add(f"{image.part}-annotations", json.dumps(annotation))
         tally.counts["exported"] += 1
-    return {"images": _lines(image_records), "annotations": _lines(annotations)}
+    return lines.lines()
 
 
 def panoptic_files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Yield path and contents of panoptic.json."""
-    yield "panoptic.json", _document(export, fragments)
+    """Yield path and contents of annotations/panoptic_train.json, and of the same for `val`."""
+    for part in export.parts:
+        yield f"annotations/panoptic_{part}.json", _document(export, fragments, part)
 
 
 def instances_files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Yield path and contents of instances.json."""
-    yield "instances.json", _document(export, fragments)
+    """Yield path and contents of annotations/instances_train.json, and of the same for `val`."""
+    for part in export.parts:
+        yield f"annotations/instances_{part}.json", _document(export, fragments, part)
 
 
-def _document(export: Export, fragments: Fragments) -> Iterator[bytes]:
+def _document(export: Export, fragments: Fragments, part: Part) -> Iterator[bytes]:
+    info = {
+        "description": f"Segmentation labels made by diffseg ({export.manifest.settings['model']}), {part}",
+        "version": export.manifest.fingerprint,
+        "contributor": "diffseg-pipeline",
+    }
+    licenses = [{"id": LICENSE_ID, "name": export.license, "url": ""}]
     categories = [{"id": i, "name": name, "isthing": 1} for i, name in enumerate(export.categories, 1)]
-    yield f'{{"info": {{}}, "licenses": [],\n"categories": {json.dumps(categories)}'.encode()
+    head = {"info": info, "licenses": licenses, "categories": categories}
+    yield json.dumps(head).removesuffix("}").encode()
     for name in ("images", "annotations"):
         yield f',\n"{name}": [\n'.encode()
-        for number, line in enumerate(fragments.lines(name)):
+        for number, line in enumerate(fragments.lines(f"{part}-{name}")):
             yield b",\n" + line if number else line
         yield b"\n]"
     yield b"}\n"
@@ -93,11 +106,15 @@ def _document(export: Export, fragments: Fragments) -> Iterator[bytes]:
 
 def _image_record(image: LabelledImage) -> dict[str, Any]:
     height, width = image.labels.shape
-    return {"id": image.id, "file_name": image.file, "width": width, "height": height, "key": image.key}
-
-
-def _lines(values: list[dict[str, Any]]) -> bytes:
-    return b"".join(json.dumps(value).encode() + b"\n" for value in values)
+    return {
+        "id": image.id,
+        "file_name": image.file,
+        "width": width,
+        "height": height,
+        "license": LICENSE_ID,
+        "key": image.key,
+        "stem": stem_of(image.key),
+    }
 
 
 def _panoptic_png(image: LabelledImage) -> bytes:

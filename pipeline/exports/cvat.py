@@ -6,23 +6,24 @@ from collections.abc import Iterable, Iterator
 from xml.sax.saxutils import escape, quoteattr
 
 from diffseg.drawing.overlay import class_colour, hexadecimal
-from pipeline.exports.assemble import Fragments, Lines, key_line, keys_file, write_source_image
+from pipeline.exports.assemble import Fragments, LineLists, Lines, key_line, keys_file, write_source_image
 from pipeline.exports.items import Export, ExportSegment, ExportTask, LabelledImage, Tally
 from pipeline.exports.rle import cvat_counts
 
 
 def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:
     """Return lines of images and of keys."""
-    elements, keys = [], []
+    lines = LineLists()
     for image in images:
         write_source_image(export, image)
         height, width = image.labels.shape
         masks = "".join(_mask(image, segment) for segment in image.things)
-        head = f'<image id="{image.id}" name={quoteattr(image.file)} width="{width}" height="{height}">'
-        elements.append(f"{head}{masks}</image>\n".encode())
-        keys.append(key_line(image))
+        subset = f' subset="{image.part}"' * bool(export.val_share)
+        head = f'<image id="{image.id}" name={quoteattr(image.file)}{subset} width="{width}" height="{height}">'
+        lines.add("images", f"{head}{masks}</image>")
+        lines.add("keys", key_line(image))
         tally.counts["exported"] += 1
-    return {"images": b"".join(elements), "keys": b"".join(keys)}
+    return lines.lines()
 
 
 def files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:

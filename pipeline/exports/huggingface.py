@@ -6,17 +6,22 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.exports.assemble import Fragments, Lines
-from pipeline.exports.items import Export, ExportTask, LabelledImage, Tally
+from pipeline.exports.assemble import Fragments, LineLists, Lines
+from pipeline.exports.card import SPLITS, dataset_card
+from pipeline.exports.items import Export, ExportTask, LabelledImage, Part, Tally
+from pipeline.exports.semantic import class_map_png, id2label
 from pipeline.output.rows import encode_mask
+from pipeline.readers.file_names import stem_of
 
 ROW_GROUP_ROWS = 64
 
+_TEXT, _FLOAT = {"dtype": "string", "_type": "Value"}, {"dtype": "float32", "_type": "Value"}
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SEGMENT = pa.struct(
     [
@@ -31,75 +36,78 @@ _SEGMENT_FEATURES = {
     "id": {"dtype": "int32", "_type": "Value"},
     "area": {"dtype": "int64", "_type": "Value"},
     "bbox": {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"},
-    "confidence": {"dtype": "float32", "_type": "Value"},
-    "category": {"dtype": "string", "_type": "Value"},
+    "confidence": _FLOAT,
+    "category": _TEXT,
 }
-FEATURES = {
-    "image": {"_type": "Image"},
-    "label": {"_type": "Image"},
-    "key": {"dtype": "string", "_type": "Value"},
-    "confidence": {"dtype": "float32", "_type": "Value"},
-    "segments": {"feature": _SEGMENT_FEATURES, "_type": "List"},
+COLUMNS = {
+    "image": (IMAGE, {"_type": "Image"}),
+    "label": (IMAGE, {"_type": "Image"}),
+    "instances": (IMAGE, {"_type": "Image"}),
+    "key": (pa.string(), _TEXT),
+    "stem": (pa.string(), _TEXT),
+    "confidence": (pa.float32(), _FLOAT),
+    "segments": (pa.list_(SEGMENT), {"feature": _SEGMENT_FEATURES, "_type": "List"}),
 }
-SCHEMA = pa.schema(
-    [
-        ("image", IMAGE),
-        ("label", IMAGE),
-        ("key", pa.string()),
-        ("confidence", pa.float32()),
-        ("segments", pa.list_(SEGMENT)),
-    ]
-).with_metadata({"huggingface": json.dumps({"info": {"features": FEATURES}})})
-
-CARD = """---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/*.parquet
----
-Segmentation labels made by diffseg. `label` is a PNG of segment ids of the size of `image`; where no segment is, it has
-the largest value of its type: 255 in 8 bit, 65535 in 16 bit. `segments` tells the area, box (x, y, width, height),
-confidence and category of each id.
-"""
+"""Arrow type and feature of each column; `instances` is only there for a run with names."""
 
 
 def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:
-    """Write one Parquet file, unless the label shard has no image to export."""
-    with tempfile.TemporaryDirectory(prefix="diffseg-export-") as folder:
-        local = os.path.join(folder, "part.parquet")
-        written = 0
-        with pq.ParquetWriter(local, SCHEMA, compression="zstd") as writer:
-            for rows in _batches(images):
-                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-                written += len(rows)
-        if written:
-            export.dest.write_file(f"data/train-{task.number:05d}-of-{task.tasks:05d}.parquet", local)
-    tally.counts["exported"] += written
-    return {}
+    """Write a Parquet file for each part with an image of the label shard, and return lines of the images by part."""
+    lines = LineLists()
+    with tempfile.TemporaryDirectory(prefix="diffseg-export-") as folder, ExitStack() as stack:
+        writers: dict[Part, pq.ParquetWriter] = {}
+        for part, rows in _batches(export, images):
+            if part not in writers:
+                local = os.path.join(folder, part)
+                writers[part] = stack.enter_context(pq.ParquetWriter(local, _schema(export), compression="zstd"))
+            writers[part].write_table(pa.Table.from_pylist(rows, schema=_schema(export)))
+            for _ in rows:
+                lines.add(part, "")
+            tally.counts["exported"] += len(rows)
+        stack.close()
+        for part in writers:
+            # The fingerprint keeps the files of several runs apart, so that one data set can hold them all.
+            name = f"{SPLITS[part]}-{export.manifest.fingerprint}-{task.number:05d}-of-{task.tasks:05d}.parquet"
+            export.dest.write_file(f"data/{name}", os.path.join(folder, part))
+    return lines.lines()
 
 
 def files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Yield path and contents of the dataset card."""
-    yield "README.md", iter([CARD.encode()])
+    """Yield path and contents of the dataset card, and of id2label.json for a run with names."""
+    images = {part: sum(1 for _ in fragments.lines(part)) for part in export.parts}
+    yield "README.md", iter([dataset_card(export, images).encode()])
+    if export.is_named:
+        yield "id2label.json", iter([id2label(export)])
 
 
-def _batches(images: Iterable[LabelledImage]) -> Iterator[list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = []
+def _schema(export: Export) -> pa.Schema:
+    columns = {name: value for name, value in COLUMNS.items() if export.is_named or name != "instances"}
+    features = {name: feature for name, (_, feature) in columns.items()}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema([(name, kind) for name, (kind, _) in columns.items()]).with_metadata(metadata)
+
+
+def _batches(export: Export, images: Iterable[LabelledImage]) -> Iterator[tuple[Part, list[dict[str, Any]]]]:
+    rows: dict[Part, list[dict[str, Any]]] = {part: [] for part in export.parts}
     for image in images:
-        rows.append(_row(image))
-        if len(rows) == ROW_GROUP_ROWS:
-            yield rows
-            rows = []
-    if rows:
-        yield rows
+        rows[image.part].append(_row(export, image))
+        if len(rows[image.part]) == ROW_GROUP_ROWS:
+            yield image.part, rows[image.part]
+            rows[image.part] = []
+    yield from ((part, left) for part, left in rows.items() if left)
 
 
-def _row(image: LabelledImage) -> dict[str, Any]:
-    return {
+def _row(export: Export, image: LabelledImage) -> dict[str, Any]:
+    path = f"{image.name}.png"
+    instances = {"bytes": encode_mask(image.labels), "path": path}
+    if export.is_named:
+        labels = {"label": {"bytes": class_map_png(export, image), "path": path}, "instances": instances}
+    else:
+        labels = {"label": instances}
+    return labels | {
         "image": {"bytes": image.source_image, "path": image.file},
-        "label": {"bytes": encode_mask(image.labels), "path": f"{image.name}.png"},
         "key": image.key,
+        "stem": stem_of(image.key),
         "confidence": image.confidence,
         "segments": [
             {

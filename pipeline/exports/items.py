@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -14,10 +14,13 @@ from diffseg import IGNORE
 from diffseg.segmentation import BACKGROUND
 from pipeline.exports.names import flat_name, is_plain_path, unique_name
 from pipeline.output.commit import LabelShard
+from pipeline.output.manifest import Manifest
 from pipeline.output.portable_image import portable_image
 from pipeline.output.reader import is_uncertain, label_rows
 from pipeline.output.rows import decode_mask
+from pipeline.output.selection import RowSelection, split_of
 from pipeline.output.source_images import SourceImageError, SourceImages
+from pipeline.readers.file_names import without_image_extension
 from pipeline.readers.samples import Shard
 from pipeline.storage import Storage
 
@@ -27,6 +30,9 @@ UNNAMED = "segment"
 PROBLEMS_SHOWN = 20
 """Number of left-out images that are reported with their reason."""
 
+Part: TypeAlias = Literal["train", "val"]
+"""The part of a data set that an image belongs to."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
@@ -35,11 +41,14 @@ class Export:
     Attributes:
         out: OUT of the run.
         dest: DEST of the export.
-        image_field: Image field of the run's SRC.
+        manifest: Manifest of the run.
+        license: Licence of the labels for the documents that name one.
         categories: The run's names in their order, followed by any further names of segments, sorted. Their ids count
             from 1, so that they equal the run's class ids; 0 is the background of a run with names.
         copy_images: Whether the export includes the source images.
         jpeg: Whether source images must be JPEGs.
+        selection: Rows that are exported.
+        val_share: Share of the images that belong to the part `val`; the others belong to `train`.
         min_confidence: Images below this confidence are left out.
         min_segment_confidence: Segments below this confidence become unlabelled.
         image_prefix: Prefix of the source images' URLs in Label Studio.
@@ -47,10 +56,13 @@ class Export:
 
     out: Storage
     dest: Storage
-    image_field: str | None
+    manifest: Manifest
+    license: str = "unknown"
     categories: tuple[str, ...] = (UNNAMED,)
     copy_images: bool = False
     jpeg: bool = False
+    selection: RowSelection = field(default_factory=RowSelection)
+    val_share: float = 0.0
     min_confidence: float = 0.0
     min_segment_confidence: float = 0.0
     image_prefix: str = ""
@@ -59,6 +71,21 @@ class Export:
     def category_ids(self) -> dict[str, int]:
         """Category id by name, from 1; 0 is the background."""
         return {BACKGROUND: 0} | {name: number for number, name in enumerate(self.categories, 1)}
+
+    @property
+    def is_named(self) -> bool:
+        """Whether segments have names, so that their categories mean the same in all images."""
+        return self.categories != (UNNAMED,)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the values of a class map, from 0."""
+        return (BACKGROUND, *self.categories)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the export."""
+        return ("train", "val") if self.val_share else ("train",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +138,8 @@ class LabelledImage:
         id: Image id, counted from 1 over the whole export.
         key: Key of the sample.
         name: Name of its files, without extension.
+        path: Path of its files without extension, for formats that mirror the folders of SRC.
+        part: Part that it belongs to.
         file: Path of the source image: below SRC, or in the export if source images are included.
         labels: uint16 [H, W], 65535 for pixels in no segment.
         segments: Its segments.
@@ -121,6 +150,8 @@ class LabelledImage:
     id: int
     key: str
     name: str
+    path: str
+    part: Part
     file: str
     labels: np.ndarray
     segments: list[ExportSegment]
@@ -140,10 +171,16 @@ class Tally:
     Attributes:
         counts: Number of rows by outcome; `exported` is one of them.
         problems: Key and reason of the first `PROBLEMS_SHOWN` rows that should have been exported and were not.
+        polygons: Number of masks that were converted to polygons.
+        iou_total: Sum of the IoU of these masks with their polygons.
+        iou_lowest: Lowest IoU of a mask with its polygon.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    polygons: int = 0
+    iou_total: float = 0.0
+    iou_lowest: float = 1.0
 
     def leave_out(self, outcome: str, key: str, reason: str) -> None:
         """Count a row that should have been exported and was not."""
@@ -151,12 +188,29 @@ class Tally:
         if len(self.problems) < PROBLEMS_SHOWN:
             self.problems.append((key, reason))
 
+    def add(self, other: Tally) -> None:
+        """Add the tally of one label shard."""
+        self.counts.update(other.counts)
+        self.problems += other.problems[: PROBLEMS_SHOWN - len(self.problems)]
+        self.polygons += other.polygons
+        self.iou_total += other.iou_total
+        self.iou_lowest = min(self.iou_lowest, other.iou_lowest)
+
+    def add_polygon(self, iou: float) -> None:
+        """Count a mask that was converted to a polygon with this IoU."""
+        self.polygons += 1
+        self.iou_total += iou
+        self.iou_lowest = min(self.iou_lowest, iou)
+
 
 def read_labelled_images(export: Export, task: ExportTask, tally: Tally) -> Iterator[LabelledImage]:
     """Yield the images of a label shard that are exported, one in memory at a time, and count the others."""
     source_images = _source_images(export, task)
-    for row in label_rows(export.out, task.shard, ("key", "index", "status", "mask", "segments", "confidence")):
-        if row["status"] != "ok":
+    columns = {"key", "index", "status", "mask", "segments", "confidence", *export.selection.columns}
+    for row in label_rows(export.out, task.shard, sorted(columns)):
+        if not export.selection.accepts(row):
+            tally.counts["not_selected"] += 1
+        elif row["status"] != "ok":
             tally.counts[row["status"]] += 1
         elif row["confidence"] < export.min_confidence:
             tally.counts["low_confidence"] += 1
@@ -172,8 +226,9 @@ def read_labelled_images(export: Export, task: ExportTask, tally: Tally) -> Iter
 def _source_images(export: Export, task: ExportTask) -> SourceImages | None:
     if not export.copy_images or task.source is None:
         return None
-    rows = {row["index"] for row in label_rows(export.out, task.shard, ("index", "status")) if row["status"] == "ok"}
-    return SourceImages(task.source, rows, export.out, export.image_field)
+    rows = label_rows(export.out, task.shard, sorted({"key", "index", "status", *export.selection.columns}))
+    keys = {row["index"]: row["key"] for row in rows if row["status"] == "ok" and export.selection.accepts(row)}
+    return SourceImages(task.source, keys, export.out, export.manifest.settings["image_field"])
 
 
 def _labelled_image(
@@ -185,6 +240,7 @@ def _labelled_image(
         labels = np.where(np.isin(labels, [segment["id"] for segment in kept]), labels, IGNORE).astype(np.uint16)
     index, key = row["index"], row["key"]
     name = unique_name(key, task.shard, index) if index in task.renamed else flat_name(key)
+    path = without_image_extension(key) if is_plain_path(key) and index not in task.renamed else name
     source_image, file = None, key if is_plain_path(key) else name
     if export.copy_images:
         if source_images is None:
@@ -195,6 +251,8 @@ def _labelled_image(
         id=task.first_id + index,
         key=key,
         name=name,
+        path=path,
+        part="val" if split_of(key) < export.val_share else "train",
         file=file,
         labels=labels,
         segments=[_segment(export, segment) for segment in kept],

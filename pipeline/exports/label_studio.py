@@ -12,6 +12,7 @@ from diffseg.drawing.overlay import class_colour, hexadecimal
 from pipeline.exports.assemble import Fragments, Lines, write_source_image
 from pipeline.exports.items import Export, ExportSegment, ExportTask, LabelledImage, Tally
 from pipeline.exports.rle import brush_bytes
+from pipeline.readers.file_names import stem_of
 from pipeline.storage import scheme
 
 BRUSH, IMAGE = "brush", "image"
@@ -50,7 +51,10 @@ def _labelling_task(export: Export, image: LabelledImage) -> dict[str, Any]:
         "score": image.confidence,
         "result": [_region(image, segment) for segment in image.things],
     }
-    return {"data": {"image": export.image_prefix + file, "key": image.key}, "predictions": [prediction]}
+    data = {"image": export.image_prefix + file, "key": image.key, "stem": stem_of(image.key)}
+    if export.val_share:
+        data["part"] = image.part
+    return {"data": data, "predictions": [prediction]}
 
 
 def _region(image: LabelledImage, segment: ExportSegment) -> dict[str, Any]:

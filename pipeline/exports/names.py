@@ -9,18 +9,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.digest import short_digest
-from pipeline.readers.file_names import MAX_NAME_LENGTH, safe_file_name
-from pipeline.readers.samples import IMAGE_EXTENSIONS
+from pipeline.readers.file_names import MAX_NAME_LENGTH, safe_file_name, without_image_extension
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 def flat_name(key: str) -> str:
     """Return the key without its extension as a single file name; a digest marks keys that had to be changed."""
-    stem, _, extension = key.rpartition(".")
-    if not (stem and extension.lower() in IMAGE_EXTENSIONS):
-        stem = key
-    return safe_file_name(stem, fallback="image", digest_digits=16)
+    return safe_file_name(without_image_extension(key), fallback="image", digest_digits=16)
 
 
 def unique_name(key: str, shard: str, row: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from diffseg import IGNORE
-from pipeline.exports.assemble import Fragments, Lines, key_line, keys_file, write_source_image
+from pipeline.exports.assemble import Fragments, LineLists, Lines, key_line, keys_file, write_source_image
 from pipeline.exports.items import Export, ExportTask, LabelledImage, Tally
 
 VOID = 255
@@ -27,7 +27,7 @@ def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage
             f"{len(export.categories)} categories do not fit a palette PNG, which has {VOID - 1}: choose another format"
         )
     palette = voc_palette().tobytes()
-    names, keys = [], []
+    lines = LineLists()
     for image in images:
         if len(image.things) >= VOID:
             reason = f"{len(image.things)} segments do not fit a palette PNG, which has {VOID - 1}"
@@ -42,15 +42,16 @@ def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage
             table[IGNORE] = VOID
             table[[segment.id for segment in image.things]] = numbers
             export.dest.write_bytes(f"{folder}/{image.name}.png", _png(table[image.labels], palette))
-        names.append(f"{image.name}\n".encode())
-        keys.append(key_line(image))
+        lines.add(image.part, image.name)
+        lines.add("keys", key_line(image))
         tally.counts["exported"] += 1
-    return {"names": b"".join(names), "keys": b"".join(keys)}
+    return lines.lines()
 
 
 def files(export: Export, fragments: Fragments) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Yield path and contents of the list of images, of the list of classes, and of keys.csv."""
-    yield "ImageSets/Segmentation/train.txt", (name + b"\n" for name in fragments.lines("names"))
+    """Yield path and contents of the lists of images, of the list of classes, and of keys.csv."""
+    for part in export.parts:
+        yield f"ImageSets/Segmentation/{part}.txt", (name + b"\n" for name in fragments.lines(part))
     colours = voc_palette()
     classes = [
         f"{name}:{','.join(map(str, colours[i].tolist()))}::\n".encode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -17,10 +17,9 @@ import numpy as np
 from diffseg.segmentation import BACKGROUND
 from pipeline.bounded_json import InvalidFile, read_bounded
 from pipeline.executor.parallel import parallel_map
-from pipeline.exports import coco, cvat, huggingface, label_studio, voc
+from pipeline.exports import coco, cvat, huggingface, label_studio, semantic, voc, yolo
 from pipeline.exports.assemble import Fragments, Lines
 from pipeline.exports.items import (
-    PROBLEMS_SHOWN,
     UNNAMED,
     Export,
     ExportTask,
@@ -35,13 +34,29 @@ from pipeline.output.ownership import refuse_foreign_folder
 from pipeline.output.reader import is_uncertain, label_rows
 from pipeline.output.records import read_run_commits
 from pipeline.output.schemas import DOCUMENT_BYTES
+from pipeline.output.source_images import MovedImages
+from pipeline.readers.file_names import stem_of
 from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage
 
-RECORD = "export.json"
-"""File in DEST that records the export, so that only the same command may write to DEST again."""
+RECORD = ".diffseg-export.json"
+"""File in DEST that records the export, so that only the same command may write to DEST again.
 
-FormatName: TypeAlias = Literal["coco-panoptic", "coco-instances", "voc", "huggingface", "label-studio", "cvat"]
+It is hidden, because importers take every other JSON file in a data set for annotations.
+"""
+
+FormatName: TypeAlias = Literal[
+    "coco-panoptic",
+    "coco-instances",
+    "voc",
+    "huggingface",
+    "label-studio",
+    "cvat",
+    "mmseg",
+    "yolo",
+    "ultralytics-semantic",
+    "png",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +68,31 @@ class Format:
         files: Yields path and contents of each file of the whole export, assembled from the lines of all shards.
         needs_images: Whether the format always includes the source images.
         jpeg: Whether source images must be JPEGs.
+        needs_names: Whether labels are classes, which are all the same in a run without names.
     """
 
     write: Callable[[Export, ExportTask, Iterable[LabelledImage], Tally], Lines]
     files: Callable[[Export, Fragments], Iterator[tuple[str, Iterator[bytes]]]]
     needs_images: bool = False
     jpeg: bool = False
+    needs_names: bool = False
 
 
 FORMATS: Mapping[FormatName, Format] = {
     "coco-panoptic": Format(write=coco.write_panoptic, files=coco.panoptic_files),
     "coco-instances": Format(write=coco.write_instances, files=coco.instances_files),
-    "voc": Format(write=voc.write_shard, files=voc.files, needs_images=True, jpeg=True),
+    "voc": Format(write=voc.write_shard, files=voc.files, needs_images=True, jpeg=True, needs_names=True),
     "huggingface": Format(write=huggingface.write_shard, files=huggingface.files, needs_images=True),
     "label-studio": Format(write=label_studio.write_shard, files=label_studio.files),
     "cvat": Format(write=cvat.write_shard, files=cvat.files),
+    "mmseg": Format(
+        write=semantic.write_mmseg, files=semantic.mmseg_files, needs_images=True, jpeg=True, needs_names=True
+    ),
+    "yolo": Format(write=yolo.write_shard, files=yolo.files, needs_images=True),
+    "ultralytics-semantic": Format(
+        write=semantic.write_ultralytics, files=semantic.ultralytics_files, needs_images=True, needs_names=True
+    ),
+    "png": Format(write=semantic.write_png, files=semantic.png_files),
 }
 
 
@@ -80,12 +105,14 @@ class ShardSurvey:
         rows: Indices of the rows that have a label map, int [N].
         hashes: Hashes of their file names, uint64 [N].
         names: Names of their segments.
+        found: Which of the given keys it has.
     """
 
     shard: LabelShard
     rows: np.ndarray
     hashes: np.ndarray
     names: frozenset[str]
+    found: frozenset[str] = frozenset()
 
 
 def done_shards(out: Storage, manifest: Manifest) -> dict[LabelShard, int]:
@@ -100,19 +127,43 @@ def done_shards(out: Storage, manifest: Manifest) -> dict[LabelShard, int]:
     return dict(sorted(rows.items()))
 
 
-def survey_shard(out: Storage, shard: LabelShard) -> ShardSurvey:
-    """Read the keys and the segment names of a label shard."""
+def survey_shard(out: Storage, shard: LabelShard, keys: Collection[str] = ()) -> ShardSurvey:
+    """Read the keys and the segment names of a label shard, and look for these keys or stems in it."""
     rows, hashes = [], []
     names: set[str] = set()
+    found: set[str] = set()
     for row in label_rows(out, shard, ("key", "index", "status", "segments")):
+        if keys:
+            found.update(key for key in (row["key"], stem_of(row["key"])) if key in keys)
         if row["status"] == "ok":
             rows.append(row["index"])
             hashes.append(name_hash(row["key"]))
             names.update(segment["name"] or UNNAMED for segment in row["segments"] if not is_uncertain(segment))
     names.discard(BACKGROUND)
     return ShardSurvey(
-        shard=shard, rows=np.array(rows, int), hashes=np.array(hashes, np.uint64), names=frozenset(names)
+        shard=shard,
+        rows=np.array(rows, int),
+        hashes=np.array(hashes, np.uint64),
+        names=frozenset(names),
+        found=frozenset(found),
     )
+
+
+def sources_of(out: Storage, shards: Iterable[LabelShard], sources: Mapping[str, Shard]) -> dict[str, Shard]:
+    """Return the source shard of each label shard, as far as there is one.
+
+    Image files of a folder that has changed are looked up by their keys, because its shards have other names now.
+    """
+    found: dict[str, Shard] = {}
+    moved: MovedImages | None = None
+    for name in shards:
+        source = sources.get(name)
+        if source is None:
+            moved = moved or MovedImages(sources)
+            source = moved.shard(name, [row["key"] for row in label_rows(out, name, ("key",))])
+        if source is not None:
+            found[name] = source
+    return found
 
 
 def make_tasks(
@@ -150,7 +201,7 @@ def make_tasks(
     return tuple(categories), tasks
 
 
-def claim(export: Export, format_name: FormatName, manifest: Manifest, shards: int) -> None:
+def claim(export: Export, format_name: FormatName, shards: int) -> None:
     """Record the export in DEST.
 
     Raises:
@@ -159,9 +210,10 @@ def claim(export: Export, format_name: FormatName, manifest: Manifest, shards: i
     settings = {
         field.name: getattr(export, field.name)
         for field in dataclasses.fields(export)
-        if field.name not in ("out", "dest", "copy_images")
+        if field.name not in ("out", "dest", "copy_images", "manifest", "selection")
     }
-    run = {"fingerprint": manifest.fingerprint, "shards": shards}
+    settings["selection"] = export.selection.plain()
+    run = {"fingerprint": export.manifest.fingerprint, "shards": shards}
     record = settings | run | {"format": format_name, "photographs": export.copy_images}
     text = json.dumps(record, indent=1, sort_keys=True).encode() + b"\n"
     try:
@@ -212,8 +264,7 @@ def export_shards(
         common = (export, format_name)
         for lines, shard_tally in parallel_map(export_shard, common, tasks, processes=processes, address=address):
             fragments.add(lines)
-            tally.counts.update(shard_tally.counts)
-            tally.problems += shard_tally.problems[: PROBLEMS_SHOWN - len(tally.problems)]
+            tally.add(shard_tally)
             on_shard()
         for path, pieces in FORMATS[format_name].files(export, fragments):
             local = f"{folder}/whole"

@@ -10,8 +10,9 @@ import numpy as np
 from diffseg.images.decode import ImageError, decode_image
 from pipeline.output.manifest import Manifest
 from pipeline.readers.find import find_shards
+from pipeline.readers.kinds import without_query
 from pipeline.readers.read import read_shard
-from pipeline.readers.samples import Sample, Shard, ShardError
+from pipeline.readers.samples import Sample, Shard, ShardError, utf8
 from pipeline.storage import Storage
 
 
@@ -60,7 +61,7 @@ def read_source_images(
         cannot be read.
     """
     try:
-        for index, sample in read_samples(shard, keys, store, image_field):
+        for index, sample in _read_by_key(shard, keys, store, image_field):
             if sample.key != keys[index]:
                 yield index, f"{shard.name}: sample {index} was {keys[index]!r} in the run and is {sample.key!r} now"
             elif sample.image is None:
@@ -88,6 +89,47 @@ def read_samples(
             return
 
 
+def _read_by_key(
+    shard: Shard, keys: Mapping[int, str], store: Storage, image_field: str | None
+) -> Iterator[tuple[int, Sample]]:
+    """Yield samples like `read_samples`; image files are found by their keys, wherever they are in the shard now."""
+    if shard.kind != "images":
+        yield from read_samples(shard, keys, store, image_field)
+        return
+    paths = {_key_of(path): path for path in shard.files}
+    present = {index: paths[key] for index, key in sorted(keys.items()) if key in paths}
+    wanted = replace(shard, files=tuple(present.values()))
+    yield from zip(present, read_shard(wanted, store), strict=True)
+
+
+def _key_of(path: str) -> str:
+    """Return the key of an image file."""
+    return utf8(without_query(path))
+
+
+class MovedImages:
+    """Finds image files by their keys after files were added to a folder or removed from it.
+
+    Such a change alters the groups of files that shards are made of, and thereby the names of the shards.
+
+    Args:
+        sources: The shards of SRC by name, as they are now.
+    """
+
+    def __init__(self, sources: Mapping[str, Shard]) -> None:
+        self._files = {
+            _key_of(path): (shard, path) for shard in sources.values() if shard.kind == "images" for path in shard.files
+        }
+
+    def shard(self, name: str, keys: Collection[str]) -> Shard | None:
+        """Return a shard of the files with these keys, as far as they are in one folder; None if there are none."""
+        found = [self._files[key] for key in keys if key in self._files]
+        if not found:
+            return None
+        folder = found[0][0]
+        return replace(folder, name=name, files=tuple(path for shard, path in found if shard.url == folder.url))
+
+
 def _decode(shard: Shard, sample: Sample, data: bytes, size: tuple[int, int] | None) -> np.ndarray | str:
     try:
         pixels = decode_image(data)
@@ -105,13 +147,13 @@ class SourceImages:
 
     Args:
         shard: A shard of the run's SRC.
-        rows: Indices of the samples that will be read.
+        keys: Key that each sample had when it was labelled, by the index of each sample that will be read.
         store: Options for the store of SRC.
         image_field: Member extension (tar) or column (Parquet) of the image, if a sample has several.
     """
 
-    def __init__(self, shard: Shard, rows: Collection[int], store: Storage, image_field: str | None) -> None:
-        self._samples = _until_error(read_samples(shard, rows, store, image_field) if rows else iter(()))
+    def __init__(self, shard: Shard, keys: Mapping[int, str], store: Storage, image_field: str | None) -> None:
+        self._samples = _until_error(_read_by_key(shard, keys, store, image_field) if keys else iter(()))
         self._next: tuple[int, Sample] | str | None = next(self._samples, None)
 
     def read(self, row: int, key: str) -> bytes:
@@ -129,7 +171,7 @@ class SourceImages:
         if isinstance(self._next, str):
             raise SourceImageError(self._next)
         if self._next is None or self._next[0] != row:
-            raise SourceImageError(f"the shard no longer has a sample {row}")
+            raise SourceImageError(f"the source no longer has {key!r}, sample {row} of its shard")
         sample = self._next[1]
         if sample.key != key:
             raise SourceImageError(f"sample {row} is now {sample.key!r}")

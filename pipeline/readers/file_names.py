@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline.digest import short_digest
+from pipeline.readers.samples import IMAGE_EXTENSIONS
 
 MAX_NAME_LENGTH = 150
 
@@ -33,3 +34,19 @@ def safe_file_name(path: str, *, fallback: str, digest_digits: int) -> str:
     digest = short_digest(path.encode("utf-8", "surrogateescape"))[:digest_digits]
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-")[: MAX_NAME_LENGTH - digest_digits - 1]
     return f"{readable or fallback}-{digest}"
+
+
+def without_image_extension(key: str) -> str:
+    """Return a key without the extension of an image file, if it has one."""
+    stem, _, extension = key.rpartition(".")
+    return stem if stem and extension.lower() in IMAGE_EXTENSIONS else key
+
+
+def stem_of(key: str) -> str:
+    """Return what the keys of an image have in common in a run over a folder and in one over tars of that folder.
+
+    This is the key without the extension of an image file, with `_` for each dot in its last part, because WebDataset
+    ends a key at the first dot; `diffseg shard` names the samples of a tar by the same rule.
+    """
+    folder, slash, name = without_image_extension(key).rpartition("/")
+    return folder + slash + name.replace(".", "_")

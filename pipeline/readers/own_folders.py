@@ -12,7 +12,8 @@ from pipeline.storage.backend import ListedFile
 OWN_OUTPUT = "output of this program"
 _MARKERS = {
     "run.json": {"fingerprint", "model_sha256", "settings"},  # `diffseg label`
-    "export.json": {"fingerprint", "format", "photographs"},  # `diffseg export`
+    ".diffseg-export.json": {"fingerprint", "format", "photographs"},  # `diffseg export`
+    "export.json": {"fingerprint", "format", "photographs"},  # `diffseg export` before its record was hidden
     "train.json": {"labels", "workers"},  # `diffseg train`
 }
 """Name of a file in each such folder → some keys of its JSON object, because other programs use these names too."""

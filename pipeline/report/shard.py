@@ -124,8 +124,9 @@ def _source_images(context: ReportContext, task: ReportTask) -> SourceImages | s
     """Return the source images of a label shard, or why there are none."""
     if context.images_missing or task.source is None:
         return context.images_missing or f"shard {task.shard} is no longer in SRC"
-    rows = {row["index"] for row in label_rows(context.out, task.shard, ("index", "status")) if row["status"] == "ok"}
-    return SourceImages(task.source, rows, context.out, context.image_field)
+    rows = label_rows(context.out, task.shard, ("key", "index", "status"))
+    keys = {row["index"]: row["key"] for row in rows if row["status"] == "ok"}
+    return SourceImages(task.source, keys, context.out, context.image_field)
 
 
 def _list_entry(task: ReportTask, row: dict[str, Any], tile: int) -> ListEntry:

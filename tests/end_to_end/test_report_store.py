@@ -39,9 +39,9 @@ def test_a_run_on_s3_is_reported_exported_and_read(object_store: ObjectStore, tm
     dest = f"s3://{LABELS}/looked-at/coco"
     assert jobs.export.main([out, dest, "--to", "coco-instances", "--copy-images", *flags]) == 0
     object_store.download(LABELS, "looked-at/coco", tmp_path / "coco")
-    document = json.loads((tmp_path / "coco/instances.json").read_bytes())
+    document = json.loads((tmp_path / "coco/annotations/instances_train.json").read_bytes())
     assert len(document["annotations"]) == 12
-    assert (tmp_path / "coco/images/3.png").read_bytes() == (tmp_path / "3.png").read_bytes()
+    assert (tmp_path / "coco/images/train/3.png").read_bytes() == (tmp_path / "3.png").read_bytes()
 
     settings = DatasetSettings(size=40, crop=1, flip=False)
     samples = {s["key"]: s for s in LabelDataset(out, settings, options=options)}

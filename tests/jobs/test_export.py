@@ -70,6 +70,12 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
+def keys_csv(folder: Path) -> list[dict[str, str]]:
+    """Return the lines of keys.csv."""
+    with open(folder / "keys.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def export(run: Path, dest: Path, to: str, *flags: str) -> int:
     return jobs.export.main([str(run), str(dest), "--to", to, "--processes", "1", *flags])
 
@@ -77,7 +83,7 @@ def export(run: Path, dest: Path, to: str, *flags: str) -> int:
 def test_coco_instances(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(run, tmp_path, "coco-instances") == 0
     assert "3 images; left out: 1 undecodable" in capsys.readouterr().err
-    coco = COCO(tmp_path / "instances.json")
+    coco = COCO(tmp_path / "annotations/instances_train.json")
     images = {image["key"]: image for image in coco.loadImgs(coco.getImgIds())}
     assert images.keys() == {PLAIN, HOSTILE, ROTATED}
     for key, image in images.items():
@@ -95,28 +101,27 @@ def test_coco_instances(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_coco_panoptic(run: Path, tmp_path: Path) -> None:
     assert export(run, tmp_path, "coco-panoptic", "--copy-images") == 0
-    document = json.loads((tmp_path / "panoptic.json").read_bytes())
+    document = json.loads((tmp_path / "annotations/panoptic_train.json").read_bytes())
     images = {image["id"]: image for image in document["images"]}
     assert len(document["annotations"]) == len(images) == 3
     for annotation in document["annotations"]:
         image = images[annotation["image_id"]]
-        rgb = pixels(tmp_path / "panoptic" / annotation["file_name"]).astype(int)
+        rgb = pixels(tmp_path / "annotations/panoptic_train" / annotation["file_name"]).astype(int)
         ids = rgb[..., 0] + 256 * rgb[..., 1] + 256**2 * rgb[..., 2]
         np.testing.assert_array_equal(np.where(ids == 0, IGNORE, ids - 1), LABELS[image["key"]])
         assert {s["id"]: s["area"] for s in annotation["segments_info"]} == {
             i: (ids == i).sum() for i in np.unique(ids[ids > 0])
         }
-        copied = pixels(tmp_path / "images" / image["file_name"])
+        copied = pixels(tmp_path / "images/train" / image["file_name"])
         np.testing.assert_allclose(copied, source_image(image["key"]), atol=30)  # JPEG blurs edges
     plain = next(image for image in images.values() if image["key"] == PLAIN)
-    assert (tmp_path / "images" / plain["file_name"]).read_bytes() == (run.parent / "in" / PLAIN).read_bytes()
+    assert (tmp_path / "images/train" / plain["file_name"]).read_bytes() == (run.parent / "in" / PLAIN).read_bytes()
 
 
 def test_voc(run: Path, tmp_path: Path) -> None:
-    assert export(run, tmp_path, "voc") == 0
+    assert export(run, tmp_path, "voc", "--without-names") == 0
     names = (tmp_path / "ImageSets/Segmentation/train.txt").read_text().split()
-    with open(tmp_path / "keys.csv", newline="") as file:
-        keys = {row["name"]: row["key"].encode().decode("unicode_escape") for row in csv.DictReader(file)}
+    keys = {row["name"]: row["key"] for row in keys_csv(tmp_path)}
     assert set(keys) == set(names)
     assert set(keys.values()) == {PLAIN, HOSTILE, ROTATED}
     for name, key in keys.items():
@@ -152,7 +157,7 @@ def test_label_studio(run: Path, tmp_path: Path) -> None:
     tasks = [task for path in sorted((tmp_path / "tasks").iterdir()) for task in json.loads(path.read_bytes())]
     tasks_by_key = {task["data"]["key"]: task for task in tasks}
     assert tasks_by_key.keys() == {PLAIN, HOSTILE, ROTATED}
-    assert tasks_by_key[HOSTILE]["data"]["image"] == "/data/local-files/?d=sub%20folder/%C3%A9%3C%26%3E.png"
+    assert tasks_by_key[HOSTILE]["data"]["image"] == "/data/local-files/?d=in/sub%20folder/%C3%A9%3C%26%3E.png"
     interface = ElementTree.parse(tmp_path / "interface.xml").getroot()
     tag, image = interface.find("BrushLabels"), interface.find("Image")
     for key, task in tasks_by_key.items():
@@ -201,7 +206,7 @@ def test_names_are_categories_and_uncertain_labels_are_left_out(run: Path, tmp_p
     named = with_names(run, tmp_path / "out")
     flags = ("--min-confidence", "0.5", "--min-segment-confidence", "0.2")
     assert export(named, tmp_path / "coco", "coco-instances", *flags) == 0
-    coco = COCO(tmp_path / "coco/instances.json")
+    coco = COCO(tmp_path / "coco/annotations/instances_train.json")
     assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == ["road", "segment", "sky"]
     assert {image["key"] for image in coco.loadImgs(coco.getImgIds())} == {PLAIN, HOSTILE}
     kept = coco.loadAnns(coco.getAnnIds())
@@ -214,7 +219,7 @@ def test_a_source_image_that_changed_is_reported(run: Path, tmp_path: Path, caps
         write_png(tmp_path / "in" / key, source_image(key))
     write_png(tmp_path / "in" / PLAIN, np.zeros((7, 8, 3), np.uint8))
     flags = ("--images", str(tmp_path / "in"), "--json")
-    assert export(run, tmp_path / "voc", "voc", *flags) == 1
+    assert export(run, tmp_path / "voc", "voc", "--without-names", *flags) == 1
     facts = json.load(io.StringIO(capsys.readouterr().out))
     assert facts["counts"] == {"exported": 2, "undecodable": 1, "no_photograph": 1}
     ((key, problem),) = facts["problems"]
@@ -230,9 +235,9 @@ def test_the_same_command_writes_its_files_again_and_another_is_refused(
     before = (tmp_path / "annotations.xml").read_bytes()
     assert export(run, tmp_path, "cvat") == 0
     assert (tmp_path / "annotations.xml").read_bytes() == before
-    assert export(run, tmp_path, "voc") == 2
+    assert export(run, tmp_path, "coco-panoptic") == 2
     assert "choose an empty folder" in capsys.readouterr().err
-    (tmp_path / "export.json").unlink()
+    (tmp_path / ".diffseg-export.json").unlink()
     assert export(run, tmp_path, "cvat") == 2
 
 
@@ -266,7 +271,7 @@ def test_class_ids_are_those_of_the_run_and_background_is_not_an_object(run: Pat
     ]
 
     assert export(named, tmp_path / "coco", "coco-instances") == 0
-    coco = COCO(tmp_path / "coco/instances.json")
+    coco = COCO(tmp_path / "coco/annotations/instances_train.json")
     assert {category["id"]: category["name"] for category in coco.dataset["categories"]} == {
         1: "sky",
         2: "road",

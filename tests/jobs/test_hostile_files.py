@@ -150,7 +150,7 @@ def test_any_record_is_survived(
 def test_a_damaged_record_of_an_export_or_a_training_is_refused(
     content: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command, path in (("export", run / "dest/export.json"), ("train", run / "model/train.json")):
+    for command, path in (("export", run / "dest/.diffseg-export.json"), ("train", run / "model/train.json")):
         path.parent.mkdir()
         path.write_text(content)
         code, text = execute(command, run, capsys)

@@ -66,7 +66,7 @@ def out(tmp_path: Path) -> Path:
         ("show", [HOSTILE_KEY, "--picture", "{}/a.png"]),
         ("show", ["b.png", "--picture", "{}/a.png"]),
         ("show", [f"none{ESCAPE}"]),
-        ("export", ["{}/dest", "--to", "voc", "--processes", "1"]),
+        ("export", ["{}/dest", "--to", "coco-panoptic", "--processes", "1"]),
         ("evaluate", ["{}/no" + ESCAPE, "--processes", "1"]),
         ("label", ["{}/other", "--no-ray"]),
     ],

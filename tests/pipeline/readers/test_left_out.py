@@ -113,14 +113,15 @@ def test_a_source_in_the_output_is_refused(root, source):
 def test_outputs_of_other_runs_are_left_out(root):
     run = {"fingerprint": "f", "model_sha256": "m", "settings": {}}
     write(root, "old/run.json", data=json.dumps(run).encode())
-    write(root, "export/export.json", data=b'{"fingerprint": "f", "format": "coco", "photographs": true}')
+    for record in ("export/.diffseg-export.json", "earlier/export.json"):
+        write(root, record, data=b'{"fingerprint": "f", "format": "coco", "photographs": true}')
     write(root, "model/train.json", data=b'{"labels": "f", "workers": 1}')
-    write(root, "old/report/a.png", "export/images/b.png", "model/curves.png")
+    write(root, "old/report/a.png", "export/images/b.png", "earlier/b.png", "model/curves.png")
     write(root, "coco/train.json", data=b'{"images": []}')
     write(root, "coco/c.png", "yolo/run.json", "yolo/d.png")
     files = find_files(root.url, STORE)
     assert [file.path for file in files.by_root[root.url]] == ["coco/c.png", "yolo/d.png"]
-    assert files.left_out.plain()[OWN_OUTPUT] == {"count": 3, "examples": ["export", "model", "old"]}
+    assert files.left_out.plain()[OWN_OUTPUT] == {"count": 4, "examples": ["earlier", "export", "model"]}
 
 
 @pytest.mark.parametrize("layout", ["webdataset", "files", "parquet"])
