@@ -1,4 +1,4 @@
-"""Count the operations that the method sends to a GPU for a batch, without a GPU: `python -m jobs.benchmarks.launches`.
+"""Count the operations that the method sends to a GPU for a batch, without a GPU: `make proof NAME=launches`.
 
 Each is a kernel, some are two or three, and sending one takes some 5 to 10 µs, however small the batch. The method runs
 on the meta device, whose tensors have shapes but no values. It needs Triton, whose kernels are counted but not run.

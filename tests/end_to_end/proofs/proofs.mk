@@ -1,5 +1,5 @@
 # The long proofs, started by `make proof NAME=…` from the root of the repository. docs/proofs.md says what each one shows.
-.PHONY: list ablation affinity chaos cluster full-size image-groups metrics outage photographs read-speed reliability scale soak source-changes suite training tune-baselines weights
+.PHONY: list ablation affinity chaos cluster full-size image-groups launches metrics outage photographs read-speed reliability scale soak source-changes suite training tune-baselines weights
 
 PROOFS := tests/end_to_end/proofs
 PYTEST := $(BIN)/python -m pytest -s
@@ -24,6 +24,9 @@ full-size: # One image through all of SD 1.5's 0.86 G parameters (random weights
 
 image-groups: # The cost and the sizes of the groups of 1,000,000 image files
 	$(BIN)/python $(PROOFS)/image_groups.py $(ARGS)
+
+launches: # The operations that the method sends to a GPU for a batch, counted without a GPU
+	$(BIN)/python -m jobs.benchmarks.launches $(ARGS)
 
 metrics: # Every panel of the Grafana dashboard has data in a real Prometheus
 	$(PYTEST) --must-run metrics tests/end_to_end/test_observed.py $(ARGS)
