@@ -11,6 +11,7 @@ from jobs.streams import print_text, printing
 
 COMMANDS = (
     "label",
+    "estimate",
     "submit",
     "status",
     "verify",

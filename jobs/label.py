@@ -67,7 +67,8 @@ class LabelCommand:
     run: Annotated[RunSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=RunSettings)
 
 
-_registry = tyro.constructors.ConstructorRegistry()
+REGISTRY = tyro.constructors.ConstructorRegistry()
+"""How the settings that take several values are parsed."""
 
 
 def _parse_numbers(text: str) -> tuple[float, ...]:
@@ -92,7 +93,7 @@ Such a value is one word with commas. Several words would end only at the next f
 """
 
 
-@_registry.primitive_rule
+@REGISTRY.primitive_rule
 def _parse_as_one_word(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
     """Tell tyro how to parse the types of `COMMA_SEPARATED`."""
     if info.type not in COMMA_SEPARATED:
@@ -111,12 +112,17 @@ def _format(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def parse(argv: list[str]) -> LabelCommand:
-    """Parse the flags of `diffseg label`; --preset sets the defaults of the flags of the method."""
+def default_label_settings(argv: list[str]) -> LabelSettings:
+    """Return the defaults of the flags that determine the labels, with those of the method that --preset names."""
     presets = [value for flag, value in itertools.pairwise(argv) if flag == "--preset"]
     presets += [word.removeprefix("--preset=") for word in argv if word.startswith("--preset=")]
     method = PRESETS[presets[-1] if presets and presets[-1] in PRESETS else "default"]
-    default = LabelCommand(source=tyro.MISSING, out=tyro.MISSING, label=LabelSettings(method=method, dtype="auto"))
+    return LabelSettings(method=method, dtype="auto")
+
+
+def parse(argv: list[str]) -> LabelCommand:
+    """Parse the flags of `diffseg label`."""
+    default = LabelCommand(source=tyro.MISSING, out=tyro.MISSING, label=default_label_settings(argv))
     parse_words = partial(
         tyro.cli,
         LabelCommand,
@@ -124,7 +130,7 @@ def parse(argv: list[str]) -> LabelCommand:
         prog="diffseg label",
         description=__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
-        registry=_registry,
+        registry=REGISTRY,
     )
     # A positional argument with several words would end only at the next flag, and so include OUT.
     command, further = parse_words(args=argv, return_unknown_args=True)

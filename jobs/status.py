@@ -27,7 +27,7 @@ from pipeline.output.manifest import Manifest
 from pipeline.output.overview import NOT_OK, Overview, read_overview
 from pipeline.output.source_changes import compare_with_source
 from pipeline.readers.left_out import left_out_lines
-from pipeline.wording import counted
+from pipeline.wording import counted, duration
 
 SHARDS_SHOWN = 10
 """Shards that a table or a line shows; --json has all of them."""
@@ -165,13 +165,6 @@ def _in_flight_table(progress: ProgressReport) -> Table:
     if len(progress.in_flight) > SHARDS_SHOWN:
         table.add_row(f"and {len(progress.in_flight) - SHARDS_SHOWN} more")
     return table
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time in the unit that suits it: "40 s", "14 min" or "3.2 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def main(argv: list[str] | None = None) -> int:

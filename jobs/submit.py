@@ -17,6 +17,7 @@ Exit codes:
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -31,6 +32,7 @@ import tyro
 from packaging.requirements import Requirement
 
 from jobs.common import OK, guarded
+from jobs.estimate import SpeedFlags, print_estimate
 from jobs.label import LabelCommand
 from jobs.label import parse as parse_label
 from jobs.streams import print_text
@@ -38,17 +40,22 @@ from jobs.submission.client import SubmissionRefused, connect, follow_and_stop_c
 from jobs.submission.http import http_options
 from jobs.submission.working_dir import pack_folder
 from pipeline.readers.sources import source_parts
+from pipeline.storage import Storage
 from pipeline.storage.redaction import MASK, is_secret_name, redact
 from pipeline.storage.urls import SourceError, local_path, scheme
+from pipeline.worker_pools import WorkerSpec, parse_worker_specs
 
 STOP_SECONDS = 60
 """Time for a stopped driver to end its workers before Ray kills it; Ray's default of 3 s is too short for that."""
+
+PACKAGES = ("diffseg", "pipeline", "jobs")
+"""The packages of this program."""
 
 _STORE_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubmitCommand:
+class SubmitCommand(SpeedFlags):
     """The flags of `diffseg submit`, apart from those of `diffseg label`."""
 
     address: str | None = None
@@ -66,6 +73,11 @@ class SubmitCommand:
     metadata: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """What Ray stores with the job, such as team=vision or cost-center=42, so that costs can be attributed to it.
     Everybody who may list the jobs can read it."""
+    job_name: str | None = None
+    """Name of the job on Ray's dashboard and in its list of jobs; default: its id."""
+    submission_id: str | None = None
+    """Id of the job, such as that of a workflow's step; default: one that Ray chooses. The cluster refuses an id that
+    it knows already, so that a step which is repeated does not start a second job."""
     headers: str | None = None
     """HTTP headers for a proxy in front of the dashboard: a JSON object, or a file that holds one, which keeps secrets
     out of the list of processes. Default: $RAY_JOB_HEADERS, as for `ray job`."""
@@ -74,6 +86,8 @@ class SubmitCommand:
     verify: str = "true"
     """Certificates to trust in addresses with https: true for those of this machine, the path of a file or folder of
     them, or false for any certificate, which is not safe."""
+    dry_run: bool = False
+    """Submit nothing: print the job and an estimate of the run, with the time if --images-per-second is given."""
     detach: bool = False
     """Print the id of the job and exit, instead of following its log."""
 
@@ -181,6 +195,10 @@ def requirements(urls: Sequence[str]) -> list[str]:
 def _submit(argv: list[str]) -> int:
     command, label, words = parse(argv)
     environment, about = runtime_environment(command, label), job_metadata(command.metadata)
+    about |= {"job_name": command.job_name} if command.job_name else {}  # Ray's own key for it
+    entrypoint = shlex.join([*program(command.working_dir), *words])
+    if command.dry_run:
+        return _dry_run(command, label, entrypoint, environment)
     address = job_server_address(command.address)
     http = http_options(command.headers, command.cookies, command.verify)
     client = connect(address, http)
@@ -192,16 +210,53 @@ def _submit(argv: list[str]) -> int:
             package = Path(folder) / "working-dir.zip"
             print_text(pack_folder(command.working_dir, package, exclude=command.exclude), error=True)
             environment["working_dir"] = str(package)
-        job = start_job(client, shlex.join(["python", "-m", "jobs.label", *words]), environment, about)
+        job = start_job(client, entrypoint, environment, about, command.submission_id)
     commands = follow_and_stop_commands(job, address, http)
     if command.detach:
         print_text(job)
         print_text(commands, error=True)
+        wait = "once the first worker has loaded the model"
+        print_text(f"progress:  diffseg status {shlex.quote(redact(label.out))}, {wait}", error=True)
         return OK
     from jobs.submission.log import follow
 
     print_text(f"job {job} at {redact(address)}", error=True)
     return follow(client, job, commands)
+
+
+def program(working_dir: Path | None) -> list[str]:
+    """Return the words that start `diffseg label` on the cluster.
+
+    The command that the nodes have installed does not import from the current folder. A checkout of this package as the
+    working directory is used instead of it.
+
+    Raises:
+        SubmissionRefused: The working directory has a module of the user that would hide a package of this program,
+            because Ray puts the working directory first into the import path of the job and its workers.
+    """
+    if working_dir is None:
+        return ["diffseg", "label"]
+    if (working_dir / "jobs" / "label.py").is_file():
+        return ["python", "-m", "jobs.label"]
+    names = [f"{package}{ending}" for package in PACKAGES for ending in ("", ".py")]
+    if present := [name for name in names if (working_dir / name).exists()]:
+        raise SubmissionRefused(
+            f"--working-dir {working_dir}: {', '.join(present)} would hide the packages of this program on the nodes; "
+            "rename it, or send another folder"
+        )
+    return ["diffseg", "label"]
+
+
+def _dry_run(command: SubmitCommand, label: LabelCommand, entrypoint: str, environment: Mapping[str, Any]) -> int:
+    """Print what would be submitted, and an estimate of the run as far as this machine can list SRC."""
+    from pipeline.estimate import estimate, given_speed, survey_source
+
+    print_text(f"entry point: {entrypoint}")
+    print_text(f"runtime environment: {json.dumps(environment)}")
+    survey = survey_source(label.source, Storage(url="."), label.label, samples=1)
+    workers = sum(spec.max_workers or 1 for spec in parse_worker_specs(label.run.workers, WorkerSpec()))
+    print_estimate(estimate(survey, given_speed(command.images_per_second), workers=workers, price=command.price))
+    return OK
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -83,7 +83,11 @@ def connect(address: str, http: HttpOptions) -> JobSubmissionClient:
 
 
 def start_job(
-    client: JobSubmissionClient, command_line: str, environment: dict[str, Any], metadata: Mapping[str, str]
+    client: JobSubmissionClient,
+    command_line: str,
+    environment: dict[str, Any],
+    metadata: Mapping[str, str],
+    submission_id: str | None = None,
 ) -> str:
     """Submit the job and return its id; retry while the cluster is still starting.
 
@@ -92,6 +96,7 @@ def start_job(
         command_line: The command that the job runs.
         environment: Ray's `runtime_env` of the job.
         metadata: What Ray stores with the job.
+        submission_id: Id of the job, which no earlier job of the cluster has; None to let Ray choose it.
 
     Raises:
         RunFailed: The cluster does not accept the job.
@@ -104,7 +109,11 @@ def start_job(
     )
     try:
         return with_retries(
-            client.submit_job, entrypoint=command_line, runtime_env=environment, metadata=dict(metadata)
+            client.submit_job,
+            entrypoint=command_line,
+            runtime_env=environment,
+            metadata=dict(metadata),
+            submission_id=submission_id,
         )
     except RuntimeError as error:
         raise RunFailed(f"the cluster does not accept the job: {str(error).strip().rstrip('.')}") from error

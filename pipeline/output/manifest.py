@@ -91,7 +91,10 @@ def require_manifest(out: Storage) -> Manifest:
     """Read the run.json of OUT. Raises SourceError if there is none, RunRefused as `read_manifest` does."""
     manifest = read_manifest(out)
     if manifest is None:
-        raise SourceError(f"{out.redacted}: there is no run.json here; expected the OUT of `diffseg label`")
+        raise SourceError(
+            f"{out.redacted}: there is no run.json here; expected the OUT of `diffseg label`. A run that was just "
+            "started writes it when its first worker has loaded the model"
+        )
     return manifest
 
 

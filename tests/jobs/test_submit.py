@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from jobs import submit
@@ -81,3 +85,28 @@ def test_variables_are_passed_by_name_and_pip_installs_the_drivers_of_the_stores
 def test_no_requirements_are_installed_by_default() -> None:
     command, label, _ = submit.parse(URLS)
     assert submit.runtime_environment(command, label) == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
+
+
+def test_the_installed_command_runs_unless_the_working_directory_brings_the_package(tmp_path: Path) -> None:
+    assert submit.program(tmp_path) == submit.program(None) == ["diffseg", "label"]
+    assert submit.program(Path(submit.__file__).parents[1]) == ["python", "-m", "jobs.label"]
+
+
+@pytest.mark.parametrize("name", ["pipeline.py", "jobs/train.py", "diffseg/notes.txt"])
+def test_modules_that_would_hide_the_packages_are_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert submit.main([*URLS, *HERE, "--working-dir", str(tmp_path)]) == 2
+    assert f"{name.partition('/')[0]} would hide" in capsys.readouterr().err
+
+
+def test_the_installed_command_ignores_modules_of_the_current_folder(tmp_path: Path) -> None:
+    for name in ("pipeline.py", "jobs.py", "diffseg.py"):
+        (tmp_path / name).write_text("raise SystemExit('a module of the user was imported')")
+    command = Path(sys.executable).parent / "diffseg"
+    result = subprocess.run(
+        [command, "label", "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=540, check=False
+    )
+    assert (result.returncode, "usage: diffseg label" in result.stdout) == (0, True), result.stderr

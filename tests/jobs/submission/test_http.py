@@ -73,12 +73,24 @@ def address(server: ThreadingHTTPServer) -> list[str]:
 def test_headers_cookies_and_metadata_reach_the_job_server(
     address: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    about = ["--metadata", "team=vision", "--metadata", "author=a=b"]
+    about = [
+        "--metadata",
+        "team=vision",
+        "--metadata",
+        "author=a=b",
+        "--job-name",
+        "night run",
+        "--submission-id",
+        "n-1",
+    ]
     assert submit.main([*URLS, *address, *ADMITTED, *about]) == 0
     (request,) = JobServer.submitted
-    assert request["metadata"] == {"team": "vision", "author": "a=b"}
-    assert request["entrypoint"] == "python -m jobs.label s3://in/photos s3://out/labels"
-    assert "planted" not in "".join(capsys.readouterr())
+    assert request["metadata"] == {"team": "vision", "author": "a=b", "job_name": "night run"}
+    assert request["submission_id"] == "n-1"
+    assert request["entrypoint"] == "diffseg label s3://in/photos s3://out/labels"
+    text = "".join(capsys.readouterr())
+    assert "diffseg status s3://out/labels, once the first worker" in text
+    assert "planted" not in text
 
 
 def test_headers_come_from_a_file_or_from_the_variable_of_ray(
