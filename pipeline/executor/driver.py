@@ -21,9 +21,8 @@ from pipeline.executor.connection import connected
 from pipeline.executor.faults import error_text, every_worker_fails, is_environmental
 from pipeline.executor.finish import Finish
 from pipeline.executor.health import STUCK_SHARDS
-from pipeline.executor.live_run import refuse_if_reporting
+from pipeline.executor.live_run import refuse_live_run
 from pipeline.executor.progress_bar import ProgressBar
-from pipeline.executor.progress_file import refuse_if_running
 from pipeline.executor.protocol import Job, RunState, ShardInFlight, Worker, WorkerProgress
 from pipeline.executor.readiness import ReadinessCheck
 from pipeline.executor.recorder import RunRecorder
@@ -171,8 +170,7 @@ def _guard_out(out: Storage, before: Manifest | None, source: str, settings: Lab
         RunRefused: OUT holds foreign files, a live run or a run with other settings, or holds no run to retry.
     """
     if run.overwrite:
-        refuse_if_running(out)
-        refuse_if_reporting(out)
+        refuse_live_run(out)
         clear_run(out)
     elif before is None:
         refuse_foreign_folder(out, MANIFEST_PATH)

@@ -9,7 +9,13 @@ import time
 import psutil
 
 from pipeline.errors import RunRefused
-from pipeline.executor.progress_file import INTERVAL_SECONDS, ProgressReport, read_progress
+from pipeline.executor.progress_file import (
+    INTERVAL_SECONDS,
+    STALE_SECONDS,
+    ProgressReport,
+    read_progress,
+    refuse_if_running,
+)
 from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -19,19 +25,21 @@ WATCH_SECONDS = INTERVAL_SECONDS + 10.0
 POLL_SECONDS = 1.0
 
 
-def refuse_if_reporting(out: Storage) -> None:
-    """Check that progress.json does not change, before the files of a run are deleted that did not say that it ended.
+def refuse_live_run(out: Storage) -> None:
+    """Check that no run is at work in OUT, before its files are deleted.
 
-    The time of its last report does not tell: the clocks of two machines may differ, and the clock of one machine may
-    have been set since the run was started. Nothing is waited for if the driver was a process of this machine that no
-    longer exists.
+    A recent report is refused at once. An old one, or one from the future, proves nothing: the clocks of two machines
+    may differ, and the clock of one machine may have been set since the run was started. progress.json is then watched,
+    unless the run has reported its end, or its driver was a process of this machine that no longer exists.
 
     Raises:
-        RunRefused: The driver of a run has written progress.json meanwhile.
+        RunRefused: The driver of a run has written progress.json a short time ago, or meanwhile.
     """
     first = read_progress(out)
     if first is None or first.state != "running" or _has_ended(first):
         return
+    if first.written <= time.time() + STALE_SECONDS:
+        refuse_if_running(out)
     log.warning(
         "the run in %s did not report its end; looking for %.0f s whether its driver, process %d on %s, still reports",
         out.redacted,

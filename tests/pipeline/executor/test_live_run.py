@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.errors import RunRefused
 from pipeline.executor import live_run
-from pipeline.executor.live_run import refuse_if_reporting
-from pipeline.executor.progress_file import ProgressFile, refuse_if_running
+from pipeline.executor.live_run import refuse_live_run
+from pipeline.executor.progress_file import ProgressFile
 from pipeline.storage import Storage
 
 
@@ -51,10 +51,9 @@ def report(out: Storage, *, age: float, host: str = "another machine", state: st
 
 def test_a_run_of_a_machine_whose_clock_is_hours_behind_is_not_overwritten(out: Storage, watch: Watch) -> None:
     report(out, age=5 * 3600)
-    refuse_if_running(out)  # by the clocks it is dead
     watch.seconds = (report(out, age=5 * 3600, images=number) for number in range(1, 30))
     with pytest.raises(RunRefused, match=r"at work here, on another machine as process \d+; it has just reported"):
-        refuse_if_reporting(out)
+        refuse_live_run(out)
 
 
 def test_a_run_of_this_machine_is_not_overwritten_after_its_clock_was_set_forwards(
@@ -64,29 +63,41 @@ def test_a_run_of_this_machine_is_not_overwritten_after_its_clock_was_set_forwar
     create_time = psutil.Process.create_time
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 5 * 3600)
     report(out, age=0, host=socket.gethostname())
-    refuse_if_running(out)
     watch.seconds = (report(out, age=0, host=socket.gethostname(), images=number) for number in range(1, 30))
     with pytest.raises(RunRefused, match=f"process {os.getpid()}"):
-        refuse_if_reporting(out)
+        refuse_live_run(out)
+
+
+def test_a_recent_report_is_refused_at_once(out: Storage, watch: Watch) -> None:
+    report(out, age=20)
+    with pytest.raises(RunRefused, match="its last report is from"):
+        refuse_live_run(out)
+    assert watch.now == 0
+
+
+def test_a_killed_run_of_a_machine_whose_clock_is_hours_ahead_may_be_overwritten(out: Storage, watch: Watch) -> None:
+    report(out, age=-5 * 3600)
+    refuse_live_run(out)
+    assert watch.now >= live_run.WATCH_SECONDS
 
 
 def test_a_run_that_does_not_report_may_be_overwritten(out: Storage, watch: Watch) -> None:
     report(out, age=5 * 3600)
-    refuse_if_reporting(out)
+    refuse_live_run(out)
     assert watch.now >= live_run.WATCH_SECONDS > live_run.INTERVAL_SECONDS
 
 
 def test_nothing_is_waited_for_where_the_driver_is_known_to_have_ended(out: Storage, watch: Watch) -> None:
-    refuse_if_reporting(out)
+    refuse_live_run(out)
     report(out, age=3600, state="stopped")
-    refuse_if_reporting(out)
+    refuse_live_run(out)
     report(out, age=3600, host=socket.gethostname(), pid=2**22 + 1)
-    refuse_if_reporting(out)
+    refuse_live_run(out)
     assert watch.now == 0
 
 
 def test_a_run_that_ends_meanwhile_may_be_overwritten(out: Storage, watch: Watch) -> None:
     report(out, age=5 * 3600)
     watch.seconds = (report(out, age=5 * 3600, state=state) for state in ("ended",))
-    refuse_if_reporting(out)
+    refuse_live_run(out)
     assert watch.now == live_run.POLL_SECONDS
