@@ -53,9 +53,9 @@ format: $(VENV)/.dev ## Apply the formatter and the fixes of the linter
 bench: $(VENV)/.test ## Measure speed beside the bare model, google/diffseg's formulas and a plain loop: ARGS="--parts growth"
 	$(BIN)/diffseg bench $(ARGS)
 
-bench-gpu: $(VENV)/.test ## Measure SD 1.5 (random weights) in half precision on a GPU, with batches of 1 to 32
-	$(BIN)/python -m pytest tests/diffseg/test_devices.py -k gpu
-	$(BIN)/diffseg bench --device cuda --parts whole --models sd15-random --dtypes bfloat16,float16 --batch-sizes 1,8,16,32 $(ARGS)
+# OFFLINE=1 takes PYTHON as it is, for a machine without a network: docs/performance.md lists what it needs.
+bench-gpu: $(if $(OFFLINE),,$(VENV)/.demo) ## Measure SD 1.5 and SDXL (random weights) and the pipeline on a GPU in five minutes: OFFLINE=1
+	$(if $(OFFLINE),$(PYTHON),$(BIN)/python) -m jobs.benchmarks.gpu $(ARGS)
 
 evaluate-sd: $(VENV)/.demo ## Score a checkpoint by the protocol of the paper: MODEL=… DATA=… BENCHMARK=coco-stuff-27|cityscapes-27
 	$(BIN)/python -m jobs.benchmarks.paper $(MODEL) $(DATA) --benchmark $(or $(BENCHMARK),coco-stuff-27) $(ARGS)

@@ -1,7 +1,7 @@
 """All figures of a GPU in under five minutes: `make bench-gpu`, or `python -m jobs.benchmarks.gpu` without a network.
 
 It measures SD 1.5 and SDXL with random weights, which cost what real weights cost, and the embedded model, without Ray.
-The tables show each case, and the last one sums up. With --small everything is tiny, to try the program on a CPU.
+The tables show each case; the last one, in Markdown, sums up. With --small everything is tiny, to try it on a CPU.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.table import Table
 
 from diffseg.settings import Dtype
 from jobs.bench import as_dict, read_images, write_scenes
@@ -51,6 +49,7 @@ class Case:
         batch_sizes: Batch sizes of part whole.
         resolutions: Further sides of the model's square, in pixels, which are measured with single images.
         pipeline: Batch size of part pipeline; None to leave it out.
+        compiled: Whether the model is compiled, in the bare pass too. The time of compiling counts for no variant.
     """
 
     model: str
@@ -58,6 +57,7 @@ class Case:
     batch_sizes: Sequence[int]
     resolutions: Sequence[int] = ()
     pipeline: int | None = None
+    compiled: bool = False
 
 
 CASES = (
@@ -68,6 +68,7 @@ CASES = (
         resolutions=(768, 1024),  # 96² and 128² tokens
         pipeline=16,
     ),
+    Case(model="sd15-random", dtype="bfloat16", batch_sizes=(16,), pipeline=16, compiled=True),
     Case(model="sd15-random", dtype="float16", batch_sizes=(16,)),
     Case(model="sdxl-random", dtype="bfloat16", batch_sizes=(1, 4)),
     Case(model="tiny", dtype="float32", batch_sizes=(1, 32), pipeline=32),
@@ -85,6 +86,7 @@ def measure(command: GpuBenchCommand, folder: Path) -> Iterator[Comparison]:
     """Measure all cases on the images of a folder."""
     import torch
 
+    from diffseg.model.compilation import compile_model
     from jobs.benchmarks.loop import BATCHES, measure_pipeline
     from jobs.benchmarks.models import checkpoint_of
     from jobs.benchmarks.whole import measure_whole
@@ -92,6 +94,9 @@ def measure(command: GpuBenchCommand, folder: Path) -> Iterator[Comparison]:
     images, repetitions = read_images(folder), command.repetitions
     for case in (_small(case) for case in CASES) if command.small else CASES:
         checkpoint = checkpoint_of(case.model, dtype=case.dtype, device=command.device, small=command.small)
+        if case.compiled:
+            checkpoint = dataclasses.replace(checkpoint, name=f"{checkpoint.name}, compiled")
+            compile_model(checkpoint.vae, checkpoint.unet, backend="eager" if command.small else "inductor")
         own_side = 64 if command.small else None
         for size, side in [*((size, own_side) for size in case.batch_sizes), *((1, side) for side in case.resolutions)]:
             yield measure_whole(checkpoint, images, batch_size=size, repetitions=repetitions, resolution=side)
@@ -117,26 +122,34 @@ def agreement(device: str, scenes: int) -> float:
     return float(np.mean([(one.labels == other.labels).mean() for one, other in zip(here, there, strict=True)]))
 
 
-def summary_table(comparisons: Sequence[Comparison]) -> Table:
-    """Make a table with a row for each case: times, images/s, ratios and memory."""
-    table = Table(title="all cases", title_justify="left")
-    columns = ("part", "case", "bare ms", "ours ms", "ours / bare", "images/s", "of product rate", "peak MiB")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("part", "case") else "right")
+COLUMNS = (
+    "part",
+    "case",
+    "bare ms",
+    "ours ms",
+    "ours / bare",
+    "images/s",
+    "of the loop",
+    "of product rate",
+    "peak MiB",
+)
+"""Columns of the summary: milliseconds per image of the bare pass and of ours; images/s of ours, and as a share of
+those of the library's own loop; the share of the rate of large products; the most memory of tensors on the GPU."""
+
+
+def summary_lines(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return a Markdown table with a row for each case."""
+    rows: list[Sequence[str]] = [COLUMNS, ["---"] * len(COLUMNS)]
     for comparison in comparisons:
-        variant = "ours" if comparison.part == "whole" else "label"
+        is_whole, notes = comparison.part == "whole", comparison.notes
+        variant = "ours" if is_whole else "label"
         bare, ours = comparison.median("bare"), comparison.median(variant)
-        table.add_row(
-            comparison.part,
-            comparison.case,
-            f"{1000 * bare:.2f}",
-            f"{1000 * ours:.2f}",
-            f"{ours / bare:.2f}",
-            f"{1 / ours:.1f}",
-            f"{comparison.notes.get('share of that in ours', '')}",
-            f"{comparison.notes.get('peak MiB on the GPU', '')}",
-        )
-    return table
+        row = [comparison.part, comparison.case, f"{1000 * bare:.2f}", f"{1000 * ours:.2f}"]
+        row += [f"{ours / bare:.2f}", f"{1 / ours:.1f}"]
+        row += ["" if is_whole else f"{comparison.median('loop') / ours:.2f}"]
+        row += [str(notes.get(name, "")) for name in ("share of that in ours", "peak MiB on the GPU")]
+        rows.append(row)
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _bench(command: GpuBenchCommand) -> int:
@@ -160,7 +173,8 @@ def _bench(command: GpuBenchCommand) -> int:
             comparisons.append(comparison)
             console.print(comparison_table(comparison))
     same = agreement(command.device, scenes=1 if command.small else 4)
-    console.print(summary_table(comparisons))
+    for line in summary_lines(comparisons):
+        print_line(console, line)
     print_line(console, f"labels of the embedded model as on a CPU: {same:.4f} of the pixels")
     print_line(console, f"measured in {time.perf_counter() - started:.0f} s")
     if command.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -65,7 +66,7 @@ def measure_whole(
         variants["ours, small VAE"] = lambda: with_small([*batch])
     seconds = alternate(variants, repetitions)
     flop = flop_of(lambda: bare_pass(checkpoint, segmenter.timestep, pixels)) / batch_size
-    rate = product_rate(checkpoint.unet)
+    rate = product_rate(checkpoint.unet.dtype, device)
     bare, ours = (statistics.median(seconds[variant]) / batch_size for variant in ("bare", "ours"))
     return Comparison(
         part="whole",
@@ -114,21 +115,23 @@ def bare_pass(checkpoint: Checkpoint, timestep: int, pixels: torch.Tensor) -> to
 
 def flop_of(run: Callable[[], object]) -> int:
     """Count the floating-point operations of matrix products and convolutions; a multiply-add counts as two."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         run()
     return counter.get_total_flops()
 
 
-def product_rate(model: torch.nn.Module) -> float:
-    """Measure the operations per second of large matrix products, with the dtype and the device of a model.
+@functools.cache
+def product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Measure the operations per second of large matrix products, the practical peak for a model.
 
-    This is the practical peak for the model.
+    Args:
+        dtype: The type of the model's weights.
+        device: Their device.
     """
-    weight = next(model.parameters())
-    on_cpu = 2048 if weight.dtype == torch.float32 else 256  # where half precision may take seconds
-    side = on_cpu if weight.device.type == "cpu" else 8192
+    on_cpu = 1024 if dtype == torch.float32 else 256  # where half precision may take seconds
+    side = on_cpu if device.type == "cpu" else 8192
     # Random values, because a GPU multiplies ones faster than its limit of power allows for other values.
-    left, right = torch.randn(2, side, side, dtype=weight.dtype, device=weight.device)
+    left, right = torch.randn(2, side, side, dtype=dtype, device=device)
     return 2 * side**3 / min(alternate({"product": lambda: left @ right}, 5)["product"])
 
 

@@ -87,7 +87,8 @@ def choose_batch_size(segmenter: Segmenter, device: str, depends_on: Mapping[str
         path = None
     if (known := _read(path)) is not None:
         return known
-    size, rates = fastest_batch_size(lambda size: measure_rate(segmenter, size), out_of_memory)
+    with torch.compiler.set_stance("force_eager"):  # a model would be compiled for each size
+        size, rates = fastest_batch_size(lambda size: measure_rate(segmenter, size), out_of_memory)
     release_device_memory(device)
     shown = {str(tried): round(rate, 2) for tried, rate in rates.items()}
     log.info("batch size %d; images/s by batch size: %s", size, shown)

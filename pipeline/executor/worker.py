@@ -122,8 +122,6 @@ class LabelWorker:
             return self.job.worker.batch_size
         settings = self.job.settings
         depends_on = {"model": model_sha256, "dtype": settings.dtype, "method": settings.method.flat()}
-        if self.job.worker.compile:
-            depends_on["compile"] = True
         return choose_batch_size(self.segmenter, self.job.worker.device, depends_on)
 
     def progress(self) -> WorkerProgress:
