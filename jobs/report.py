@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from jobs.common import OK, guarded, parsed
 from jobs.printing import CleanConsole, print_json, print_line, progress_bar
-from jobs.run_flags import ParallelFlags, SourceImageFlags
+from jobs.run_flags import ParallelFlags, SelectionFlags, SourceImageFlags
 from pipeline.errors import RunFailed
 from pipeline.output.manifest import Manifest
 from pipeline.output.records import read_run_commits
@@ -26,7 +26,7 @@ from pipeline.storage import Storage, redact
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportCommand(ParallelFlags, SourceImageFlags):
+class ReportCommand(ParallelFlags, SelectionFlags, SourceImageFlags):
     """The flags of `diffseg report`."""
 
     rows: int = 100_000
@@ -48,6 +48,7 @@ def _report(command: ReportCommand) -> int:
         sources=sources,
         images_missing=missing_reason,
         rows=command.rows,
+        selection=command.selection(),
     )
     with progress_bar("reading label shards", len(done)) as advance:
         statistics = write_report(

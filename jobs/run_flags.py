@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from jobs.common import storage_options
 from pipeline.errors import RunFailed
 from pipeline.output.manifest import Manifest, require_manifest
+from pipeline.output.selection import RowSelection, read_keys
 from pipeline.readers.samples import Shard
 from pipeline.storage import SourceError, Storage
-
-if TYPE_CHECKING:
-    from pipeline.output.selection import RowSelection
 
 MOVED_IMAGES_ADVICE = "if the source images have moved, use --images"
 
@@ -86,8 +84,6 @@ class SelectionFlags(RunFlags):
         Raises:
             ValueError: --where is no such expression, or --keys cannot be read.
         """
-        from pipeline.output.selection import RowSelection, read_keys  # slow to import, and seldom needed
-
         keys = None if self.keys is None else read_keys(self.store(), self.keys)
         return RowSelection(where=self.where, keys=keys, split=split)
 

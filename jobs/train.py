@@ -27,7 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.common import OK, guarded, parsed, storage_options
 from jobs.printing import CleanConsole, print_json, print_line
-from jobs.run_flags import SourceImageFlags
+from jobs.run_flags import SelectionFlags, SourceImageFlags
+from pipeline.output.selection import RowSelection
 from pipeline.storage import SourceError, Storage
 from pipeline.training.settings import TrainRunSettings, TrainSettings
 
@@ -36,13 +37,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(SourceImageFlags):
+class TrainCommand(SelectionFlags, SourceImageFlags):
     """The flags of `diffseg train`."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Folder or URL for the network, which every worker must reach."""
     settings: Annotated[TrainSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainSettings)
     run: Annotated[TrainRunSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainRunSettings)
+    val_share: float = 0.0
+    """Leave out the images that `diffseg export --val-share` puts into the validation part, a share from 0 to 1."""
     predict: str | None = None
     """Images to label with the trained network: a folder, glob or URL."""
 
@@ -59,14 +62,19 @@ def _train(command: TrainCommand) -> int:
             "--storage-options with Ray: the head of the cluster would keep the options in plain text. Set the "
             "credentials in the environment of the nodes, or train with --no-ray"
         )
-    dataset = LabelDataset(command.out, settings.dataset, images=command.images, rank=0, world_size=1, options=options)
+    if not 0 <= command.val_share < 1:
+        raise ValueError(f"--val-share is {command.val_share}; expected at least 0 and less than 1")
+    selection = command.selection(split=(command.val_share, 1.0))
+    dataset = LabelDataset(
+        command.out, settings.dataset(selection), images=command.images, rank=0, world_size=1, options=options
+    )
     model = Storage(url=command.model, options=options)
-    claim(model, settings, fingerprint=dataset.fingerprint, workers=run.workers)
+    claim(model, settings, fingerprint=dataset.fingerprint, workers=run.workers, selection=selection)
     with _step_bar(settings.steps) as on_record:
         if run.no_ray:
             _train_here(settings, run, dataset, model, on_record)
         else:
-            _train_on_ray(command, model, on_record)
+            _train_on_ray(command, selection, model, on_record)
     document = _write_metrics(model, settings, run, load_history(model))
     if command.predict:
         _predict(model, command.predict)
@@ -103,11 +111,20 @@ def _train_here(
     train(settings, run, dataset, model, device="cuda" if run.use_gpu else "cpu", on_record=on_record)
 
 
-def _train_on_ray(command: TrainCommand, model: Storage, on_record: Callable[[Any], None]) -> None:
+def _train_on_ray(
+    command: TrainCommand, selection: RowSelection, model: Storage, on_record: Callable[[Any], None]
+) -> None:
     """Train in the workers of Ray Train."""
     from pipeline.training.on_ray import TrainJob, train_on_ray
 
-    job = TrainJob(settings=command.settings, run=command.run, out=command.out, images=command.images, model=model.url)
+    job = TrainJob(
+        settings=command.settings,
+        run=command.run,
+        out=command.out,
+        images=command.images,
+        model=model.url,
+        selection=selection,
+    )
     train_on_ray(job, on_record)
 
 

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from types import CodeType
 from typing import Any
 
 from pipeline.digest import short_digest
-from pipeline.output.rows import SCHEMA
 from pipeline.readers.file_names import stem_of
 from pipeline.storage import SourceError, Storage, redact
 from pipeline.storage.urls import split_url
 
-COLUMNS = tuple(name for name in SCHEMA.names if name not in ("mask", "segments"))
-"""Columns of a row that an expression may use."""
+COLUMNS = (
+    *("key", "shard", "index", "status", "error", "height", "width"),
+    *("n_segments", "confidence", "meta"),
+)
+"""Columns of a row that an expression may use: all but the mask and the segments."""
 DERIVED = {"stem": ("key",), "split": ("key",), "names": ("segments",)}
 """Further names that an expression may use, and the columns that each is computed from."""
 
@@ -53,7 +55,7 @@ class RowSelection:
     """
 
     where: str = ""
-    keys: frozenset[str] | None = None
+    keys: frozenset[str] | None = field(default=None, repr=False)  # there may be millions
     split: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:

@@ -81,7 +81,9 @@ def read_samples(
         wanted = replace(shard, files=tuple(shard.files[index] for index in present))
         yield from zip(present, read_shard(wanted, store), strict=True)
         return
-    last = max(indices)
+    last = max(indices, default=-1)
+    if last < 0:
+        return
     for sample in read_shard(shard, store, image_field=image_field):
         if sample.index in indices:
             yield sample.index, sample

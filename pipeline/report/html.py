@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.output.commit import Commit, LabelShard, totals
 from pipeline.output.manifest import Manifest
+from pipeline.output.selection import RowSelection
 from pipeline.report.charts import distributions, throughput_chart
 from pipeline.report.row_statistics import RowStatistics
 from pipeline.report.throughput import throughput
@@ -34,6 +35,7 @@ class Page:
         statistics: Statistics over all rows.
         data: Folder of the data files, relative to index.html.
         shown: Number of rows in the gallery.
+        selection: Rows that the page is about.
     """
 
     out: str
@@ -44,6 +46,7 @@ class Page:
     statistics: RowStatistics
     data: str
     shown: int
+    selection: RowSelection
 
 
 def render(page: Page) -> str:
@@ -67,13 +70,20 @@ def render(page: Page) -> str:
         mean_segments=_mean(sum(n * count for n, count in statistics.segments.items()), labelled),
         mean_confidence=_mean(statistics.confidence_sum, labelled),
         charts=[*distributions(statistics), *([throughput_chart(over_time)] if over_time else [])],
-        steps=_steps(seconds, images),
+        steps=_steps(seconds, sum(commit.rows for commit in page.commits.values())),
+        selected=_selected(page.selection),
         statuses=statistics.statuses.most_common(),
         reasons=statistics.reasons.most_common(MAX_REASONS_SHOWN),
         reasons_left=max(0, len(statistics.reasons) - MAX_REASONS_SHOWN),
         failed_shards=sorted(page.failed.items())[:MAX_FAILED_SHARDS],
         tables=_tables(manifest),
     )
+
+
+def _selected(selection: RowSelection) -> str:
+    """Return which rows the page is about; "" for all of them."""
+    keys = "" if selection.keys is None else f"{len(selection.keys):,} keys"
+    return " and ".join(part for part in (selection.where, keys) if part)
 
 
 def _mean(total: float, count: int) -> float:

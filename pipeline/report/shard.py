@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.output.commit import LabelShard
 from pipeline.output.reader import label_rows, segment_name
+from pipeline.output.selection import RowSelection
 from pipeline.output.source_images import SourceImages
 from pipeline.readers.samples import Shard
 from pipeline.report.data_files import DataFolder
@@ -29,12 +30,14 @@ class ReportContext:
         data: Folder of the page's data files.
         image_field: Image field of the run's SRC.
         images_missing: Why there are no source images at all; empty if there are.
+        selection: Rows that the page is about.
     """
 
     out: Storage
     data: DataFolder
     image_field: str | None
     images_missing: str = ""
+    selection: RowSelection = field(default_factory=RowSelection)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,10 @@ def report_shard(context: ReportContext, task: ReportTask) -> tuple[RowStatistic
     statistics, entries = RowStatistics(), []
     tiles = _TileWriter(context.data, task.number)
     source_images = _source_images(context, task) if task.shown else ""
-    for row in label_rows(context.out, task.shard, (*COLUMNS, "mask", "meta") if task.shown else COLUMNS):
+    columns = {*COLUMNS, *context.selection.columns, *(("mask", "meta") if task.shown else ())}
+    for row in label_rows(context.out, task.shard, sorted(columns)):
+        if not context.selection.accepts(row):
+            continue
         statistics.add(row)
         if task.shown:
             tile = tiles.add(make_tile(row, source_images)) if row["status"] == "ok" else -1
@@ -124,8 +130,8 @@ def _source_images(context: ReportContext, task: ReportTask) -> SourceImages | s
     """Return the source images of a label shard, or why there are none."""
     if context.images_missing or task.source is None:
         return context.images_missing or f"shard {task.shard} is no longer in SRC"
-    rows = label_rows(context.out, task.shard, ("key", "index", "status"))
-    keys = {row["index"]: row["key"] for row in rows if row["status"] == "ok"}
+    rows = label_rows(context.out, task.shard, sorted({"key", "index", "status", *context.selection.columns}))
+    keys = {row["index"]: row["key"] for row in rows if row["status"] == "ok" and context.selection.accepts(row)}
     return SourceImages(task.source, keys, context.out, context.image_field)
 
 

@@ -6,15 +6,17 @@ in a browser keeps working while a new version is written.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 
 from pipeline.digest import short_digest
 from pipeline.executor.parallel import parallel_map
 from pipeline.output.commit import Commit, LabelShard
 from pipeline.output.manifest import Manifest
+from pipeline.output.selection import RowSelection
 from pipeline.readers.samples import Shard
 from pipeline.report.data_files import DataFolder, put_text
 from pipeline.report.html import Page, render
@@ -41,6 +43,7 @@ class Report:
         sources: Source shards by name.
         images_missing: Why there are no source shards; empty if there are.
         rows: Largest number of rows in the gallery; more rows are reduced to those of evenly spaced label shards.
+        selection: Rows that the page is about.
     """
 
     out: Storage
@@ -50,6 +53,7 @@ class Report:
     sources: Mapping[str, Shard]
     images_missing: str
     rows: int
+    selection: RowSelection = field(default_factory=RowSelection)
 
 
 def write_report(
@@ -69,7 +73,13 @@ def write_report(
     tasks = make_tasks(report)
     data = DataFolder(out=report.out, path=f"{DATA}/{_digest(report)}")
     image_field = report.manifest.settings["image_field"]
-    context = ReportContext(out=report.out, data=data, image_field=image_field, images_missing=report.images_missing)
+    context = ReportContext(
+        out=report.out,
+        data=data,
+        image_field=image_field,
+        images_missing=report.images_missing,
+        selection=report.selection,
+    )
     statistics, rows = RowStatistics(), RowList(data)
     for shard_statistics, entries in parallel_map(report_shard, context, tasks, processes=processes, address=address):
         statistics.update(shard_statistics)
@@ -90,6 +100,7 @@ def write_report(
         statistics=statistics,
         data=data.path.removeprefix(f"{FOLDER}/"),
         shown=tables["rows"],
+        selection=report.selection,
     )
     put_text(report.out, INDEX, render(page))
     for path, _ in report.out.files(DATA):
@@ -111,5 +122,7 @@ def make_tasks(report: Report) -> list[ReportTask]:
 def _digest(report: Report) -> str:
     """Return 16 hexadecimal digits that identify what the page shows."""
     records = [f"{commit.path} {commit.finished}" for _, commit in sorted(report.commits.items())]
-    shown = [report.manifest.fingerprint, str(report.rows), report.images_missing, *sorted(report.sources), *records]
+    selection = json.dumps(report.selection.plain())
+    run = [report.manifest.fingerprint, str(report.rows), report.images_missing, selection]
+    shown = [*run, *sorted(report.sources), *records]
     return short_digest("\n".join(shown))

@@ -84,7 +84,7 @@ class LabelDataset(IterableDataset):
 
     def _read_index(self, manifest: Manifest) -> dict[LabelShard, np.ndarray]:
         """Return the indices of the accepted rows, int32, by label shard."""
-        columns = ("index", "status", "confidence", "n_segments")
+        columns = sorted({"index", *self.settings.rows.columns})
         accepts = self.settings.rows.accepts
         index = {
             shard: np.array([row["index"] for row in label_rows(self._out, shard, columns) if accepts(row)], np.int32)

@@ -15,6 +15,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from pipeline.errors import RunFailed
 from pipeline.executor.connection import connected
+from pipeline.output.selection import RowSelection
 from pipeline.settings import RunSettings
 from pipeline.storage import Storage
 from pipeline.training.dataset import LabelDataset
@@ -40,6 +41,7 @@ class TrainJob:
         out: OUT of the run whose labels are used.
         images: Folder or URL of the source images, if they are no longer at the location in run.json.
         model: URL of MODEL.
+        selection: Rows of the run that are used.
     """
 
     settings: TrainSettings
@@ -47,6 +49,7 @@ class TrainJob:
     out: str
     images: str | None
     model: str
+    selection: RowSelection
 
 
 def train_on_ray(job: TrainJob, on_record: Callable[[Record], None]) -> None:
@@ -96,7 +99,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     job: TrainJob = config["job"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    dataset = LabelDataset(job.out, job.settings.dataset, images=job.images, rank=rank, world_size=world_size)
+    settings = job.settings.dataset(job.selection)
+    dataset = LabelDataset(job.out, settings, images=job.images, rank=rank, world_size=world_size)
     train(
         job.settings,
         job.run,

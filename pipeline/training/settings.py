@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+from pipeline.output.selection import RowSelection
 
 Target = Literal["segments", "classes"]
 
@@ -22,15 +24,23 @@ class RowFilter:
     """Smallest and largest number of segments; None for no upper bound."""
     segment_confidence: float = 0.0
     """Lowest confidence of a segment, 0 to 1. The pixels of other segments are ignored; the row is kept."""
+    selection: RowSelection = field(default_factory=RowSelection)
+    """Rows that are used, by an expression over their columns, by keys, and by a stable split."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of a row that `accepts` reads."""
+        return self.selection.columns | {"status", "confidence", "n_segments"}
 
     def accepts(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a row is used: its status, confidence and number of segments decide."""
+        """Return whether a row is used: its status, confidence, number of segments and the selection decide."""
         min_segments, max_segments = self.segments
         return (
             row["status"] == "ok"
             and row["confidence"] >= self.confidence
             and min_segments <= row["n_segments"]
             and (max_segments is None or row["n_segments"] <= max_segments)
+            and self.selection.accepts(row)
         )
 
 
@@ -49,7 +59,7 @@ class DatasetSettings:
     """What masks hold. segments: segment ids, which mean something within their image only. classes: class ids, for a
     run with names: 0 is the background, and 1, 2, … are the names in run.json in their order. Segments between the two
     name thresholds are ignored."""
-    rows: RowFilter = RowFilter()
+    rows: RowFilter = field(default_factory=RowFilter)
     """Which rows and which segments are used."""
     shuffle_buffer: int = 1000
     """Encoded samples that are held in memory to be shuffled; 1 keeps the order within label shards."""
@@ -101,10 +111,9 @@ class TrainSettings:
         if self.width % 8:
             raise ValueError(f"width {self.width}: expected a multiple of 8")
 
-    @property
-    def dataset(self) -> DatasetSettings:
-        """Settings of the training samples."""
-        rows = RowFilter(confidence=self.confidence, segment_confidence=self.segment_confidence)
+    def dataset(self, selection: RowSelection) -> DatasetSettings:
+        """Return the settings of the training samples, which are taken from these rows."""
+        rows = RowFilter(confidence=self.confidence, segment_confidence=self.segment_confidence, selection=selection)
         return DatasetSettings(size=self.size, target=self.target, seed=self.seed, rows=rows)
 
 

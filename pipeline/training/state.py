@@ -20,6 +20,7 @@ from diffseg.safetensors_metadata import read_metadata
 from pipeline.bounded_json import InvalidFile, read_bounded, struct_fields
 from pipeline.output.ownership import refuse_foreign_folder
 from pipeline.output.schemas import DOCUMENT_BYTES, TrainingSchema, parse_network, parse_object, parse_training
+from pipeline.output.selection import RowSelection
 from pipeline.storage import SourceError, Storage
 from pipeline.training.network import SegmentationNetwork
 from pipeline.training.settings import TrainSettings
@@ -31,7 +32,14 @@ Record = Mapping[str, float]
 of the loss, and of each of its parts, since then."""
 
 
-def claim(model: Storage, settings: TrainSettings, *, fingerprint: str, workers: int) -> None:
+def claim(
+    model: Storage,
+    settings: TrainSettings,
+    *,
+    fingerprint: str,
+    workers: int,
+    selection: RowSelection | None = None,
+) -> None:
     """Start a training in MODEL, or verify that it continues the one that was started there.
 
     Args:
@@ -39,11 +47,14 @@ def claim(model: Storage, settings: TrainSettings, *, fingerprint: str, workers:
         settings: Settings of the training.
         fingerprint: Fingerprint of the run whose labels are used.
         workers: Number of workers.
+        selection: Rows of the run that are used; None for all of them.
 
     Raises:
-        ValueError: MODEL holds a training with other settings, another run or another number of workers.
+        ValueError: MODEL holds a training with other settings, rows, another run or another number of workers.
     """
     plain = dataclasses.asdict(settings) | {"labels": fingerprint, "workers": workers}
+    if selection not in (None, RowSelection()):
+        plain["selection"] = selection.plain()
     refuse_foreign_folder(model, CLAIM)
     if model.create_bytes(CLAIM, json.dumps(plain, indent=1, sort_keys=True).encode()):
         return

@@ -82,6 +82,21 @@ def test_without_matplotlib_a_training_ends_without_the_picture_and_says_how_to_
     assert "curves.png" not in capsys.readouterr().err.split("steps,")[-1]
 
 
+def test_a_training_is_continued_with_the_same_rows_only(
+    run_folder: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags, message in (
+        (("--where", "n_segments < 0"), "no row is left"),
+        (("--where", "no_column > 0"), "no column no_column"),
+        (("--val-share", "1"), "expected at least 0 and less than 1"),
+    ):
+        assert train(run_folder, tmp_path / "none", "--no-ray", *flags) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    model = shutil.copytree(undisturbed, tmp_path / "model")
+    assert train(run_folder, model, "--no-ray", "--val-share", "0.2") == 2
+    assert "selection was None" in " ".join(capsys.readouterr().err.split())
+
+
 def test_predicted_labels_can_be_scored_like_a_run(
     run_folder: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.output.selection import RowSelection, read_keys, split_of
+from pipeline.output.rows import SCHEMA
+from pipeline.output.selection import COLUMNS, RowSelection, read_keys, split_of
 from pipeline.readers.file_names import stem_of
 from pipeline.storage import SourceError, Storage
 
@@ -62,6 +63,10 @@ def test_other_expressions_are_refused(where: str, message: str) -> None:
 def test_a_comparison_of_text_and_number_is_an_error() -> None:
     with pytest.raises(ValueError, match="'key > 3' cannot be evaluated"):
         RowSelection(where="key > 3").accepts(ROW)
+
+
+def test_all_columns_but_the_labels_themselves_can_be_used() -> None:
+    assert {*COLUMNS, "mask", "segments"} == set(SCHEMA.names)
 
 
 def test_only_the_columns_that_are_needed_are_read() -> None:

@@ -189,6 +189,19 @@ def test_a_large_run_shows_rows_of_some_shards_and_counts_all(
     assert report(tmp_path, "--rows", "0") == 2
 
 
+def test_a_page_can_be_about_some_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [labelled(f"{number}.png", STRIPES, confidence=number / 10) for number in range(10)]
+    write_rows(str(tmp_path), [*rows, failed("a.png", "undecodable", "")], per_shard=4, source="gone")
+    assert report(tmp_path, "--where", "confidence < 0.35 and status == 'ok'", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == {"ok": 4}
+    assert data_of(tmp_path)["run"]["rows"] == 4
+    text = Reader((tmp_path / "report/index.html").read_text("utf-8")).text
+    assert "some rows only: confidence < 0.35 and status == 'ok'" in " ".join(text.split())
+    (tmp_path / "keys.txt").write_text("3\n4.png\n")
+    assert report(tmp_path, "--keys", str(tmp_path / "keys.txt"), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == {"ok": 2}
+
+
 def test_a_run_without_done_shards_has_a_page(tmp_path: Path) -> None:
     write_rows(str(tmp_path), [], per_shard=1, source="gone")
     assert report(tmp_path) == 0

@@ -15,6 +15,7 @@ from runs import label, rows_of
 from torch.utils.data import DataLoader
 
 from pipeline.output.rows import decode_mask
+from pipeline.output.selection import RowSelection, split_of
 from pipeline.storage import SourceError
 from pipeline.training.dataset import DatasetSettings, LabelDataset, RowFilter, TrainingSample
 
@@ -111,6 +112,9 @@ def test_rows_and_segments_can_be_filtered(labelled: Path) -> None:
     most = sorted(row["n_segments"] for row in rows)[10]
     few = LabelDataset(str(labelled), DatasetSettings(size=SIDE, rows=RowFilter(segments=(1, most))))
     assert set(keys_of(few)) == {row["key"] for row in rows if row["n_segments"] <= most}
+    selection = RowSelection(where=f"n_segments <= {most}", split=(0.4, 1.0))
+    selected = LabelDataset(str(labelled), DatasetSettings(size=SIDE, rows=RowFilter(selection=selection)))
+    assert set(keys_of(selected)) == {key for key in keys_of(few) if split_of(key) >= 0.4} != set(keys_of(few))
     settings = DatasetSettings(size=96, crop=1, flip=False, rows=RowFilter(segment_confidence=0.5))
     confident = LabelDataset(str(labelled), settings)
     uncertain = {row["key"]: [s["id"] for s in row["segments"] if s["confidence"] < 0.5] for row in rows}
