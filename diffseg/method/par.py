@@ -120,19 +120,19 @@ def neighbour_weights(image: torch.Tensor) -> torch.Tensor:
     """
     images, _, height, width = image.shape
     padded = _pad(image)
-
-    def difference(offset: tuple[int, int]) -> torch.Tensor:
-        return _window(padded, *offset, height, width) - image
-
+    difference, square = torch.empty_like(image), torch.empty_like(image)
     total, squares = torch.zeros_like(image), torch.zeros_like(image)
     for offset in OFFSETS:
-        total += difference(offset)
-        squares += difference(offset).square()
+        torch.sub(_window(padded, *offset, height, width), image, out=difference)
+        total += difference
+        squares += torch.square(difference, out=square)
     variance = (squares - total.square() / len(OFFSETS)) / (len(OFFSETS) - 1)
     scale = variance.clamp_min(MIN_DEVIATION**2).sqrt() * BANDWIDTH
     weights = image.new_empty(len(OFFSETS), images, height, width)
     for dissimilarity, offset in zip(weights, OFFSETS, strict=True):
-        torch.mean((difference(offset) / scale).square(), dim=1, out=dissimilarity)
+        torch.sub(_window(padded, *offset, height, width), image, out=difference)
+        torch.square(difference.div_(scale), out=square)
+        torch.mean(square, dim=1, out=dissimilarity)
     weights = torch.softmax(weights.neg_(), dim=0, out=weights)
     weights += DISTANCE_WEIGHT * _proximity(image.device)[:, None, None, None]
     return weights.div_(1 + DISTANCE_WEIGHT)
