@@ -52,24 +52,25 @@ def decide_in_kernels(
     labels = torch.empty(starts[-1], dtype=torch.int16, device=device)
     margins = torch.empty(starts[-1] if keep_margins else 0, dtype=torch.uint8, device=device)
     stats = torch.zeros(images, STATS, count, dtype=torch.int64, device=device)
-    stats[:, Stat.TOP : Stat.LEFT + 1 : 2] = NOWHERE
+    stats[:, Stat.TOP : Stat.LEFT + 1 : 2].fill_(NOWHERE)
     grid = (triton.cdiv(max(areas), PIXELS), images)
-    _choose[grid](
-        scores.contiguous(),
-        layout,
-        boxes,
-        labels,
-        margins,
-        stats,
-        count,
-        rows,
-        columns,
-        float(MARGIN_UNIT),
-        keep_margins=keep_margins,
-        pixels=PIXELS,
-    )
-    label_of = ((stats[:, Stat.AREA] > 0).cumsum(dim=1) - 1).to(torch.int16)
-    _relabel[grid](labels, label_of, layout, count, pixels=PIXELS)
+    with torch.cuda.device_of(scores):  # Triton launches on the current device
+        _choose[grid](
+            scores.contiguous(),
+            layout,
+            boxes,
+            labels,
+            margins,
+            stats,
+            count,
+            rows,
+            columns,
+            float(MARGIN_UNIT),
+            keep_margins=keep_margins,
+            pixels=PIXELS,
+        )
+        label_of = ((stats[:, Stat.AREA] > 0).cumsum(dim=1) - 1).to(torch.int16)
+        _relabel[grid](labels, label_of, layout, count, pixels=PIXELS)
     parts = zip(
         labels.split(areas), margins.split(areas) if keep_margins else [None] * images, stats, sizes, strict=True
     )

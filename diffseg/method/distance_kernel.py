@@ -30,18 +30,19 @@ def logarithms_in_a_kernel(rows: torch.Tensor, floor: float, out: torch.Tensor) 
     sums = rows.new_empty(rows.shape[:-1])
     batch, logs = rows.view(-1, *rows.shape[-2:]), out.view(-1, *rows.shape[-2:])
     images, count, positions = batch.shape
-    _take_logarithms[count, images](
-        batch,
-        logs,
-        sums,
-        positions,
-        batch.stride(0),
-        batch.stride(1),
-        logs.stride(0),
-        logs.stride(1),
-        floor,
-        block=min(POSITIONS, triton.next_power_of_2(positions)),
-    )
+    with torch.cuda.device_of(rows):  # Triton launches on the current device
+        _take_logarithms[count, images](
+            batch,
+            logs,
+            sums,
+            positions,
+            batch.stride(0),
+            batch.stride(1),
+            logs.stride(0),
+            logs.stride(1),
+            floor,
+            block=min(POSITIONS, triton.next_power_of_2(positions)),
+        )
     return sums
 
 

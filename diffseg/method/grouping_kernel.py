@@ -20,15 +20,16 @@ def greedy_groups_in_a_kernel(
     """Do the same as `diffseg.method.grouping.greedy_groups`, with one program for each image."""
     images, count = valid.shape
     groups, starts = torch.empty_like(close, memory_format=torch.contiguous_format), torch.empty_like(valid)
-    _walk[(images,)](
-        close.contiguous().view(torch.uint8),
-        valid.contiguous().view(torch.uint8),
-        groups.view(torch.uint8),
-        starts.view(torch.uint8),
-        count=count,
-        padded=triton.next_power_of_2(count),
-        removes=consume == "paper",
-    )
+    with torch.cuda.device_of(close):  # Triton launches on the current device
+        _walk[(images,)](
+            close.contiguous().view(torch.uint8),
+            valid.contiguous().view(torch.uint8),
+            groups.view(torch.uint8),
+            starts.view(torch.uint8),
+            count=count,
+            padded=triton.next_power_of_2(count),
+            removes=consume == "paper",
+        )
     return groups, starts
 
 

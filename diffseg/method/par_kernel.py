@@ -43,20 +43,21 @@ def neighbour_weights_in_a_kernel(
     """
     images, _, height, width = image.shape
     weights = image.new_empty(images, len(offsets), height, width)
-    _compute_weights[triton.cdiv(height * width, WEIGHT_PIXELS), images](
-        image.contiguous(),
-        offsets,
-        proximity,
-        weights,
-        height,
-        width,
-        bandwidth,
-        min_deviation**2,
-        distance_weight,
-        count=len(offsets),
-        padded=triton.next_power_of_2(len(offsets)),
-        pixels=WEIGHT_PIXELS,
-    )
+    with torch.cuda.device_of(image):  # Triton launches on the current device
+        _compute_weights[triton.cdiv(height * width, WEIGHT_PIXELS), images](
+            image.contiguous(),
+            offsets,
+            proximity,
+            weights,
+            height,
+            width,
+            bandwidth,
+            min_deviation**2,
+            distance_weight,
+            count=len(offsets),
+            padded=triton.next_power_of_2(len(offsets)),
+            pixels=WEIGHT_PIXELS,
+        )
     return weights
 
 
@@ -79,21 +80,22 @@ def weighted_means_in_kernels(
     current, buffers = scores.contiguous(), [torch.empty_like(scores, memory_format=torch.contiguous_format)] * 2
     if iterations > 1:
         buffers[1] = torch.empty_like(buffers[0])
-    for iteration in range(iterations):
-        means = buffers[iteration % 2]
-        _take_means[grid](
-            current,
-            weights,
-            offsets,
-            means,
-            count,
-            height,
-            width,
-            neighbours=len(offsets),
-            pixels=PIXELS,
-            proposals=PROPOSALS,
-        )
-        current = means
+    with torch.cuda.device_of(scores):  # Triton launches on the current device
+        for iteration in range(iterations):
+            means = buffers[iteration % 2]
+            _take_means[grid](
+                current,
+                weights,
+                offsets,
+                means,
+                count,
+                height,
+                width,
+                neighbours=len(offsets),
+                pixels=PIXELS,
+                proposals=PROPOSALS,
+            )
+            current = means
     return current
 
 
