@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,17 +25,19 @@ from diffseg.scoring.baselines import LEFT_OUT
 from diffseg.scoring.view import Crop, View
 from diffseg.segmentation import IGNORE
 from jobs.common import OK, SOME_FAILED, guarded, parsed
-from jobs.evaluation_tables import as_document, print_document
+from jobs.evaluation_tables import as_document, comparison_document, print_document
 from jobs.printing import CleanConsole, print_json, print_line, progress_bar
 from jobs.run_flags import ParallelFlags, SourceImageFlags
 from pipeline.errors import RunFailed
+from pipeline.evaluation.compare import Comparison, by_ground_truth, compare
 from pipeline.evaluation.evaluate import Evaluation, evaluate, make_tasks
-from pipeline.evaluation.ground_truth import find_ground_truth
+from pipeline.evaluation.ground_truth import GroundTruth, find_ground_truth
 from pipeline.evaluation.layouts import LayoutName
 from pipeline.evaluation.pairing import pair_rows, read_run_rows
 from pipeline.evaluation.report import IMAGES_PER_PICTURE, draw_picture, rank_by_covering, write_csv
-from pipeline.evaluation.score import THIS_RUN, EvaluationContext, ScoringTask
-from pipeline.output.manifest import Manifest
+from pipeline.evaluation.score import THIS_RUN, EvaluationContext, ScoredImage, ScoringTask
+from pipeline.output.manifest import Manifest, require_manifest
+from pipeline.readers.names import NameSettings
 from pipeline.readers.samples import Shard
 from pipeline.storage import Storage, redact
 from pipeline.storage.urls import split_url
@@ -69,11 +72,17 @@ class EvaluateCommand(ParallelFlags, SourceImageFlags):
     Default: the size of the image."""
     baseline_images: int = 200
     """Images that the baselines segment, a seeded random sample of the scored ones; 0 for no baselines."""
+    compare: str | None = None
+    """OUT of another run: score it in the same way, and print the differences on the images that both runs have."""
     report: str | None = None
     """Folder or URL for scores.json, images.csv, worst.jpg and best.jpg; default: OUT/report."""
+    name: str | None = None
+    """Name of this evaluation, such as paper-protocol: its files go into a subfolder of that name, and evaluations
+    under other names are kept."""
 
 
 def _evaluate(command: EvaluateCommand) -> int:
+    _check_name(command.name)
     out, manifest = command.open()
     store = command.store()
     ground_truth = find_ground_truth(
@@ -89,19 +98,58 @@ def _evaluate(command: EvaluateCommand) -> int:
         view=View(crop=command.crop, size=command.size),
         image_field=manifest.settings["image_field"],
         classes=_parse_classes(command.classes, store),
+        has_names=bool(NameSettings(**manifest.settings["naming"])),
     )
     with progress_bar("scoring label shards", len(tasks)) as advance:
         evaluation = evaluate(
             context, tasks, processes=command.process_count, address=command.ray_address, on_shard=advance
         )
     document = as_document(context, rows, pairing, evaluation)
+    if command.compare:
+        comparison = _compare(command, context, ground_truth, by_ground_truth(evaluation.scored, pairing))
+        document["comparison"] = comparison_document(comparison)
     report = store.at(command.report) if command.report else out.at(f"{out.url}/report")
+    report = report.at(f"{report.url}/{command.name}") if command.name else report
     document |= _write_report(report, document, context, tasks, evaluation)
     if command.json:
         print_json(document)
     else:
         _print(document, report, baselines=command.baseline_images > 0)
     return SOME_FAILED if document["counts"]["unusable_truths"] else OK
+
+
+def _check_name(name: str | None) -> None:
+    """Raise ValueError if a name is not that of a folder."""
+    if name is not None and (not re.fullmatch(r"[\w][\w.-]{0,99}", name) or name == "data"):
+        raise ValueError(f"--name {name!r}: expected letters, digits, dots, hyphens and underscores")
+
+
+def _compare(
+    command: EvaluateCommand,
+    context: EvaluationContext,
+    ground_truth: GroundTruth,
+    this: Mapping[str, ScoredImage],
+) -> Comparison:
+    """Score the run of --compare in the same way, and compare it with this one.
+
+    Args:
+        command: The flags.
+        context: The context of this run's evaluation.
+        ground_truth: The ground truth, with its locations.
+        this: Scored images of this run by the key of their ground truth.
+    """
+    assert command.compare is not None
+    other = command.store().at(command.compare)
+    pairing = pair_rows(read_run_rows(other, require_manifest(other)), ground_truth)
+    tasks = make_tasks(pairing, ground_truth, sources={}, baseline_images=0)
+    other_context = dataclasses.replace(context, out=other, classes={})
+    with progress_bar("scoring the other run", len(tasks)) as advance:
+        evaluation = evaluate(
+            other_context, tasks, processes=command.process_count, address=command.ray_address, on_shard=advance
+        )
+    count = ground_truth.layout.classes
+    scored = by_ground_truth(evaluation.scored, pairing)
+    return compare(this, scored, other.redacted, None if count is None else range(count))
 
 
 def _parse_classes(text: str | None, store: Storage) -> dict[str, int]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from diffseg.scoring.boundaries import TOLERANCE
 from diffseg.scoring.scores import CLASS_SCORES, IMAGE_SCORES
 from jobs.printing import print_line
+from pipeline.evaluation.compare import Comparison
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.pairing import Pairing, RunRows
 from pipeline.evaluation.score import THIS_RUN, EvaluationContext
@@ -36,8 +37,15 @@ MATCHING = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE) | dict(
 
 MATCHING_CAPTION = (
     f"{PER_IMAGE}: Hungarian matching, mean over images. {BY_CLASS}: the same matching, pixels summed over the images "
-    f"(as in google/diffseg and therefore DiffSeg's paper). {ONCE}: one matching for all images (PiCIE, STEGO), which "
-    "needs ids that mean the same in every image, unlike DiffSeg's. ± is half of a 95 % bootstrap interval over images."
+    "(as in google/diffseg and therefore DiffSeg's paper). ± is half of a 95 % bootstrap interval over images."
+)
+ONCE_CAPTION = (
+    f" {ONCE}: one matching for all images (PiCIE, STEGO), which needs ids that mean the same in every image, unlike "
+    "those of DiffSeg's segments."
+)
+COMPARISON_CAPTION = (
+    "± is half of the 95 % bootstrap interval of the paired differences: both scores of an image enter a resample "
+    "together. Differences that are larger than it are marked with *. For VI, split and merged, less is better."
 )
 NAMES_CAPTION = (
     "Pixels of each class over all images, without classes that occur neither in the ground truth nor in the labels. "
@@ -117,14 +125,47 @@ def print_document(console: Console, document: Mapping[str, Any]) -> None:
     methods = document["methods"]
     columns = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE)
     if any(name in method["figures"] for method in methods for name in CLASS_SCORES):
-        columns |= {name: MATCHING[name] for name in CLASS_SCORES}
+        columns |= {name: MATCHING[name] for name in CLASS_SCORES if any(name in m["figures"] for m in methods)}
     heads = [f"{'accuracy' if 'accuracy' in name else 'mIoU'}\n{matching}" for name, matching in columns.items()]
     title = f"Segments matched to classes ({pixels})"
-    console.print(_table(title, MATCHING_CAPTION, methods, list(columns), heads))
+    caption = MATCHING_CAPTION + (ONCE_CAPTION if ONCE in columns.values() else "")
+    console.print(_table(title, caption, methods, list(columns), heads))
     if document["named"]:
         console.print(_classes_table(f"Names of segments, without matching ({pixels})", document["named"]))
     heads = ["best IoU", "covering", "VI", "boundary F", "split", "merged"]
     console.print(_table(f"Regions, without matching ({pixels})", REGIONS_CAPTION, methods, IMAGE_SCORES[2:], heads))
+    if comparison := document.get("comparison"):
+        console.print(_comparison_table(comparison))
+
+
+def comparison_document(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as plain values for the document."""
+    return {
+        "other": comparison.other,
+        "images": comparison.images,
+        "scores": {
+            name: {
+                "this": dataclasses.asdict(score.second),
+                "other": dataclasses.asdict(score.first),
+                "difference": dataclasses.asdict(score.difference),
+            }
+            for name, score in comparison.scores.items()
+        },
+    }
+
+
+def _comparison_table(comparison: Mapping[str, Any]) -> Table:
+    title = f"This run beside {comparison['other']} ({comparison['images']:,} images that both have)"
+    table = Table(title=title, title_justify="left", caption=COMPARISON_CAPTION, caption_justify="left", min_width=100)
+    table.add_column("score")
+    for head in ("this run", "other run", "difference"):
+        table.add_column(head, justify="right")
+    for name, score in comparison["scores"].items():
+        difference = score["difference"]
+        mark = "*" if abs(difference["mean"]) > difference["half_width"] else ""
+        cells = (_cell(name, score["this"]), _cell(name, score["other"]), _cell(name, difference) + mark)
+        table.add_row(f"{name}, {MATCHING[name]}" if name in MATCHING else name, *cells)
+    return table
 
 
 def _print_problems(console: Console, problems: Sequence[Mapping[str, Any]]) -> None:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from diffseg.segmentation import BACKGROUND as BACKGROUND_NAME
 from diffseg.segmentation import IGNORE, borders
@@ -21,8 +21,11 @@ GOLDEN_TURN = 0.618033988749895
 GAP = 8
 """Space between the images of a contact sheet, in pixels."""
 
-BACKGROUND = (255, 255, 255)
-"""Colour of the space between images."""
+CAPTION_HEIGHT = 20
+"""Height of the text above a row of a contact sheet, in pixels."""
+
+BACKGROUND, INK = (255, 255, 255), (31, 35, 40)
+"""Colours of the space between images and of text in it."""
 
 BACKGROUND_COLOUR = (96, 96, 104)
 """Colour of segments that are named `background`."""
@@ -90,21 +93,30 @@ def overlay(
     return np.rint(mixed).astype(np.uint8)
 
 
-def contact_sheet(rows: list[list[np.ndarray]], *, height: int = 256, columns: int = 1) -> Image.Image:
+def contact_sheet(
+    rows: list[list[np.ndarray]], *, height: int = 256, columns: int = 1, captions: Sequence[str] = ()
+) -> Image.Image:
     """Arrange images in one picture.
 
     Args:
         rows: Rows of images, uint8 [H, W, 3] each.
         height: Height to which every image is scaled, in pixels.
         columns: How many rows are placed side by side.
+        captions: A line of text above each row; none if empty.
     """
     strips = [_strip(images, height) for images in rows]
     width = max(strip.width for strip in strips)
     lines = -(-len(strips) // columns)
-    sheet = Image.new("RGB", (columns * (width + 2 * GAP), lines * (height + GAP) + GAP), BACKGROUND)
+    text_height = CAPTION_HEIGHT if captions else 0
+    step = text_height + height + GAP
+    sheet = Image.new("RGB", (columns * (width + 2 * GAP), lines * step + GAP), BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     for index, strip in enumerate(strips):
         line, column = divmod(index, columns)
-        sheet.paste(strip, (GAP + column * (width + 2 * GAP), GAP + line * (height + GAP)))
+        x, y = GAP + column * (width + 2 * GAP), GAP + line * step
+        if captions:
+            draw.text((x, y), captions[index], fill=INK, font=font)
+        sheet.paste(strip, (x, y + text_height))
     return sheet
 
 

@@ -32,7 +32,17 @@ from diffseg.scoring.overlap import (
 from diffseg.scoring.view import View
 from diffseg.segmentation import IGNORE
 
-__all__ = ["CLASS_SCORES", "IMAGE_SCORES", "MAX_CLASSES", "ImageScores", "named_scores", "pool_scores", "score_image"]
+__all__ = [
+    "CLASS_SCORES",
+    "IMAGE_SCORES",
+    "MAX_CLASSES",
+    "ImageScores",
+    "counts_by_class",
+    "named_scores",
+    "pool_scores",
+    "score_image",
+    "scores_of_counts",
+]
 
 IMAGE_SCORES = ("accuracy", "miou", "best_iou", "covering", "vi", "boundary_f", "split", "merged")
 """Scores of each image: vi is in bits, split and merged count regions, and the others are shares, 0 to 1."""
@@ -116,13 +126,17 @@ def _values(table: Overlap, boundary_f: float) -> dict[str, float]:
     }
 
 
-def pool_scores(images: Sequence[ImageScores], classes: Sequence[int] | None) -> dict[str, Interval]:
+def pool_scores(
+    images: Sequence[ImageScores], classes: Sequence[int] | None, *, once: bool = True
+) -> dict[str, Interval]:
     """Combine the scores of many images, with a bootstrap interval over images for each score.
 
     Args:
         images: Scores of the images; those without counted pixels are left out.
         classes: Ids of the ground truth's classes. None takes the ids that occur. If there are more than `MAX_CLASSES`
             of them, or if images have several annotations, there are no `CLASS_SCORES`.
+        once: Also match predicted ids to classes once for the dataset, which means something only if a predicted id
+            means the same in every image.
 
     Returns:
         The interval of each score by name; empty if no image has a score.
@@ -140,7 +154,9 @@ def pool_scores(images: Sequence[ImageScores], classes: Sequence[int] | None) ->
         classes = np.unique(np.concatenate([table.truth_ids for table in tables])).tolist()
     if len(classes) > MAX_CLASSES:
         return image_scores
-    per_image = bootstrap(_counts_by_class(tables, classes), _scores_of_counts, rounds=ROUNDS)
+    per_image = bootstrap(counts_by_class(tables, classes), scores_of_counts, rounds=ROUNDS)
+    if not once:
+        return image_scores | dict(zip(CLASS_SCORES[:2], per_image, strict=True))
     features, count = _confusions(tables, classes), len(classes)
     per_dataset = bootstrap(features, lambda sums: _scores_of_dataset_matching(sums, count), rounds=ROUNDS)
     return image_scores | dict(zip(CLASS_SCORES, per_image + per_dataset, strict=True))
@@ -164,13 +180,13 @@ def named_scores(tables: Sequence[Overlap], classes: Sequence[int]) -> tuple[Int
             row, column = table.truth_ids == class_id, table.segment_ids == class_id
             hit = table.shared[np.ix_(row, column)].sum()
             counts[number, :, index] = hit, table.shared[:, column].sum() - hit, table.truth_area[row].sum() - hit
-    accuracy, miou = bootstrap(counts.reshape(len(tables), -1), _scores_of_counts, rounds=ROUNDS)
+    accuracy, miou = bootstrap(counts.reshape(len(tables), -1), scores_of_counts, rounds=ROUNDS)
     hit, wrong, missed = counts.sum(axis=0)
     union = hit + wrong + missed
     return accuracy, miou, {class_id: float(hit[i] / union[i]) for i, class_id in enumerate(classes) if union[i]}
 
 
-def _counts_by_class(tables: Sequence[Overlap], classes: Sequence[int]) -> np.ndarray:
+def counts_by_class(tables: Sequence[Overlap], classes: Sequence[int]) -> np.ndarray:
     """Return true positives, false positives and false negatives of each class, float64 [N, 3 * C].
 
     As in google/diffseg, the table of an image has a row for every class of the dataset. Segments that no class of the
@@ -190,7 +206,7 @@ def _counts_by_class(tables: Sequence[Overlap], classes: Sequence[int]) -> np.nd
     return counts.reshape(len(tables), -1)
 
 
-def _scores_of_counts(sums: np.ndarray) -> np.ndarray:
+def scores_of_counts(sums: np.ndarray) -> np.ndarray:
     """Return accuracy and mIoU; a class that neither occurs nor was wrongly predicted has no IoU and is left out."""
     hit, wrong, missed = sums.reshape(3, -1)
     union = hit + wrong + missed

@@ -127,13 +127,14 @@ def evaluate(
         on_shard()
     count = context.ground_truth.layout.classes
     classes = None if count is None else range(count)
-    methods = [_method_scores(THIS_RUN, scored, THIS_RUN, classes)]
+    once = context.has_names
+    methods = [_method_scores(THIS_RUN, scored, THIS_RUN, classes, once=once)]
     sample = [image for image in scored if len(image.scores) > 1]
     if 0 < len(sample) < len(scored):
-        methods.append(_method_scores(f"{THIS_RUN}, images of the baselines", sample, THIS_RUN, classes))
+        methods.append(_method_scores(f"{THIS_RUN}, images of the baselines", sample, THIS_RUN, classes, once=once))
     # scikit-image, which some baselines need, may be missing on other nodes
     names = [name for name in BASELINES if sample and name in sample[0].scores]
-    methods += [_method_scores(name, sample, name, classes) for name in names]
+    methods += [_method_scores(name, sample, name, classes, once=once) for name in names]
     named = _named_scores(scored, context.classes)
     return Evaluation(methods=methods, scored=scored, problems=problems, named=named)
 
@@ -152,6 +153,8 @@ def _named_scores(scored: list[ScoredImage], classes: Mapping[str, int]) -> Name
     )
 
 
-def _method_scores(title: str, scored: list[ScoredImage], name: str, classes: range | None) -> MethodScores:
-    figures = pool_scores([image.scores[name] for image in scored], classes)
+def _method_scores(
+    title: str, scored: list[ScoredImage], name: str, classes: range | None, *, once: bool
+) -> MethodScores:
+    figures = pool_scores([image.scores[name] for image in scored], classes, once=once)
     return MethodScores(name=title, images=figures["covering"].count if figures else 0, figures=figures)

@@ -14,16 +14,22 @@ from diffseg.drawing.overlay import contact_sheet, overlay
 from diffseg.scoring.scores import IMAGE_SCORES
 from pipeline.evaluation.layouts import GroundTruthError
 from pipeline.evaluation.pairing import RowLocation
-from pipeline.evaluation.score import EvaluationContext, ScoredImage, ScoringTask
+from pipeline.evaluation.score import THIS_RUN, EvaluationContext, ScoredImage, ScoringTask
 from pipeline.output.commit import LabelShard
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
 from pipeline.output.source_images import read_source_images
+from pipeline.readers.samples import shorten
 from pipeline.spreadsheet import text_cell
 from pipeline.storage import Storage
 
 IMAGES_PER_PICTURE = 6
 """Number of images drawn in each picture."""
+
+CAPTION_SCORES = {"covering": "covering", "miou": "mIoU", "boundary_f": "boundary F"}
+"""Scores above each image of a picture, by name, and their texts."""
+CAPTION_CHARACTERS = 60
+"""Characters of a key that are drawn."""
 
 GREY = 160
 """Grey level drawn in place of a source image that cannot be read."""
@@ -63,6 +69,7 @@ def draw_picture(
 ) -> None:
     """Write a JPEG with one row per chosen image: the source image, its ground truth and its segments.
 
+    The key and scores of the image are above its row.
     A source image that cannot be read is drawn as a grey area.
     """
     images_by_shard: defaultdict[LabelShard, list[ScoredImage]] = defaultdict(list)
@@ -75,9 +82,17 @@ def draw_picture(
         shard_strips = _strips(context, task_of[shard], keys)
         strips |= {RowLocation(shard, row): strip for row, strip in shard_strips.items()}
     buffer = io.BytesIO()
-    sheet = contact_sheet([strips[image.location] for image in chosen if image.location in strips])
+    drawn = [image for image in chosen if image.location in strips]
+    sheet = contact_sheet([strips[image.location] for image in drawn], captions=[_caption(image) for image in drawn])
     sheet.save(buffer, "JPEG", quality=90)
     target.write_bytes(path, buffer.getvalue())
+
+
+def _caption(image: ScoredImage) -> str:
+    values = image.scores[THIS_RUN].values
+    key = image.key if image.key.isprintable() else ascii(image.key)
+    scores = ", ".join(f"{text} {values[name]:.3f}" for name, text in CAPTION_SCORES.items())
+    return f"{shorten(key, CAPTION_CHARACTERS)}: {scores}"
 
 
 def _strips(context: EvaluationContext, task: ScoringTask, keys: Mapping[int, str]) -> dict[int, list[np.ndarray]]:

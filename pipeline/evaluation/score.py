@@ -74,6 +74,7 @@ class EvaluationContext:
         view: The pixels that are scored.
         image_field: Image field of the run's SRC.
         classes: Ground-truth class id by segment name; empty if names are not scored.
+        has_names: True if the run names its segments. Without names an id means nothing beyond its image.
     """
 
     out: Storage
@@ -81,6 +82,7 @@ class EvaluationContext:
     view: View
     image_field: str | None
     classes: Mapping[str, int] = field(default_factory=dict)
+    has_names: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,7 @@ def test_tables_state_the_protocol_of_every_score(
     assert "not scored: 1 row without a label map (1 undecodable)" in text
     assert "not used: 2 ground-truth maps without a labelled row (3.png, 9.png)" in text
     assert "layout labels, ids that are not scored: the largest id; paired by path" in text
-    assert "which needs ids that mean the same in every image" in text
+    assert "once for the data set" not in text  # the ids of a run without names mean nothing beyond an image
     assert "google/diffseg" in text
     for name in BASELINES:
         assert f"{name} │ 1 │" in text
@@ -256,3 +256,46 @@ def test_nothing_to_score_is_refused(run_and_truth: tuple[Path, Path], capsys: p
 def test_importing_the_command_imports_neither_torch_nor_ray() -> None:
     code = "import sys, jobs.evaluate\nassert not {'torch', 'ray', 'diffusers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=540)
+
+
+def test_two_runs_are_compared_on_the_images_that_both_have(
+    run_and_truth: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other run lacks image 0, is right where this one is wrong, and has half of image 1 wrong."""
+    out, truth = run_and_truth
+    labels = {key: ground_truth(int(key[0])).astype(np.uint16) for key in KEYS[1:]}
+    labels["1.png"][:20] = 0
+    write_run(tmp_path / "other", labels)
+    document = run(out, truth, *NO_BASELINES, "--compare", tmp_path / "other", capsys=capsys)
+    comparison = document["comparison"]
+    assert comparison["images"] == 3  # images 1, 2 and 4; this run has no label map of image 3
+    accuracy = comparison["scores"]["accuracy"]
+    this, other = (1 + 1 + 34 / 60) / 3, (1 - 0.5 * 29 / 60 + 1 + 1) / 3
+    assert (accuracy["this"]["mean"], accuracy["other"]["mean"]) == pytest.approx((this, other))
+    assert accuracy["difference"]["mean"] == pytest.approx(this - other)
+    assert "class_miou" in comparison["scores"]
+    assert evaluate.main([*map(str, run_and_truth), *NO_BASELINES, "--compare", str(out), "--processes", "1"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "4 images that both have" in text
+    assert "±.000*" not in text  # a run does not differ from itself
+
+
+def test_evaluations_under_names_are_kept(run_and_truth: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    out, truth = run_and_truth
+    whole = run(out, truth, *NO_BASELINES, "--name", "whole", capsys=capsys)
+    centre = run(out, truth, *NO_BASELINES, "--name", "centre", "--crop", "centre", capsys=capsys)
+    for name, document in (("whole", whole), ("centre", centre)):
+        assert json.loads((out / "report" / name / "scores.json").read_text()) == document
+    assert not (out / "report" / "scores.json").exists()
+    for wrong in ("../elsewhere", "", "data"):
+        assert evaluate.main([str(out), str(truth), "--name", wrong]) == 2
+        assert "--name" in capsys.readouterr().err
+
+
+def test_one_matching_for_the_data_set_needs_names(
+    run_and_truth: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not any(name.startswith("dataset_") for name in means(run(*run_and_truth, *NO_BASELINES, capsys=capsys)))
+    labels = {key: ground_truth(int(key[0])).astype(np.uint16) for key in KEYS}
+    write_run(tmp_path / "named", labels, names={key: ["a", "b"] for key in KEYS}, vocabulary=["a", "b"])
+    assert means(run(tmp_path / "named", run_and_truth[1], *NO_BASELINES, capsys=capsys))["dataset_miou"] == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffseg import IGNORE
-from diffseg.drawing.overlay import contact_sheet, overlay, palette
+from diffseg.drawing.overlay import CAPTION_HEIGHT, GAP, contact_sheet, overlay, palette
 from diffseg.segmentation import borders
 
 
@@ -37,3 +37,14 @@ def test_a_contact_sheet_shows_every_image_at_the_requested_height() -> None:
     sheet = np.asarray(contact_sheet([[red, blue], [blue, red], [red]], height=32, columns=2))
     assert (sheet == (255, 0, 0)).all(axis=2).sum() == 3 * 32 * 64
     assert (sheet == (0, 0, 255)).all(axis=2).sum() == 2 * 32 * 16
+
+
+def test_captions_are_drawn_above_their_rows() -> None:
+    grey = np.full((8, 200, 3), 128, np.uint8)
+    plain, captioned = (
+        np.asarray(contact_sheet([[grey], [grey]], height=32, captions=captions)) for captions in ((), ("a", "b"))
+    )
+    assert captioned.shape[0] == plain.shape[0] + 2 * CAPTION_HEIGHT
+    for top in (GAP, GAP + CAPTION_HEIGHT + 32 + GAP):
+        assert captioned[top : top + CAPTION_HEIGHT].min() < 100  # the text
+        assert (captioned[top + CAPTION_HEIGHT : top + CAPTION_HEIGHT + 32, GAP : GAP + 100] == 128).all()
