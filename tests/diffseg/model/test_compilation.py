@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from diffseg.attention.recorder import AttentionRecorder
 from diffseg.model.backbone import Backbone
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.compilation import compile_model
+from diffseg.private_folder import private_folder, use_private_torch_cache
 from diffseg.settings import settings_of
 from diffseg.tiny.scenes.scenes import generate_scene
 
@@ -85,6 +87,15 @@ def test_a_compiled_segmenter_gives_the_same_labels(monkeypatch: pytest.MonkeyPa
     assert compiled == ["UNet2DConditionModel"]
     for ours, reference in zip(labelled, expected, strict=True):
         assert (ours.labels == reference.labels).mean() >= 0.995
+
+
+def test_all_processes_of_a_user_share_the_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    use_private_torch_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
+    del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    use_private_torch_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == os.path.join(private_folder(), "torchinductor")
 
 
 def test_a_learned_affinity_cannot_be_read_in_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
