@@ -71,11 +71,14 @@ class EstimateCommand(SpeedFlags):
     """JSON object with options for fsspec, such as credentials or an endpoint."""
     json: bool = False
     """Print JSON instead of a table."""
-    label: Annotated[LabelSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=LabelSettings)
+    label: Annotated[LabelSettings, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: LabelSettings(dtype="auto")
+    )
     worker: Annotated[WorkerSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=WorkerSettings)
 
 
-def _estimate(argv: list[str]) -> int:
+def parse(argv: list[str]) -> EstimateCommand:
+    """Parse the flags of `diffseg estimate`."""
     with printing():
         command = tyro.cli(
             EstimateCommand,
@@ -88,6 +91,10 @@ def _estimate(argv: list[str]) -> int:
         )
     if command.sample_images < 1 or command.workers < 1:
         raise ValueError(f"--sample-images {command.sample_images}, --workers {command.workers}: expected 1 or more")
+    return command
+
+
+def _estimate(command: EstimateCommand) -> int:
     from pipeline.estimate import estimate, given_speed, measure_speed, survey_source
     from pipeline.storage import Storage
 
@@ -134,7 +141,7 @@ def _size(number: float) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run `diffseg estimate` and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    return guarded(lambda: _estimate(arguments))
+    return guarded(lambda: _estimate(parse(arguments)))
 
 
 if __name__ == "__main__":

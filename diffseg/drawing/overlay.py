@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -106,11 +107,13 @@ def contact_sheet(
     """
     strips = [_strip(images, height) for images in rows]
     width = max(strip.width for strip in strips)
+    font = ImageFont.load_default(size=14)
+    width = max([width, *(math.ceil(font.getlength(caption)) for caption in captions)])
     lines = -(-len(strips) // columns)
     text_height = CAPTION_HEIGHT if captions else 0
     step = text_height + height + GAP
     sheet = Image.new("RGB", (columns * (width + 2 * GAP), lines * step + GAP), BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    draw = ImageDraw.Draw(sheet)
     for index, strip in enumerate(strips):
         line, column = divmod(index, columns)
         x, y = GAP + column * (width + 2 * GAP), GAP + line * step

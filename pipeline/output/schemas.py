@@ -168,6 +168,7 @@ class NetworkSchema(Struct, frozen=True):
     width: Annotated[int, Meta(ge=8, le=4096, multiple_of=8)]
     dimensions: Annotated[int, Meta(ge=1, le=100_000)]
     size: Annotated[int, Meta(ge=32, le=16_384, multiple_of=32)]
+    class_names: list[str] = []
 
 
 class TrainingSchema(Struct, frozen=True):

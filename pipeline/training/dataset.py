@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from diffseg.segmentation import BACKGROUND
 from pipeline.output.commit import LabelShard
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.reader import label_rows
@@ -101,6 +102,11 @@ class LabelDataset(IterableDataset):
     def classes(self) -> int:
         """Number of classes including the background; 0 for a run without names."""
         return len(self._names) + 1 if self._names else 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class by its number; empty for a run without names."""
+        return (BACKGROUND, *self._names) if self._names else ()
 
     def __len__(self) -> int:
         """Return the number of samples per epoch on this rank, over all its workers."""

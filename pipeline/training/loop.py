@@ -80,7 +80,8 @@ def train(
             save_checkpoint(model, network, optimiser, step, history)
     if dataset.rank == 0:
         config = {"target": settings.target, "width": settings.width, "dimensions": dimensions, "size": settings.size}
-        save_network(model, network, config)
+        names = dataset.class_names if settings.target == "classes" else ()
+        save_network(model, network, config | {"class_names": names})
     return history
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from diffseg.method.decide import decide_on_device
 from diffseg.model.backbone import Step, no_step
 from diffseg.model.text import Prompt
 from diffseg.pending import PendingBatch
+from diffseg.segmentation import Segmentation
 from pipeline.errors import RunRefused
 from pipeline.label import label_shard
 from pipeline.output.fence import Fence, take_over
@@ -32,12 +33,39 @@ from pipeline.training.state import WEIGHTS, load_network
 
 
 class NetworkSegmenter:
-    """A trained network with the part of the interface of `diffseg.Segmenter` that `label_shard` uses."""
+    """A trained network with the part of the interface of `diffseg.Segmenter` that labels images, on the CPU.
+
+    Attributes:
+        network: The network in evaluation mode. It maps float32 [B, 3, S, S] in [−1, 1] to [B, D, S / 2, S / 2]: the
+            scores of D classes before the softmax, or an embedding of each position in D dimensions.
+        config: config.json: target, size S, width and dimensions D of the network, and `class_names`.
+        class_names: Name of each class by its number, the background first; empty if the network learned segments.
+    """
 
     batch_size = 1
 
     def __init__(self, network: SegmentationNetwork, config: dict[str, Any]) -> None:
-        self._network, self._size, self._target = network, config["size"], config["target"]
+        self.network, self.config = network, config
+        self.class_names = tuple(config["class_names"])
+        self._size, self._target = config["size"], config["target"]
+
+    @classmethod
+    def load(cls, model: str, options: Mapping[str, Any] | None = None) -> NetworkSegmenter:
+        """Load the network that `diffseg train` has written.
+
+        Args:
+            model: MODEL, a folder or URL.
+            options: Storage options for fsspec.
+
+        Raises:
+            SourceError: MODEL holds no trained network.
+        """
+        return cls(*load_network(Storage(url=model, options=options)))
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
+        """Label images, uint8 [H, W, 3] each."""
+        results = [self.launch([self.prepare(image)]).results()[0] for image in images]
+        return [_checked(result) for result in results]
 
     def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> ModelInput:
         """Resize a uint8 [H, W, 3] image to the network's square input; the prompt is not used."""
@@ -47,7 +75,7 @@ class NetworkSegmenter:
     def launch(self, canvases: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
         """Label prepared images. Segments are numbered consecutively, without gaps for absent classes."""
         with step("network"):
-            output = self._network(torch.stack([canvas.pixels for canvas in canvases]))
+            output = self.network(torch.stack([canvas.pixels for canvas in canvases]))
         decisions = []
         for canvas, vectors in zip(canvases, output, strict=True):
             with step("decide"):
@@ -55,6 +83,13 @@ class NetworkSegmenter:
                 decisions.append(decide_on_device(scores, canvas.region_size))
         finite = output.isfinite().flatten(1).all(dim=1)
         return PendingBatch(inputs=canvases, decisions=decisions, finite=finite)
+
+
+def _checked(result: Segmentation | Exception) -> Segmentation:
+    """Return a result, or raise the error of an image whose scores are not finite."""
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def predict(model: Storage, source: str, out: Storage, *, on_shard: Callable[[int, int], None]) -> None:

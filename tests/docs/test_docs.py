@@ -12,6 +12,10 @@ from doc_checks import problems
 from doc_pages import Page, anchors, read_page
 from labelled_runs import write_run
 
+from pipeline.storage import Storage
+from pipeline.training.network import SegmentationNetwork
+from pipeline.training.state import save_network
+
 DOCS = sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))
 PAGES = [*(Path(name) for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "infra/README.md")), *DOCS]
 
@@ -63,12 +67,14 @@ BLOCKS = [
 
 @pytest.fixture(scope="module")
 def example_folder(tmp_path_factory: pytest.TempPathFactory, scene_folder: Path) -> Path:
-    """A folder with what the examples read: photo.jpg, and OUT of a run over 20 images with two segments each."""
+    """A folder with what the examples read: photo.jpg, OUT of a run over 20 images of two segments each, and MODEL."""
     folder = tmp_path_factory.mktemp("examples")
     shutil.copy(scene_folder / "a" / "000.jpg", folder / "photo.jpg")
     halves = np.repeat(np.array([[0, 1]], np.uint16), 96, axis=0).repeat(48, axis=1)
     keys = sorted(str(path.relative_to(scene_folder)) for path in scene_folder.glob("*/*"))
     write_run(folder / "OUT", dict.fromkeys(keys, halves), source=scene_folder)
+    config = {"target": "segments", "width": 8, "dimensions": 4, "size": 32, "class_names": ()}
+    save_network(Storage(url=str(folder / "MODEL")), SegmentationNetwork(width=8, dimensions=4), config)
     return folder
 
 

@@ -21,6 +21,7 @@ import jobs.train
 from diffseg.segmentation import BACKGROUND
 from diffseg.tiny.scenes.scenes import generate_scene
 from pipeline.storage import Storage
+from pipeline.training.predict import NetworkSegmenter
 from pipeline.training.state import load_network
 
 KILLED_AT_RENAME = Path(__file__).parents[1] / "killed_at_rename.py"
@@ -62,7 +63,8 @@ def test_a_training_writes_a_network_metrics_and_curves(undisturbed: Path) -> No
     assert all(0 <= record[name] <= 1 for record in metrics["history"] for name in ("loss", "same", "other"))
     with Image.open(undisturbed / "curves.png") as picture:
         assert picture.size[0] > 100
-    assert json.loads((undisturbed / "config.json").read_text())["dimensions"] == 16
+    config = json.loads((undisturbed / "config.json").read_text())
+    assert (config["dimensions"], config["class_names"]) == (16, [])
 
 
 def test_without_matplotlib_a_training_ends_without_the_picture_and_says_how_to_get_it(
@@ -163,7 +165,14 @@ def test_classes_are_learned_from_a_run_with_names(run_folder: Path, tmp_path: P
     words = [str(tmp_path / "out"), str(tmp_path / "model"), *SMALL[:-1], "40", "--no-ray", "--target", "classes"]
     assert jobs.train.main(words) == 0
     network, config = load_network(Storage(url=str(tmp_path / "model")))
-    assert config["dimensions"] == 2
+    assert (config["dimensions"], config["class_names"]) == (2, ["background", "box"])
+    trained = NetworkSegmenter.load(str(tmp_path / "model"))
+    assert trained.class_names == ("background", "box")
+    pixels = np.full((64, 64, 3), 40, np.uint8)
+    pixels[10:42, 12:44] = 220
+    (result,) = trained([pixels])
+    assert result.labels.shape == (64, 64)
+    assert result.labels[26, 28] != result.labels[58, 58]
     image = torch.full((1, 3, 64, 64), 40 / 127.5 - 1)
     image[:, :, 10:42, 12:44] = 220 / 127.5 - 1
     with torch.inference_mode():
