@@ -200,8 +200,8 @@ class Segmenter:
     def launch(self, inputs: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
         """Send up to `batch_size` prepared images through the model and the method.
 
-        On a GPU this does not wait for the device, so that the next batch can be sent before the results of this one
-        are read.
+        On a GPU this waits for the device at most once, to learn the number of proposals, and the results are copied to
+        the host while the next batch is prepared.
 
         Args:
             inputs: Prepared images.
@@ -223,7 +223,7 @@ class Segmenter:
     @torch.inference_mode()
     def from_attention(self, signals: Signals, inputs: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
         """Run the stages of the method on what `attention_of` returned for the same images."""
-        # On a CPU each image has as many proposals as it needs; on other devices all images have the same shape.
+        # On a CPU each image has as many proposals as it needs; on other devices as many as the image with the most.
         images_at_once = 1 if signals.self_attention.device.type == "cpu" else self.batch_size
         decisions: list[Decision] = []
         for start in range(0, len(inputs), images_at_once):

@@ -76,7 +76,7 @@ def propose(
     attention row and the proposal, so that height has no effect; D is in units of the distance that stands for a
     symmetric KL of one nat.
 
-    Cuts, and the setting `stable`, wait for the device; merging at given thresholds does not.
+    Merging at given thresholds waits for the device once, cuts and the setting `stable` more often.
 
     Args:
         aggregated: float32 [B, P, P], rows sum to 1.
