@@ -25,7 +25,7 @@ from rich.console import Console
 
 from diffseg.settings import PRESETS, Preset, StageName, thresholds
 from jobs.common import OK, SOME_FAILED, guarded, storage_options
-from jobs.printing import BROKEN_ADVICE, CleanConsole, counts_table, print_json, print_line
+from jobs.printing import BROKEN_ADVICE, CleanConsole, counts_table, print_json, print_line, print_work
 from pipeline.executor.logs import log_json
 from pipeline.readers.left_out import left_out_lines
 from pipeline.readers.names import parse_names
@@ -180,6 +180,8 @@ def _print(console: Console, summary: RunSummary) -> None:
     if summary.images:
         line += f"; {counted(summary.images, 'image')} in {summary.wall:.1f} s"
     print_line(console, line)
+    if summary.images:
+        print_work(console, summary.nodes, summary.work)
     for name, note in summary.notes.items():
         print_line(console, f"{name}: {note}", "yellow")
     for text in left_out_lines(summary.left_out):

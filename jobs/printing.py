@@ -17,9 +17,13 @@ from rich.segment import Segment
 from rich.table import Table
 
 from jobs.streams import clean, discard_output, print_text
+from pipeline.wording import counted, duration
 
 _PLAIN = str.maketrans({"→": "->", "…": "...", "×": "x", "±": "+-", "–": "-", "−": "-", "’": "'"})
 """ASCII for characters of this program's own texts."""
+
+NODES_SHOWN = 10
+"""Nodes that are printed."""
 
 BROKEN_ADVICE = "only a part of this shard could be read; once the file is whole, the same command labels it again"
 """What is said about a truncated or damaged shard."""
@@ -74,6 +78,30 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(console=CleanConsole(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda: bar.advance(task)
+
+
+def print_work(console: Console, nodes: Mapping[str, Mapping[str, Any]], work: Mapping[str, Any]) -> None:
+    """Print where a run has worked: the nodes with their workers, GPUs and speed, and the slowest shards.
+
+    Args:
+        console: Where to print.
+        nodes: ``{workers, gpu}`` by host.
+        work: `WorkStatistics.plain`.
+    """
+    rates = work["images_per_second"]
+    hosts = sorted(nodes.keys() | rates.keys())
+    for host in hosts[:NODES_SHOWN]:
+        words = []
+        if node := nodes.get(host):
+            words.append(counted(node["workers"], "worker") + (f" on {node['gpu']}" if node["gpu"] else ""))
+        if host in rates:
+            words.append(f"{rates[host]:.3g} images/s for each worker")
+        print_line(console, f"node {host}: {', '.join(words)}")
+    if len(hosts) > NODES_SHOWN:
+        print_line(console, f"and {counted(len(hosts) - NODES_SHOWN, 'node')} more; --json has all of them")
+    if work["slowest"]:
+        shards = (f"{s['shard']} ({duration(s['seconds'])}, {counted(s['images'], 'image')})" for s in work["slowest"])
+        print_line(console, f"slowest shards: {', '.join(shards)}")
 
 
 def counts_table(counts: Mapping[str, int], seconds: Mapping[str, float], images: int) -> Table:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed
-from jobs.printing import BROKEN_ADVICE, CleanConsole, counts_table, print_json, print_line
+from jobs.printing import BROKEN_ADVICE, CleanConsole, counts_table, print_json, print_line, print_work
 from jobs.run_flags import RunFlags
 from pipeline.executor.progress_file import ProgressReport, read_progress
 from pipeline.output.commit import totals
@@ -26,6 +26,7 @@ from pipeline.output.listing import Listing, read_listing
 from pipeline.output.manifest import Manifest
 from pipeline.output.overview import NOT_OK, Overview, read_overview
 from pipeline.output.source_changes import compare_with_source
+from pipeline.output.work import WorkStatistics
 from pipeline.readers.left_out import left_out_lines
 from pipeline.wording import counted, duration
 
@@ -57,6 +58,7 @@ def _status(command: RunFlags) -> int:
         print_line(console, f"{', '.join(manifest.source.splitlines())} → {out.redacted}, model {facts['model']}")
         console.print(counts_table(facts["counts"], facts["seconds"], facts["sample"]["rows"]))
         _print_sample(console, facts)
+        print_work(console, {} if progress is None else progress.nodes, facts["work"])
         _print_shards(console, facts)
         for line in left_out_lines(manifest.left_out):
             print_line(console, line, "yellow")
@@ -89,6 +91,7 @@ def _facts(manifest: Manifest, overview: Overview, listing: Listing | None) -> d
         "left_out": dict(manifest.left_out),
         "counts": dict(overview.counts),
         "seconds": dict(seconds),
+        "work": WorkStatistics.of(overview.sample).plain(),
         "sample": {
             "records": len(overview.sample),
             "of": len(done),
@@ -103,7 +106,9 @@ def _print_sample(console: Console, facts: Mapping[str, Any]) -> None:
     """Say which of the numbers come from a sample of the records."""
     sample = facts["sample"]
     if sample["records"] < sample["of"]:
-        print_line(console, f"ms per image: from {sample['records']:,} of {sample['of']:,} records")
+        print_line(
+            console, f"ms per image, nodes and slowest shards: from {sample['records']:,} of {sample['of']:,} records"
+        )
     if NOT_OK in facts["counts"]:
         statuses = ", ".join(f"{status} {rows:,}" for status, rows in sorted(sample["not_ok"].items()))
         print_line(console, f"rows that are not ok in {sample['not_ok_records']:,} of the records: {statuses}")

@@ -136,6 +136,8 @@ def label_run(
         gone=gone,
         left_out=files.left_out.plain(),
         set_aside=dict(recorder.set_aside),
+        nodes=recorder.nodes,
+        work=recorder.work.plain(),
         notes=recorder.notes,
     )
 

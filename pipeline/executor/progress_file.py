@@ -13,14 +13,14 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import psutil
 
 from pipeline.bounded_json import InvalidFile, read_bounded, struct_fields
 from pipeline.errors import RunRefused
-from pipeline.executor.protocol import RunState
+from pipeline.executor.protocol import RunState, WorkerReport
 from pipeline.executor.rate_meter import RateMeter
 from pipeline.output.manifest import PROGRESS_PATH
 from pipeline.output.schemas import DOCUMENT_BYTES, parse_progress
@@ -73,6 +73,7 @@ class ProgressReport:
         gpu_memory_share: Share of a GPU's memory that is in use, 0 to 1, likewise; the largest of any worker.
         startup_seconds: Longest time that a worker took to load its model and, with --compile, to compile it; None
             before the first worker is ready.
+        nodes: ``{workers, gpu}`` of each host: how many workers have become ready there, and the name of their GPU.
     """
 
     state: State
@@ -97,6 +98,7 @@ class ProgressReport:
     gpu_utilisation: float | None = None
     gpu_memory_share: float | None = None
     startup_seconds: float | None = None
+    nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def age(self) -> float:
         """Return the seconds since the file was written, by this machine's clock."""
@@ -165,6 +167,7 @@ class ProgressFile:
         self._gpu_utilisation: float | None = None
         self._gpu_memory_share: float | None = None
         self._startup_seconds: float | None = None
+        self.nodes: dict[str, dict[str, Any]] = {}
         self._started = time.time()
         self._rate = RateMeter()
         self._closed = threading.Event()
@@ -176,9 +179,11 @@ class ProgressFile:
         if self._writer.ident is None:
             self._writer.start()
 
-    def worker_ready(self, startup_seconds: float) -> None:
-        """Record how long a worker took to start."""
-        self._startup_seconds = max(self._startup_seconds or 0.0, startup_seconds)
+    def worker_ready(self, report: WorkerReport) -> None:
+        """Record where a worker has started, and how long that took."""
+        self._startup_seconds = max(self._startup_seconds or 0.0, report.startup_seconds)
+        workers = self.nodes.get(report.host, {"workers": 0})["workers"] + 1
+        self.nodes = {**self.nodes, report.host: {"workers": workers, "gpu": report.gpu}}
 
     def shard_committed(self, shard: str, images: int) -> None:
         """Record that a shard is done."""
@@ -269,6 +274,7 @@ class ProgressFile:
             gpu_utilisation=self._gpu_utilisation,
             gpu_memory_share=self._gpu_memory_share,
             startup_seconds=self._startup_seconds,
+            nodes=self.nodes,
         )
 
     def _seconds_left(self, rate: float | None, run: RunState) -> float | None:

@@ -47,6 +47,7 @@ class WorkerReport:
         pid: Process id of the worker.
         dtype: Type of the weights, which the worker chose if the settings leave it open; "" if they do not.
         startup_seconds: How long the worker took to load its model and, if asked to, to compile it.
+        gpu: Name of the worker's GPU; "" on a CPU.
     """
 
     model_sha256: str
@@ -57,6 +58,7 @@ class WorkerReport:
     pid: int = 0
     dtype: Dtype | Literal[""] = ""
     startup_seconds: float = 0.0
+    gpu: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

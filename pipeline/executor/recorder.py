@@ -21,6 +21,7 @@ from pipeline.output.fence import take_over
 from pipeline.output.listing import ANY_INPUTS, Listing, read_listing
 from pipeline.output.manifest import Manifest, differences, versions_in
 from pipeline.output.plan import Plan
+from pipeline.output.work import WorkStatistics
 from pipeline.readers.samples import Shard
 from pipeline.storage import StorageUnwritable, StoreUnavailable, redact
 from pipeline.storage.urls import split_url
@@ -60,6 +61,7 @@ class RunRecorder:
         has_relabelled: True if shards that were done had to be labelled again.
         set_aside: Why nodes were set aside, by host and id.
         notes: What this run has noticed about shards, by name; only the first `MAX_NOTES`.
+        work: How fast the hosts label, and the slowest shards of this run.
     """
 
     job: Job
@@ -79,6 +81,7 @@ class RunRecorder:
     has_relabelled: bool = False
     set_aside: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    work: WorkStatistics = field(default_factory=WorkStatistics)
 
     def __post_init__(self) -> None:
         self._file = ProgressFile(self.job.out, todo=len(self.plan.todo))
@@ -93,6 +96,11 @@ class RunRecorder:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close("ended" if kind is None else "stopped")
 
+    @property
+    def nodes(self) -> Mapping[str, Mapping[str, Any]]:
+        """The number of workers that have become ready on each host, and the name of their GPU."""
+        return self._file.nodes
+
     def worker_ready(self, report: WorkerReport) -> None:
         if self.manifest is not None:
             dtype = self.manifest.settings["dtype"]
@@ -105,7 +113,7 @@ class RunRecorder:
             if report.fingerprint != self.manifest.fingerprint:
                 raise RunRefused(f"the checkpoint on {report.host} differs from the one that this run started with")
             self._warn_of_other_versions(report)
-            self._file.worker_ready(report.startup_seconds)
+            self._file.worker_ready(report)
             return
         manifest = Manifest(
             source=self.source,
@@ -122,7 +130,7 @@ class RunRecorder:
             log.warning("resuming in another environment, so a few pixels may differ: %s", difference)
         self.manifest = manifest
         self.plan.delete_outdated(self.job.out)
-        self._file.worker_ready(report.startup_seconds)
+        self._file.worker_ready(report)
         self._file.start()
 
     def _warn_of_other_versions(self, report: WorkerReport) -> None:
@@ -158,6 +166,7 @@ class RunRecorder:
     def shard_committed(self, commit: Commit) -> None:
         self.counts.update(commit.counts)
         self.seconds.update(commit.seconds)
+        self.work.add(commit)
         if commit.notes and len(self.notes) < MAX_NOTES:
             self.notes[commit.shard] = "; ".join(commit.notes)
         self.committed[commit.shard] = commit.path

@@ -26,6 +26,8 @@ class RunSummary:
         notes: What was noticed about shards that this run has labelled, by name.
         left_out: What SRC holds besides the shards, by kind: the count and the first examples.
         set_aside: Why nodes got no more workers, by host and node id.
+        nodes: ``{workers, gpu}`` of each host: how many workers have become ready there, and the name of their GPU.
+        work: Images per second of one worker by host, and the slowest shards of this run.
     """
 
     shards: int
@@ -40,6 +42,8 @@ class RunSummary:
     left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     set_aside: Mapping[str, str]
+    nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    work: Mapping[str, Any] = field(default_factory=dict)
 
     def failed_share(self) -> float:
         """Return the share of rows whose status is not ok, 0 to 1."""

@@ -113,6 +113,7 @@ class LabelWorker:
             pid=os.getpid(),
             dtype=settings.known_dtype,
             startup_seconds=round(time.monotonic() - started, 1),
+            gpu=torch.cuda.get_device_name() if job.worker.device.startswith("cuda") else "",
         )
         return self.report
 

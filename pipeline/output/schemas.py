@@ -125,6 +125,13 @@ class ShardInFlightSchema(Struct, forbid_unknown_fields=True, frozen=True):
     waiting: str
 
 
+class NodeSchema(Struct, forbid_unknown_fields=True, frozen=True):
+    """The workers of a host in progress.json."""
+
+    workers: Count
+    gpu: str
+
+
 class ProgressSchema(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """progress.json; `pipeline.executor.progress_file.ProgressReport` describes its fields."""
 
@@ -150,6 +157,7 @@ class ProgressSchema(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     gpu_utilisation: Share | None = None
     gpu_memory_share: Share | None = None
     startup_seconds: Seconds | None = None
+    nodes: dict[str, NodeSchema] = {}
 
 
 class IntentSchema(Struct, frozen=True):

@@ -83,6 +83,9 @@ def test_a_run_in_progress_and_then_finished(
         assert "workers: 1 of 1 ready; shards: 1 in flight, 0 waiting; about " in text
         assert "meet-0 " in text
         assert "GPUs" not in text
+        assert "node here: 1 worker\n" in text  # the workers without a model name their hosts differently
+        assert "images/s for each worker" in text
+        assert re.search(r"slowest shards: good-\d \(\d+ s, 10,000 images\), good-\d", text)
     finally:
         release(out)
     run.join()
@@ -131,9 +134,9 @@ def test_status_of_many_shards_says_what_comes_from_a_sample(
     _, facts, text = status(tmp_path / "out", capsys)
     assert facts["counts"] == {"ok": 10, "not ok": 10}
     assert (facts["sample"]["records"], facts["sample"]["of"]) == (5, facts["done"])
-    assert f"ms per image: from 5 of {facts['done']} records" in text
+    assert f"ms per image, nodes and slowest shards: from 5 of {facts['done']} records" in text
     assert re.search(r"rows that are not ok in \d of the records: undecodable \d", text)
     monkeypatch.undo()
     _, facts, text = status(tmp_path / "out", capsys)
     assert facts["counts"] == {"ok": 10, "undecodable": 10}
-    assert "ms per image: from" not in text
+    assert "slowest shards: from" not in text

@@ -16,7 +16,7 @@ import pytest
 from pipeline.executor import progress_file
 from pipeline.executor.gpu_meter import GpuUse
 from pipeline.executor.progress_file import ProgressFile, ProgressReport, read_progress
-from pipeline.executor.protocol import RunState, ShardInFlight, WorkerProgress
+from pipeline.executor.protocol import RunState, ShardInFlight, WorkerProgress, WorkerReport
 from pipeline.storage import Storage
 
 DEADLINE = 60.0
@@ -110,9 +110,12 @@ def test_the_use_of_gpus_is_the_mean_utilisation_and_the_fullest_memory_of_the_w
 def test_the_start_up_time_is_that_of_the_slowest_worker(tmp_path: Path) -> None:
     file = ProgressFile(Storage(url=str(tmp_path)), todo=9)
     assert file._report().startup_seconds is None
+    report = WorkerReport(model_sha256="", resolved={}, fingerprint="", environment={}, host="a")
     for seconds in (4.0, 31.5, 7.0):
-        file.worker_ready(seconds)
+        file.worker_ready(dataclasses.replace(report, startup_seconds=seconds))
+    file.worker_ready(dataclasses.replace(report, host="b", gpu="NVIDIA L4"))
     assert file._report().startup_seconds == 31.5
+    assert file._report().nodes == {"a": {"workers": 3, "gpu": ""}, "b": {"workers": 1, "gpu": "NVIDIA L4"}}
 
 
 @pytest.mark.usefixtures("written_often")
