@@ -27,9 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
-from PIL import Image
-
 from diffseg.settings import Dtype
 from jobs.common import OK, guarded, parsed
 from jobs.printing import CleanConsole, print_json, print_line
@@ -39,12 +36,8 @@ if TYPE_CHECKING:
     from jobs.benchmarks.measure import Comparison
 
 PARTS = ("whole", "merging", "settings", "names", "pipeline", "growth")
-SCENES, SCENE_SIZE = 48, (480, 640)
-"""Number of generated scenes, and their height and width in pixels, as of a photograph."""
 REGIONS = 9
 """Regions of the planted attention of part merging."""
-IMAGES = 8
-"""Maximum number of images in parts whole, settings and names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +86,7 @@ def _bench(command: BenchCommand) -> int:
     import torch
 
     from diffseg.devices import keep_freed_memory
+    from jobs.benchmarks.images import write_scenes
     from jobs.benchmarks.measure import cores, machine
     from jobs.benchmarks.tables import comparison_table, growth_table
 
@@ -120,7 +114,7 @@ def _bench(command: BenchCommand) -> int:
         print_json(
             {
                 "machine": header,
-                "comparisons": [as_dict(comparison) for comparison in comparisons],
+                "comparisons": [comparison.to_dict() for comparison in comparisons],
                 "growth": [dataclasses.asdict(growth) for growth in growths],
             }
         )
@@ -129,6 +123,8 @@ def _bench(command: BenchCommand) -> int:
 
 def _comparisons(command: BenchCommand, folder: Path) -> Iterator[Comparison]:
     """Measure the parts that compare variants, on the images of a folder."""
+    from jobs.benchmarks.images import read_images
+
     parts = command.parts.split(",")
     batch_sizes = [int(size) for size in command.batch_sizes.split(",")]
     models: list[tuple[str, Any]] = list(itertools.product(command.models.split(","), command.dtypes.split(",")))
@@ -175,25 +171,6 @@ def _comparisons(command: BenchCommand, folder: Path) -> Iterator[Comparison]:
             )
 
 
-def write_scenes(folder: Path, scenes: int = SCENES, size: tuple[int, int] = SCENE_SIZE) -> Path:
-    """Write generated scenes as JPEG files, by default of the size of a photograph, and return the folder."""
-    from diffseg.tiny.scenes.scenes import generate_scene
-
-    height, width = size
-    for seed in range(scenes):
-        scene = Image.fromarray(generate_scene(seed, max(size)).image)
-        scene.crop((0, 0, width, height)).save(folder / f"{seed:03}.jpg", quality=90)
-    return folder
-
-
-def read_images(folder: Path) -> list[np.ndarray]:
-    """Return the first images of a folder, uint8 [H, W, 3] each."""
-    from diffseg.images.decode import decode_image
-    from jobs.benchmarks.loop import image_files
-
-    return [decode_image(path) for path in image_files(folder)[:IMAGES]]
-
-
 def _draw(path: Path, comparisons: Sequence[Comparison], growths: Sequence[Growth]) -> None:
     """Draw the comparisons into a PNG, and the growth into a second PNG, or into the same if there is nothing else."""
     from diffseg.drawing.plot import can_draw
@@ -205,15 +182,6 @@ def _draw(path: Path, comparisons: Sequence[Comparison], growths: Sequence[Growt
         draw_comparisons(comparisons, path)
     if growths:
         draw_growth(growths, path.with_stem(f"{path.stem}-growth") if comparisons else path)
-
-
-def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as plain values, with its medians and ratios."""
-    variants = comparison.seconds
-    return dataclasses.asdict(comparison) | {
-        "medians": {variant: comparison.median(variant) for variant in variants},
-        "ratios": {variant: comparison.ratio(variant) for variant in variants},
-    }
 
 
 def main(argv: list[str] | None = None) -> int:

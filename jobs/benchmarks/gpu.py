@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffseg.settings import Dtype
-from jobs.bench import as_dict, read_images, write_scenes
 from jobs.common import OK, guarded, parsed
 from jobs.printing import CleanConsole, print_json, print_line
 
@@ -87,6 +86,7 @@ def measure(command: GpuBenchCommand, folder: Path) -> Iterator[Comparison]:
     import torch
 
     from diffseg.model.compilation import compile_model
+    from jobs.benchmarks.images import read_images
     from jobs.benchmarks.loop import BATCHES, measure_pipeline
     from jobs.benchmarks.models import checkpoint_of
     from jobs.benchmarks.whole import measure_whole
@@ -156,6 +156,7 @@ def _bench(command: GpuBenchCommand) -> int:
     import torch
 
     from diffseg.devices import keep_freed_memory
+    from jobs.benchmarks.images import write_scenes
     from jobs.benchmarks.measure import machine
     from jobs.benchmarks.tables import comparison_table
 
@@ -178,7 +179,7 @@ def _bench(command: GpuBenchCommand) -> int:
     print_line(console, f"labels of the embedded model as on a CPU: {same:.4f} of the pixels")
     print_line(console, f"measured in {time.perf_counter() - started:.0f} s")
     if command.json:
-        print_json({"machine": header, "agreement": same, "comparisons": [as_dict(one) for one in comparisons]})
+        print_json({"machine": header, "agreement": same, "comparisons": [one.to_dict() for one in comparisons]})
     return OK
 
 

@@ -19,6 +19,7 @@ from diffseg.images.device_resize import squares_of
 from diffseg.model.backbone import Backbone
 from diffseg.model.checkpoint import Checkpoint
 from diffseg.settings import settings_of
+from jobs.benchmarks.images import image_files
 from jobs.benchmarks.measure import Comparison, cores, wait_for_devices
 from jobs.benchmarks.models import dtype_name
 from jobs.benchmarks.whole import bare_pass
@@ -29,14 +30,6 @@ from pipeline.storage import Storage
 
 BATCHES = 24
 TARS = 4
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return the JPEG and PNG files below a folder, sorted. Raises ValueError if there are none."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if not files:
-        raise ValueError(f"{folder}: expected JPEG or PNG files below it, found none")
-    return files
 
 
 def measure_pipeline(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import statistics
@@ -50,6 +51,13 @@ class Comparison:
         """Return the smallest and the largest of these ratios."""
         ratios = self._ratios(variant)
         return min(ratios), max(ratios)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, with the medians and ratios."""
+        return dataclasses.asdict(self) | {
+            "medians": {variant: self.median(variant) for variant in self.seconds},
+            "ratios": {variant: self.ratio(variant) for variant in self.seconds},
+        }
 
     def _ratios(self, variant: str) -> list[float]:
         pairs = zip(self.seconds[variant], self.seconds[self.baseline], strict=True)
