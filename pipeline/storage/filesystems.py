@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pipeline.storage.atomic_write import temporary_name
 from pipeline.storage.redaction import redact
 from pipeline.storage.retries import ShortRead, is_transient
+from pipeline.storage.s3_times import use_fast_times
 from pipeline.storage.urls import SourceError, scheme
 
 REQUEST_SECONDS = 60.0
@@ -56,6 +57,8 @@ def open_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         raise SourceError(f"{shown}: the package that opens {name}:// is not installed; {remedy}") from error
     except (ValueError, TypeError) as error:  # TypeError: the filesystem does not know an option
         raise SourceError(f"{shown}: cannot open {name}://: {redact(str(error))}") from error
+    if name in ("s3", "s3a"):
+        use_fast_times()
     fs.invalidate_cache()
     return fs, root.rstrip("/")
 
