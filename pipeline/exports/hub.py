@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from typing import TYPE_CHECKING
 
 from pipeline.storage import SourceError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 CLASSES = "id2label.json"
 CARD = "README.md"
@@ -42,6 +46,7 @@ def push(folder: str, repository: str, fingerprint: str) -> bool:
             repo_id=repository,
             repo_type="dataset",
             commit_message=f"Labels of diffseg run {fingerprint}",
+            delete_patterns=[f"data/*-{fingerprint}-*"],  # an earlier export may have had other parts
             allow_patterns=["data/*.parquet", *([] if others and CARD in present else [CARD]), CLASSES],
         )
     except HfHubHTTPError as error:
@@ -49,8 +54,8 @@ def push(folder: str, repository: str, fingerprint: str) -> bool:
     return bool(others)
 
 
-def _remote_classes(api: object, repository: str) -> bytes:
-    path = api.hf_hub_download(repository, CLASSES, repo_type="dataset")  # type: ignore[attr-defined]
+def _remote_classes(api: HfApi, repository: str) -> bytes:
+    path = api.hf_hub_download(repository, CLASSES, repo_type="dataset")
     with open(path, "rb") as file:
         return file.read()
 

@@ -48,7 +48,8 @@ def _line(image: LabelledImage, segment: ExportSegment) -> tuple[str, float]:
     height, width = image.labels.shape
     mask = image.labels[top : top + box_height, left : left + box_width] == segment.id
     polygon = mask_polygon(mask)
-    # Coordinates are shares of the image's size. Those of the centre of a pixel survive that readers cut off decimals.
-    shares = (polygon + np.array([left + 0.5, top + 0.5])) / [width, height]
+    # Coordinates are shares of the image's size. With a quarter of a pixel added, readers that cut decimals off
+    # (Ultralytics) and readers that round (supervision) come back to the same pixel.
+    shares = (polygon + np.array([left + 0.25, top + 0.25])) / [width, height]
     numbers = " ".join(f"{share:.6g}" for share in shares.ravel().tolist())
     return f"{segment.category - 1} {numbers}\n", mask_iou(mask, polygon_mask(polygon, mask.shape))

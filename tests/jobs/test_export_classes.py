@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,10 @@ def test_ultralytics_semantic_names_the_folder_of_masks_and_the_background(run: 
     }
 
 
-def test_yolo_polygons_draw_the_masks_again(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("to_pixels", [np.trunc, np.round])  # Ultralytics and supervision
+def test_yolo_polygons_draw_the_masks_again(
+    to_pixels: Callable[[np.ndarray], np.ndarray], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert export(run, tmp_path, "yolo") == 0
     assert "IoU of each mask with its polygon: mean 1.0000, lowest 1.0000" in capsys.readouterr().err
     assert yaml.safe_load((tmp_path / "data.yaml").read_text())["names"] == dict(enumerate(VOCABULARY))
@@ -114,8 +118,7 @@ def test_yolo_polygons_draw_the_masks_again(run: Path, tmp_path: Path, capsys: p
         lines = [line.split() for line in (tmp_path / f"labels/train/{name}.txt").read_text().splitlines()]
         assert [line[0] for line in lines] == ["1", "0"]  # road and sky; background and uncertain segments are left out
         for line, label in zip(lines, (0, 3), strict=True):
-            # As Ultralytics does: shares become pixels, decimals are cut off, and the border belongs to the polygon.
-            points = (np.array(line[1:], np.float32).reshape(-1, 2) * [32, 24]).astype(int)
+            points = to_pixels(np.array(line[1:], np.float32).reshape(-1, 2) * [32, 24]).astype(int)
             drawn = Image.new("1", (32, 24))
             ImageDraw.Draw(drawn).polygon([tuple(point) for point in points.tolist()], fill=1, outline=1)
             np.testing.assert_array_equal(np.asarray(drawn), labels == label)

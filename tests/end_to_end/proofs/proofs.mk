@@ -1,5 +1,5 @@
 # The long proofs, started by `make proof NAME=…` from the root of the repository. docs/proofs.md says what each one shows.
-.PHONY: list ablation affinity chaos cluster full-size image-groups launches metrics outage photographs read-speed reliability scale soak source-changes suite training tune-baselines weights
+.PHONY: list ablation affinity chaos cluster full-size image-groups launches metrics outage photographs read-speed reliability scale soak source-changes suite tools training tune-baselines weights
 
 PROOFS := tests/end_to_end/proofs
 PYTEST := $(BIN)/python -m pytest -s
@@ -54,6 +54,9 @@ source-changes: # Twenty random changes of a folder, and 300 pairs of interleave
 
 suite: # The whole test suite, five times by itself and three times beside two busy processes
 	$(BIN)/python $(PROOFS)/suite.py $(ARGS)
+
+tools: # Exports of a small run are read by SegFormer, supervision, datumaro, FiftyOne and Label Studio (installs gigabytes)
+	$(BIN)/python $(PROOFS)/tools.py --folder tools-proof $(ARGS)
 
 training: # Networks trained on pseudo-labels, on the truth and on shuffled labels, five seeds each (resumes)
 	$(BIN)/python $(PROOFS)/train_proof.py --folder train-proof $(ARGS)

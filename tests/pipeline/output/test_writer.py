@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from unpacking import unpack
-from webdataset import tariterators
+from webdataset import filters, handle_extension, tariterators
 
+from diffseg import IGNORE
 from pipeline.output import writer as writer_module
-from pipeline.output.rows import SCHEMA, Row, encode_mask
+from pipeline.output.rows import SCHEMA, Row, decode_mask, encode_mask
 from pipeline.output.writer import LabelShardWriter, member_key
 from pipeline.storage import Storage
 
@@ -56,6 +57,20 @@ def test_both_formats_hold_the_same_rows(tmp_path: Path) -> None:
     for path, facts in files.items():
         data = (tmp_path / path).read_bytes()
         assert facts == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@pytest.mark.parametrize("segments", [3, 300])
+def test_the_documented_decoder_keeps_label_maps_of_8_and_16_bits(segments: int, tmp_path: Path) -> None:
+    labels = np.arange(segments, dtype=np.uint16).reshape(1, -1)
+    labels[0, 1] = IGNORE
+    row = Row(key="a", shard="s", index=0, status="ok", mask=encode_mask(labels))
+    with LabelShardWriter("s", formats=("parquet", "webdataset"), metadata={}) as writer:
+        writer.add(row)
+        writer.publish(Storage(url=str(tmp_path)))
+    decode = filters.decode(handle_extension("png", decode_mask), "pil")  # what the method of WebDataset calls
+    (sample,) = decode(read_tar(tmp_path / "webdataset/s.tar"))
+    np.testing.assert_array_equal(sample["png"], labels)
+    assert sample["json"]["key"] == "a"
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
