@@ -55,7 +55,7 @@ source-changes: # Twenty random changes of a folder, and 300 pairs of interleave
 suite: # The whole test suite, five times by itself and three times beside two busy processes
 	$(BIN)/python $(PROOFS)/suite.py $(ARGS)
 
-tools: # Exports of a small run are read by SegFormer, supervision, datumaro, FiftyOne and Label Studio (installs gigabytes)
+tools: # Exports of a small run are read by SegFormer, supervision, Ultralytics, datumaro, FiftyOne and Label Studio (installs gigabytes)
 	$(BIN)/python $(PROOFS)/tools.py --folder tools-proof $(ARGS)
 
 training: # Networks trained on pseudo-labels, on the truth and on shuffled labels, five seeds each (resumes)

