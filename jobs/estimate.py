@@ -36,7 +36,7 @@ NAMES = {
     "shards": "shards",
     "images": "images",
     "source_bytes": "size of SRC",
-    "requests": "requests, if SRC and OUT are in stores",
+    "requests": "requests to stores",
     "out_bytes": "size of OUT",
     "images_per_second": "images/s of one worker",
     "worker_hours": "GPU hours (hours of one worker)",
@@ -127,7 +127,9 @@ def _shown(name: str, value: float | None) -> str:
         return _size(value)
     if name == "seconds":
         return duration(value)
-    return f"{value:,.2f}" if name in ("images_per_second", "worker_hours", "cost") else f"{value:,.0f}"
+    if name in ("images_per_second", "worker_hours") and value < 100:
+        return f"{value:.3g}"
+    return f"{value:,.2f}" if name == "cost" else f"{value:,.0f}"
 
 
 def _size(number: float) -> str:

@@ -187,7 +187,7 @@ def measure_speed(
         record = read_commits(Storage(url=str(out))).get("1")
     if record is None or not record.counts.get("ok"):
         raise RunFailed(f"none of {counted(len(survey.samples), 'image')} of SRC could be labelled")
-    basis = f"measured on {counted(record.rows, 'image')} on this machine"
+    basis = f"measured on {counted(record.rows, 'image')} here"
     out_bytes = sum(file["bytes"] for file in record.files.values()) / record.rows
     return Speed(
         images_per_second=Quantity(value=record.rows / record.seconds["total"], basis=basis),
@@ -243,7 +243,7 @@ def estimate(survey: Survey, speed: Speed, *, workers: int, price: float | None)
         "worker_hours": Quantity(value=worker_hours, basis=computed),
         "seconds": Quantity(
             value=None if worker_hours is None else 3600 * worker_hours / min(workers, max(1, survey.shards)),
-            basis=f"{computed} for {counted(workers, 'worker')} that never wait" if rate else computed,
+            basis=f"{computed} for {counted(workers, 'worker')}, without start-up" if rate else computed,
         ),
         "cost": Quantity(
             value=None if worker_hours is None or price is None else worker_hours * price,

@@ -109,6 +109,6 @@ def test_the_speed_is_measured_by_labelling(tmp_path: Path) -> None:
     empty = Quantity(value=0, basis="")
     survey = Survey(kind="images", shards=1, files=2, bytes=empty, images=empty, samples=samples)
     speed = measure_speed(survey, LabelSettings(model="tiny"), WorkerSettings(device="cpu"), None)
-    assert speed.images_per_second.basis == "measured on 2 images on this machine"
+    assert speed.images_per_second.basis == "measured on 2 images here"
     assert 0.01 < (speed.images_per_second.value or 0) < 1000
     assert 500 < (speed.out_bytes.value or 0) < 100_000
