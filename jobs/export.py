@@ -32,17 +32,10 @@ from jobs.printing import CleanConsole, print_json, print_line, progress_bar
 from jobs.run_flags import ParallelFlags, SelectionFlags, SourceImageFlags
 from pipeline.exports.card import UNNAMED_WARNING
 from pipeline.exports.hub import push
-from pipeline.exports.items import Export, Tally
-from pipeline.exports.write import (
-    FORMATS,
-    FormatName,
-    claim,
-    done_shards,
-    export_shards,
-    make_tasks,
-    sources_of,
-    survey_shard,
-)
+from pipeline.exports.items import Export
+from pipeline.exports.plan import done_shards, make_tasks, sources_of, survey_shard
+from pipeline.exports.tally import Tally
+from pipeline.exports.write import FORMATS, FormatName, claim, export_shards
 from pipeline.output.manifest import Manifest
 from pipeline.storage import SourceError, redact, scheme
 
@@ -130,6 +123,7 @@ def _export(command: ExportCommand) -> int:
             "shards_missing": missing,
             "keys_missing": absent,
             "categories": categories,
+            "parts": tally.parts,
         }
         if tally.polygons:
             facts |= {"polygon_iou": {"mean": tally.iou_total / tally.polygons, "lowest": tally.iou_lowest}}
@@ -186,6 +180,9 @@ def _print(console: CleanConsole, export: Export, tally: Tally, missing: int, ab
         print_line(console, f"{missing:,} shards of the run failed or are not done", "yellow")
     if absent:
         print_line(console, f"--keys: {len(absent):,} are not in the run, such as {absent[0]!r}", "yellow")
+    for part in export.parts:
+        if not tally.parts[part]:
+            print_line(console, f"no image is in the part {part}", "yellow")
     if tally.polygons:
         mean = tally.iou_total / tally.polygons
         text = f"polygons.csv has the IoU of each mask with its polygon: mean {mean:.4f}, lowest {tally.iou_lowest:.4f}"

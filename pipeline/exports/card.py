@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.exports.items import Export, Part
+from pipeline.exports.items import Export
+from pipeline.exports.tally import Part
 from pipeline.output.manifest import PACKAGES
 from pipeline.storage import redact
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from diffseg import IGNORE
 from pipeline.exports.assemble import Fragments, LineLists, Lines, write_source_image
-from pipeline.exports.items import Export, ExportTask, LabelledImage, Part, Tally
+from pipeline.exports.items import Export, ExportTask, LabelledImage
 from pipeline.exports.rle import coco_counts
+from pipeline.exports.tally import Part, Tally
 from pipeline.readers.file_names import stem_of
 
 LICENSE_ID = 1

@@ -7,8 +7,9 @@ from xml.sax.saxutils import escape, quoteattr
 
 from diffseg.drawing.overlay import class_colour, hexadecimal
 from pipeline.exports.assemble import Fragments, LineLists, Lines, key_line, keys_file, write_source_image
-from pipeline.exports.items import Export, ExportSegment, ExportTask, LabelledImage, Tally
+from pipeline.exports.items import Export, ExportSegment, ExportTask, LabelledImage
 from pipeline.exports.rle import cvat_counts
+from pipeline.exports.tally import Tally
 
 
 def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from pipeline.exports.assemble import Fragments, LineLists, Lines
 from pipeline.exports.card import SPLITS, dataset_card
-from pipeline.exports.items import Export, ExportTask, LabelledImage, Part, Tally
+from pipeline.exports.items import Export, ExportTask, LabelledImage
 from pipeline.exports.semantic import class_map_png, id2label
+from pipeline.exports.tally import Part, Tally
 from pipeline.output.rows import encode_mask
 from pipeline.readers.file_names import stem_of
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from diffseg import IGNORE
 from diffseg.segmentation import BACKGROUND
 from pipeline.exports.names import flat_name, is_plain_path, unique_name
+from pipeline.exports.tally import Part, Tally
 from pipeline.output.commit import LabelShard
 from pipeline.output.manifest import Manifest
 from pipeline.output.portable_image import portable_image
@@ -26,12 +26,6 @@ from pipeline.storage import Storage
 
 UNNAMED = "segment"
 """Category of segments without a name."""
-
-PROBLEMS_SHOWN = 20
-"""Number of left-out images that are reported with their reason."""
-
-Part: TypeAlias = Literal["train", "val"]
-"""The part of a data set that an image belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,45 +158,6 @@ class LabelledImage:
         return [segment for segment in self.segments if segment.category]
 
 
-@dataclass
-class Tally:
-    """What became of the rows of an export.
-
-    Attributes:
-        counts: Number of rows by outcome; `exported` is one of them.
-        problems: Key and reason of the first `PROBLEMS_SHOWN` rows that should have been exported and were not.
-        polygons: Number of masks that were converted to polygons.
-        iou_total: Sum of the IoU of these masks with their polygons.
-        iou_lowest: Lowest IoU of a mask with its polygon.
-    """
-
-    counts: Counter[str] = field(default_factory=Counter)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    polygons: int = 0
-    iou_total: float = 0.0
-    iou_lowest: float = 1.0
-
-    def leave_out(self, outcome: str, key: str, reason: str) -> None:
-        """Count a row that should have been exported and was not."""
-        self.counts[outcome] += 1
-        if len(self.problems) < PROBLEMS_SHOWN:
-            self.problems.append((key, reason))
-
-    def add(self, other: Tally) -> None:
-        """Add the tally of one label shard."""
-        self.counts.update(other.counts)
-        self.problems += other.problems[: PROBLEMS_SHOWN - len(self.problems)]
-        self.polygons += other.polygons
-        self.iou_total += other.iou_total
-        self.iou_lowest = min(self.iou_lowest, other.iou_lowest)
-
-    def add_polygon(self, iou: float) -> None:
-        """Count a mask that was converted to a polygon with this IoU."""
-        self.polygons += 1
-        self.iou_total += iou
-        self.iou_lowest = min(self.iou_lowest, iou)
-
-
 def read_labelled_images(export: Export, task: ExportTask, tally: Tally) -> Iterator[LabelledImage]:
     """Yield the images of a label shard that are exported, one in memory at a time, and count the others."""
     source_images = _source_images(export, task)
@@ -220,6 +175,7 @@ def read_labelled_images(export: Export, task: ExportTask, tally: Tally) -> Iter
             except SourceImageError as error:
                 tally.leave_out("no_photograph", row["key"], str(error))
             else:
+                tally.parts[image.part] += 1
                 yield image
 
 

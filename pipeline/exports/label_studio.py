@@ -10,8 +10,9 @@ from xml.sax.saxutils import quoteattr
 
 from diffseg.drawing.overlay import class_colour, hexadecimal
 from pipeline.exports.assemble import Fragments, Lines, write_source_image
-from pipeline.exports.items import Export, ExportSegment, ExportTask, LabelledImage, Tally
+from pipeline.exports.items import Export, ExportSegment, ExportTask, LabelledImage
 from pipeline.exports.rle import brush_bytes
+from pipeline.exports.tally import Tally
 from pipeline.readers.file_names import stem_of
 from pipeline.storage import scheme
 

@@ -15,7 +15,8 @@ from PIL import Image
 from diffseg import IGNORE
 from diffseg.drawing.overlay import class_colour
 from pipeline.exports.assemble import Fragments, LineLists, Lines, key_line, keys_file, write_source_image
-from pipeline.exports.items import Export, ExportTask, LabelledImage, Tally
+from pipeline.exports.items import Export, ExportTask, LabelledImage
+from pipeline.exports.tally import Tally
 from pipeline.output.rows import IGNORE_8_BIT, encode_mask
 
 

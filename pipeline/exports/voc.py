@@ -10,7 +10,8 @@ from PIL import Image
 
 from diffseg import IGNORE
 from pipeline.exports.assemble import Fragments, LineLists, Lines, key_line, keys_file, write_source_image
-from pipeline.exports.items import Export, ExportTask, LabelledImage, Tally
+from pipeline.exports.items import Export, ExportTask, LabelledImage
+from pipeline.exports.tally import Tally
 
 VOID = 255
 """Label of pixels in no segment."""

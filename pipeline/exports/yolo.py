@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from pipeline.exports.assemble import Fragments, LineLists, Lines, key_line, keys_file, write_source_image
-from pipeline.exports.items import Export, ExportSegment, ExportTask, LabelledImage, Tally
+from pipeline.exports.items import Export, ExportSegment, ExportTask, LabelledImage
 from pipeline.exports.polygons import mask_iou, mask_polygon, polygon_mask
 from pipeline.exports.semantic import data_yaml
+from pipeline.exports.tally import Tally
 
 
 def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:

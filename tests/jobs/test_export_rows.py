@@ -72,6 +72,15 @@ def test_the_validation_part_is_the_same_in_every_format(to: str, run: Path, tmp
         assert all((tmp_path / "images" / file).is_file() for file in found.values())
 
 
+def test_a_part_without_images_is_reported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(run, tmp_path / "a", "cvat", "--val-share", "0.0001") == 0
+    assert "no image is in the part val" in capsys.readouterr().err
+    assert export(run, tmp_path / "b", "cvat", "--val-share", "0.4", "--json") == 0
+    assert sum(json.loads(capsys.readouterr().out)["parts"].values()) == len(KEYS)
+    assert export(run, tmp_path / "c", "cvat", "--val-share", "1") == 2
+    assert "expected at least 0 and less than 1" in capsys.readouterr().err
+
+
 def test_keys_are_joined_by_their_stems(run: Path, tmp_path: Path) -> None:
     assert export(run, tmp_path, "cvat") == 0
     assert {key: row["stem"] for key, row in keys_csv(tmp_path).items()} == {key: key[:-4] for key in KEYS}

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # helper modules of the tests
-
-from labelled_runs import write_png, write_run
-
 import jobs.export
 from diffseg.tiny.scenes.scenes import generate_scene
+
+sys.path.append(str(Path(__file__).parents[2]))  # after the imports above, because tests/ has folders of the same names
+from labelled_runs import write_png, write_run
 
 VOCABULARY = ("sky", "road", "sea")
 EXPORTS: Mapping[str, tuple[str, ...]] = {

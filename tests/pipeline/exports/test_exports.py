@@ -9,9 +9,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 
 from pipeline.exports.names import flat_name, is_plain_path, name_hash, repeated, unique_name
+from pipeline.exports.plan import ShardSurvey, make_tasks
 from pipeline.exports.rle import brush_bytes, coco_counts, cvat_counts
 from pipeline.exports.voc import voc_palette
-from pipeline.exports.write import ShardSurvey, make_tasks
 
 # pycocotools decodes through an interface that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hub_server import HubHandler
+from labelled_runs import write_png, write_run
 
+import jobs.export
 from pipeline.exports.hub import push
 from pipeline.storage import SourceError
 
@@ -72,3 +76,19 @@ def test_labels_with_other_classes_are_refused(
     with pytest.raises(SourceError, match="me/set: holds labels with other classes"):
         push(exported(tmp_path / "b", "bbbb", classes), "me/set", "bbbb")
     assert hub["me/set"] == before
+
+
+def test_the_command_uploads_what_it_exports(
+    hub: dict[str, dict[str, bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_png(tmp_path / "in/a.png", np.zeros((4, 6, 3), np.uint8))
+    write_run(tmp_path / "out", {"a.png": np.zeros((4, 6), np.uint16)}, source=tmp_path / "in")
+    words = [str(tmp_path / "out"), str(tmp_path / "dest"), "--processes", "1", "--push-to-hub", "me/set", "--to"]
+    assert jobs.export.main([*words, "png"]) == 2
+    assert "use --to huggingface" in " ".join(capsys.readouterr().err.split())
+    assert not hub["me/set"]
+    assert jobs.export.main([*words, "huggingface"]) == 0
+    assert "datasets/me/set: uploaded" in capsys.readouterr().err.replace("\n", "")
+    (path,) = (path for path in hub["me/set"] if path.endswith(".parquet"))
+    (tmp_path / "uploaded.parquet").write_bytes(hub["me/set"][path])
+    assert pq.read_table(tmp_path / "uploaded.parquet")["key"].to_pylist() == ["a.png"]
