@@ -8,6 +8,7 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from jobs.shard import main
+from pipeline.readers.file_names import stem_of
 from pipeline.readers.find import find_shards
 from pipeline.readers.read import read_shard
 
@@ -43,6 +44,8 @@ def test_every_image_is_packed_with_its_path(images, tmp_path, capsys):
     keys = {json.loads(sample.meta)["json"]["path"]: sample.key for sample in ours}
     assert keys["ordner/größe.webp"] == "ordner/größe"
     assert keys["22.0/a.b.JPG"] == "22.0/a_b"
+    # Labels of the folder and of its tars are joined on the stem, except where two files have the same one.
+    assert {path for path, key in keys.items() if stem_of(path) != stem_of(key)} == {"1_1.png", "__meta__/x.png"}
 
 
 def test_webdataset_reads_the_same_keys(images, tmp_path):
