@@ -35,6 +35,7 @@ def test_an_image_of_any_size_becomes_a_square_of_finite_pixels(
     model_input = fit_image(random_image(size), 64, fit, antialias=antialias)
     assert model_input.pixels.shape == (3, 64, 64)
     assert model_input.pixels.dtype == torch.float32
+    assert model_input.pixels.is_contiguous(), "a batch of squares in another layout is stacked slowly"
     assert model_input.pixels.abs().max() <= 1
     box = model_input.content
     assert 0 <= box.top < box.bottom <= 1
