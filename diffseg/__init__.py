@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from diffseg.images.decode import ImageError as ImageError
     from diffseg.model.layout import CheckpointError as CheckpointError
     from diffseg.pending import NonFiniteError as NonFiniteError
+    from diffseg.research import aggregated_attention as aggregated_attention
+    from diffseg.research import attention_maps as attention_maps
+    from diffseg.research import proposals as proposals
     from diffseg.segmentation import IGNORE as IGNORE
     from diffseg.segmentation import Segment as Segment
     from diffseg.segmentation import Segmentation as Segmentation
@@ -26,6 +29,9 @@ _MODULES = {
     "Segmentation": "segmentation",
     "Segmenter": "segmenter",
     "SegmenterSettings": "settings",
+    "aggregated_attention": "research",
+    "attention_maps": "research",
+    "proposals": "research",
     "segment_attention": "from_attention",
 }
 __all__ = list(_MODULES)

@@ -12,18 +12,23 @@ import torch
 
 from diffseg.attention.maps import Grid, SelfAttention
 from diffseg.method.decide import decide
-from diffseg.method.proposals import scores_of
+from diffseg.method.proposals import aggregate_attention
+from diffseg.method.signals import Scores, Signals
+from diffseg.method.stages import stages_of
 from diffseg.pending import NonFiniteError
-from diffseg.settings import Preset, settings_of, thresholds
+from diffseg.settings import Preset, StageName, settings_of, thresholds
 
 PIXELS_PER_TOKEN = 8
 """Pixels per side of a token in the default size of the result."""
+ATTENTION_STAGES: tuple[StageName, ...] = ("diffseg", "ncut", "walk")
+"""Stages that read nothing but self-attention."""
 
 
 def segment_attention(
     maps: Mapping[int | Grid, np.ndarray | torch.Tensor],
     *,
     preset: Preset = "default",
+    method: str | Sequence[StageName] = ("diffseg",),
     tau: float | Sequence[float] | None = None,
     kmeans: bool | None = None,
     size: tuple[int, int] | None = None,
@@ -33,6 +38,8 @@ def segment_attention(
     Args:
         maps: {side or (h, w) in tokens: float32 [heads, h·w, h·w]}, whose rows sum to 1. Each entry counts as a layer.
         preset: Settings to start from.
+        method: Stages in order, as a sequence or separated by commas: diffseg or ncut, which find segments, then walk,
+            which spreads their scores along the attention. The other stages read more than self-attention.
         tau: One threshold in nats for all rounds, or one for each round. The default is the preset's, else 1.1.
         kmeans: Whether to refine the proposals by k-means. The default is the preset's.
         size: (H, W) of the result in pixels. The default is 8 times the finest grid, 512 x 512 for a side of 64.
@@ -55,11 +62,18 @@ def segment_attention(
             raise ValueError(f"maps[{key}]: shape {tuple(heads.shape)}; expected [heads, {tokens}, {tokens}]")
         means[grid] = heads.mean(dim=0, keepdim=True)
     overrides = {name: value for name, value in {"kmeans": kmeans, "tau": tau}.items() if value is not None}
-    settings = settings_of(preset, **overrides)
+    names = tuple(method.split(",") if isinstance(method, str) else method)
+    settings = settings_of(preset, method=names, **overrides)
+    if others := [name for name in names if name not in ATTENTION_STAGES]:
+        raise ValueError(f"stage {others[0]} reads more than self-attention; expected {', '.join(ATTENTION_STAGES)}")
     attention = SelfAttention(maps=means, layers=dict.fromkeys(means, 1))
-    scores, finite = scores_of(attention, settings, settings.merging.tau or thresholds(1.1), overwrite=True)
+    aggregated, grid, finite = aggregate_attention(attention, settings, overwrite=True)
     if not finite.all():
         raise NonFiniteError("the self-attention is not finite")
-    grid = attention.finest
+    signals = Signals(pixels=aggregated.new_empty(1, 3, 0, 0), grid=grid, self_attention=aggregated, finite=finite)
+    scores: Scores | None = None
+    for stage in stages_of(settings.method or (), settings, settings.merging.tau or thresholds(1.1)):
+        scores = stage.run(signals, scores)
+    assert scores is not None  # the settings accept no method without a stage that finds segments
     size = size or (grid[0] * PIXELS_PER_TOKEN, grid[1] * PIXELS_PER_TOKEN)
-    return decide(scores[0], size).labels
+    return decide(scores.maps[0], size).labels

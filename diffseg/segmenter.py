@@ -22,7 +22,7 @@ from diffseg.images.decode import decode_image
 from diffseg.method.decide import Region, decide_images
 from diffseg.method.decision import Decision
 from diffseg.method.signals import Scores, Signals
-from diffseg.method.stages import classes_to_segments, stages_of
+from diffseg.method.stages import Stage, classes_to_segments, own_stages
 from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.clip import Clip, load_clip
@@ -53,6 +53,7 @@ class Segmenter:
         naming: bool = False,
         clip: Clip | None = None,
         affinity: AffinityState | None = None,
+        stages: Sequence[StageName | Stage] | None = None,
     ) -> None:
         """Combine a loaded model with settings.
 
@@ -63,6 +64,8 @@ class Segmenter:
             naming: Whether images come with names, see `from_pretrained`.
             clip: CLIP for the stage clip.
             affinity: Learned affinity that `diffseg fit` wrote, for the stages affinity and walk.
+            stages: The stages in order, instead of those of the setting `method`: names, or objects of your own with
+                the interface of `diffseg.method.stages.Stage`.
 
         Raises:
             ValueError: The settings do not fit the model, the CLIP or the affinity.
@@ -77,13 +80,14 @@ class Segmenter:
         self.timestep = checkpoint.timestep if timestep is None else timestep
         self.resolution = settings.model_input.resolution or checkpoint.resolution
         naming_stage: StageName = "cross" if clip is None else "clip"
-        self.method = settings.method or (*checkpoint.method, *((naming_stage,) if naming else ()))
+        method = settings.method or (*checkpoint.method, *((naming_stage,) if naming else ()))
+        self.stages = own_stages(method if stages is None else stages, settings, self.tau)
+        self.method = tuple(stage.name for stage in self.stages)
         if "clip" in self.method and clip is None:
             raise ValueError(
                 f"method {','.join(self.method)}: stage clip needs a CLIP, and this program includes none; give the "
                 "folder, hub id or URL of one in the transformers layout (clip=…, --clip)"
             )
-        self.stages = stages_of(self.method, settings, self.tau)
         check_state(affinity, checkpoint.sha256, self.method)
         if affinity is not None and backbone.compiled:
             raise ValueError(
@@ -115,6 +119,7 @@ class Segmenter:
         naming: bool = False,
         clip: str | os.PathLike[str] | None = None,
         affinity: str | os.PathLike[str] | None = None,
+        stages: Sequence[StageName | Stage] | None = None,
         preset: Preset = "default",
         **settings: Any,
     ) -> Segmenter:
@@ -133,6 +138,8 @@ class Segmenter:
                 if one is given, else by cross-attention.
             clip: A local folder or hub id of a CLIP in the transformers layout, see `load_clip`.
             affinity: A file that `diffseg fit` wrote: of heads for stage affinity, or of features for stage walk.
+            stages: The stages in order, instead of the setting `method`: names, or objects of your own with the
+                interface of `diffseg.method.stages.Stage`.
             preset: Settings to start from.
             settings: Fields of SegmenterSettings and of its components, by name.
 
@@ -147,7 +154,11 @@ class Segmenter:
             vae=vae,
             device=device,
             dtype=getattr(torch, dtype),
-            text=needs_text_encoders(resolved, naming=naming and clip is None),
+            text=(
+                needs_text_encoders(resolved, naming=naming and clip is None)
+                if stages is None
+                else any(stage == "cross" or "cross_attention" in getattr(stage, "needs", ()) for stage in stages)
+            ),
         )
         return cls(
             Backbone(checkpoint, compile=compile),
@@ -156,6 +167,7 @@ class Segmenter:
             naming=naming,
             clip=None if clip is None else load_clip(clip, device=device),
             affinity=None if affinity is None else read_state(Path(affinity).read_bytes(), str(affinity)),
+            stages=stages,
         )
 
     def __call__(
@@ -179,7 +191,7 @@ class Segmenter:
         prompt = None if names is None else prompt_of_names(names)
         segmentations = []
         for start in range(0, len(image_list), self.batch_size):
-            inputs = [self.prepare(_as_rgb(image), prompt) for image in image_list[start : start + self.batch_size]]
+            inputs = [self.prepare(as_rgb(image), prompt) for image in image_list[start : start + self.batch_size]]
             for result in self.launch(inputs).results():
                 if isinstance(result, Exception):
                     raise result
@@ -232,7 +244,8 @@ class Segmenter:
             for stage in self.stages:
                 with step(TIMER_NAMES.get(stage.name, stage.name)):
                     scores = stage.run(part, scores)
-            assert scores is not None
+            if scores is None:
+                raise ValueError(f"method {','.join(self.method)}: no stage returned scores")
             segments = classes_to_segments(scores, self.settings.segment_names)
             with step("decide"):
                 decisions += self._decide(segments, inputs[start : start + images_at_once])
@@ -248,7 +261,8 @@ class Segmenter:
         return decide_images(scores.maps, regions, keep_margins=self.settings.min_area > 0, names=names)
 
 
-def _as_rgb(image: ImageLike) -> np.ndarray:
+def as_rgb(image: ImageLike) -> np.ndarray:
+    """Return the pixels of an image, uint8 [H, W, 3]. Raises ImageError, or ValueError for another kind of array."""
     if not isinstance(image, np.ndarray):
         return decode_image(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

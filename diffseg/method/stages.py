@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 
@@ -25,15 +25,15 @@ from diffseg.method.par import refine
 from diffseg.method.proposals import propose
 from diffseg.method.random_walk import random_walk, resize_maps
 from diffseg.method.signals import Need, Scores, Signals
-from diffseg.settings import SegmenterSettings, StageName
+from diffseg.settings import NAMING, PROPOSING, SegmenterSettings, StageName
 
 
 class Stage(Protocol):
     """One step of the method."""
 
     @property
-    def name(self) -> StageName:
-        """Name of the stage in the setting `method`."""
+    def name(self) -> str:
+        """Name of the stage: in the setting `method`, in timings and in messages."""
         ...
 
     @property
@@ -189,6 +189,32 @@ def stages_of(method: Sequence[StageName], settings: SegmenterSettings, tau: tup
         ValueError: A stage is unknown.
     """
     return [_stage_of(name, settings, tau) for name in method]
+
+
+def own_stages(stages: Sequence[StageName | Stage], settings: SegmenterSettings, tau: tuple[float, ...]) -> list[Stage]:
+    """Return the stages of a list that holds names of stages and objects with the interface of `Stage`.
+
+    Args:
+        stages: The list.
+        settings: Settings of the stages that are given by name.
+        tau: Merging threshold of each round in nats.
+
+    Raises:
+        ValueError: An object is no stage, or the first stage does not find segments.
+    """
+    if not stages:
+        raise ValueError("no stages were given")
+    if isinstance(stages[0], str) and stages[0] not in (*PROPOSING, *NAMING, "affinity"):
+        raise ValueError(f"stage {stages[0]} finds no segments, so it cannot be the first stage")
+    resolved = [_stage_of(stage, settings, tau) if isinstance(stage, str) else stage for stage in stages]
+    for stage in resolved:
+        if not all(hasattr(stage, attribute) for attribute in ("name", "needs", "run")):
+            raise ValueError(f"{stage!r} is no stage: expected a name of one, or an object with name, needs and run")
+        if unknown := sorted(frozenset(stage.needs) - frozenset(get_args(Need))):
+            raise ValueError(
+                f"stage {stage.name} needs {unknown[0]!r}; expected some of the signals {', '.join(get_args(Need))}"
+            )
+    return resolved
 
 
 def _stage_of(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...]) -> Stage:
