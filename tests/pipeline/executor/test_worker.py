@@ -116,3 +116,19 @@ def test_a_worker_reports_how_it_computes_and_has_compiled_its_model_once_it_is_
     assert report.environment.get("compile", False) == compile
     assert (len(compiled), batch_sizes) == ((1, [2]) if compile else (0, []))
     assert 0 < report.startup_seconds < 600
+
+
+def test_run_json_says_that_a_gpu_resizes_the_images(
+    worker: LabelWorker, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "resizing" not in worker.report.environment
+    initialise = Segmenter.__init__
+
+    def as_on_a_gpu(self: Segmenter, *arguments: Any, **options: Any) -> None:
+        initialise(self, *arguments, **options)
+        self.resizes_on_device = True
+
+    monkeypatch.setattr(Segmenter, "__init__", as_on_a_gpu)
+    report = worker.load(worker.job)
+    assert report.environment["resizing"] == "on the GPU"
+    assert worker.label(shards[0], 1).counts == {"ok": 10}
