@@ -1,5 +1,5 @@
 # The long proofs, started by `make proof NAME=…` from the root of the repository. docs/proofs.md says what each one shows.
-.PHONY: list ablation affinity chaos cluster full-size image-groups launches metrics outage photographs read-speed reliability scale soak source-changes suite tools training tune-baselines weights
+.PHONY: list ablation affinity chaos cluster full-size gpu image-groups launches metrics outage photographs read-speed reliability scale soak source-changes suite tools training tune-baselines weights
 
 PROOFS := tests/end_to_end/proofs
 PYTEST := $(BIN)/python -m pytest -s
@@ -21,6 +21,9 @@ cluster: # Jobs and nodes that are killed, drained and added, Ray's autoscaler f
 
 full-size: # One image through all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
 	$(PYTEST) -m full_size tests/end_to_end/test_full_size.py $(ARGS)
+
+gpu: # Labels, attention maps and kernels on a GPU agree with those of a CPU (needs a GPU)
+	$(PYTEST) tests/diffseg/test_devices.py tests/diffseg/attention tests/diffseg/method tests/diffseg/images tests/diffseg/model/test_compilation.py $(ARGS)
 
 image-groups: # The cost and the sizes of the groups of 1,000,000 image files
 	$(BIN)/python $(PROOFS)/image_groups.py $(ARGS)
