@@ -8,6 +8,7 @@ Formats:
   label-studio: tasks to import.
   cvat: an annotations.xml to upload.
   png: label maps in the folders of SRC.
+
 The page docs/exports.md says how each tool reads them.
 
 Exit codes:
@@ -54,8 +55,8 @@ class ExportCommand(ParallelFlags, SelectionFlags, SourceImageFlags):
     copy_images: bool = False
     """Copy the source images into DEST; voc, huggingface, mmseg, yolo and ultralytics-semantic always contain them."""
     val_share: float = 0.0
-    """Share of the images to put into a validation part, 0 to 1. An image is in the same part in every run and format:
-    its stem alone decides."""
+    """Share of the images to put into a validation part, 0 to 1.
+    The stem of an image alone decides, so that it is in the same part in every run and format."""
     min_confidence: float = 0.0
     """Leave out images with a lower confidence, 0 to 1."""
     min_segment_confidence: float = 0.0

@@ -69,9 +69,8 @@ class SelectionFlags(RunFlags):
     """The flags of a command that uses only some rows of a run."""
 
     where: str = ""
-    """Use only rows for which this Python expression over their columns is true, such as
-    "confidence > 0.5 and 'road' in names". Further names are stem, names (of the segments), and split (a number from
-    0 to 1 that depends on the stem alone)."""
+    """Use only rows for which this Python expression is true, such as "confidence > 0.5 and 'road' in names".
+    It may use the columns of a row, and stem, names (of the segments) and split (from 0 to 1, by the stem alone)."""
     keys: str | None = None
     """Use only rows whose key or stem is a line of this file or URL."""
 
