@@ -38,6 +38,7 @@ from jobs.label import parse as parse_label
 from jobs.streams import print_text
 from jobs.submission.client import SubmissionRefused, connect, follow_and_stop_commands, job_server_address, start_job
 from jobs.submission.http import http_options
+from jobs.submission.program import program
 from jobs.submission.working_dir import pack_folder
 from pipeline.readers.sources import source_parts
 from pipeline.storage import Storage
@@ -47,9 +48,6 @@ from pipeline.worker_pools import WorkerSpec, parse_worker_specs
 
 STOP_SECONDS = 60
 """Time for a stopped driver to end its workers before Ray kills it; Ray's default of 3 s is too short for that."""
-
-PACKAGES = ("diffseg", "pipeline", "jobs")
-"""The packages of this program."""
 
 _STORE_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
@@ -222,29 +220,6 @@ def _submit(argv: list[str]) -> int:
 
     print_text(f"job {job} at {redact(address)}", error=True)
     return follow(client, job, commands)
-
-
-def program(working_dir: Path | None) -> list[str]:
-    """Return the words that start `diffseg label` on the cluster.
-
-    The command that the nodes have installed does not import from the current folder. A checkout of this package as the
-    working directory is used instead of it.
-
-    Raises:
-        SubmissionRefused: The working directory has a module of the user that would hide a package of this program,
-            because Ray puts the working directory first into the import path of the job and its workers.
-    """
-    if working_dir is None:
-        return ["diffseg", "label"]
-    if (working_dir / "jobs" / "label.py").is_file():
-        return ["python", "-m", "jobs.label"]
-    names = [f"{package}{ending}" for package in PACKAGES for ending in ("", ".py")]
-    if present := [name for name in names if (working_dir / name).exists()]:
-        raise SubmissionRefused(
-            f"--working-dir {working_dir}: {', '.join(present)} would hide the packages of this program on the nodes; "
-            "rename it, or send another folder"
-        )
-    return ["diffseg", "label"]
 
 
 def _dry_run(command: SubmitCommand, label: LabelCommand, entrypoint: str, environment: Mapping[str, Any]) -> int:

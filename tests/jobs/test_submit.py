@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs import submit
+from jobs.submission.program import program
 
 URLS = ["s3://in/photos", "s3://out/labels"]
 HERE = ["--address", "http://127.0.0.1:1"]
@@ -88,8 +89,8 @@ def test_no_requirements_are_installed_by_default() -> None:
 
 
 def test_the_installed_command_runs_unless_the_working_directory_brings_the_package(tmp_path: Path) -> None:
-    assert submit.program(tmp_path) == submit.program(None) == ["diffseg", "label"]
-    assert submit.program(Path(submit.__file__).parents[1]) == ["python", "-m", "jobs.label"]
+    assert program(tmp_path) == program(None) == ["diffseg", "label"]
+    assert program(Path(submit.__file__).parents[1]) == ["python", "-m", "jobs.label"]
 
 
 @pytest.mark.parametrize("name", ["pipeline.py", "jobs/train.py", "diffseg/notes.txt"])
