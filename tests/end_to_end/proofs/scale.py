@@ -13,17 +13,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import ray
 
 import jobs.status
 from pipeline.executor.driver import label_run
-from pipeline.output.commit import Commit, read_commits, read_records, write_commit
+from pipeline.output import overview
+from pipeline.output.commit import Commit, read_commits, write_commit
 from pipeline.output.listing import Listing, write_listing
 from pipeline.output.manifest import Manifest, write_manifest
 from pipeline.output.plan import make_plan
@@ -167,9 +170,21 @@ def show_status(out: Storage, shards: list[Shard], source: str, where: str) -> N
         listing=listing.digest(),
     )
     write_manifest(out, manifest)
-    text = io.StringIO()
+    text, sample = io.StringIO(), Counter[str]()
+    read_records = overview.read_records
+
+    def timed(folder: Storage, paths: Sequence[str]) -> dict[str, Commit]:
+        before = time.perf_counter(), time.process_time()
+        records = read_records(folder, paths)
+        sample.update(time=time.perf_counter() - before[0], cpu=time.process_time() - before[1])  # type: ignore[call-overload]
+        return records
+
     started, cpu = time.perf_counter(), time.process_time()
-    with peak_memory() as peak, contextlib.redirect_stdout(text):
+    with (
+        peak_memory() as peak,
+        contextlib.redirect_stdout(text),
+        mock.patch.object(overview, "read_records", timed),
+    ):
         jobs.status.main([out.url, "--json", "--storage-options", json.dumps(out.options)])
     whole, cpu = time.perf_counter() - started, time.process_time() - cpu
     facts = json.loads(text.getvalue())
@@ -178,10 +193,7 @@ def show_status(out: Storage, shards: list[Shard], source: str, where: str) -> N
     assert sum(facts["counts"].values()) == done * ROWS_PER_SHARD
     assert facts["counts"]["ok"] == done * (ROWS_PER_SHARD - 7)
     read = facts["sample"]["records"]
-    paths = [path for path, _ in out.files("commits")[:read]]
-    started, sample_cpu = time.perf_counter(), time.process_time()
-    read_records(out, paths)
-    sampled, sample_cpu = time.perf_counter() - started, time.process_time() - sample_cpu
+    sampled, sample_cpu = sample["time"], sample["cpu"]
     row(f"`diffseg status` on {where}: {done:,} records, of which {read:,} are read", f"{whole:.1f} s")
     row("CPU of this command", f"{cpu:.1f} s")
     row("of this the sample, whose size does not grow: time; CPU", f"{sampled:.1f} s; {sample_cpu:.1f} s")
