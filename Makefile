@@ -36,10 +36,10 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
 demo: $(VENV)/.demo ## Label photographs and generated scenes on this machine, and draw a picture of the result
 	$(BIN)/diffseg demo demo
 
-# Two processes, because tests wait for servers and clusters more than they compute. All tests of a file run in one
+# Three processes, because tests wait for servers and clusters more than they compute. All tests of a file run in one
 # process and share its fixtures. tests/conftest.py starts the longest files first.
 test: $(VENV)/.test ## Install what the tests need and run all of them
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev ## Run the formatter, the linter and the type checker
 	$(BIN)/ruff format --check .
