@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PYTEST = ["-m", "pytest", "--numprocesses", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-q"]
+PYTEST = ["-m", "pytest", "--numprocesses", "3", "--dist", "loadfile", "--no-loadscope-reorder", "-q"]
 
 
 def main() -> int:
