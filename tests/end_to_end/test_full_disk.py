@@ -44,6 +44,7 @@ def test_a_full_out_stops_the_run_and_the_same_command_resumes(
         assert differences(disk / "out", tmp_path / "whole") == []
 
 
+@pytest.mark.cluster
 def test_workers_on_ray_stop_when_out_is_full(images: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 40) as disk:
         result = command("jobs.label", images, disk / "out", "--samples-per-shard", "1", "--workers", "1", *BOTH)

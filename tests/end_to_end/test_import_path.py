@@ -75,6 +75,7 @@ def test_training_and_fitting_do_not_import_from_the_data_set(data_set: Path, la
     run_in(data_set, "fit", "heads", labelled, tmp_path / "heads.safetensors", "--images", "4", "--address", "local")
 
 
+@pytest.mark.cluster
 def test_an_empty_entry_of_the_import_path_does_not_mean_the_data_set(data_set: Path, tmp_path: Path) -> None:
     (data_set / "sitecustomize.py").unlink()  # Python itself imports it at its start, before any code of a command
     variables = {"PYTHONPATH": os.pathsep.join(["", environment()["PYTHONPATH"], "."])}

@@ -50,7 +50,8 @@ def terminate(node: Node) -> None:
     raylet.terminate()
 
 
-@pytest.mark.parametrize("end", [kill, pytest.param(terminate, marks=pytest.mark.cluster)])
+@pytest.mark.cluster
+@pytest.mark.parametrize("end", [kill, terminate])
 def test_a_node_that_dies_with_pending_workers_is_no_failed_start(
     end: Callable[[Node], None], cluster: Cluster, run: Callable[..., SleepingRun]
 ) -> None:

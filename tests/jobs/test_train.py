@@ -137,11 +137,16 @@ def test_a_folder_of_another_training_is_refused(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning", "ignore::FutureWarning")
-def test_workers_on_ray_train_the_same_network(
+def test_a_worker_on_ray_trains_the_same_network(
     run_folder: Path, undisturbed: Path, tmp_path: Path, local_ray: None
 ) -> None:
     assert train(run_folder, tmp_path / "one", "--workers", "1") == 0
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+@pytest.mark.cluster
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_two_workers_on_ray_share_the_images(run_folder: Path, tmp_path: Path, local_ray: None) -> None:
     assert train(run_folder, tmp_path / "two", "--workers", "2") == 0
     metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert metrics["images"] == 48
