@@ -12,7 +12,6 @@ from pipeline.output.commit import Commit, write_commit
 from pipeline.output.overview import NOT_OK, NOT_READ, count_rows, read_overview
 from pipeline.storage import Storage
 
-
 READ: list[str] = []
 
 
