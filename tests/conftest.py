@@ -118,12 +118,12 @@ def local_ray() -> Iterator[None]:
 
     import ray
 
-    from pipeline.executor.private_ray import set_environment
+    from pipeline.executor.private_ray import set_environment, start_private_ray
 
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     set_environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     try:
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        start_private_ray(4, log_to_driver=False, logging_level=logging.ERROR)
         yield
         ray.shutdown()
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import stat
@@ -14,6 +15,12 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+log = logging.getLogger(__name__)
+
+START_ATTEMPTS = 3
+"""How often Ray is started. It gives a new node 30 s, which is too short on a machine that is busy with other work."""
+TIMED_OUT = "timed out during startup"
 
 LONGEST_BASE = 22
 """Longest folder for temporary files that is used, in characters: the path of a socket may have about a hundred."""
@@ -56,8 +63,21 @@ def set_environment(variables: Mapping[str, str | None]) -> None:
 
 
 def start_private_ray(cores: int, **options: Any) -> None:
-    """Start a Ray with some CPUs, within `private_environment`."""
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, _temp_dir=_session_folder(), **options)
+    """Start a Ray with some CPUs, within `private_environment`.
+
+    Raises:
+        Exception: Ray does not start, also not when a start that took too long is repeated.
+    """
+    folder = _session_folder()
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, _temp_dir=folder, **options)
+        except Exception as error:  # Ray raises Exception itself; the processes of this start end with the command
+            if TIMED_OUT not in str(error) or attempt == START_ATTEMPTS:
+                raise
+            log.warning("Ray did not start within its 30 s, because this machine is busy; it is started again")
+        else:
+            return
 
 
 def _session_folder() -> str:
