@@ -168,7 +168,9 @@ def predict(tensors: Mapping[str, torch.Tensor], observation: Observation) -> tu
 
 
 def _features(observation: Observation) -> Features:
-    return {parse_grid(name): maps[None] for name, maps in observation.items() if name != "labels"}
+    """Return the features by resolution, the finest first, because a file gives its tensors back in any order."""
+    maps = {parse_grid(name): tensor[None] for name, tensor in observation.items() if name != "labels"}
+    return dict(sorted(maps.items(), reverse=True))
 
 
 class FeatureAffinity:

@@ -10,7 +10,7 @@ import torch
 from planted import voronoi
 from small_models import small_unet, unet_inputs
 
-from diffseg.affinity.features import FeatureAffinity, FeatureReader, embed, fit_features, neighbour_affinity
+from diffseg.affinity.features import FeatureAffinity, FeatureReader, embed, fit, fit_features, neighbour_affinity
 from diffseg.affinity.pairs import pair_affinities, roc_auc
 from diffseg.affinity.state import AffinityError, AffinityState, hook_self_attention
 from diffseg.attention.recorder import AttentionRecorder
@@ -52,6 +52,15 @@ def test_informative_features_generalise_to_other_images(monkeypatch: pytest.Mon
         (features, labels.flatten()[torch.randperm(SIDE * SIDE)].view_as(labels)) for features, labels in images
     ]
     assert auc_of(fit_features(shuffled)) < 0.8
+
+
+def test_the_order_of_an_images_tensors_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffseg.affinity.features.STEPS", 3)
+    features, labels = planted_features(0)
+    observation = {f"{grid[0]}x{grid[1]}": maps[0] for grid, maps in features.items()} | {"labels": labels[0]}
+    one, other = fit([observation])[0], fit([dict(reversed(observation.items()))])[0]
+    assert one.keys() == other.keys() >= {"16x16", "8x8", "bias"}
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_pass_gives_affinity_of_neighbours_and_other_layers_are_refused(
