@@ -166,6 +166,10 @@ def observed(
     try:
         scrape_until(lambda: GAUGES.items() <= run.untagged().items() and "worker_rss_bytes" in run.untagged())
         run.gauges = run.untagged()
+        proxy.hold("GET /000001.tar")
+        scrape_until(lambda: run.untagged().get("images_total") == 4)
+        if scraper is not None:  # which must see the counters of one shard first: a rate needs an increase
+            scrape_until(lambda: bool(scraper.samples("ray_diffseg_step_seconds_count", run.started)))
         proxy.hold("GET /damaged.tar")
         scrape_until(lambda: bool(proxy.held))
         proxy.hold("GET /broken.tar")
