@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +20,7 @@ from pipeline.digest import short_digest
 from pipeline.executor.protocol import Job
 from pipeline.output.manifest import Manifest, read_manifest
 from pipeline.settings import LabelSettings
+from pipeline.storage.atomic_write import write_atomically
 from pipeline.weights import cache_folder
 
 if TYPE_CHECKING:
@@ -33,9 +32,9 @@ log = logging.getLogger(__name__)
 LARGEST = 64
 """Largest batch that is tried."""
 WORTHWHILE = 1.05
-"""Images/s of the double batch, relative to the batch before, that make it worth its memory."""
+"""How much faster a doubled batch must be, in images/s, to be worth its memory."""
 BATCHES = 3
-"""Batches that are measured at each size, after one that is not."""
+"""Batches that are measured at each size, after a first one that is not measured."""
 
 
 def fastest_batch_size(
@@ -45,7 +44,7 @@ def fastest_batch_size(
 
     Args:
         images_per_second: Measures a batch size.
-        is_out_of_memory: Whether an error of that function means that memory is short. Others are raised.
+        is_out_of_memory: Returns True if an error of that function means that memory is short. Other errors are raised.
 
     Returns:
         The batch size, and the images/s of each size that was measured.
@@ -66,12 +65,12 @@ def fastest_batch_size(
 
 
 def choose_batch_size(segmenter: Segmenter, device: str, depends_on: Mapping[str, Any]) -> int:
-    """Return the batch size for a segmenter: on a GPU the one in the cache folder, else a measured one; elsewhere 1.
+    """Return the batch size for a segmenter: 1 on a CPU; on a GPU the cached one, or a measured one, which is cached.
 
     Args:
         segmenter: The model on its device. Its batch size is changed by the measurement.
         device: The device.
-        depends_on: What the choice depends on beside the kind of GPU and the version of torch, as JSON values.
+        depends_on: What else the choice depends on, apart from the kind of GPU and the version of torch, as JSON.
     """
     import torch
 
@@ -83,7 +82,7 @@ def choose_batch_size(segmenter: Segmenter, device: str, depends_on: Mapping[str
     description = {**depends_on, "gpu": gpu.name, "memory": gpu.total_memory, "torch": torch.__version__}
     try:
         path = cache_folder() / "batch-sizes" / f"{short_digest(json.dumps(description, sort_keys=True))}.json"
-    except CheckpointError:  # there is no folder, so each worker measures for itself
+    except CheckpointError:  # there is no cache folder, so each worker measures for itself
         path = None
     if (known := _read(path)) is not None:
         return known
@@ -97,7 +96,7 @@ def choose_batch_size(segmenter: Segmenter, device: str, depends_on: Mapping[str
 
 
 def measure_rate(segmenter: Segmenter, size: int, *, now: Callable[[], float] = time.perf_counter) -> float:
-    """Return images/s with batches of a size. As in a run, a batch is sent before the results of the last are awaited.
+    """Return images/s at a batch size. As in a run, a batch is sent before the results of the previous one are read.
 
     Args:
         segmenter: The model on its device; it keeps the batch size.
@@ -106,17 +105,17 @@ def measure_rate(segmenter: Segmenter, size: int, *, now: Callable[[], float] = 
     """
     segmenter.batch_size = size
     inputs = run_blank_batch(segmenter)
-    started, before = now(), segmenter.launch(inputs)
+    started, pending = now(), segmenter.launch(inputs)
     for _ in range(BATCHES - 1):
-        pending = segmenter.launch(inputs)
-        before.results()
-        before = pending
-    before.results()
+        following = segmenter.launch(inputs)
+        pending.results()
+        pending = following
+    pending.results()
     return BATCHES * size / (now() - started)
 
 
 def run_blank_batch(segmenter: Segmenter) -> list[ModelInput]:
-    """Label one batch of images of noise, by which kernels and a compiled model become ready; return the batch."""
+    """Label one batch of noise images and return it. This compiles the kernels, and the model with --compile."""
     import numpy as np
 
     from diffseg.model.text import prompt_of_names
@@ -130,7 +129,7 @@ def run_blank_batch(segmenter: Segmenter) -> list[ModelInput]:
 
 
 def _read(path: Path | None) -> int | None:
-    """Return the batch size in a file that `_write` wrote; None if there is no such file, or something else in it."""
+    """Return the batch size in a file that `_write` has written; None if the file is missing or holds anything else."""
     if path is None:
         return None
     try:
@@ -141,21 +140,17 @@ def _read(path: Path | None) -> int | None:
 
 
 def _write(path: Path | None, record: Mapping[str, Any]) -> None:
-    """Write a file atomically, because several workers of a node may do so at once."""
+    """Keep a batch size for other workers, several of which may do so at once."""
     if path is None:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(record, file, indent=1, sort_keys=True)
-        os.replace(name, path)
+        write_atomically(str(path), json.dumps(record, indent=1, sort_keys=True).encode())
     except OSError as error:
         log.info("the batch size is not kept for other workers: %s", error)
 
 
 def with_dtype_of_run(settings: LabelSettings, run: Manifest | None) -> LabelSettings:
-    """Replace the dtype "auto" by that of a run which exists already, if there is one."""
+    """Replace the dtype "auto" by that of the run in OUT, if OUT holds one."""
     dtype: Any = None if run is None else run.settings.get("dtype", "float32")
     return _with_dtype(settings, dtype) if dtype in get_args(Dtype) else settings
 
@@ -170,8 +165,9 @@ def with_common_dtype(jobs: Sequence[Job]) -> Sequence[Job]:
 def with_dtype_of_worker(job: Job) -> LabelSettings:
     """Return the settings for a worker that is starting, without the dtype "auto".
 
-    On a GPU the type is that of run.json, which the first worker of the run has written, unless this is the first one.
-    Workers that start at the same moment on different kinds of GPU may choose differently; `RunRecorder` refuses this.
+    On a GPU the first worker of a run chooses the fastest type, which is then written to run.json, and the others take
+    it from there. Workers that start at the same moment on different kinds of GPU may choose different types;
+    `RunRecorder` refuses that.
     """
     if job.settings.dtype != "auto" or not job.worker.device.startswith("cuda"):
         return _with_dtype(job.settings, "float32")
@@ -187,5 +183,5 @@ def fastest_cuda_dtype() -> Dtype:
     """Return bfloat16 if this process's GPU has it, else float16."""
     import torch
 
-    # With emulation, GPUs would count that have no instructions for bfloat16 (before compute capability 8.0).
+    # With emulation, torch would also say yes for GPUs without instructions for it (compute capability below 8.0).
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

@@ -37,6 +37,7 @@ from pipeline.output.manifest import Manifest, check_same_run, read_manifest, re
 from pipeline.output.overview import count_rows
 from pipeline.output.ownership import clear_run, refuse_foreign_folder
 from pipeline.output.plan import Plan, make_plan
+from pipeline.output.reconcile import GoneShards
 from pipeline.output.records import list_records
 from pipeline.readers.find import SourceFiles, find_files, shards_of
 from pipeline.readers.samples import Shard, ShardKind
@@ -124,17 +125,24 @@ def label_run(
             recorder=recorder, shards=shards, skipped=files.skipped, keep_removed=run.keep_removed, label=label
         )
         gone = finish.run()
+    return _summarise(recorder, shards=len(shards), gone=gone, wall=time.perf_counter() - started)
+
+
+def _summarise(recorder: RunRecorder, *, shards: int, gone: GoneShards | None, wall: float) -> RunSummary:
+    """Return what OUT holds after a run over `shards` shards that took `wall` seconds."""
+    plan = recorder.plan
+    counts = _recount(recorder.job.out, recorder) if recorder.has_relabelled else plan.counts_before() + recorder.counts
     return RunSummary(
-        shards=len(shards),
+        shards=shards,
         done_before=len(plan.done),
         failed={name: failure.error for name, failure in sorted(plan.failures.items())} | recorder.failed,
-        counts=dict(_recount(target, recorder) if recorder.has_relabelled else plan.counts_before() + recorder.counts),
+        counts=dict(counts),
         seconds=dict(recorder.seconds),
         images=recorder.counts.total(),
-        wall=time.perf_counter() - started,
+        wall=wall,
         broken=dict(sorted(recorder.broken.items())),
         gone=gone,
-        left_out=files.left_out.plain(),
+        left_out=recorder.left_out,
         set_aside=dict(recorder.set_aside),
         nodes=recorder.nodes,
         work=recorder.work.plain(),

@@ -62,16 +62,13 @@ class ReadinessCheck:
         else:
             self._lacking_seconds += passed
         self._warn(passed)
-        state = f"{self._describe_groups()}). {self._watch.describe()}"
         if self._loading_seconds > self._start_timeout:
-            raise RunFailed(
-                f"too few workers loaded their model within {self._start_timeout:.0f} s (--start-timeout; {state}"
-            )
-        if self._lacking_seconds > self._place_timeout:
-            raise RunFailed(
-                f"no nodes with room for enough workers came within {self._place_timeout:.0f} s (--place-timeout; "
-                f"{state}"
-            )
+            event = f"too few workers loaded their model within {self._start_timeout:.0f} s (--start-timeout"
+        elif self._lacking_seconds > self._place_timeout:
+            event = f"no nodes with room for enough workers came within {self._place_timeout:.0f} s (--place-timeout"
+        else:
+            return
+        raise RunFailed(f"{event}; {self._describe_groups()}). {self._watch.describe()}")
 
     def place_lost(self) -> None:
         """Give workers the whole time to load the model again, because one of them has lost its node."""

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -23,9 +24,14 @@ from pipeline.output.commit import Commit
 from pipeline.output.fence import Fence
 from pipeline.output.manifest import fingerprint_of, versions
 from pipeline.readers.samples import Shard
+from pipeline.settings import LabelSettings
 from pipeline.storage import redact
 from pipeline.storage.retries import waiting
-from pipeline.weights import find_affinity, find_weights
+from pipeline.weights import Weights, find_affinity, find_weights
+
+if TYPE_CHECKING:
+    from diffseg.model.checkpoint import Checkpoint
+    from diffseg.model.clip import Clip
 
 log = logging.getLogger(__name__)
 
@@ -58,21 +64,10 @@ class LabelWorker:
         from diffseg import Segmenter
         from diffseg.devices import keep_freed_memory
         from diffseg.model.backbone import Backbone
-        from diffseg.model.checkpoint import load_checkpoint
-        from diffseg.model.clip import load_clip
         from diffseg.model.files import with_digest
-        from diffseg.settings import needs_text_encoders
         from pipeline.readers.names import NameReader
 
-        with weights.named():
-            checkpoint = load_checkpoint(
-                weights.model,
-                vae=weights.vae,
-                device=job.worker.device,
-                dtype=getattr(torch, settings.known_dtype),
-                text=needs_text_encoders(settings.method, naming=bool(settings.naming) and weights.clip is None),
-            )
-            clip = None if weights.clip is None else load_clip(weights.clip, device=job.worker.device)
+        checkpoint, clip = _load_models(weights, settings, job.worker.device)
         model_sha256 = checkpoint.sha256 if clip is None else with_digest(checkpoint.sha256, clip.sha256)
         affinity = None if settings.affinity is None else find_affinity(settings.affinity, job.source)
         keep_freed_memory()
@@ -100,15 +95,7 @@ class LabelWorker:
             model_sha256=model_sha256,
             resolved=resolved,
             fingerprint=fingerprint_of(settings, model_sha256, resolved),
-            environment={
-                "device": job.worker.device,
-                "batch_size": self.segmenter.batch_size,
-                "threads": job.worker.threads,
-                "attention": self.segmenter.backbone.recorder.backend.name,
-                "versions": versions(),
-            }
-            | ({"compile": True} if job.worker.compile else {})
-            | ({"resizing": "on the GPU"} if self.segmenter.resizes_on_device else {}),
+            environment=self._environment(),
             host=socket.gethostname(),
             pid=os.getpid(),
             dtype=settings.known_dtype,
@@ -116,6 +103,22 @@ class LabelWorker:
             gpu=torch.cuda.get_device_name() if job.worker.device.startswith("cuda") else "",
         )
         return self.report
+
+    def _environment(self) -> dict[str, Any]:
+        """Return what may change the last bits of a float, for run.json."""
+        worker = self.job.worker
+        environment = {
+            "device": worker.device,
+            "batch_size": self.segmenter.batch_size,
+            "threads": worker.threads,
+            "attention": self.segmenter.backbone.recorder.backend.name,
+            "versions": versions(),
+        }
+        if worker.compile:
+            environment["compile"] = True
+        if self.segmenter.resizes_on_device:
+            environment["resizing"] = "on the GPU"
+        return environment
 
     def _batch_size(self, model_sha256: str) -> int:
         """Return the batch size of the settings, or the best one for this model, method and kind of GPU."""
@@ -210,3 +213,22 @@ class LabelWorker:
     def _count_sample(self) -> None:
         self._samples += 1
         metrics.IMAGES.record(1)
+
+
+def _load_models(weights: Weights, settings: LabelSettings, device: str) -> tuple[Checkpoint, Clip | None]:
+    """Load the checkpoint, and the CLIP if the settings name one, onto a device."""
+    import torch
+
+    from diffseg.model.checkpoint import load_checkpoint
+    from diffseg.model.clip import load_clip
+    from diffseg.settings import needs_text_encoders
+
+    with weights.named():
+        checkpoint = load_checkpoint(
+            weights.model,
+            vae=weights.vae,
+            device=device,
+            dtype=getattr(torch, settings.known_dtype),
+            text=needs_text_encoders(settings.method, naming=bool(settings.naming) and weights.clip is None),
+        )
+        return checkpoint, None if weights.clip is None else load_clip(weights.clip, device=device)
