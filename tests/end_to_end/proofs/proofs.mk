@@ -29,7 +29,7 @@ image-groups: # The cost and the sizes of the groups of 1,000,000 image files
 	$(BIN)/python $(PROOFS)/image_groups.py $(ARGS)
 
 launches: # The operations that the method sends to a GPU for a batch, counted without a GPU
-	$(BIN)/python -m jobs.benchmarks.launches $(ARGS)
+	$(BIN)/python $(PROOFS)/launches.py $(ARGS)
 
 metrics: # Every panel of the Grafana dashboard has data in a real Prometheus
 	$(PYTEST) --must-run metrics tests/end_to_end/test_observed.py $(ARGS)

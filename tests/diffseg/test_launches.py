@@ -7,10 +7,10 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
+from launches import META, SIZES, LaunchCounter, launches_by_step
 
 from diffseg.method.decide import Region, decide_images
 from diffseg.segmentation import Box
-from jobs.benchmarks.launches import META, SIZES, LaunchCounter, launches_by_step
 
 BOUNDS = {"aggregate": 40, "merge": 110, "refine": 30, "decide": 20, "transfer": 3}
 """Most operations of each step: a tenth more than today, so that a loop over images or proposals is noticed."""
