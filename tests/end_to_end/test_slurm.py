@@ -49,9 +49,8 @@ NodeName={host} NodeAddr=10.9.8.7 CPUs={cpus} State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
 PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
 """
-PYTHON = f"""#!/bin/bash
-if [ "$1 $2" = "-m jobs.label" ]; then shift 2; set -- {SLEEPERS} 0.5 "$@"; fi
-exec {sys.executable} "$@"
+DIFFSEG = f"""#!/bin/bash
+[ "$1" = label ] && shift && exec {sys.executable} {SLEEPERS} 0.5 "$@"
 """
 HOSTNAME = """#!/bin/bash
 echo 10.9.8.7  # which is on the loopback interface in this namespace, and `hostname -I` leaves that out
@@ -67,7 +66,7 @@ def test_a_preempted_job_is_queued_again_and_resumes(grace: int) -> None:
         machine = {"host": os.uname().nodename, "cpus": os.cpu_count()}
         (folder / "slurm.conf").write_text(CONFIGURATION.format(**machine, grace=grace))
         (folder / "bin").mkdir()
-        for name, text in (("python", PYTHON), ("hostname", HOSTNAME)):
+        for name, text in (("diffseg", DIFFSEG), ("hostname", HOSTNAME)):
             (folder / "bin" / name).write_text(text)
             (folder / "bin" / name).chmod(0o755)
         path = os.pathsep.join(["/tmp/bin", str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])

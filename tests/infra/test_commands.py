@@ -20,14 +20,14 @@ def test_every_command_of_a_manifest_is_accepted_by_its_program() -> None:
     assert {line.words[:2] for line in lines} == {
         ("ray", "start"),
         ("ray", "stop"),
-        ("python", "-m"),
+        ("diffseg", "label"),
     }
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "python -m jobs.label s3://in s3://out --worker 64",
+        "diffseg label s3://in s3://out --worker 64",
         "python -m jobs.lable s3://in s3://out",
         "ray start --head --num-cpu=0x",
         "ray drain-node --reason SPOT --reason-message x",

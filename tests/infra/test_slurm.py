@@ -1,4 +1,4 @@
-"""The job for Slurm, with programs in the place of Slurm's and Ray's that record how they are called.
+"""The job for Slurm, with stand-ins for the programs of Slurm, Ray and this package, which record how they are called.
 
 end_to_end/test_slurm.py runs it on a real Slurm and a real Ray.
 """
@@ -30,8 +30,8 @@ with open(os.environ["CALLS"], "a") as calls:
 if name == "hostname":
     print("10.1.2.3 192.168.0.3")
 elif name == "python":
-    if words[0] == "-c":
-        sys.exit(subprocess.run([sys.executable, *words]).returncode)
+    sys.exit(subprocess.run([sys.executable, *words]).returncode)
+elif name == "diffseg":
     while not os.path.exists(os.environ["CALLS"] + ".end"):
         time.sleep(0.02)
     sys.exit(int(os.environ["CODE"]))
@@ -50,7 +50,7 @@ class Job:
     def __init__(self, folder: Path, *, number: int = 4711, code: int = 0, **variables: str) -> None:
         folder.mkdir()
         self.folder, self._calls = folder, folder / "calls"
-        for name in ("hostname", "python", "srun", "ray", "scontrol"):
+        for name in ("hostname", "python", "diffseg", "srun", "ray", "scontrol"):
             (folder / name).write_text(STAND_IN)
             (folder / name).chmod(0o755)
         slurm = {"SLURM_JOB_ID": str(number), "SLURM_JOB_NODELIST": "gpu[1-4]", "SLURM_CPUS_ON_NODE": "64"}
@@ -100,7 +100,7 @@ def test_ray_and_the_driver_accept_their_command_lines(tmp_path: Path) -> None:
     parse(["ray", "start", "--head", f"--node-ip-address={host}", f"--port={port}", *start])
     parse(["ray", "start", "--address", address, "--block", *start])
     parse(driver)
-    assert driver == ["python", "-m", "jobs.label", *SRC_AND_FLAGS, "--address", address]
+    assert driver == ["diffseg", "label", *SRC_AND_FLAGS, "--address", address]
     assert host == "10.1.2.3"
     assert len(bytes.fromhex(environment["RAY_AUTH_TOKEN"])) == 32
     assert environment["RAY_AUTH_TOKEN"] not in " ".join(words)
@@ -144,7 +144,7 @@ def test_a_preempted_job_is_queued_again_and_others_end_with_the_code_of_the_dri
 
 def test_before_the_time_limit_the_job_is_queued_again_and_its_next_start_runs_the_same_command(tmp_path: Path) -> None:
     first = Job(tmp_path / "first")
-    first.wait_for("python", "-m")
+    first.wait_for("diffseg", "label")
     for _ in range(2):  # the script goes on waiting after each signal
         before = len(first.calls("scontrol"))
         first.process.send_signal(signal.SIGUSR1)
@@ -155,7 +155,7 @@ def test_before_the_time_limit_the_job_is_queued_again_and_its_next_start_runs_t
     assert first.end() == 0
     second = Job(tmp_path / "second", SLURM_RESTART_COUNT="1")
     assert second.end() == 0
-    assert second.calls("python")[-1][0] == first.calls("python")[-1][0]
+    assert second.calls("diffseg")[-1][0] == first.calls("diffseg")[-1][0]
     assert "start 2 of job 4711 on gpu[1-4]" in (second.folder / "log").read_text()
     options = [line.split("=")[0] for line in JOB.read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"#SBATCH --requeue", "#SBATCH --signal", "#SBATCH --open-mode", "#SBATCH --exclusive"} <= set(options)
