@@ -6,6 +6,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,16 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, from glibc's malloc.h."""
 
 
+def supports_triton(device: torch.device) -> bool:
+    """Return whether a device is an NVIDIA GPU and Triton is installed, as it is with torch's builds for CUDA."""
+    return device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
+
+
 def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Copy a tensor to a device, unless it is there. A GPU is not waited for: large copies start from pinned memory."""
+    """Copy a tensor to a device, unless it is there already.
+
+    The host does not wait for a GPU, because large copies start from pinned memory.
+    """
     is_large = tensor.nbytes > UNPINNED_BYTES
     if device.type == "cuda" and tensor.device.type == "cpu" and is_large:
         tensor = tensor.pin_memory()
@@ -67,9 +76,10 @@ class HostCopy:
 def fastest_memory_format(device: torch.device) -> torch.memory_format:
     """Return the memory format of convolution weights that is the fastest on a device.
 
-    On CPUs it is channels-last. On CUDA it is contiguous, as diffusers loads weights: group normalisation wants that
-    layout, and copies between the two layouts take longer than channels-last saves (bfloat16 on an H200: 11.0 against
-    8.7 ms per image for the whole pass of SD 1.5). Elsewhere it was not measured, and weights stay as they are loaded.
+    On CPUs it is channels-last. On CUDA it is contiguous, as diffusers loads weights: group normalisation needs that
+    layout, and copies between the two layouts take longer than channels-last saves. On an H200 in bfloat16, the pass of
+    SD 1.5 took 11.0 ms per image with channels-last weights and 8.7 ms with contiguous ones (docs/performance.md).
+    Other devices were not measured, and weights stay there as they are loaded.
     """
     return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 

@@ -13,8 +13,8 @@ import torch
 from diffseg.attention.maps import Grid, SelfAttention
 from diffseg.method.decide import decide
 from diffseg.method.proposals import aggregate_attention
-from diffseg.method.signals import Scores, Signals
-from diffseg.method.stages import stages_of
+from diffseg.method.signals import Signals
+from diffseg.method.stages import run_stages, stages_of
 from diffseg.pending import NonFiniteError
 from diffseg.settings import Preset, StageName, settings_of, thresholds
 
@@ -71,9 +71,6 @@ def segment_attention(
     if not finite.all():
         raise NonFiniteError("the self-attention is not finite")
     signals = Signals(pixels=aggregated.new_empty(1, 3, 0, 0), grid=grid, self_attention=aggregated, finite=finite)
-    scores: Scores | None = None
-    for stage in stages_of(settings.method or (), settings, settings.merging.tau or thresholds(1.1)):
-        scores = stage.run(signals, scores)
-    assert scores is not None  # the settings accept no method without a stage that finds segments
+    scores = run_stages(stages_of(settings.method or (), settings, settings.merging.tau or thresholds(1.1)), signals)
     size = size or (grid[0] * PIXELS_PER_TOKEN, grid[1] * PIXELS_PER_TOKEN)
     return decide(scores.maps[0], size).labels

@@ -48,7 +48,8 @@ class PendingBatch:
     def results(self) -> list[Segmentation | NonFiniteError]:
         """Wait for the results, and return a label map or an error for each image."""
         finite, *arrays = self._copy.arrays()
-        images = zip(*[iter(arrays)] * self._parts_of_image, strict=True)
+        count = self._parts_of_image
+        images = [arrays[start : start + count] for start in range(0, len(arrays), count)]
         return [self._result(*image) for image in zip(self.inputs, finite, images, strict=False)]
 
     def _result(

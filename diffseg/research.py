@@ -15,7 +15,8 @@ import torch
 from diffseg.attention.maps import Grid
 from diffseg.images.canvas import ModelInput
 from diffseg.images.device_resize import squares_of
-from diffseg.method.signals import Scores, Signals
+from diffseg.method.signals import Signals
+from diffseg.method.stages import run_stages
 from diffseg.model.backbone import no_step
 from diffseg.model.text import prompt_of_names
 from diffseg.segmenter import ImageLike, Segmenter, as_rgb
@@ -81,13 +82,9 @@ def proposals(segmenter: Segmenter, image: ImageLike, names: Sequence[str] | Non
         ValueError: No stage of the method returned scores.
     """
     signals = _signals(segmenter, image, names)
-    scores: Scores | None = None
     with torch.inference_mode():
-        for stage in segmenter.stages:
-            scores = stage.run(signals, scores)
-            if scores is not None:
-                return scores.maps[0].cpu().numpy()
-    raise ValueError(f"method {','.join(segmenter.method)}: no stage returned scores")
+        scores = run_stages(segmenter.stages, signals, until_proposed=True)
+    return scores.maps[0].cpu().numpy()
 
 
 def _signals(segmenter: Segmenter, image: ImageLike, names: Sequence[str] | None) -> Signals:

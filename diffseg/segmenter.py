@@ -22,7 +22,7 @@ from diffseg.images.decode import decode_image
 from diffseg.method.decide import Region, decide_images
 from diffseg.method.decision import Decision
 from diffseg.method.signals import Scores, Signals
-from diffseg.method.stages import Stage, classes_to_segments, own_stages
+from diffseg.method.stages import Stage, classes_to_segments, run_stages, stages_of
 from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.clip import Clip, load_clip
@@ -32,9 +32,6 @@ from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, needs_
 from diffseg.signal_recorder import SignalRecorder
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike | bytes
-
-TIMER_NAMES = {"diffseg": "merge", "ncut": "merge", "par": "refine", "cross": "name", "clip": "name"}
-"""Names of the stages in timings, where they differ from the names in the settings."""
 
 
 class Segmenter:
@@ -81,7 +78,7 @@ class Segmenter:
         self.resolution = settings.model_input.resolution or checkpoint.resolution
         naming_stage: StageName = "cross" if clip is None else "clip"
         method = settings.method or (*checkpoint.method, *((naming_stage,) if naming else ()))
-        self.stages = own_stages(method if stages is None else stages, settings, self.tau)
+        self.stages = stages_of(method if stages is None else stages, settings, self.tau)
         self.method = tuple(stage.name for stage in self.stages)
         if "clip" in self.method and clip is None:
             raise ValueError(
@@ -240,12 +237,7 @@ class Segmenter:
         decisions: list[Decision] = []
         for start in range(0, len(inputs), images_at_once):
             part = signals.of_images(start, start + images_at_once)
-            scores: Scores | None = None
-            for stage in self.stages:
-                with step(TIMER_NAMES.get(stage.name, stage.name)):
-                    scores = stage.run(part, scores)
-            if scores is None:
-                raise ValueError(f"method {','.join(self.method)}: no stage returned scores")
+            scores = run_stages(self.stages, part, step)
             segments = classes_to_segments(scores, self.settings.segment_names)
             with step("decide"):
                 decisions += self._decide(segments, inputs[start : start + images_at_once])

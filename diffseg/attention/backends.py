@@ -7,7 +7,6 @@ self-attention, the tokens of the prompt in cross-attention), D channels of a he
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -15,6 +14,7 @@ from diffusers import UNet2DConditionModel
 
 from diffseg.attention.blockwise import BlockwiseAttention
 from diffseg.attention.layers import transformer_blocks
+from diffseg.devices import supports_triton
 
 FIRST_CAPABILITY = (8, 0)
 """First compute capability of the fused backend, that of the A100: earlier GPUs have no flash attention."""
@@ -63,13 +63,11 @@ class AttentionBackend(Protocol):
 def choose_backend(unet: UNet2DConditionModel) -> AttentionBackend:
     """Return the fastest backend that works for a UNet on its device.
 
-    On an NVIDIA GPU from `FIRST_CAPABILITY` on, with Triton, that is the fused one, provided that a small layer of each
-    width of the model works: Triton also needs a C compiler. Otherwise it is the blockwise one.
+    On an NVIDIA GPU from `FIRST_CAPABILITY` on, with Triton, that is the fused one. A small layer of each width of the
+    model is tried first, because Triton also needs a C compiler. In all other cases it is the blockwise one.
     """
     device = unet.device
-    if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
-        return BlockwiseAttention()
-    if torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+    if not supports_triton(device) or torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         return BlockwiseAttention()
     from diffseg.attention.fused import FusedAttention
 

@@ -10,7 +10,7 @@ import torch
 from diffseg.devices import to_device
 
 CACHED_MATRICES = 64
-"""Matrices that are kept for later images. One for 64 tokens and 640 pixels takes 164 kB, and for 8,000 pixels 2 MB."""
+"""Matrices kept for later images. One for 64 tokens takes 164 kB for 640 pixels, and 2 MB for 8,000 pixels."""
 
 HOST = torch.device("cpu")
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from diffseg.attention.head_mean_kernel import add_head_mean
 
 AttentionWithSum = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
-"""From queries, keys, values and the scale to the output [B, H, P, D] and the log-sum-exp, float32 [B, H, ≥ P]."""
+"""Maps queries, keys, values and the scale to the output [B, H, P, D] and the log-sum-exp, float32 [B, H, ≥ P]."""
 
 ALIGNMENT = 8
 """The fused kernels take widths of a head that are multiples of this."""
@@ -27,7 +27,7 @@ WIDEST_FLASH = 256
 
 
 class FusedAttention:
-    """The backend for NVIDIA GPUs with Triton, see `AttentionBackend`. On a CPU it can be tested in the interpreter."""
+    """The backend for NVIDIA GPUs with Triton, see `AttentionBackend`. On a CPU it runs in Triton's interpreter."""
 
     name = "fused"
 
@@ -95,7 +95,7 @@ def _flash(
 def _efficient(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Use the memory-efficient kernel, which also takes float32. Its L has a multiple of 32 queries."""
+    """Use the memory-efficient kernel, which also takes float32 and pads its L to a multiple of 32 queries."""
     aligned = _aligned(queries, keys, values)
     result = torch.ops.aten._scaled_dot_product_efficient_attention(*aligned, None, True, 0.0, False, scale=scale)
     return result[0][..., : queries.shape[-1]], result[1]
@@ -109,7 +109,8 @@ def _flash_on_cpu(
 
 
 def _aligned(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """Return tensors [B, H, P, D] with D filled up with zeros to a multiple of `ALIGNMENT`, where it is none."""
+    """Return tensors [B, H, P, D] whose D is padded with zeros to a multiple of `ALIGNMENT`."""
+    # Without the condition, `pad` would also copy tensors that need no padding.
     return [F.pad(x, (0, -x.shape[-1] % ALIGNMENT)) if x.shape[-1] % ALIGNMENT else x for x in tensors]
 
 

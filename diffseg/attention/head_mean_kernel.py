@@ -1,8 +1,8 @@
 """A Triton kernel that adds the mean over heads of exp(scale · q kᵀ − L) to a sum, without [heads, P, K] in memory.
 
-L = ln Σ exp(scale · q kᵀ), over the keys, is the log-sum-exp of each query and head that fused attention computes. With
-it the probabilities of one tile are known without the other tiles, so that a program can add up all heads of its tile
-in registers and touch the sum once.
+L = ln Σ exp(scale · q kᵀ), over the keys, is the log-sum-exp of each query and head that fused attention computes. It
+yields the probabilities of one tile without the other tiles, so that a program can add up all heads of its tile in
+registers, and reads and writes the sum only once.
 
 This module needs Triton. It runs on NVIDIA GPUs, and for tests on a CPU in Triton's interpreter.
 
@@ -19,7 +19,7 @@ TILE_QUERIES, TILE_KEYS, WARPS = 128, 64, 4
 """The fastest tile of six that were measured on one H200, for 64² tokens and 8 heads of 40 channels in bfloat16."""
 
 CHUNK_BYTES = 128
-"""Most bytes of a query that a program loads at once: 64 channels in half precision. It bounds the shared memory."""
+"""Most bytes of a query that a program loads at once, which bounds its shared memory: 64 channels in half precision."""
 
 
 @triton.jit
@@ -29,9 +29,9 @@ def _add_head_mean(
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr,
     TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Add one tile of one image. Arguments after `scale` are strides in elements, and then constants.
+    """Add one tile of one image. The arguments after `scale` are strides in elements, and then constants.
 
-    Bounds of loops are constants, because the interpreter accepts no others.
+    The numbers of heads and channels are constants, so that the compiler knows how long the loops are.
     """
     image = tl.program_id(2).to(tl.int64)  # the sums of a batch can have more than 2^31 elements
     row = tl.program_id(1) * TILE_ROWS + tl.arange(0, TILE_ROWS)
@@ -41,7 +41,7 @@ def _add_head_mean(
     for head in range(HEADS):
         products = tl.full((TILE_ROWS, TILE_COLUMNS), 0.0, tl.float32)
         for start in range(0, CHANNELS, CHUNK):
-            # Widths that are no power of two, such as 40, 80 and 160, are filled up with zeros.
+            # Widths that are not a power of two, such as 40, 80 and 160, are padded with zeros.
             channel = start + tl.arange(0, CHUNK)
             in_channels = channel < CHANNELS
             query = tl.load(

@@ -46,7 +46,7 @@ class AttentionLayer(NamedTuple):
     Attributes:
         name: Its name among the modules of the UNet.
         module: The layer.
-        level: That of its block.
+        level: The level of its block.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The attention processor that diffusers calls in the place of its own, in the layers that are recorded.
+"""The attention processor that diffusers calls instead of its own in the layers that are recorded.
 
 Axes: B images in the batch, H heads, P token positions of one resolution, K keys, D channels of a head.
 """
@@ -22,7 +22,7 @@ class PassComplete(Exception):
 class RecordingProcessor:
     """Computes a layer as diffusers' own processor does, and records its attention.
 
-    It holds no counter and is the same in every pass but for the sum, so that a compiled block accepts it.
+    It counts nothing, and only the sum differs between passes, so that a compiled block is not compiled again.
     """
 
     def __init__(self, name: str, attend: Attend, total: torch.Tensor, *, is_last: bool) -> None:

@@ -19,17 +19,23 @@ from diffseg.segmentation import Box
 PAD = 127
 """Grey level around a letterboxed image."""
 MAX_PIXELS_SENT = 2**22
-"""Largest image that is resized on the device. Decoding a larger one takes so long that resizing it there gains little,
-and many of them wait for the model at once."""
+"""Largest image that is resized on the device, in pixels. A larger one takes so long to decode that resizing it there
+gains little, and the images that wait for the model would take too much memory."""
 MAX_REDUCTION = 16
 """Largest reduction of a side on the device. CUDA's filter refuses reductions that exceed its shared memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where an image that has yet to be resized goes in the square: at `top` and `left`, `rows` x `columns` pixels.
+    """Where an image that has yet to be resized goes in the model's square.
 
-    `side` is the side of the square, S. With `antialias`, values are filtered while the image is resized.
+    Attributes:
+        side: Side of the square, S, in pixels.
+        top: First row of the image in the square.
+        left: First column of the image in the square.
+        rows: Height of the resized image in pixels.
+        columns: Width of the resized image in pixels.
+        antialias: Whether to filter while resizing.
     """
 
     side: int
@@ -52,7 +58,7 @@ class ModelInput:
         detail: float32 [3, 2 S, 2 S], the same at twice the resolution; None unless the attention is also computed on
             crops.
         prompt: The names of the image's segments as a prompt; None unless segments are named.
-        placement: Where `pixels` go in the square once they are resized; None if they are the square.
+        placement: Where the resized `pixels` go in the square; None if `pixels` already are the square.
     """
 
     pixels: torch.Tensor
@@ -85,7 +91,7 @@ def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True,
         fit: "resize" stretches the image, "letterbox" keeps its proportions and pads it with grey, and "crop" takes its
             centre square.
         antialias: Whether to filter while resizing, with Pillow. Without it, values are interpolated bilinearly.
-        on_device: Whether to leave resizing to `diffseg.images.device_resize.squares_on_device`. Images that are too
+        on_device: Whether to leave resizing to `diffseg.images.device_resize.squares_of`. Images that are too
             large for that are resized here.
     """
     height, width = image.shape[:2]
@@ -118,7 +124,7 @@ def fit_image(image: np.ndarray, side: int, fit: Fit, *, antialias: bool = True,
 
 
 def _suits_device(image: np.ndarray, rows: int, columns: int) -> bool:
-    """Return whether an image should be sent to the device in its own size."""
+    """Return whether an image should be sent to the device in its original size."""
     height, width = image.shape[:2]
     is_small = height * width <= MAX_PIXELS_SENT and height <= MAX_REDUCTION * rows and width <= MAX_REDUCTION * columns
     return is_small and min(rows, columns) > 1  # torch's filter is wrong (2.13, CPU) where a result is one pixel wide

@@ -1,8 +1,8 @@
 """Send the images of a batch to the device as they were decoded, and fit them into the model's square there.
 
-A square of floats is some three times as large as a photograph in bytes, and resizing with Pillow takes milliseconds of
-a CPU for each image. The levels are Pillow's, apart from some that lie half-way between two levels, where Pillow's
-integers and the device's floats may be rounded differently.
+A square of floats takes about three times as many bytes as a photograph, and resizing with Pillow takes milliseconds of
+a CPU for each image. The levels are those of Pillow, except for some values half-way between two levels, which Pillow's
+integers and the device's floats may round differently.
 
 Axes: B images of a batch, S pixels of the square, h and w pixels of an image.
 """

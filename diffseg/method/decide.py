@@ -56,8 +56,8 @@ def decide_images(
 ) -> list[Decision]:
     """Upsample scores bilinearly and give each pixel to the proposal with the highest score.
 
-    Ties go to the first proposal. No value is read back from the device, so the host does not wait for it. On a GPU
-    with Triton all images are decided together, elsewhere those of each size.
+    Ties go to the first proposal. No value is read back from the device, so the host does not wait for it. All images
+    are decided together on a GPU with Triton; elsewhere, the images with the same region are.
 
     Args:
         scores: float32 [B, K, h, w], ≥ 0 and finite. More images than regions are padding.
@@ -86,7 +86,7 @@ def decide_images(
 
 
 def _select(scores: torch.Tensor, images: Sequence[int]) -> torch.Tensor:
-    """Return the scores of some images. A list as the index would become a tensor that is copied to the device."""
+    """Return the scores of some images. Indexing with a list would first copy the list to the device."""
     is_all = list(images) == list(range(len(scores)))
     return scores if is_all else torch.stack([scores[image] for image in images])
 
@@ -116,6 +116,7 @@ def decide_batch(
     images, count, rows, columns = scores.shape
     height, width = size
     device = scores.device
+    # The same matrix on the host and on the device: reading it from the device would wait for it.
     rows_of_tokens = bilinear_matrix(rows, height, start=content.top, stop=content.bottom)
     down = bilinear_matrix(rows, height, start=content.top, stop=content.bottom, device=device)
     along = bilinear_matrix(columns, width, start=content.left, stop=content.right, device=device)

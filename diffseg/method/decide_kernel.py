@@ -20,13 +20,13 @@ from diffseg.method.decision import MARGIN_UNIT, Decision, Stat
 from diffseg.segmentation import Box
 
 PIXELS = 1024
-"""Pixels of a program."""
+"""Pixels that a program decides."""
 
 STATS = 6
 """Rows of the statistics without names."""
 
 NOWHERE = 2**30
-"""First row and column of a proposal without pixels."""
+"""First row and first column of a proposal without pixels."""
 
 
 def decide_in_kernels(
@@ -52,7 +52,7 @@ def decide_in_kernels(
     labels = torch.empty(starts[-1], dtype=torch.int16, device=device)
     margins = torch.empty(starts[-1] if keep_margins else 0, dtype=torch.uint8, device=device)
     stats = torch.zeros(images, STATS, count, dtype=torch.int64, device=device)
-    stats[:, Stat.TOP : Stat.LEFT + 1 : 2].fill_(NOWHERE)
+    stats[:, Stat.TOP : Stat.LEFT + 1 : 2].fill_(NOWHERE)  # the rows TOP and LEFT
     grid = (triton.cdiv(max(areas), PIXELS), images)
     with torch.cuda.device_of(scores):  # Triton launches on the current device
         _choose[grid](
@@ -100,16 +100,17 @@ def _choose(
     Args:
         scores: float32 [B, K, h, w].
         layout: int64 [B, 3], the height and width of each image and the index of its first pixel.
-        boxes: float32 [B, 4], top and height of a pixel, left and width of a pixel, in tokens.
-        labels: int16 [pixels of all images], becomes the proposals.
-        margins: uint8 [pixels of all images].
-        stats: int64 [B, 6, K], in the order of `Stat`.
+        boxes: float32 [B, 4], in tokens: the top of the region, the height of a pixel, the left side of the region and
+            the width of a pixel.
+        labels: int16 [pixels of all images], to which the proposals are written.
+        margins: uint8 [pixels of all images], to which the margins are written if they are kept.
+        stats: int64 [B, 6, K] in the order of `Stat`, to which the pixels are added.
         count: K.
         rows: h.
         columns: w.
         margin_unit: Denominator of the margins in the statistics.
         keep_margins: Whether to store the margins.
-        pixels: Pixels of a program.
+        pixels: Pixels that a program decides.
     """
     image = tl.program_id(1).to(tl.int64)
     height, width = tl.load(layout + 3 * image).to(tl.int32), tl.load(layout + 3 * image + 1).to(tl.int32)
@@ -139,11 +140,29 @@ def _choose(
     if keep_margins:
         tl.store(margins + target, (margin * 255 + 0.5).to(tl.int32).to(tl.uint8), mask=inside)
     units = (margin * margin_unit).to(tl.int64)
+    _add_to_stats(stats + image * 6 * count, count, best, inside, y, x, height, width, units)
+
+
+@triton.jit
+def _add_to_stats(stats, count, best, inside, y, x, height, width, units):
+    """Add pixels to the statistics of their proposals, int64 [6, K].
+
+    Args:
+        stats: The statistics of the image.
+        count: K.
+        best: The proposal of each pixel.
+        inside: Whether a pixel lies in the image.
+        y: Row of each pixel.
+        x: Column of each pixel.
+        height: H.
+        width: W.
+        units: int64, the margin of each pixel in units of the statistics.
+    """
     for proposal in range(count):
         wins = inside & (best == proposal)
         area = tl.sum(wins.to(tl.int32), axis=0)
         if area > 0:
-            stat = stats + image * 6 * count + proposal
+            stat = stats + proposal
             tl.atomic_add(stat, area.to(tl.int64))
             tl.atomic_min(stat + count, tl.min(tl.where(wins, y, height), axis=0).to(tl.int64))
             tl.atomic_max(stat + 2 * count, tl.max(tl.where(wins, y, 0), axis=0).to(tl.int64))

@@ -1,7 +1,7 @@
 """Logarithms and entropies for `diffseg.method.distance` in one Triton kernel, for GPUs.
 
-In torch they take four kernels, which read and write an array of [B, P, P] ten times. Importing this module needs
-Triton.
+In torch they take four kernels, each of which reads or writes an array of [B, P, P]; here each value is read once, and
+its logarithm is written once. Importing this module needs Triton.
 
 Axes: B images, n rows, P positions.
 """

@@ -1,6 +1,6 @@
 """The greedy grouping of `diffseg.method.grouping` as one Triton kernel, for GPUs.
 
-In torch the walk takes some five kernels for each of 256 proposals. Importing this module needs Triton.
+In torch the walk takes about six kernels for each proposal. Importing this module needs Triton.
 
 Axes: B images, K proposals.
 """
@@ -35,16 +35,16 @@ def greedy_groups_in_a_kernel(
 
 @triton.jit
 def _walk(close, valid, groups, starts, count: tl.constexpr, padded: tl.constexpr, removes: tl.constexpr):
-    """Walk over the proposals of one image in order; which of them are still free never leaves the registers.
+    """Walk over the proposals of one image in order. The flags of those that are still free stay in registers.
 
     Args:
         close: uint8 [B, K, K], 0 or 1.
         valid: uint8 [B, K], 0 or 1.
         groups: uint8 [B, K, K], the members of each group.
         starts: uint8 [B, K], 1 for the rows that are groups.
-        count: K. It is a constant because Triton's interpreter needs that of the bound of a loop.
-        padded: The power of two that is K or the next above it.
-        removes: Whether the members of a group can be no members of a later one.
+        count: K.
+        padded: The smallest power of two that is at least K.
+        removes: Whether the members of a group are excluded from later groups.
     """
     image = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, padded)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
-from importlib.util import find_spec
 
 import torch
+
+from diffseg.devices import supports_triton
 
 log = logging.getLogger(__name__)
 
 
 @functools.cache
 def runs_kernels(device: torch.device) -> bool:
-    """Return whether Triton kernels run on a device: an NVIDIA GPU, with Triton, which torch's CUDA builds install.
+    """Return whether Triton kernels run on a device, which must be an NVIDIA GPU.
 
     The smallest kernel is tried, because Triton also needs a C compiler. A failure is logged once.
     """
-    if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
+    if not supports_triton(device):
         return False
     from diffseg.method.grouping_kernel import greedy_groups_in_a_kernel
 
@@ -25,6 +26,10 @@ def runs_kernels(device: torch.device) -> bool:
         itself = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
         greedy_groups_in_a_kernel(itself, itself[0], "paper")
     except Exception as error:  # what fails here is a compiler, a driver or a kernel, with errors of any class
-        log.warning("merging and refinement take thousands of small kernels, because Triton's do not work: %s", error)
+        log.warning(
+            "merging, refinement and deciding run in plain torch, which takes longer, because the Triton kernels do "
+            "not work here: %s",
+            error,
+        )
         return False
     return True

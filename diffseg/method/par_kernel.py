@@ -70,16 +70,15 @@ def weighted_means_in_kernels(
         scores: float32 [B, K, H, W].
         weights: float32 [B, N, H, W].
         offsets: int32 [N, 2], rows and columns to each neighbour.
-        iterations: How often.
+        iterations: How often the scores are replaced.
 
     Returns:
         float32 [B, K, H, W].
     """
     images, count, height, width = scores.shape
     grid = (triton.cdiv(height * width, PIXELS), triton.cdiv(count, PROPOSALS), images)
-    current, buffers = scores.contiguous(), [torch.empty_like(scores, memory_format=torch.contiguous_format)] * 2
-    if iterations > 1:
-        buffers[1] = torch.empty_like(buffers[0])
+    current = scores.contiguous()
+    buffers = [torch.empty_like(current) for _ in range(min(iterations, 2))]
     with torch.cuda.device_of(scores):  # Triton launches on the current device
         for iteration in range(iterations):
             means = buffers[iteration % 2]

@@ -25,7 +25,11 @@ from diffseg.method.par import refine
 from diffseg.method.proposals import propose
 from diffseg.method.random_walk import random_walk, resize_maps
 from diffseg.method.signals import Need, Scores, Signals
+from diffseg.model.backbone import Step, no_step
 from diffseg.settings import NAMING, PROPOSING, SegmenterSettings, StageName
+
+TIMER_NAMES = {"diffseg": "merge", "ncut": "merge", "par": "refine", "cross": "name", "clip": "name"}
+"""Names of the stages in timings, where they differ from the names in the settings."""
 
 
 class Stage(Protocol):
@@ -177,39 +181,27 @@ def _require_scores(scores: Scores | None, name: str) -> Scores:
     return scores
 
 
-def stages_of(method: Sequence[StageName], settings: SegmenterSettings, tau: tuple[float, ...]) -> list[Stage]:
+def stages_of(stages: Sequence[StageName | Stage], settings: SegmenterSettings, tau: tuple[float, ...]) -> list[Stage]:
     """Return the stages of a method in order.
 
     Args:
-        method: Names of the stages.
-        settings: Settings of all stages.
+        stages: Names of stages, or objects with the interface of `Stage`.
+        settings: Settings of the stages that are given by name.
         tau: Merging threshold of each round in nats, which the checkpoint may have supplied.
 
     Raises:
-        ValueError: A stage is unknown.
-    """
-    return [_stage_of(name, settings, tau) for name in method]
-
-
-def own_stages(stages: Sequence[StageName | Stage], settings: SegmenterSettings, tau: tuple[float, ...]) -> list[Stage]:
-    """Return the stages of a list that holds names of stages and objects with the interface of `Stage`.
-
-    Args:
-        stages: The list.
-        settings: Settings of the stages that are given by name.
-        tau: Merging threshold of each round in nats.
-
-    Raises:
-        ValueError: An object is no stage, or the first stage does not find segments.
+        ValueError: A name is unknown, an object is not a stage, or the first stage does not find segments.
     """
     if not stages:
         raise ValueError("no stages were given")
     if isinstance(stages[0], str) and stages[0] not in (*PROPOSING, *NAMING, "affinity"):
         raise ValueError(f"stage {stages[0]} finds no segments, so it cannot be the first stage")
-    resolved = [_stage_of(stage, settings, tau) if isinstance(stage, str) else stage for stage in stages]
+    resolved = [stage_of(stage, settings, tau) if isinstance(stage, str) else stage for stage in stages]
     for stage in resolved:
         if not all(hasattr(stage, attribute) for attribute in ("name", "needs", "run")):
-            raise ValueError(f"{stage!r} is no stage: expected a name of one, or an object with name, needs and run")
+            raise ValueError(
+                f"{stage!r} is no stage: expected the name of a stage, or an object with name, needs and run"
+            )
         if unknown := sorted(frozenset(stage.needs) - frozenset(get_args(Need))):
             raise ValueError(
                 f"stage {stage.name} needs {unknown[0]!r}; expected some of the signals {', '.join(get_args(Need))}"
@@ -217,7 +209,8 @@ def own_stages(stages: Sequence[StageName | Stage], settings: SegmenterSettings,
     return resolved
 
 
-def _stage_of(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...]) -> Stage:
+def stage_of(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...]) -> Stage:
+    """Return the stage of a name, see `stages_of`."""
     match name:
         case "diffseg" | "ncut":
             return Propose(name=name, settings=settings, tau=tau)
@@ -232,6 +225,31 @@ def _stage_of(name: StageName, settings: SegmenterSettings, tau: tuple[float, ..
         case "clip":
             return ClipNames(settings=settings.segment_names, clip=settings.clip)
     raise ValueError(f"stage {name!r} is unknown")
+
+
+def run_stages(
+    stages: Sequence[Stage], signals: Signals, step: Step = no_step, *, until_proposed: bool = False
+) -> Scores:
+    """Run stages in order, and return the scores of the last one.
+
+    Args:
+        stages: The stages.
+        signals: Signals of a batch.
+        step: Context manager factory that receives the name of each stage, to time it.
+        until_proposed: Whether to end with the first stage that returns scores.
+
+    Raises:
+        ValueError: No stage returned scores.
+    """
+    scores: Scores | None = None
+    for stage in stages:
+        with step(TIMER_NAMES.get(stage.name, stage.name)):
+            scores = stage.run(signals, scores)
+        if until_proposed and scores is not None:
+            break
+    if scores is None:
+        raise ValueError(f"method {','.join(stage.name for stage in stages)}: no stage returned scores")
+    return scores
 
 
 def classes_to_segments(scores: Scores, settings: SegmentNameSettings) -> Scores:

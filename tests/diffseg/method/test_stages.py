@@ -14,7 +14,7 @@ from diffseg.affinity.affinity import Affinity
 from diffseg.attention.maps import CrossAttention
 from diffseg.component_settings import SegmentNameSettings
 from diffseg.method.signals import Scores, Signals
-from diffseg.method.stages import Stage, classes_to_segments, stages_of
+from diffseg.method.stages import Stage, classes_to_segments, stage_of
 from diffseg.settings import NAMING, PROPOSING, StageName, settings_of
 
 SIDE = 12
@@ -37,7 +37,7 @@ STAGES: dict[StageName, dict[str, Any]] = {
 
 def stage_named(name: StageName, **changes: Any) -> Stage:
     settings = settings_of(**{**STAGES[name], **changes})
-    return stages_of([name], settings, (0.5, 0.5, 0.5))[0]
+    return stage_of(name, settings, (0.5, 0.5, 0.5))
 
 
 def example_signals(seed: int = 0) -> Signals:

@@ -10,7 +10,7 @@ from planted import planted
 from small_clip import NAMES, SIDE, draw, pixels_of, write_clip, write_trained_clip
 
 from diffseg.method.signals import Scores, Signals
-from diffseg.method.stages import stages_of
+from diffseg.method.stages import stage_of
 from diffseg.model.clip import Clip, load_clip
 from diffseg.settings import settings_of
 
@@ -57,7 +57,7 @@ def segment_names(clip: Clip, pixels: torch.Tensor, ground_truth: torch.Tensor) 
         clip_probabilities=clip.probabilities(pixels, [NAMES] * len(pixels)),
         name_counts=torch.full((len(pixels),), len(NAMES)),
     )
-    (stage,) = stages_of(["clip"], settings_of(clip_smooth=False), (1.0,))
+    stage = stage_of("clip", settings_of(clip_smooth=False), (1.0,))
     scores = stage.run(signals, Scores(maps=regions))
     assert scores is not None
     assert scores.names is not None
@@ -96,7 +96,7 @@ def test_smoothing_by_attention_that_follows_the_segments_helps(
     )
     scores = {}
     for smooth in (False, True):
-        (stage,) = stages_of(["clip"], settings_of(clip_smooth=smooth), (1.0,))
+        stage = stage_of("clip", settings_of(clip_smooth=smooth), (1.0,))
         classes = stage.run(signals, None)
         assert classes is not None
         scores[smooth] = mean_iou(classes.maps.argmax(dim=1), coarse)
