@@ -43,6 +43,7 @@ NAMES = {
     "seconds": "time",
     "cost": "cost",
 }
+"""Name of each quantity in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,9 +119,9 @@ def _evaluate(command: EvaluateCommand) -> int:
 
 
 def _check_name(name: str | None) -> None:
-    """Raise ValueError if a name is not that of a folder."""
+    """Raise ValueError if a name cannot be that of a subfolder of the report, where `data` belongs to the page."""
     if name is not None and (not re.fullmatch(r"[\w][\w.-]{0,99}", name) or name == "data"):
-        raise ValueError(f"--name {name!r}: expected letters, digits, dots, hyphens and underscores")
+        raise ValueError(f"--name {name!r}: expected letters, digits, dots, hyphens and underscores, but not data")
 
 
 def _compare(

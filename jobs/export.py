@@ -19,29 +19,25 @@ Exit codes:
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
-from urllib.parse import quote
+from typing import Annotated, Any
 
 import tyro
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import CleanConsole, print_json, print_line, progress_bar
-from jobs.run_flags import ParallelFlags, SelectionFlags, SourceImageFlags
+from jobs.run_flags import ParallelFlags, SelectionFlags, SourceImageFlags, check_val_share
 from pipeline.exports.card import UNNAMED_WARNING
 from pipeline.exports.hub import push
 from pipeline.exports.items import Export
+from pipeline.exports.label_studio import LocalStorage, local_storage
 from pipeline.exports.plan import done_shards, make_tasks, sources_of, survey_shard
 from pipeline.exports.tally import Tally
 from pipeline.exports.write import FORMATS, FormatName, claim, export_shards
-from pipeline.output.manifest import Manifest
 from pipeline.storage import SourceError, redact, scheme
-
-LOCAL_FILES = "/data/local-files/?d="
-"""Beginning of the URLs at which Label Studio serves local files."""
+from pipeline.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +79,11 @@ def _export(command: ExportCommand) -> int:
     names = manifest.settings.get("naming", {}).get("names", ())
     surveys = [survey_shard(out, shard, selection.keys or ()) for shard in shards]
     categories, tasks = make_tasks(shards, surveys, sources, names)
-    served = _label_studio_folders(command, manifest, copy_images)
+    dest = command.store().at(command.dest)
+    served = local_storage(dest.at(command.images or manifest.source), dest, copy_images=copy_images)
     export = Export(
         out=out,
-        dest=command.store().at(command.dest),
+        dest=dest,
         manifest=manifest,
         license=command.license,
         categories=categories,
@@ -98,11 +95,7 @@ def _export(command: ExportCommand) -> int:
         min_segment_confidence=command.min_segment_confidence,
         image_prefix=served.prefix if command.image_prefix is None else command.image_prefix,
     )
-    if export_format.needs_names and not (export.is_named or command.without_names):
-        raise SourceError(
-            f"{out.redacted}: its segments have no names, so --to {command.to} would hold class 1 everywhere. Label "
-            "with --names, choose coco-instances, yolo or png, or pass --without-names"
-        )
+    _check_names(command, export)
     claim(export, command.to, len(tasks))
     with progress_bar("exporting label shards", len(tasks)) as advance:
         tally = export_shards(
@@ -115,20 +108,9 @@ def _export(command: ExportCommand) -> int:
         )
     missing = max(0, manifest.shards - len(shards))
     absent = sorted(selection.keys.difference(*(survey.found for survey in surveys))) if selection.keys else []
-    appended = command.push_to_hub and push(command.dest, command.push_to_hub, manifest.fingerprint)
+    appended = command.push_to_hub and push(dest.url, command.push_to_hub, manifest.fingerprint)
     if command.json:
-        facts = {
-            "counts": tally.counts,
-            "problems": tally.problems,
-            "dest": export.dest.redacted,
-            "shards_missing": missing,
-            "keys_missing": absent,
-            "categories": categories,
-            "parts": tally.parts,
-        }
-        if tally.polygons:
-            facts |= {"polygon_iou": {"mean": tally.iou_total / tally.polygons, "lowest": tally.iou_lowest}}
-        print_json(facts)
+        print_json(_facts(export, tally, missing, absent))
     else:
         console = CleanConsole(stderr=True)
         _print(console, export, tally, missing, absent)
@@ -138,69 +120,64 @@ def _export(command: ExportCommand) -> int:
 
 
 def _check_flags(command: ExportCommand) -> None:
-    if not 0 <= command.val_share < 1:
-        raise ValueError(f"--val-share is {command.val_share}; expected at least 0 and less than 1")
+    check_val_share(command.val_share)
     if command.push_to_hub and (command.to != "huggingface" or scheme(command.dest)):
         raise ValueError(
             "--push-to-hub uploads a huggingface export from a local DEST: use --to huggingface and a folder"
         )
 
 
-@dataclass(frozen=True)
-class _ServedFolders:
-    """The folders that Label Studio is configured with, as far as they are local.
-
-    Attributes:
-        prefix: Text before the path of each image in the tasks.
-        root: Its document root; "" if the images are not in a local folder.
-        storage: Path of the storage to add to a project.
-    """
-
-    prefix: str = LOCAL_FILES
-    root: str = ""
-    storage: str = ""
+def _check_names(command: ExportCommand, export: Export) -> None:
+    if FORMATS[command.to].needs_names and not (export.is_named or command.without_names):
+        raise SourceError(
+            f"{export.out.redacted}: its segments have no names, so --to {command.to} would hold class 1 everywhere. "
+            "Label with --names, choose coco-instances, yolo or png, or pass --without-names"
+        )
 
 
-def _label_studio_folders(command: ExportCommand, manifest: Manifest, copy_images: bool) -> _ServedFolders:
-    """Return where Label Studio finds the images: it serves only a folder that lies below its document root."""
-    if copy_images and not scheme(command.dest):
-        root = os.path.abspath(command.dest)
-        return _ServedFolders(f"{LOCAL_FILES}images/", root, os.path.join(root, "images"))
-    source = os.path.abspath(command.images or manifest.source)
-    if not copy_images and os.path.isdir(source):
-        root, name = os.path.split(source)
-        return _ServedFolders(f"{LOCAL_FILES}{quote(name)}/", root, source)
-    return _ServedFolders()
+def _facts(export: Export, tally: Tally, missing: int, absent: list[str]) -> dict[str, Any]:
+    """Return what --json prints: `missing` shards of the run are not done, and `absent` keys are not in it."""
+    facts: dict[str, Any] = {
+        "counts": tally.counts,
+        "problems": tally.problems,
+        "dest": export.dest.redacted,
+        "shards_missing": missing,
+        "keys_missing": absent,
+        "categories": export.categories,
+        "parts": tally.parts,
+    }
+    if tally.polygons:
+        facts["polygon_iou"] = {"mean": tally.iou_mean, "lowest": tally.iou_lowest}
+    return facts
 
 
 def _print(console: CleanConsole, export: Export, tally: Tally, missing: int, absent: list[str]) -> None:
     left_out = [f"{count:,} {status}" for status, count in sorted(tally.counts.items()) if status != "exported"]
-    images = f"{tally.counts['exported']:,} images; left out: {', '.join(left_out) or 'none'}"
+    images = f"{counted(tally.counts['exported'], 'image')}; left out: {', '.join(left_out) or 'none'}"
     print_line(console, redact(f"{export.dest.redacted}: {images}"))
     if missing:
-        print_line(console, f"{missing:,} shards of the run failed or are not done", "yellow")
+        print_line(console, f"not exported: {counted(missing, 'shard')} of the run, failed or not done", "yellow")
     if absent:
-        print_line(console, f"--keys: {len(absent):,} are not in the run, such as {absent[0]!r}", "yellow")
+        print_line(console, f"--keys: {counted(len(absent), 'key')} not in the run, such as {absent[0]!r}", "yellow")
     for part in export.parts:
         if not tally.parts[part]:
             print_line(console, f"no image is in the part {part}", "yellow")
     if tally.polygons:
-        mean = tally.iou_total / tally.polygons
-        text = f"polygons.csv has the IoU of each mask with its polygon: mean {mean:.4f}, lowest {tally.iou_lowest:.4f}"
-        print_line(console, text)
+        iou = f"mean {tally.iou_mean:.4f}, lowest {tally.iou_lowest:.4f}"
+        print_line(console, f"polygons.csv has the IoU of each mask with its polygon: {iou}")
     for key, problem in tally.problems:
         print_line(console, redact(f"{key}: {problem}"), "yellow")
 
 
-def _advice(command: ExportCommand, export: Export, served: _ServedFolders, appended: bool) -> Iterator[str]:
+def _advice(command: ExportCommand, export: Export, served: LocalStorage, appended: bool) -> Iterator[str]:
     """Yield what the user of this format must know."""
     if command.to in ("huggingface", "png") and not export.is_named:
         yield f"{UNNAMED_WARNING}."
-    if command.to == "label-studio" and command.image_prefix is None and served.root:
+    if command.to == "label-studio" and command.image_prefix is None and served.document_root:
         yield "Start Label Studio with these variables, and add a storage of local files with this path to its project:"
         yield "  LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true"
-        yield f"  LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={served.root}"
-        yield f"  path of the storage: {served.storage}"
+        yield f"  LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={served.document_root}"
+        yield f"  path of the storage: {served.path}"
     if command.push_to_hub:
         how = "appended to the files of other runs" if appended else "uploaded"
         yield f"https://huggingface.co/datasets/{command.push_to_hub}: {how}"

@@ -81,10 +81,16 @@ class SelectionFlags(RunFlags):
             split: Lowest value of `split` that is used, and the bound below which it must be.
 
         Raises:
-            ValueError: --where is no such expression, or --keys cannot be read.
+            ValueError: The expression of --where is not valid, or the file of --keys cannot be read.
         """
         keys = None if self.keys is None else read_keys(self.store(), self.keys)
         return RowSelection(where=self.where, keys=keys, split=split)
+
+
+def check_val_share(share: float) -> None:
+    """Raise ValueError if a value of --val-share is not in [0, 1)."""
+    if not 0 <= share < 1:
+        raise ValueError(f"--val-share is {share}; expected at least 0 and less than 1")
 
 
 @dataclass(frozen=True, kw_only=True)

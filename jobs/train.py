@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.common import OK, guarded, parsed, storage_options
 from jobs.printing import CleanConsole, print_json, print_line
-from jobs.run_flags import SelectionFlags, SourceImageFlags
+from jobs.run_flags import SelectionFlags, SourceImageFlags, check_val_share
 from pipeline.output.selection import RowSelection
 from pipeline.storage import SourceError, Storage
 from pipeline.training.settings import TrainRunSettings, TrainSettings
@@ -62,8 +62,7 @@ def _train(command: TrainCommand) -> int:
             "--storage-options with Ray: the head of the cluster would keep the options in plain text. Set the "
             "credentials in the environment of the nodes, or train with --no-ray"
         )
-    if not 0 <= command.val_share < 1:
-        raise ValueError(f"--val-share is {command.val_share}; expected at least 0 and less than 1")
+    check_val_share(command.val_share)
     selection = command.selection(split=(command.val_share, 1.0))
     dataset = LabelDataset(
         command.out, settings.dataset(selection), images=command.images, rank=0, world_size=1, options=options

@@ -34,9 +34,11 @@ SHARDS_SAMPLED = 3
 SAMPLES_PER_TAR, BYTES_PER_TAR = 100, 2**24
 """A tar is read until both numbers are reached, or to its end."""
 REQUESTS_PER_SHARD, REQUESTS_PER_FILE, KEYS_PER_LISTING = 14, 2, 1000
-"""Requests for a shard besides its bytes, requests for an image file, and keys in one answer of a listing."""
+"""Requests for a shard in addition to those for its bytes, requests for an image file, and keys in one page of a
+listing."""
 LABEL_BYTES, RECORD_BYTES = 5500, 700
-"""Bytes of OUT for an image and for a shard where none were labelled; docs/cluster.md says where they were measured."""
+"""Bytes of OUT for each image if no image is labelled here, and for each shard; docs/cluster.md says how the first was
+measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,8 @@ class Quantity:
 
     Attributes:
         value: The number; None if it is not known.
-        basis: What it rests on: counted, measured, extrapolated, given, computed or assumed.
+        basis: What it rests on, for people: whether it was counted, listed, measured, extrapolated, given, computed or
+            assumed, or is not known.
     """
 
     value: float | None
@@ -54,7 +57,7 @@ class Quantity:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What a listing of SRC and a look into a few shards tell.
+    """What a listing of SRC and the first samples of a few shards show.
 
     Attributes:
         kind: The kind of the shards.
@@ -128,7 +131,7 @@ def _count(
     images, read = sum(count.images for count in counts), sum(count.bytes for count in counts)
     is_complete = len(drawn) == len(shards) and all(count.is_complete for count in counts)
     basis = "counted" if is_complete else f"extrapolated from {counted(len(drawn), 'shard')}"
-    known = all(sizes)  # a brace range is not listed
+    known = all(sizes)  # the files of a brace range are not listed, so their sizes are 0
     total = sum(sizes) if known else sum(count.size for count in counts) * len(shards) // len(drawn)
     size = Quantity(value=total, basis="listed" if known else f"extrapolated from {counted(len(drawn), 'shard')}")
     return size, Quantity(value=round(images * total / read) if read else 0, basis=basis)
@@ -169,7 +172,7 @@ def measure_speed(
 ) -> Speed:
     """Label the images of the survey into a temporary folder in this process, and return the speed.
 
-    The first image is labelled before, in a shard of its own, so that loading the model and warming up do not count.
+    The first image is labelled in a shard of its own before, so that loading the model and warming up do not count.
 
     Raises:
         RunFailed: No image of the survey can be labelled.
@@ -205,7 +208,7 @@ def given_speed(images_per_second: float | None) -> Speed:
 
 
 def _write_tar(path: Path, samples: Sequence[Sample], kind: ShardKind) -> None:
-    """Write samples to a WebDataset tar, with the fields that may hold their names."""
+    """Write samples to a WebDataset tar, with their text fields, because --names may read one of these."""
     with tarfile.open(path, "w") as tar:
         for number, sample in enumerate(samples):
             fields = json.loads(sample.meta) if sample.meta else {}

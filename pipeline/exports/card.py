@@ -95,5 +95,5 @@ def _flatten(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _cell(value: Any) -> str:
-    """Return a text for a cell of a table: in one line, without secrets and without what would end the cell."""
+    """Return a text for a cell of a table: in one line, without secrets, and without characters that end the cell."""
     return redact(" ".join(str(value).split())).replace("|", "\\|").replace("`", "'")

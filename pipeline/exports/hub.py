@@ -30,9 +30,10 @@ def push(folder: str, repository: str, fingerprint: str) -> bool:
 
     Raises:
         SourceError: The data set holds other classes.
+        OSError: The Hub cannot be reached, or it refuses a request.
     """
     from huggingface_hub import HfApi  # imported late, because it takes a second
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter is that of its HTTP library
 
     api = HfApi()
     try:
@@ -51,6 +52,11 @@ def push(folder: str, repository: str, fingerprint: str) -> bool:
         )
     except HfHubHTTPError as error:
         raise OSError(f"the Hub refused {repository}: {error}") from error
+    except HTTPError as error:
+        raise OSError(
+            f"{repository}: the Hub cannot be reached ({error}). {folder} holds the whole export; run the same command "
+            "again to upload it"
+        ) from error
     return bool(others)
 
 

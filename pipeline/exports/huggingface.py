@@ -49,7 +49,7 @@ COLUMNS = {
     "confidence": (pa.float32(), _FLOAT),
     "segments": (pa.list_(SEGMENT), {"feature": _SEGMENT_FEATURES, "_type": "List"}),
 }
-"""Arrow type and feature of each column; `instances` is only there for a run with names."""
+"""Arrow type and feature of each column; only runs with names have `instances`."""
 
 
 def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:

@@ -16,7 +16,7 @@ from pipeline.exports.tally import Part, Tally
 from pipeline.output.commit import LabelShard
 from pipeline.output.manifest import Manifest
 from pipeline.output.portable_image import portable_image
-from pipeline.output.reader import is_uncertain, label_rows
+from pipeline.output.reader import is_uncertain, label_rows, selected_keys
 from pipeline.output.rows import decode_mask
 from pipeline.output.selection import RowSelection, split_of
 from pipeline.output.source_images import SourceImageError, SourceImages
@@ -182,8 +182,7 @@ def read_labelled_images(export: Export, task: ExportTask, tally: Tally) -> Iter
 def _source_images(export: Export, task: ExportTask) -> SourceImages | None:
     if not export.copy_images or task.source is None:
         return None
-    rows = label_rows(export.out, task.shard, sorted({"key", "index", "status", *export.selection.columns}))
-    keys = {row["index"]: row["key"] for row in rows if row["status"] == "ok" and export.selection.accepts(row)}
+    keys = selected_keys(export.out, task.shard, export.selection)
     return SourceImages(task.source, keys, export.out, export.manifest.settings["image_field"])
 
 

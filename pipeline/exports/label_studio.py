@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -14,9 +16,43 @@ from pipeline.exports.items import Export, ExportSegment, ExportTask, LabelledIm
 from pipeline.exports.rle import brush_bytes
 from pipeline.exports.tally import Tally
 from pipeline.readers.file_names import stem_of
-from pipeline.storage import scheme
+from pipeline.storage import Storage, scheme
+from pipeline.storage.folder import is_local
 
 BRUSH, IMAGE = "brush", "image"
+LOCAL_FILES = "/data/local-files/?d="
+"""URL path at which the web server of Label Studio serves local files; a path below its document root follows."""
+
+
+@dataclass(frozen=True)
+class LocalStorage:
+    """The settings of Label Studio with which it finds the images of the tasks.
+
+    Attributes:
+        prefix: Text before the path of each image in the tasks.
+        document_root: Local folder below which Label Studio serves files; "" if the images are not in a local folder.
+        path: Local folder of the images, which a project needs as its storage.
+    """
+
+    prefix: str = LOCAL_FILES
+    document_root: str = ""
+    path: str = ""
+
+
+def local_storage(source: Storage, dest: Storage, *, copy_images: bool) -> LocalStorage:
+    """Return the settings for the images of an export. The storage of a project must lie below the document root.
+
+    Args:
+        source: SRC of the run, or where its images are now.
+        dest: DEST of the export.
+        copy_images: Whether the export includes the source images.
+    """
+    if copy_images and is_local(dest):
+        return LocalStorage(f"{LOCAL_FILES}images/", dest.url, os.path.join(dest.url, "images"))
+    if not copy_images and is_local(source) and os.path.isdir(source.url):
+        root, name = os.path.split(source.url)
+        return LocalStorage(f"{LOCAL_FILES}{quote(name)}/", root, source.url)
+    return LocalStorage()
 
 
 def write_shard(export: Export, task: ExportTask, images: Iterable[LabelledImage], tally: Tally) -> Lines:

@@ -1,4 +1,4 @@
-"""One polygon for a mask, for formats that have no masks, and the IoU that is lost by it."""
+"""Converts masks to polygons, for formats without masks, and measures the IoU of a mask with its polygon."""
 
 from __future__ import annotations
 

@@ -33,6 +33,11 @@ class Tally:
     iou_total: float = 0.0
     iou_lowest: float = 1.0
 
+    @property
+    def iou_mean(self) -> float:
+        """Mean IoU of a mask with its polygon; there must be at least one polygon."""
+        return self.iou_total / self.polygons
+
     def leave_out(self, outcome: str, key: str, reason: str) -> None:
         """Count a row that should have been exported and was not."""
         self.counts[outcome] += 1

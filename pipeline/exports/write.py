@@ -56,7 +56,7 @@ class Format:
         files: Yields path and contents of each file of the whole export, assembled from the lines of all shards.
         needs_images: Whether the format always includes the source images.
         jpeg: Whether source images must be JPEGs.
-        needs_names: Whether labels are classes, which are all the same in a run without names.
+        needs_names: Whether label maps hold classes, of which a run without names has only one.
     """
 
     write: Callable[[Export, ExportTask, Iterable[LabelledImage], Tally], Lines]

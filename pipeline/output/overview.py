@@ -1,4 +1,4 @@
-"""What `status` and the summary say about a run of any size, without reading all of its commit records.
+"""The counts of a run of any size for `status` and the summary, without reading all of its commit records.
 
 One listing returns the names of the records, which tell which shards are done, how many of their rows are ok, and which
 are truncated or damaged. Records are read only for what their names do not tell: the other statuses of rows, and the
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pipeline.output.commit import FAILURES, Commit, CommitName, read_records
 from pipeline.output.listing import Listing
-from pipeline.output.records import SortedRecords, list_records
+from pipeline.output.records import SortedRecords, has_failed, list_records, read_matching
 from pipeline.storage import Storage
 
 SAMPLE_RECORDS = 1000
@@ -91,9 +91,9 @@ def _count(
 
 
 def _read(out: Storage, names: Iterable[CommitName]) -> tuple[dict[str, Commit], set[str]]:
-    """Read records. Returns them by path, and the paths of those that are damaged or belong to another shard."""
+    """Read records. Returns them by path, and the paths of those that do not count."""
     paths = list(dict.fromkeys(name.path for name in names))
-    commits = {path: commit for path, commit in read_records(out, paths).items() if commit.path == path}
+    commits = read_matching(out, paths)
     return commits, set(paths) - commits.keys()
 
 
@@ -103,9 +103,7 @@ def _read_failures(out: Storage, done: Mapping[str, CommitName], listing: Listin
     read = paths[:SAMPLE_RECORDS]
     failed = {failure.shard: failure.error for failure in read_records(out, read).values()}
     failed |= {path.removeprefix(f"{FAILURES}/").removesuffix(".json"): NOT_READ for path in paths[len(read) :]}
-    return {
-        shard: error for shard, error in failed.items() if shard not in done and (listing is None or shard in listing)
-    }
+    return {shard: error for shard, error in failed.items() if has_failed(shard, done, listing)}
 
 
 def _not_all_ok(names: Iterable[CommitName]) -> list[CommitName]:

@@ -12,6 +12,7 @@ from pipeline.bounded_json import InvalidFile
 from pipeline.output.commit import LabelShard
 from pipeline.output.rows import SCHEMA
 from pipeline.output.schemas import parse_object
+from pipeline.output.selection import RowSelection
 from pipeline.output.writer import METADATA_KEY, output_paths
 from pipeline.storage import SourceError, Storage
 
@@ -46,6 +47,12 @@ def label_rows(out: Storage, shard: LabelShard, columns: Sequence[str]) -> Itera
                 yield from batch.to_pylist()
         except pa.ArrowException as error:
             raise SourceError(f"{out.joined(path)}: cannot be read as Parquet ({error}). {_REPAIR}") from error
+
+
+def selected_keys(out: Storage, shard: LabelShard, selection: RowSelection) -> dict[int, str]:
+    """Return the key of each selected row with a label map, by the index of its sample in the source shard."""
+    rows = label_rows(out, shard, sorted({"key", "index", "status", *selection.columns}))
+    return {row["index"]: row["key"] for row in rows if row["status"] == "ok" and selection.accepts(row)}
 
 
 def label_metadata(schema: pa.Schema) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ counts, and the next run labels the shard again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -86,6 +86,19 @@ def list_records(out: Storage, fingerprint: str, listing: Listing | None) -> Sor
     return sort_records((path for path in paths if path not in deleted), fingerprint, listing) if deleted else records
 
 
+def read_matching(out: Storage, paths: Sequence[str]) -> dict[str, Commit]:
+    """Read records by path, without those that are missing, damaged, or lie at the path of another record.
+
+    A record at the path of another one does not describe the files of its shard.
+    """
+    return {path: commit for path, commit in read_records(out, paths).items() if commit.path == path}
+
+
+def has_failed(shard: str, labelled: Container[str], listing: Listing | None) -> bool:
+    """Return whether the record of a failure counts: its shard was not labelled since, and is in SRC."""
+    return shard not in labelled and (listing is None or shard in listing)
+
+
 class RunCommits(NamedTuple):
     """The records of a run by shard name.
 
@@ -104,15 +117,10 @@ def read_run_commits(out: Storage, manifest: Manifest) -> RunCommits:
     """Read the records of OUT that count for the run of `manifest`. A damaged record does not count."""
     listing = read_listing(out, manifest.listing)
     records = list_records(out, manifest.fingerprint, listing)
-    done = read_records(out, [name.path for name in records.done.values()])
+    done = read_matching(out, [name.path for name in records.done.values()]).values()
     failures = read_records(out, [path for path, _ in out.files(FAILURES)]).values()
-    # A record that lies at the path of another one does not describe the files of its shard.
-    commits = {LabelShard(commit.shard, commit.tag): commit for path, commit in done.items() if commit.path == path}
-    failed = {
-        failure.shard: failure
-        for failure in failures
-        if failure.shard not in commits and (listing is None or failure.shard in listing)
-    }
+    commits = {LabelShard(commit.shard, commit.tag): commit for commit in done}
+    failed = {failure.shard: failure for failure in failures if has_failed(failure.shard, commits, listing)}
     return RunCommits(done=commits, failed=failed, records=records)
 
 

@@ -1,6 +1,6 @@
-"""Which rows of a run a command uses: an expression over their columns, a list of keys, and a share held out.
+"""Selects rows of a run by an expression over their columns, by a list of keys, and by a split of the images.
 
-`export`, `train` and `report` select rows with the same class, so that the same flags mean the same images everywhere.
+`export`, `train` and `report` share this class, so that the same flags select the same images everywhere.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def split_of(key: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSelection:
-    """Which rows are used.
+    """The rows of a run that a command uses.
 
     Attributes:
         where: A Python expression over `COLUMNS` and the names in `DERIVED`, without calls; "" accepts every row.
@@ -51,7 +51,7 @@ class RowSelection:
         split: Lowest `split_of` that is accepted, and the bound below which it must be.
 
     Raises:
-        ValueError: `where` is no such expression. The message names what it may contain.
+        ValueError: `where` is not such an expression. The message names what it may contain.
     """
 
     where: str = ""
@@ -72,10 +72,11 @@ class RowSelection:
     def accepts(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row with at least `columns` is used.
 
-        A comparison with a missing value is false, except for `== None`.
+        A missing value is equal to None only, and neither less nor greater than anything.
 
         Raises:
-            ValueError: The expression cannot be evaluated for this row, such as for a comparison of text and number.
+            ValueError: The expression cannot be evaluated for this row, for example because it compares a text with a
+                number.
         """
         if self.keys is not None and row["key"] not in self.keys and stem_of(row["key"]) not in self.keys:
             return False
@@ -90,7 +91,7 @@ class RowSelection:
             raise ValueError(f"--where {self.where!r} cannot be evaluated ({error}) for a row with {values}") from None
 
     def plain(self) -> dict[str, Any]:
-        """Return the selection as JSON values for the record of a command; the keys as a digest."""
+        """Return the selection as JSON values for the record of a command, with a digest in place of the keys."""
         digest = None if self.keys is None else short_digest("\0".join(sorted(self.keys)))
         return {"where": self.where, "keys": digest, "split": list(self.split)}
 
@@ -119,7 +120,7 @@ def read_keys(store: Storage, url: str) -> frozenset[str]:
 
 
 class _Missing:
-    """A missing value: no comparison with it holds, and arithmetic with it is missing too."""
+    """A missing value: it is equal to None only, it has no order, and arithmetic with it is missing too."""
 
     def __eq__(self, other: object) -> bool:
         return other is None or other is self

@@ -15,7 +15,7 @@ from pipeline.output.commit import FAILURES, FOLDER, Commit, parse_name, read_re
 from pipeline.output.listing import read_listing
 from pipeline.output.manifest import Manifest
 from pipeline.output.reader import label_metadata
-from pipeline.output.records import sort_records
+from pipeline.output.records import has_failed, sort_records
 from pipeline.storage import Storage
 
 READERS = 4
@@ -81,11 +81,7 @@ def verify_run(out: Storage, manifest: Manifest) -> Verdict:
     committed = {path for commit in readable for path in commit.files}
     stray += [path for folder in ("labels", "webdataset") for path, _ in out.files(folder) if path not in committed]
     failures = read_records(out, [path for path, _ in out.files(FAILURES)]).values()
-    failed = sorted(
-        failure.shard
-        for failure in failures
-        if failure.shard not in records and (listing is None or failure.shard in listing)
-    )
+    failed = sorted(failure.shard for failure in failures if has_failed(failure.shard, records, listing))
     gone = sorted(sorted_records.gone)
     shards = manifest.shards if listing is None else len(listing.inputs)
     present = [shard for shard in records if listing is None or shard in listing.inputs]

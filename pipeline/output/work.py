@@ -35,13 +35,11 @@ class WorkStatistics:
     """Sums over commit records, in memory that grows with the number of hosts only.
 
     Attributes:
-        shards: Number of records.
         images: Rows by host.
         seconds: Seconds in which a worker was labelling a shard, by host.
         slowest: The `SLOWEST` slowest shards, the slowest first.
     """
 
-    shards: int = 0
     images: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     slowest: list[SlowShard] = field(default_factory=list)
@@ -59,7 +57,6 @@ class WorkStatistics:
         seconds = commit.finished - commit.started
         if seconds <= 0 or not commit.rows:
             return
-        self.shards += 1
         self.images[commit.worker] += commit.rows
         self.seconds[commit.worker] += seconds
         shard = SlowShard(round(seconds, 3), commit.shard, commit.rows, commit.worker)

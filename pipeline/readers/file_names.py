@@ -43,10 +43,10 @@ def without_image_extension(key: str) -> str:
 
 
 def stem_of(key: str) -> str:
-    """Return what the keys of an image have in common in a run over a folder and in one over tars of that folder.
+    """Return the stem of a key, which is the same for an image in a folder and in tars that were made of that folder.
 
-    This is the key without the extension of an image file, with `_` for each dot in its last part, because WebDataset
-    ends a key at the first dot; `diffseg shard` names the samples of a tar by the same rule.
+    It is the key without the extension of an image file, with `_` for each dot in its last part. WebDataset ends a key
+    at the first dot, so `diffseg shard` names the samples of a tar by the same rule.
     """
     folder, slash, name = without_image_extension(key).rpartition("/")
     return folder + slash + name.replace(".", "_")

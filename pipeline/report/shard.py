@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.output.commit import LabelShard
-from pipeline.output.reader import label_rows, segment_name
+from pipeline.output.reader import label_rows, segment_name, selected_keys
 from pipeline.output.selection import RowSelection
 from pipeline.output.source_images import SourceImages
 from pipeline.readers.samples import Shard
@@ -130,8 +130,7 @@ def _source_images(context: ReportContext, task: ReportTask) -> SourceImages | s
     """Return the source images of a label shard, or why there are none."""
     if context.images_missing or task.source is None:
         return context.images_missing or f"shard {task.shard} is no longer in SRC"
-    rows = label_rows(context.out, task.shard, sorted({"key", "index", "status", *context.selection.columns}))
-    keys = {row["index"]: row["key"] for row in rows if row["status"] == "ok" and context.selection.accepts(row)}
+    keys = selected_keys(context.out, task.shard, context.selection)
     return SourceImages(task.source, keys, context.out, context.image_field)
 
 

@@ -94,7 +94,7 @@ def _rename_or_explain(rename: Callable[[str, str], None], temporary: str, path:
     try:
         rename(temporary, path)
     except OSError as error:
-        # Of an existing file, EPERM may only say that it belongs to somebody else.
+        # If the target exists, EPERM may mean only that it belongs to another user.
         if error.errno not in _NOT_SUPPORTED or os.path.exists(path):
             raise
         raise StorageUnwritable(

@@ -1,4 +1,4 @@
-"""What to do when a store denies access, where the answer itself does not say it."""
+"""Advice for requests that a store denies without saying what is wrong."""
 
 from __future__ import annotations
 

@@ -150,6 +150,8 @@ class RemoteFolder:
             try:
                 fs.pipe_file(target, data, mode="create", **time_limit(fs, len(data)))
             except (NotImplementedError, TypeError):
+                # The filesystem cannot create exclusively (NotImplementedError), or takes no `mode` (TypeError). Two
+                # creators at the same instant may then both succeed.
                 fs.pipe_file(target, data)
             except OSError as error:
                 if http_status(error) == 412:  # precondition failed

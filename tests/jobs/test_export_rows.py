@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def export(run: Path, dest: Path, to: str, *flags: str) -> int:
+def export(run: Path, dest: Path | str, to: str, *flags: str) -> int:
     return jobs.export.main([str(run), str(dest), "--to", to, "--processes", "1", *flags])
 
 
@@ -109,7 +109,7 @@ def test_label_studio_is_told_where_copied_images_are(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dest = tmp_path / "dest"
-    assert export(run, dest, "label-studio", "--copy-images") == 0
+    assert export(run, f"file://{dest}", "label-studio", "--copy-images") == 0
     text = capsys.readouterr().err.replace("\n", "")
     assert "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true" in text
     assert f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={dest}" in text

@@ -65,6 +65,15 @@ def test_runs_are_appended_to_a_data_set_and_a_run_replaces_itself(
     assert {path for path in hub["me/set"] if "aaaa" in path} == {"data/validation-aaaa-0.parquet"}
     assert hub["me/set"]["data/train-bbbb-00000-of-00001.parquet"] == b"bbbb"
     assert hub["me/set"]["README.md"] == b"card of aaaa\n"
+    assert HubHandler.commits == [f"Labels of diffseg run {run}" for run in ("aaaa", "bbbb", "aaaa")]
+
+
+def test_a_hub_that_cannot_be_reached_is_named(
+    hub: dict[str, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(OSError, match=r"me/set: the Hub cannot be reached \(.*refused\)"):
+        push(exported(tmp_path / "a", "aaaa", None), "me/set", "aaaa")
 
 
 @pytest.mark.parametrize("classes", [["background", "sea"], None])
@@ -83,7 +92,7 @@ def test_the_command_uploads_what_it_exports(
 ) -> None:
     write_png(tmp_path / "in/a.png", np.zeros((4, 6, 3), np.uint8))
     write_run(tmp_path / "out", {"a.png": np.zeros((4, 6), np.uint16)}, source=tmp_path / "in")
-    words = [str(tmp_path / "out"), str(tmp_path / "dest"), "--processes", "1", "--push-to-hub", "me/set", "--to"]
+    words = [str(tmp_path / "out"), f"file://{tmp_path}/dest", "--processes", "1", "--push-to-hub", "me/set", "--to"]
     assert jobs.export.main([*words, "png"]) == 2
     assert "use --to huggingface" in " ".join(capsys.readouterr().err.split())
     assert not hub["me/set"]
