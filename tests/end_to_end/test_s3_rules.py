@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,6 @@ from pipeline.readers.find import find_shards
 from pipeline.storage import SourceError, Storage, StoreUnavailable
 
 PART_BYTES = 5 * 2**20  # the smallest that S3 accepts
-
-
-@pytest.fixture
-def proxy(object_store: ObjectStore) -> Iterator[FaultyProxy]:
-    with FaultyProxy(object_store.endpoint, seed=3) as between:
-        yield between
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> str:
-    return f"s3://{LABELS}/{tmp_path.name}"
 
 
 @pytest.fixture

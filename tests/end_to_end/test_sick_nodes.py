@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import clusters
 import pytest
@@ -25,21 +24,6 @@ def cluster() -> Iterator[Cluster]:
         cluster.kill()
 
 
-@pytest.fixture
-def run(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., SleepingRun]]:
-    """Start drivers that do not outlive their test."""
-    drivers: list[SleepingRun] = []
-
-    def start(*flags: str, shards: int, seconds: float) -> SleepingRun:
-        drivers.append(SleepingRun(cluster, tmp_path, shards=shards, seconds=seconds, flags=flags))
-        return drivers[-1]
-
-    yield start
-    for driver in drivers:
-        driver.process.kill()
-        driver.process.wait()
-
-
 def kill(node: Node) -> None:
     node.kill()
 
@@ -53,11 +37,11 @@ def terminate(node: Node) -> None:
 @pytest.mark.cluster
 @pytest.mark.parametrize("end", [kill, terminate])
 def test_a_node_that_dies_with_pending_workers_is_no_failed_start(
-    end: Callable[[Node], None], cluster: Cluster, run: Callable[..., SleepingRun]
+    end: Callable[[Node], None], cluster: Cluster, start_run: Callable[..., SleepingRun]
 ) -> None:
     node = cluster.join()
     node.wait()
-    driver = run("--workers", "1:8", shards=300, seconds=0.5)
+    driver = start_run("--workers", "1:8", shards=300, seconds=0.5)
     driver.wait_until(driver.commits)
     end(node)
     successor = cluster.join()
@@ -71,11 +55,11 @@ def test_a_node_that_dies_with_pending_workers_is_no_failed_start(
 
 
 @pytest.mark.cluster
-def test_a_spot_notice_for_the_only_node_ends_no_run(cluster: Cluster, run: Callable[..., SleepingRun]) -> None:
+def test_a_spot_notice_for_the_only_node_ends_no_run(cluster: Cluster, start_run: Callable[..., SleepingRun]) -> None:
     """With one busy worker and more pending ones than nodes, the node drains and then goes."""
     node = cluster.join()
     node.wait()
-    driver = run("--workers", "1:8", shards=300, seconds=0.5)
+    driver = start_run("--workers", "1:8", shards=300, seconds=0.5)
     driver.wait_until(driver.commits)
     (draining,) = driver.nodes()
     cluster.drain(draining, seconds=30)
@@ -95,12 +79,12 @@ def test_a_spot_notice_for_the_only_node_ends_no_run(cluster: Cluster, run: Call
     [("disk", "OSError: .*No space left"), pytest.param("odd", "RuntimeError: odd", marks=pytest.mark.cluster)],
 )
 def test_a_node_on_which_every_shard_fails_is_set_aside_and_costs_no_shard_its_attempts(
-    sick: str, error: str, cluster: Cluster, run: Callable[..., SleepingRun]
+    sick: str, error: str, cluster: Cluster, start_run: Callable[..., SleepingRun]
 ) -> None:
     nodes = [cluster.join(), cluster.join(variables={"SLEEPERS_SICK": sick})]
     for node in nodes:
         node.wait()
-    driver = run("--workers", "2", shards=300, seconds=1.0)
+    driver = start_run("--workers", "2", shards=300, seconds=1.0)
     driver.wait_for_output("is set aside for the rest of the run: ")
     driver.hurry()
     assert driver.wait() == 0, driver.output()

@@ -1,7 +1,7 @@
-"""The job for Slurm on a real Slurm of one node and a real Ray: preempted, queued again, resumed.
+"""The job for Slurm is preempted, queued again and resumed on a real Slurm of one node and a real Ray.
 
-Slurm and Ray run in namespaces of their own, because `ray symmetric-run` ends every Ray that it sees. The workers sleep
-instead of labelling. tests/infra/test_slurm.py has the parts that need no Slurm.
+Slurm and Ray run in their own namespaces, because `ray symmetric-run` ends every Ray that it sees. The workers sleep
+instead of labelling. tests/infra/test_slurm.py tests what needs no Slurm.
 """
 
 from __future__ import annotations

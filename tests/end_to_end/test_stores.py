@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,17 +32,6 @@ def source(scene_tars: Path, object_store: ObjectStore) -> str:
     """Upload the scenes as five tars to the bucket that the labeller cannot write to, and return their URL."""
     object_store.upload(scene_tars, PHOTOGRAPHS, "scenes")
     return f"s3://{PHOTOGRAPHS}/scenes"
-
-
-@pytest.fixture
-def proxy(object_store: ObjectStore) -> Iterator[FaultyProxy]:
-    with FaultyProxy(object_store.endpoint, seed=1) as between:
-        yield between
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> str:
-    return f"s3://{LABELS}/{tmp_path.name}"
 
 
 @pytest.fixture

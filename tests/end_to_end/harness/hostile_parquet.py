@@ -43,8 +43,14 @@ def sample_parquet(rng: random.Random, bad: list[Bad]) -> HostileShard:
 
 
 def strange_rows(rng: random.Random, canary: str) -> Iterator[HostileShard]:
-    """Yield files with odd keys, metadata and nulls beside good images."""
+    """Yield files with odd keys, values and columns beside good images."""
     good = photograph(rng)
+    yield from _odd_keys(good)
+    yield from _odd_values(good)
+    yield from _odd_columns(good, canary)
+
+
+def _odd_keys(good: bytes) -> Iterator[HostileShard]:
     keys = [
         "../../up",
         "/etc/cron.d/x",
@@ -66,6 +72,9 @@ def strange_rows(rng: random.Random, canary: str) -> Iterator[HostileShard]:
     data = file_of({"key": [*long, "d"], "image": [good] * 4})
     expected = [*(ExpectedRow(key, TOO_LARGE, "10 MB key") for key in long), ExpectedRow("d", OK)]
     yield HostileShard("10 MB key", ".parquet", data, expected)
+
+
+def _odd_values(good: bytes) -> Iterator[HostileShard]:
     texts = ["{" * 10_000_000, json.dumps({"a": "x" * 10_000_000}), "\\" * 10_000_000]
     data = file_of({"key": list("abcd"), "image": [good] * 4, "json": [*texts, "{}"]})
     yield HostileShard(
@@ -89,9 +98,12 @@ def strange_rows(rng: random.Random, canary: str) -> Iterator[HostileShard]:
         ]
         yield HostileShard("nulls", ".parquet", file_of({"image": column}), expected)
     data = file_of({"key": ["a", "b", "a"], "image": [good] * 3})
-    # A column that does not tell rows apart is no key, so the row numbers are.
+    # A column that does not tell rows apart is not used as the key, so the row numbers are.
     expected = [ExpectedRow(f"{number:08d}", OK, "duplicated key") for number in range(3)]
     yield HostileShard("duplicated key", ".parquet", data, expected)
+
+
+def _odd_columns(good: bytes, canary: str) -> Iterator[HostileShard]:
     deep = pa.array([1])
     for _ in range(90):
         deep = pa.StructArray.from_arrays([deep], ["s"])
