@@ -22,9 +22,8 @@ def test_from_bucket_to_bucket(make, request, tmp_path):
             store = after.enter_context(make())
         except Missing as missing:
             pytest.skip(str(missing))
-        scene_tars, labelled = map(
-            request.getfixturevalue, ("scene_tars", "labelled")
-        )  # only if the test is not skipped
+        # These fixtures are made only if the test is not skipped.
+        scene_tars, labelled = map(request.getfixturevalue, ("scene_tars", "labelled"))
         store.upload(scene_tars, "photographs", "in/tars")
         flags = ("--no-ray", *BOTH, "--storage-options", json.dumps(store.options))
         source, out = (f"{store.scheme}://{place}" for place in ("photographs/in/tars", "labels/out/run"))

@@ -1,4 +1,4 @@
-"""The versions of inputs in a store: the same in a listing and while a worker reads, and others for other content."""
+"""Versions of inputs in a store: a listing and a reading worker see the same one, and other content has another one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.storage import Storage
 
 @pytest.fixture
 def place(object_store: ObjectStore, tmp_path: Path) -> tuple[Storage, str]:
-    """A source in a bucket, with two tars and three images, as somebody who may write there; and OUT in another one."""
+    """Upload two tars and three images to a bucket. Return their storage, which may write there, and the URL of OUT."""
     source = Storage(url=f"s3://{PHOTOGRAPHS}/{tmp_path.name}", options=object_store.options("admin"))
     write_tar(tmp_path / "tars" / "a.tar", "ab")
     write_tar(tmp_path / "tars" / "c.tar", "cd")

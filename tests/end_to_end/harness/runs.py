@@ -87,10 +87,10 @@ def differences(out: Path, expected: Path) -> list[str]:
 
 
 def label_differences(out: Path, expected: Path) -> list[str]:
-    """Return the paths at which the labels of two runs differ whose sources have different versions of their files.
+    """Return the paths at which the labels of two runs differ, whatever the versions of the files of their sources.
 
-    Compares the rows of Parquet files, the bytes of tars, and commit records by shard, number of ok rows and rows. The
-    version of the source is in the tag of records and label shards.
+    It compares the rows of Parquet files, the bytes of tars, and commit records by shard, number of ok rows and number
+    of rows. The tags of records and label shards, which depend on the versions of the source, are left out.
     """
     actual, wanted = _labels(out), _labels(expected)
     return sorted(path for path in actual.keys() | wanted.keys() if actual.get(path) != wanted.get(path))

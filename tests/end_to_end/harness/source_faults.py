@@ -1,4 +1,4 @@
-"""Faults of a chaos round that concern its source: it grows, also while a run with the older listing is paused."""
+"""Faults of the source in a chaos round: it grows between starts, or while a run with the older listing is paused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class OlderRun:
             raise RuntimeError(f"the older run ended before it paused: {log.read_text()[-2000:]}")
 
     def finish(self) -> str:
-        """Let the run continue to its end. Return what must not have happened, "" if it stopped as it should."""
+        """Let the run continue to its end. Return an error message, or "" if it stopped as it should."""
         self._process.send_signal(signal.SIGCONT)
         code = self._process.wait(DEADLINE)
         text = " ".join(self._log.read_text().split())

@@ -1,8 +1,8 @@
-"""What it costs to group image files by their paths: seconds, and the sizes of the groups.
+"""The time that grouping image files by their paths takes, and the sizes of the groups.
 
     python tests/end_to_end/proofs/image_groups.py --files 1000000
 
-No file is made: the program groups a listing of so many files, as a source of that size gives it.
+No image file is written: the program groups a made-up listing with the given number of files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `tools.py` asks of each tool. This file is run by the Python of the tool, and imports nothing of the project."""
+"""A check of each tool of `tools.py`. The Python of the tool runs this file, which imports nothing of the project."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def truth(data: Path) -> dict[str, np.ndarray]:
 
 
 def check_segformer(data: Path) -> str:
-    """SegFormer (random weights) takes the Hugging Face export as it is: the loss on classes falls."""
+    """Train SegFormer with random weights on the Hugging Face export as it is; the loss must fall."""
     import datasets
     import torch
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
@@ -67,7 +67,7 @@ def check_segformer(data: Path) -> str:
 
 
 def check_supervision(data: Path) -> str:
-    """COCO and YOLO data sets give the masks of the run."""
+    """Check that supervision reads the masks of the run from the COCO and YOLO exports."""
     import supervision
 
     expected = truth(data)
@@ -99,7 +99,7 @@ def check_supervision(data: Path) -> str:
 
 
 def check_ultralytics(data: Path) -> str:
-    """Ultralytics' data sets give the masks of the run, and its converter takes the COCO export."""
+    """Check that Ultralytics reads the masks of the run, and that its converter accepts the COCO export."""
     os.environ |= {"YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": str(data / "ultralytics")}
     from ultralytics.data.converter import convert_coco
     from ultralytics.data.dataset import SemanticDataset, YOLODataset
@@ -135,7 +135,7 @@ def check_ultralytics(data: Path) -> str:
 
 
 def check_datumaro(data: Path) -> str:
-    """datumaro finds the subsets and all images of each layout."""
+    """Check that datumaro finds the subsets and all images of each layout."""
     import datumaro
 
     expected = truth(data)
@@ -151,7 +151,7 @@ def check_datumaro(data: Path) -> str:
 
 
 def check_fiftyone(data: Path) -> str:
-    """FiftyOne reads COCO as detections, and PNGs as masks with targets."""
+    """Check that FiftyOne reads COCO as detections, and PNGs as masks with targets."""
     os.environ["FIFTYONE_DATABASE_DIR"] = str(data / "fiftyone")
     import fiftyone
 
@@ -183,7 +183,7 @@ def check_fiftyone(data: Path) -> str:
 
 
 def check_label_studio(data: Path) -> str:
-    """Label Studio imports the tasks over its API, and serves the copied images."""
+    """Check that Label Studio imports the tasks over its API, and serves the copied images."""
     root = data / "label-studio"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -196,18 +196,7 @@ def check_label_studio(data: Path) -> str:
         "COLLECT_ANALYTICS": "false",
         "LATEST_VERSION_CHECK": "false",
     }
-    words = [
-        "start",
-        "--no-browser",
-        "--port",
-        str(port),
-        "--username",
-        "a@b.c",
-        "--password",
-        "password",
-        "--user-token",
-        "t" * 40,
-    ]
+    words = f"start --no-browser --port {port} --username a@b.c --password password --user-token {'t' * 40}".split()
     program = str(Path(sys.executable).with_name("label-studio"))
     with open(data / "label-studio.log", "wb") as log:
         server = subprocess.Popen([program, *words], env=environment, stdout=log, stderr=log)

@@ -1,4 +1,4 @@
-"""Exports of a small run are read by the tools that they are for, each in an environment of its own.
+"""The tools that exports are for read those of a small run, each tool in an environment of its own.
 
 Tools that are too large for the test suite are installed with pip below --folder, which takes gigabytes and minutes.
 The program prints a line for each tool, and fails if one of them does not read what was exported.
@@ -33,7 +33,7 @@ EXPORTS: Mapping[str, tuple[str, ...]] = {
     "label-studio": ("label-studio", "--copy-images"),
     "mmseg": ("mmseg",),
 }
-"""Words of the export to each folder."""
+"""Words of `diffseg export --to` by the name of the folder that they write."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Tool:
     """A tool to check.
 
     Attributes:
-        packages: What pip installs; nothing for a tool of this environment.
+        packages: The packages that pip installs; empty if this environment has the tool.
     """
 
     packages: tuple[str, ...]
@@ -76,7 +76,7 @@ def write_exports(folder: Path) -> None:
 
 
 def python_of(name: str, folder: Path) -> str:
-    """Return the Python that has a tool, after installing it if it has to be."""
+    """Return the Python that has a tool, which is installed first if this environment lacks it."""
     packages = TOOLS[name].packages
     if not packages:
         return sys.executable

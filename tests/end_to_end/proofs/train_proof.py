@@ -115,9 +115,8 @@ def main() -> None:
         outs[target] = folder / target.replace(" ", "-")
         write_run(outs[target], maps, source=images["training"], per_shard=PER_SHARD)
     results = {EMBEDDED: [scores_of(pseudo["held-out"], truth["held-out"])], **{target: [] for target in TARGETS}}
-    for seed in range(
-        options.seeds
-    ):  # all targets of a seed before the next seed, so that results can be compared at any time
+    # All targets of a seed are trained before the next seed, so that results can be compared at any time.
+    for seed in range(options.seeds):
         for target in TARGETS:
             model = folder / "networks" / f"{target.replace(' ', '-')}-{seed}"
             settings = {
