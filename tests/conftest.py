@@ -44,7 +44,7 @@ LONGEST = (
     "test_text_train.py",
     "test_quick_start.py",
     "test_report_page.py",
-    "test_config_fields.py",
+    "test_config_rules.py",
     "test_kernels.py",
     "test_fused.py",
 )

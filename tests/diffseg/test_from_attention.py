@@ -146,3 +146,20 @@ def segment(heads: dict[int, np.ndarray], assign: str) -> list[int]:
     attention = SelfAttention(maps=maps, layers=dict.fromkeys(maps, 1))
     scores, _ = scores_of(attention, settings_of("default", assign=assign), (0.1, 0.1, 0.1))
     return decide(scores[0], attention.finest).labels.ravel().tolist()
+
+
+def test_given_attention_can_be_cut_and_walked() -> None:
+    blocks = torch.block_diag(*[torch.full((32, 32), 1 / 32)] * 2) * 0.98 + 0.01 / 32
+    maps = {8: (blocks / blocks.sum(dim=1, keepdim=True)).expand(2, 64, 64)}
+    expected = np.repeat([0, 1], 32)[:, None].repeat(64, 1)
+    for method in ("diffseg", "ncut", ("ncut", "walk"), "diffseg,walk"):
+        labels = segment_attention(maps, method=method)
+        assert (labels == labels[0, 0]).mean() == 0.5, method
+        assert ((labels == labels[0, 0]) == (expected == 0)).all(), method
+    for method, message in (
+        ("diffseg,par", "stage par reads"),
+        ("cross", "stage cross reads"),
+        ("walk", "first stage"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            segment_attention(maps, method=method)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffseg import Segmenter, aggregated_attention, attention_maps, proposals, segment_attention
+from diffseg import Segmenter, aggregated_attention, attention_maps, proposals
 from diffseg.attention.aggregate import aggregate
 from diffseg.attention.maps import SelfAttention
+from diffseg.method.decide import decide
 from diffseg.method.signals import Need, Scores, Signals
 
 
@@ -46,7 +47,9 @@ def test_the_highest_proposal_is_the_label(segmenter: Segmenter, image: np.ndarr
     assert (scores >= 0).all()
     winners = len(np.unique(scores.argmax(axis=0)))
     assert 1 < winners <= len(scores)
-    assert len(segmenter(image).segments) >= winners
+    segmentation = segmenter(image)
+    assert len(segmentation.segments) >= winners
+    assert np.array_equal(segmentation.labels, decide(torch.from_numpy(scores), image.shape[:2]).labels)
 
 
 def test_a_segmenter_of_any_batch_size_returns_one_image(segmenter: Segmenter, image: np.ndarray) -> None:
@@ -117,20 +120,3 @@ def test_stages_that_cannot_work_are_refused(segmenter: Segmenter, image: np.nda
             Segmenter(segmenter.backbone, segmenter.settings, stages=stages)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no stage returned scores"):
         Segmenter(segmenter.backbone, segmenter.settings, stages=[Silent()])(image)
-
-
-def test_given_attention_can_be_cut_and_walked() -> None:
-    blocks = torch.block_diag(*[torch.full((32, 32), 1 / 32)] * 2) * 0.98 + 0.01 / 32
-    maps = {8: (blocks / blocks.sum(dim=1, keepdim=True)).expand(2, 64, 64)}
-    expected = np.repeat([0, 1], 32)[:, None].repeat(64, 1)
-    for method in ("diffseg", "ncut", ("ncut", "walk"), "diffseg,walk"):
-        labels = segment_attention(maps, method=method)
-        assert (labels == labels[0, 0]).mean() == 0.5, method
-        assert ((labels == labels[0, 0]) == (expected == 0)).all(), method
-    for method, message in (
-        ("diffseg,par", "stage par reads"),
-        ("cross", "stage cross reads"),
-        ("walk", "first stage"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            segment_attention(maps, method=method)
