@@ -16,10 +16,7 @@ CLOUD_CLIENTS = ("boto3", "google-api-python-client")
 
 
 def wheel_sizes(requirements: list[str]) -> dict[str, int]:
-    """Return the size of the wheel of each package that pip would install, in bytes.
-
-    Of several wheels that fit, the largest counts.
-    """
+    """Return the bytes of the wheel of each package that pip would install, the largest one if several wheels fit."""
     command = "uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28"
     flags = ["-c", "constraints.txt", "--format", "pylock.toml", "-"]
     lock = subprocess.run(

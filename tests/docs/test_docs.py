@@ -93,6 +93,7 @@ def test_a_python_block_runs(
     if "datasets." in text:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", example_folder / "cache")
     monkeypatch.chdir(example_folder)
+    # An exception in the block, such as a wrong name or a failed assertion, fails the test.
     exec(compile("\n" * (line - 1) + text, str(path), "exec"), {})
 
 

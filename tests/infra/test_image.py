@@ -84,10 +84,8 @@ def test_versions_are_the_same_everywhere() -> None:
     docker = [launcher(path)["docker"] for path in LAUNCHERS]
     assert all(each["head_image"] == f"{each['image']}-cpu" for each in docker)
     images = {each["image"] for each in docker}
-    (prepull,) = yaml.safe_load((INFRA / "kuberay" / "prepull" / "daemonset.yaml").read_text())["spec"]["template"][
-        "spec"
-    ]["initContainers"]
-    images.add(prepull["image"])
+    prepull = yaml.safe_load((INFRA / "kuberay" / "prepull" / "daemonset.yaml").read_text())
+    images |= {each["image"] for each in prepull["spec"]["template"]["spec"]["initContainers"]}
     for name in OVERLAYS:
         assert cluster(overlay(name))["rayVersion"] == pins()["ray"]
         images.add(container(pods(overlay(name))["head"])["image"].removesuffix("-cpu"))

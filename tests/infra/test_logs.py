@@ -6,30 +6,24 @@ Fluent Bit itself was not run.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from manifests import KUBERAY, Document, cluster, of_kind
+from manifests import KUBERAY, Document, cluster, kustomize, of_kind
 
 LOGS = KUBERAY / "logs"
 
 
 def built(folder: Path, overlay: str, *components: str) -> list[Document]:
-    """Return the documents of an overlay with the component for logs and others."""
-    if not shutil.which("kubectl"):
-        pytest.skip("needs kubectl, which contains Kustomize")
+    """Return the documents of an overlay with components."""
     kustomization = {
         "resources": [os.path.relpath(KUBERAY / "overlays" / overlay, folder)],
         "components": [os.path.relpath(KUBERAY / name, folder) for name in components],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    return kustomize(folder)
 
 
 def pods_of_ray(documents: list[Document]) -> list[Document]:

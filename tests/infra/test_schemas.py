@@ -36,7 +36,7 @@ def test_every_field_of_a_plain_manifest_is_known(path: Path) -> None:
     assert [problem for document in documents_of(path) for problem in schemas.problems(document)] == []
 
 
-def test_the_plain_manifests_are_all_that_no_other_program_reads() -> None:
+def test_the_plain_manifests_include_those_of_each_kind() -> None:
     names = {path.name for path in PLAIN}
     assert names >= {"raycluster.yaml", "rayjob.yaml", "networkpolicy.yaml", "quotas.yaml", "podmonitor.yaml"}
 
