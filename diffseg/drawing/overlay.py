@@ -103,7 +103,7 @@ def contact_sheet(
         rows: Rows of images, uint8 [H, W, 3] each.
         height: Height to which every image is scaled, in pixels.
         columns: How many rows are placed side by side.
-        captions: A line of text above each row; none if empty.
+        captions: A line of text above each row; an empty sequence leaves them out.
     """
     strips = [_strip(images, height) for images in rows]
     width = max(strip.width for strip in strips)

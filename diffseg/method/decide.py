@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from diffseg.attention.bilinear import bilinear_matrix
+from diffseg.attention.bilinear import HOST, bilinear_matrix
 from diffseg.method.decision import MARGIN_UNIT, Decision, Stat, to_segmentation
 from diffseg.method.kernels import runs_kernels
 from diffseg.segmentation import Box, Segmentation
@@ -117,7 +117,7 @@ def decide_batch(
     height, width = size
     device = scores.device
     # The same matrix on the host and on the device: reading it from the device would wait for it.
-    rows_of_tokens = bilinear_matrix(rows, height, start=content.top, stop=content.bottom)
+    rows_of_tokens = bilinear_matrix(rows, height, start=content.top, stop=content.bottom, device=HOST)
     down = bilinear_matrix(rows, height, start=content.top, stop=content.bottom, device=device)
     along = bilinear_matrix(columns, width, start=content.left, stop=content.right, device=device)
     wide = (scores.permute(2, 0, 1, 3) @ along.T).reshape(rows, images * count * width)

@@ -17,7 +17,7 @@ def greedy_groups(close: torch.Tensor, valid: torch.Tensor, consume: Consume) ->
     """Group proposals in one greedy pass in order: each that is still free starts a group of those close to it.
 
     Args:
-        close: bool [B, K, K], which proposals may join the group of which.
+        close: bool [B, K, K], whether the proposal of a column may join the group of the proposal of a row.
         valid: bool [B, K], which proposals are not padding.
         consume: "paper" removes the members of a group from the pass. "google" only prevents them from starting a
             group, so that a later group may average them once more.

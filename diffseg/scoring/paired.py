@@ -27,9 +27,9 @@ class PairedScore(NamedTuple):
     """A score of two segmentations over the same images.
 
     Attributes:
-        first: The score of the first one.
-        second: The score of the second one.
-        difference: The second minus the first.
+        first: The score of the first segmentation.
+        second: The score of the second segmentation.
+        difference: The second score minus the first.
     """
 
     first: Interval
@@ -40,7 +40,7 @@ class PairedScore(NamedTuple):
 def paired_scores(
     first: Sequence[ImageScores], second: Sequence[ImageScores], classes: Sequence[int] | None
 ) -> dict[str, PairedScore]:
-    """Compare two segmentations by the scores of images, and by those that match each image and count by class.
+    """Compare two segmentations by `IMAGE_SCORES`, and by the `CLASS_SCORES` that match segments image by image.
 
     Args:
         first: Scores of the images by the first segmentation.

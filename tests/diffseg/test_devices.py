@@ -127,7 +127,7 @@ NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 )
 def test_a_gpu_and_a_cpu_agree_on_labels(options: dict[str, Any], batch_size: int) -> None:
     images = [generate_scene(seed, 200).image for seed in range(4)]
-    images[1] = images[1][:150]  # images of a batch are decided in groups of one size
+    images[1] = images[1][:150]  # the images of a batch have different sizes
     expected = Segmenter.from_pretrained("tiny", **options)(images)
     on_gpu = Segmenter.from_pretrained("tiny", device="cuda", batch_size=batch_size, **options)(images)
     for cpu, gpu in zip(expected, on_gpu, strict=True):
@@ -208,7 +208,7 @@ def test_only_large_copies_to_a_gpu_start_from_pinned_memory(monkeypatch: pytest
     pinned: list[int] = []
 
     class Recorded(torch.Tensor):
-        """A tensor whose copy to a GPU needs none."""
+        """A tensor that records its copies to a GPU instead of making them."""
 
         def pin_memory(self, device: Any = None) -> torch.Tensor:
             pinned.append(self.nbytes)

@@ -13,7 +13,7 @@ from diffseg.method.decide import Region, decide_images
 from diffseg.segmentation import Box
 
 BOUNDS = {"aggregate": 40, "merge": 110, "refine": 30, "decide": 20, "transfer": 3}
-"""Most operations of each step: a tenth more than today, so that a loop over images or proposals is noticed."""
+"""Most operations of each step: more than today, but fewer than a loop over images or proposals would take."""
 
 
 def test_a_batch_of_sixteen_images_of_all_sizes_takes_as_many_operations_as_a_pair() -> None:

@@ -48,7 +48,7 @@ def test_both_backends_record_the_same_maps_and_leave_the_output_unchanged(layou
 
 
 def _arguments(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a recorder for those of a UNet."""
+    """Return the arguments of a UNet under the names that a recorder gives them."""
     return {"latents" if name == "sample" else name: value for name, value in inputs.items()}
 
 

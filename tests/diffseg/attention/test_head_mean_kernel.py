@@ -112,7 +112,7 @@ SMALLEST_SHARED_MEMORY = 99 * 1024
 
 
 def test_the_kernel_compiles_uses_tensor_cores_and_fits_the_shared_memory(tmp_path: Path) -> None:
-    """The interpreter accepts more than the compiler. This needs no GPU, but a process that does not interpret."""
+    """The interpreter accepts more than the compiler. Compiling needs no GPU, but a process that does not interpret."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ COMPUTED = {
 """Arguments of diffusers' Attention that the recorder computes."""
 
 UNUSED = {
-    # Without effect, unless another argument is given that is refused.
+    # These have no effect unless a refused argument is given too.
     *("cross_attention_norm_num_groups", "added_proj_bias", "eps", "elementwise_affine", "out_context_dim"),
     *("_from_deprecated_attn_block", "processor", "context_pre_only", "out_dim", "only_cross_attention"),
 }

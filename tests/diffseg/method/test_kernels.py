@@ -58,7 +58,7 @@ def test_the_weights_of_refinement_and_a_step_of_it_agree_with_torch(monkeypatch
     monkeypatch.setattr(refinement, "ITERATIONS", 1)
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(2, 3, 9, 12, generator=generator) * 2 - 1
-    image[0, :, :, :6] = 0.3  # without any deviation of colour
+    image[0, :, :, :6] = 0.3  # a constant colour
     scores = torch.rand(2, 3, 9, 12, generator=generator)
     refined = pixel_adaptive_in_kernels(scores.to(DEVICE), image.to(DEVICE))
     torch.testing.assert_close(refined.cpu(), pixel_adaptive(scores, image), rtol=1e-4, atol=1e-5)
@@ -105,7 +105,7 @@ def test_distances_with_the_kernel_are_the_same(shape: tuple[int, ...], monkeypa
     rows = torch.rand(*shape, generator=torch.Generator().manual_seed(0))
     rows[..., 0, :7] = 0
     rows /= rows.sum(dim=-1, keepdim=True)
-    some = rows[..., :2, :]  # in a batch this is no contiguous part
+    some = rows[..., :2, :]  # in a batch this view is not contiguous
     expected = symmetric_kl(some, rows)
     monkeypatch.setattr(distance, "runs_kernels", lambda device: True)
     monkeypatch.setattr(distance, "_rows_per_block", lambda q: 2)
@@ -157,7 +157,7 @@ for kernel, constants in (
 
 
 def test_the_kernels_compile_for_gpus(tmp_path: Path) -> None:
-    """The interpreter accepts more than the compiler, which needs no GPU, but a process that does not interpret."""
+    """The interpreter accepts more than the compiler. Compiling needs no GPU, but a process that does not interpret."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
