@@ -120,7 +120,7 @@ def read_keys(store: Storage, url: str) -> frozenset[str]:
 
 
 class _Missing:
-    """A missing value: it is equal to None only, it has no order, and arithmetic with it is missing too."""
+    """A missing value: false, equal to None only, without an order; arithmetic with it gives a missing value."""
 
     def __eq__(self, other: object) -> bool:
         return other is None or other is self
@@ -129,6 +129,9 @@ class _Missing:
         return not self == other
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        return False
 
     def __repr__(self) -> str:
         return "None"

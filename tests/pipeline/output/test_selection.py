@@ -31,6 +31,7 @@ FAILED: dict[str, Any] = ROW | {"status": "undecodable", "confidence": None, "wi
         ("0.5 <= confidence < 0.6 or n_segments in (3, 4)", True, True),
         ("not confidence > 0.5", False, True),
         ("confidence == None", False, True),
+        ("confidence and width", True, False),
         ("confidence != None and width / height > 1.3", True, False),
         ("width * height < 1000 or -n_segments + 3 == 0", True, True),
         ("'train/' in key and stem == 'train/a_b'", True, True),
