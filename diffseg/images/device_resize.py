@@ -42,7 +42,7 @@ def _resize(image: torch.Tensor, rows: int, columns: int, *, antialias: bool) ->
         return levels[0]
     if not antialias:
         return F.interpolate(levels, (rows, columns), mode="bilinear", align_corners=False)[0].round_()
-    # Pillow resizes the rows first and then the columns, and rounds halves up after each.
+    # Pillow changes the width first and then the height, and rounds halves up after each step.
     for size in (levels.shape[2], columns), (rows, columns):
         levels = F.interpolate(levels, size, mode="bilinear", align_corners=False, antialias=True)
         levels = levels.add_(0.5).floor_().clamp_(0, 255)
