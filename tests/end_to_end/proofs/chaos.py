@@ -31,9 +31,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
 from clusters import Cluster, clear, short_folder
-from process_faults import SHARDS, SLOW, DisturbedRun, draw_faults
+from process_faults import SHARDS, SLOW, DisturbedRun, ProcessFault, draw_faults
 from runs import BOTH, differences, rows_of
-from source_faults import GrowingSource, OlderRun, draw_source_fault
+from source_faults import GrowingSource, OlderRun, SourceFault, draw_source_fault
 
 import jobs.label
 import jobs.shard
@@ -45,7 +45,7 @@ from pipeline.storage import Storage
 SAMPLES = 3
 SIDE = 96
 GROWTH = 1 + SAMPLES
-"""Samples that SRC has more when it has grown."""
+"""Number of samples that SRC gains when it grows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,38 +157,15 @@ class Arena:
         rng = random.Random(f"{self.seed} {number} source")
         source_fault = draw_source_fault(rng)
         grows_after = rng.randrange(len(faults) + 1)
-        expected = self._undisturbed(grown=bool(source_fault))
-        out = self._folder / "out"
+        expected, out = self._undisturbed(grown=bool(source_fault)), self._folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         if self._cluster is not None and not self._cluster.is_whole():
             self._cluster.kill()
             self._cluster = None
         started = time.monotonic()
-        logs = self._folder / "logs" / str(number)
-        with contextlib.ExitStack() as stack:
-            older = None
-            if source_fault == "older run":
-                log = self._folder / "older.log"
-                older = stack.enter_context(contextlib.closing(OlderRun(self.source, out, log, [*SLOW, *BOTH])))
-                self._growing.grow()
-            disturbed = DisturbedRun(self.source, out, folder=self._clusters, logs=logs, cluster=self._cluster)
-            run = stack.enter_context(contextlib.closing(disturbed))
-            for place, fault in enumerate(faults):
-                if source_fault == "source grows" and place == grows_after:
-                    self._growing.grow()
-                    run.note("the source grows")
-                run.inject(fault)
-            if source_fault == "source grows" and grows_after == len(faults):
-                self._growing.grow()
-                run.note("the source grows")
-            run.finish()
-            if older is not None:
-                run.violations += filter(None, [older.finish()])
-                run.note("the older run has continued and ended")
-            if source_fault:
-                run.run_again()
-            self._cluster = run.cluster
+        run = self._disturbed(out, self._folder / "logs" / str(number), faults, source_fault, grows_after)
+        self._cluster = run.cluster
         seconds = time.monotonic() - started
         violations = [*run.violations, *(f"left behind: {name}" for name in run.left_behind())]
         keys, expected_keys = (Counter(row["key"] for row in rows_of(folder)) for folder in (out, expected))
@@ -213,6 +190,40 @@ class Arena:
             equal=not unequal,
             violations=violations,
         )
+
+    def _disturbed(
+        self, out: Path, logs: Path, faults: list[ProcessFault], source_fault: SourceFault, grows_after: int
+    ) -> DisturbedRun:
+        """Run the command with its faults until SRC is labelled, and return the ended run.
+
+        Args:
+            out: OUT.
+            logs: The folder for the output of the drivers.
+            faults: The process faults, in their order.
+            source_fault: What happens to SRC.
+            grows_after: After how many process faults SRC grows, if `source_fault` says that it grows between them.
+        """
+        with contextlib.ExitStack() as stack:
+            older = None
+            if source_fault == "older run":
+                log = self._folder / "older.log"
+                older = stack.enter_context(contextlib.closing(OlderRun(self.source, out, log, [*SLOW, *BOTH])))
+                self._growing.grow()
+            disturbed = DisturbedRun(self.source, out, folder=self._clusters, logs=logs, cluster=self._cluster)
+            run = stack.enter_context(contextlib.closing(disturbed))
+            for place, fault in enumerate([*faults, None]):
+                if source_fault == "source grows" and place == grows_after:
+                    self._growing.grow()
+                    run.note("the source grows")
+                if fault is not None:
+                    run.inject(fault)
+            run.finish()
+            if older is not None:
+                run.violations += filter(None, [older.finish()])
+                run.note("the older run has continued and ended")
+            if source_fault:
+                run.run_again()
+            return run
 
     def close(self) -> None:
         """Kill the cluster."""
