@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from chaos import GROWTH, SAMPLES, play_rounds, table
+from chaos import GROWTH, SAMPLES, play_rounds
+from chaos_round import table
 from process_faults import KINDS, SHARDS
 
 SEED = 7156

@@ -24,7 +24,7 @@ import jobs.shard
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data"
 SETS = ("coco", "voc", "captions")
 EVERY = 25
-"""One in so many photographs is labelled by the ordinary tests, because all of them take minutes."""
+"""The ordinary tests label every 25th photograph, because labelling all of them takes minutes."""
 KINDS = ("folder", "tars", "parquet", "datasets")
 
 
@@ -111,7 +111,7 @@ def test_an_actor_gives_the_masks_of_one_process(sources: dict[str, Path], expec
 
 
 def photographs(root: Path, every: int) -> Path:
-    """Make a folder of links to every so many photographs of each set beside this checkout."""
+    """Make a folder of links to one in `every` photographs of each set beside this checkout."""
     if not PHOTOGRAPHS.is_dir():
         pytest.skip("the photographs are not beside this checkout (../shared/data)")
     for name in SETS:

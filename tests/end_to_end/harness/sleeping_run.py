@@ -35,7 +35,7 @@ class SleepingRun:
         Args:
             cluster: The cluster that the run joins.
             folder: The folder of OUT and of the log.
-            shards: Number of shards; so many that the run does not end before `hurry`.
+            shards: Number of shards. It must be large enough that the run does not end before `hurry`.
             seconds: Time that a worker takes for a shard.
             flags: Further flags of `diffseg label`.
         """

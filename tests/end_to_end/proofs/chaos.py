@@ -22,14 +22,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
+from chaos_round import Round, table
 from clusters import Cluster, clear, short_folder
 from process_faults import SHARDS, SLOW, DisturbedRun, ProcessFault, draw_faults
 from runs import BOTH, differences, rows_of
@@ -46,44 +45,6 @@ SAMPLES = 3
 SIDE = 96
 GROWTH = 1 + SAMPLES
 """Number of samples that SRC gains when it grows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """The result of one round.
-
-    Attributes:
-        number: The number of the round.
-        seed: The seed of all rounds.
-        faults: The kinds of the process faults, as drawn, and then that of the source.
-        events: A line for each fault and its consequences.
-        drivers: How many drivers were started.
-        retried: Shards that were done by a second or later attempt.
-        seconds: Wall time of the round.
-        rows: Rows in OUT.
-        lost: Rows of the undisturbed run that OUT lacks.
-        duplicated: Rows that OUT has in addition.
-        equal: Whether the files of OUT equal those of the undisturbed run.
-        violations: What must not happen: wrong exit codes, different files, processes left behind.
-    """
-
-    number: int
-    seed: int
-    faults: list[str]
-    events: list[str]
-    drivers: int
-    retried: int
-    seconds: float
-    rows: int
-    lost: int
-    duplicated: int
-    equal: bool
-    violations: list[str] = field(default_factory=list)
-
-    @property
-    def is_good(self) -> bool:
-        """Whether the run lost and duplicated nothing, and violated nothing."""
-        return self.equal and not (self.lost or self.duplicated or self.violations)
 
 
 class Arena:
@@ -244,19 +205,6 @@ def play_rounds(folder: Path, *, rounds: int, seed: int) -> list[Round]:
         finally:
             arena.close()
         return sorted((r for r in arena.finished() if r.number < rounds), key=lambda result: result.number)
-
-
-def table(rounds: list[Round]) -> str:
-    """Return a Markdown table of rounds."""
-    lines = [
-        "| round | faults | driver starts | shards retried | seconds | rows | lost | duplicated | files | verdict |",
-        "|--:|---|--:|--:|--:|--:|--:|--:|---|---|",
-    ]
-    for r in rounds:
-        cells: list[Any] = [r.number, ", ".join(r.faults), r.drivers, r.retried, f"{r.seconds:.0f}", r.rows, r.lost]
-        cells += [r.duplicated, "equal" if r.equal else "differ", "good" if r.is_good else "; ".join(r.violations)]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
 
 
 def main() -> int:

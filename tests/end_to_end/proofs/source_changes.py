@@ -1,11 +1,14 @@
 """Sources that change between runs and during them: OUT always ends as a fresh run over the same source leaves it.
 
-`python tests/end_to_end/proofs/source_changes.py --changes 20 --rounds 300 --seed 0`. Two parts, both without a model:
+    python tests/end_to_end/proofs/source_changes.py --changes 20 --rounds 300 --seed 0
 
-* A folder of images and a folder of tars are changed so many times, one random change after another. After each change
-  the same command runs, and OUT is compared with that of a fresh run, file by file and row by row.
-* Rounds of two runs with different listings of SRC in one OUT: their steps are interleaved in a random order, and some
-  runs are killed in the middle. The rows that readers see are checked, and then the next run is compared as above.
+The proof has two parts, both without a model:
+
+* A folder of images and a folder of tars get a number of random changes, one after another. After each change the same
+  command runs, and OUT is compared with that of a fresh run, file by file and row by row.
+* In each round, two runs with different listings of SRC write into one OUT. Their steps are interleaved in a random
+  order, and some runs are killed in the middle. The rows that readers see are checked. Then the next run is compared as
+  above.
 
 Everything follows from the seed. Exit code: 0 if no row was lost or doubled, 1 otherwise.
 """
