@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from diffseg.affinity.affinity import check_state
-from diffseg.affinity.state import AffinityState, read_state
+from diffseg.affinity.state import AffinityState, PassConditions, layers_by_grid, read_state
 from diffseg.images.canvas import ModelInput, fit_image
 from diffseg.images.decode import decode_image
 from diffseg.method.decide import Region, decide_images
@@ -85,12 +85,7 @@ class Segmenter:
                 f"method {','.join(self.method)}: stage clip needs a CLIP, and this program includes none; give the "
                 "folder, hub id or URL of one in the transformers layout (clip=…, --clip)"
             )
-        check_state(affinity, checkpoint.sha256, self.method)
-        if affinity is not None and backbone.compiled:
-            raise ValueError(
-                "compile and affinity exclude each other: affinity is read by hooks inside the layers, which compiled "
-                "graphs do not call; leave out one of the two"
-            )
+        self._check_affinity(affinity)
         self.needs = frozenset[str]().union(*(stage.needs for stage in self.stages))
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
@@ -101,6 +96,28 @@ class Segmenter:
         self.recorder = SignalRecorder(
             backbone, settings, timestep=self.timestep, needs=self.needs, clip=clip, affinity=affinity
         )
+
+    def _check_affinity(self, affinity: AffinityState | None) -> None:
+        """Check that a learned affinity, if there is one, fits the model, the passes and the method."""
+        checkpoint, now = self.backbone.checkpoint, None
+        if affinity is not None:
+            now = PassConditions(
+                model_sha256=checkpoint.sha256,
+                timestep=self.timestep,
+                resolution=self.resolution,
+                layers=layers_by_grid(checkpoint.unet, self.resolution),
+            )
+        check_state(affinity, now, self.method)
+        if affinity is not None and self.backbone.compiled:
+            raise ValueError(
+                "compile and affinity exclude each other: affinity is read by hooks inside the layers, which compiled "
+                "graphs do not call; leave out one of the two"
+            )
+        if affinity is not None and self.settings.attention.crops:
+            raise ValueError(
+                "crops and affinity exclude each other: affinity is learned from whole images, and crops show their "
+                "parts at twice the scale on a grid twice as fine; leave out one of the two"
+            )
 
     @classmethod
     def from_pretrained(

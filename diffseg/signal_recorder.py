@@ -118,6 +118,8 @@ class SignalRecorder:
             recorded.self_attention.average_with_mirrored(mirrored.self_attention)
             if recorded.cross_attention is not None and mirrored.cross_attention is not None:
                 recorded.cross_attention.average_with_mirrored(mirrored.cross_attention)
+            if recorded.affinity is not None and mirrored.affinity is not None:
+                recorded.affinity.average_with_mirrored(mirrored.affinity)
         return recorded
 
     def _run_once(self, pixels: torch.Tensor, prompts: list[list[Prompt]] | None, step: Step) -> RecordedPass:

@@ -26,7 +26,7 @@ from jobs.printing import CleanConsole, print_json, print_line, progress_bar
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.source_images import find_source_shards
 from pipeline.settings import LabelSettings, RunSettings
-from pipeline.storage import Storage
+from pipeline.storage import SourceError, Storage
 from pipeline.training.affinity import FitReport, fit, fit_fingerprint, plan_tasks
 from pipeline.training.feature_worker import FitJob
 from pipeline.training.settings import AffinityKind, FitSettings
@@ -75,6 +75,11 @@ def _fit(command: FitCommand) -> int:
     options = storage_options(command.storage_options)
     out, store = Storage(url=command.out, options=options), Storage(url=".", options=options)
     manifest = require_manifest(out)
+    if "network" in manifest.resolved:
+        raise SourceError(
+            f"{out.redacted}: these labels are of a trained network. An affinity is learned from the labels and the "
+            "model of the same run; pass the OUT of a run with a Stable Diffusion model"
+        )
     folder, _, name = store.at(command.state).url.rpartition("/")
     state = store.at(folder)
     settings = FitSettings(kind=command.kind, images=command.images, confidence=command.confidence)

@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 
 from diffseg.affinity.features import FeatureAffinity
 from diffseg.affinity.heads import HeadAffinity
-from diffseg.affinity.state import AffinityError, AffinityState, hook_self_attention
+from diffseg.affinity.state import AffinityError, AffinityState, PassConditions, hook_self_attention
 from diffseg.attention.aggregate import upsample
 from diffseg.attention.maps import Grid
 
@@ -42,24 +42,39 @@ class Affinity:
             local=None if local is None else {offset: maps[start:stop] for offset, maps in local.items()},
         )
 
+    def average_with_mirrored(self, mirrored: Affinity) -> None:
+        """Average this affinity in place with that of the mirrored images, after mirroring that back.
 
-def check_state(state: AffinityState | None, model_sha256: str, method: Sequence[str]) -> None:
-    """Check that a method can use a state.
+        A pair of neighbours in the same row keeps its offset in the mirrored image, since offsets point to the right
+        there; for all other pairs the columns of the offset change their sign.
+        """
+        if self.dense is not None and mirrored.dense is not None:
+            rows, columns = self.grid
+            restored = mirrored.dense.view(-1, rows, columns, rows, columns).flip(2, 4)
+            self.dense.add_(restored.view_as(self.dense)).div_(2)
+        if self.local is not None and mirrored.local is not None:
+            for (down, right), maps in self.local.items():
+                maps.add_(mirrored.local[down, -right if down else right].flip(-1)).div_(2)
+
+
+def check_state(state: AffinityState | None, now: PassConditions | None, method: Sequence[str]) -> None:
+    """Check that a run can use a state.
 
     Args:
         state: The learned affinity, or None.
-        model_sha256: Hash of the checkpoint.
+        now: What the passes of the run depend on; it may be None where `state` is.
         method: Names of the stages.
 
     Raises:
-        AffinityError: The state was learned from another model, no stage uses its kind, or a stage needs a state and
+        AffinityError: The state was learned from other passes, no stage uses its kind, or a stage needs a state and
             there is none.
     """
     if state is None:
         if "affinity" in method:
             raise AffinityError(f"method {','.join(method)}: stage affinity needs a file of `diffseg fit heads`")
         return
-    state.check_fits(model_sha256)
+    if now is not None:
+        state.check_fits(now)
     stage = {"heads": "affinity", "features": "walk"}[state.kind]
     if stage not in method or (state.kind == "features" and "affinity" in method):
         raise AffinityError(

@@ -192,7 +192,7 @@ def _fit_state(job: FitJob, tasks: Sequence[FeatureTask]) -> tuple[FitReport, by
     from diffseg.affinity.pairs import roc_auc
     from diffseg.affinity.state import AffinityError, AffinityState
 
-    images, problems = _read_all_features(job, tasks)
+    images, problems, layers = _read_all_features(job, tasks)
     held_out = [images[number] for number in sorted(images) if number % HELD_OUT == HELD_OUT - 1]
     fitted = [images[number] for number in sorted(images) if number % HELD_OUT != HELD_OUT - 1]
     if not fitted:
@@ -211,6 +211,7 @@ def _fit_state(job: FitJob, tasks: Sequence[FeatureTask]) -> tuple[FitReport, by
         resolution=job.resolution,
         layout=layout,
         tensors=tensors,
+        layers={grid: layers[grid] for grid in layout},
     )
     report = FitReport(
         fingerprint=job.fingerprint,
@@ -227,16 +228,19 @@ def _fit_state(job: FitJob, tasks: Sequence[FeatureTask]) -> tuple[FitReport, by
     return report, state.to_bytes()
 
 
-def _read_all_features(job: FitJob, tasks: Sequence[FeatureTask]) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """Return the features of all images by number, and the images that could not be read."""
+def _read_all_features(
+    job: FitJob, tasks: Sequence[FeatureTask]
+) -> tuple[dict[int, dict[str, Any]], list[str], dict[str, list[str]]]:
+    """Return the features of all images by number, the images that could not be read, and the names of the layers."""
     images: dict[int, dict[str, Any]] = {}
     problems: list[str] = []
+    layers: dict[str, list[str]] = {}
     for task in tasks:
         collected = read_features(job, task)
         assert collected is not None
-        tensors, shard_problems = collected
-        problems += shard_problems
-        for key, tensor in tensors.items():
+        problems += collected.problems
+        layers = collected.layers
+        for key, tensor in collected.tensors.items():
             number, _, name = key.partition(".")
             images.setdefault(int(number), {})[name] = tensor
-    return images, problems
+    return images, problems, layers

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,6 +78,7 @@ class FeatureWorker:
 
         import torch
 
+        from diffseg.affinity.state import layers_by_grid
         from diffseg.model.backbone import Backbone
         from diffseg.model.checkpoint import load_checkpoint
 
@@ -87,6 +88,7 @@ class FeatureWorker:
                 weights.model, vae=weights.vae, device=job.device, dtype=getattr(torch, job.model.dtype)
             )
         self.job, self.backbone, self.kind = job, Backbone(checkpoint), kind_module(job.settings.kind)
+        self.layers = layers_by_grid(checkpoint.unet, job.resolution)
 
     def collect(self, task: FeatureTask) -> str:
         """Write the features of a label shard, and return the shard's name."""
@@ -101,7 +103,8 @@ class FeatureWorker:
             )
             if features is not None:
                 tensors |= {f"{number}.{name}": value.contiguous() for name, value in features.items()}
-        metadata = {"fingerprint": self.job.fingerprint, "problems": json.dumps(problems)}
+        about = {"problems": problems, "layers": self.layers}
+        metadata = {"fingerprint": self.job.fingerprint} | {name: json.dumps(value) for name, value in about.items()}
         self.job.parts.write_bytes(features_path(task.shard), save(tensors, metadata=metadata))
         return task.shard
 
@@ -160,11 +163,22 @@ def features_path(shard: str) -> str:
     return f"{shard}.safetensors"
 
 
-def read_features(job: FitJob, task: FeatureTask) -> tuple[dict[str, Any], list[str]] | None:
-    """Return the features of a label shard by `NUMBER.NAME`, and the images that could not be read.
+class CollectedFeatures(NamedTuple):
+    """The features of a label shard.
 
-    Returns None if the file does not exist, is damaged, or belongs to another fit.
+    Attributes:
+        tensors: The features of each image, by `NUMBER.NAME`.
+        problems: The images that could not be read.
+        layers: Names of the self-attention layers that the model has at each resolution.
     """
+
+    tensors: dict[str, Any]
+    problems: list[str]
+    layers: dict[str, list[str]]
+
+
+def read_features(job: FitJob, task: FeatureTask) -> CollectedFeatures | None:
+    """Return the features of a label shard; None if the file is missing, damaged, or belongs to another fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -175,6 +189,6 @@ def read_features(job: FitJob, task: FeatureTask) -> tuple[dict[str, Any], list[
         metadata = read_metadata(data)
         if metadata["fingerprint"] != job.fingerprint:
             return None
-        return load(data), json.loads(metadata["problems"])
+        return CollectedFeatures(load(data), json.loads(metadata["problems"]), json.loads(metadata["layers"]))
     except (FileNotFoundError, SafetensorError, ValueError, KeyError):
         return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 
-from diffseg.affinity.state import AffinityState, Kind
+from diffseg.affinity.state import AffinityState, Kind, PassConditions
 
 MakeState = Callable[[Kind, Mapping[str, int], Mapping[str, torch.Tensor]], AffinityState]
 
@@ -28,3 +28,9 @@ def make_state() -> MakeState:
         )
 
     return make
+
+
+@pytest.fixture
+def conditions() -> PassConditions:
+    """The conditions of the passes that the states of `make_state` were learned from."""
+    return PassConditions(model_sha256="ab" * 32, timestep=300, resolution=128, layers={"8x8": ["first", "second"]})

@@ -22,7 +22,8 @@ import jobs.fit
 import jobs.label
 from diffseg import IGNORE
 from diffseg.affinity.pairs import UNKNOWN
-from diffseg.affinity.state import read_state
+from diffseg.affinity.state import layers_by_grid, read_state
+from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.files import fingerprint
 from diffseg.model.layout import TINY
 from diffseg.tiny.scenes.scenes import generate_scene
@@ -67,7 +68,9 @@ def test_the_affinity_predicts_held_out_images(kind: str, out: Path, tmp_path: P
     assert report["auc"] > 0.6
     state = read_state(path.read_bytes(), str(path))
     assert (state.kind, state.timestep, state.resolution) == (kind, 300, 128)
-    state.check_fits(fingerprint(TINY))
+    assert state.model_sha256 == fingerprint(TINY)
+    layers = layers_by_grid(load_checkpoint("tiny").unet, 128)
+    assert state.layers == {grid: layers[grid] for grid in state.layout}
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
         "state.safetensors",
         "state.safetensors.json",
@@ -128,6 +131,10 @@ def test_a_run_uses_and_records_the_affinity(
     assert "there is no such file" in capsys.readouterr().err.replace("\n", " ")
     assert label("new", "--method", "ncut", "--affinity", str(moved)) == 2
     assert f"an affinity of {kind}, for stage" in capsys.readouterr().err.replace("\n", " ")
+    for other_pass in (("--timestep", "200"), ("--resolution", "256")):
+        assert label("new", "--method", method, "--affinity", str(moved), *other_pass) == 2
+        assert "run with --timestep 300 --resolution 128" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "new").exists(), "a state that does not fit is refused before anything is written"
 
 
 @pytest.mark.usefixtures("local_ray")
