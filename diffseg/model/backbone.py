@@ -21,6 +21,8 @@ from diffseg.attention.recorder import AttentionRecorder, latent_multiple
 from diffseg.devices import to_device
 from diffseg.model.checkpoint import Checkpoint
 from diffseg.model.compilation import compile_model
+from diffseg.model.conditioning import GUIDANCE_SCALE, guidance_embedding, precondition, size_conditioning
+from diffseg.model.config_fields import ADDED_SDXL
 from diffseg.model.text import EMPTY_PROMPT, Prompt
 
 Step = Callable[[str], AbstractContextManager]
@@ -39,16 +41,30 @@ class _Conditioning(NamedTuple):
 
     Attributes:
         context: [B, L, D], embeddings of the prompts.
-        added: Further conditioning, as keyword arguments of the UNet.
+        added: Further conditioning by the prompts, each [B, …].
         columns: int64 [B, C], positions of the names' tokens in the prompts.
         weights: float32 [B, T, C], the weight of each token in each name of the image. It is the mean over the name's
             tokens, so that names of many tokens have no advantage.
     """
 
     context: torch.Tensor
-    added: dict[str, Any]
+    added: dict[str, torch.Tensor]
     columns: torch.Tensor
     weights: torch.Tensor
+
+
+class PassInputs(NamedTuple):
+    """The arguments of the UNet in a pass.
+
+    Attributes:
+        latents: [B, 4, h, w].
+        timesteps: What the network reads as its timestep, [B].
+        options: Further keyword arguments.
+    """
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    options: dict[str, Any]
 
 
 class Backbone:
@@ -106,8 +122,9 @@ class Backbone:
         with step("encode"):
             latents = self.latents(pixels)
         with step("unet"):
-            context, added = checkpoint.context.expand(len(pixels), -1, -1), _repeat(checkpoint.added, len(pixels))
-            return self.recorder.self_attention(latents, _timesteps(timestep, latents), context, **added)
+            context = checkpoint.context.expand(len(pixels), -1, -1)
+            inputs = self.inputs(latents, timestep, checkpoint.added)
+            return self.recorder.self_attention(inputs.latents, inputs.timesteps, context, **inputs.options)
 
     def attention(
         self, pixels: torch.Tensor, timestep: int, prompts: Sequence[Sequence[Prompt]], step: Step = no_step
@@ -131,12 +148,13 @@ class Backbone:
             with step("text"):
                 conditioning = self._conditioning(prompts, turn, latents)
             with step("unet"):
+                inputs = self.inputs(latents, timestep, conditioning.added)
                 attention_of_pass, cross_of_tokens = self.recorder.attention(
-                    latents,
-                    _timesteps(timestep, latents),
+                    inputs.latents,
+                    inputs.timesteps,
                     conditioning.context,
                     columns=conditioning.columns,
-                    **conditioning.added,
+                    **inputs.options,
                 )
             cross_of_names = cross_of_tokens.combine_tokens(conditioning.weights)
             attention = attention or attention_of_pass
@@ -166,14 +184,47 @@ class Backbone:
             name: torch.cat([embedding.added[name] for embedding in embeddings]).to(latents.device, latents.dtype)
             for name in embeddings[0].added
         }
-        return _Conditioning(context, {"added_cond_kwargs": added or None}, columns, to_device(weights, latents.device))
+        return _Conditioning(context, added, columns, to_device(weights, latents.device))
 
+    def inputs(self, latents: torch.Tensor, timestep: int, added: Mapping[str, torch.Tensor]) -> PassInputs:
+        """Return the arguments of the UNet in a pass, besides the prompts.
 
-def _timesteps(timestep: int, latents: torch.Tensor) -> torch.Tensor:
-    # A plain number would be copied to the GPU, and the copy would wait for the device.
-    return torch.full((len(latents),), timestep, device=latents.device)
+        Args:
+            latents: Scaled latents [B, 4, h, w].
+            timestep: Diffusion timestep, 0 to 999.
+            added: Further conditioning by the prompts, each [B, …] or [1, …].
+        """
+        checkpoint, batch = self.checkpoint, len(latents)
+        config = checkpoint.unet.config
+        read_as: float = timestep
+        if config.addition_embed_type == ADDED_SDXL:
+            height, width = (PIXELS_PER_LATENT * side for side in latents.shape[-2:])
+            added = {**added, "time_ids": to_device(size_conditioning(height, width), latents.device, latents.dtype)}
+        options: dict[str, Any] = {
+            "added_cond_kwargs": {name: value.expand(batch, -1) for name, value in added.items()} or None
+        }
+        if config.time_cond_proj_dim is not None:
+            embedding = guidance_embedding(config.time_cond_proj_dim)
+            options["timestep_cond"] = to_device(embedding, latents.device, latents.dtype).expand(batch, -1)
+        if checkpoint.sigma_data is not None:
+            scale, read_as = precondition(timestep, checkpoint.sigma_data)
+            latents = latents * scale
+        # A plain number would be copied to the GPU, and the copy would wait for the device.
+        return PassInputs(latents, torch.full((batch,), read_as, device=latents.device), options)
 
+    def conditioning(self, resolution: int) -> dict[str, float]:
+        """Return what besides text conditions passes, where earlier versions ran the checkpoint without it.
 
-def _repeat(added: Mapping[str, torch.Tensor], batch: int) -> dict[str, Any]:
-    """Return further conditioning for each image of a batch, as keyword arguments of the UNet."""
-    return {"added_cond_kwargs": {name: value.expand(batch, -1) for name, value in added.items()} or None}
+        It belongs to the fingerprint of a run. It is empty for SD 1.x, SD 2.x, and SDXL at its own resolution.
+
+        Args:
+            resolution: Side of the input square in pixels.
+        """
+        checkpoint, values = self.checkpoint, dict[str, float]()
+        if checkpoint.unet.config.addition_embed_type == ADDED_SDXL and resolution != checkpoint.resolution:
+            values["size"] = resolution
+        if checkpoint.unet.config.time_cond_proj_dim is not None:
+            values["guidance"] = GUIDANCE_SCALE
+        if checkpoint.sigma_data is not None:
+            values["sigma_data"] = checkpoint.sigma_data
+        return values

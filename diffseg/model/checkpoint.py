@@ -45,8 +45,9 @@ class Checkpoint:
         timestep: Diffusion timestep of the pass.
         resolution: Side of the input square in pixels.
         method: Stages of the method.
-        added: Further conditioning of SDXL, each [1, …].
+        added: Further conditioning of SDXL (text_embeds), each [1, …].
         text: Encoders of other prompts; None unless they were requested.
+        sigma_data: Standard deviation of the latents in the formulation of EDM; None for a network that is not in it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Checkpoint:
     method: tuple[StageName, ...] = ("diffseg",)
     added: dict[str, torch.Tensor] = field(default_factory=dict)
     text: TextEncoders | None = None
+    sigma_data: float | None = None
 
 
 def load_checkpoint(
@@ -107,6 +109,7 @@ def load_checkpoint(
         resolution=parts.resolution,
         method=tuple(parts.settings.get("method", ("diffseg",))),
         text=parts.encoders.on(device) if text else None,
+        sigma_data=sigma_data_of(parts.vae) if parts.is_edm else None,
     )
 
 
@@ -119,6 +122,7 @@ class _Parts(NamedTuple):
     vae: Any
     unet: UNet2DConditionModel
     encoders: TextEncoders
+    is_edm: bool
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, other_vae: Path | None) -> _Parts:
@@ -133,8 +137,8 @@ def _load_folder(folder: Path, dtype: torch.dtype, other_vae: Path | None) -> _P
     unet = load_part(folder, "unet", UNet2DConditionModel, torch_dtype=dtype, variant=variant)
     _check_attention(unet, folder)
     resolution = settings.get("resolution", config["sample_size"] * LATENT_PIXELS)
-    encoders = load_text_encoders(folder, unet, resolution, _dtype_name(dtype))
-    return _Parts(sha256, settings, resolution, vae, unet, encoders)
+    encoders = load_text_encoders(folder, unet, _dtype_name(dtype))
+    return _Parts(sha256, settings, resolution, vae, unet, encoders, _is_edm(folder, vae))
 
 
 def _load_single_file(file: Path, dtype: torch.dtype, other_vae: Path | None) -> _Parts:
@@ -144,7 +148,37 @@ def _load_single_file(file: Path, dtype: torch.dtype, other_vae: Path | None) ->
     unet = checkpoint.unet(dtype)
     resolution = unet.config.sample_size * LATENT_PIXELS
     sha256 = fingerprint(file, vae=other_vae, dtype=_dtype_name(dtype))
-    return _Parts(sha256, {}, resolution, vae, unet, checkpoint.text_encoders(unet, resolution))
+    return _Parts(sha256, {}, resolution, vae, unet, checkpoint.text_encoders(unet), checkpoint.is_edm)
+
+
+def sigma_data_of(vae: Any) -> float:
+    """Return the standard deviation of scaled latents.
+
+    Where an autoencoder has a mean and a standard deviation of each channel, latents are standardised before they are
+    multiplied by the scaling factor, which is then their standard deviation: 0.5 in Playground v2.5. Elsewhere the
+    scaling factor makes it 1, as CosXL expects.
+    """
+    return 1.0 if vae.config.get("latents_std") is None else vae.config.scaling_factor
+
+
+def _is_edm(folder: Path, vae: Any) -> bool:
+    """Return whether the network is in the formulation of EDM, by the name of its scheduler in model_index.json.
+
+    Raises:
+        CheckpointError: The scheduler's configuration is there and does not fit the autoencoder.
+    """
+    index = folder / "model_index.json"
+    scheduler = read_json(index).get("scheduler", ["", ""])[1] if index.is_file() else None
+    if not (scheduler or "").startswith("EDM"):
+        return False
+    config = folder / "scheduler" / "scheduler_config.json"  # not read from the hub: no digest of a model includes it
+    expected = read_json(config).get("sigma_data", 0.5) if config.is_file() else sigma_data_of(vae)
+    if expected != sigma_data_of(vae):
+        raise CheckpointError(
+            f"{config}: sigma_data is {expected!r}, but the latents of the autoencoder have a standard deviation of "
+            f"{sigma_data_of(vae):g}; expected the same value, as in Playground v2.5"
+        )
+    return True
 
 
 def _load_vae(folder: Path, dtype: torch.dtype) -> Any:

@@ -102,8 +102,7 @@ UNET_FIELDS: Rules = {
     "time_embedding_dim": integer(1, 4 * CHANNELS, optional=True),
     "time_embedding_act_fn": one_of(*ACTIVATIONS, None),
     "timestep_post_act": one_of(*ACTIVATIONS, None),
-    # The embedding of the guidance scale in distilled models, which is added only where a scale is given.
-    "time_cond_proj_dim": integer(1, CHANNELS, verdict="irrelevant", optional=True),
+    "time_cond_proj_dim": integer(4, CHANNELS, optional=True),
     "conv_in_kernel": Rule("supported", Literal[1, 3, 5, 7], "1, 3, 5 or 7"),
     "conv_out_kernel": Rule("irrelevant", Literal[1, 3, 5, 7], "1, 3, 5 or 7"),
     "projection_class_embeddings_input_dim": integer(1, 4 * WIDTH, optional=True),
@@ -213,6 +212,7 @@ _COMPONENT = Rule("supported", _Component, "a list of a library and a class, or 
 INDEX_FIELDS: Rules = {
     "text_encoder": _COMPONENT,
     "text_encoder_2": _COMPONENT,
+    "scheduler": _COMPONENT,
     "force_zeros_for_empty_prompt": boolean(),
 }
 """The keys of model_index.json that are read."""

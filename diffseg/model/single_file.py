@@ -48,6 +48,9 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 PLAYGROUND_SCALING_FACTOR = 0.5
 """Scaling factor of Playground v2.5, as in diffusers. The file holds the mean and standard deviation of its latents."""
 
+COSXL_SIGMA = "edm_vpred.sigma_max"
+"""A weight of CosXL, by which ComfyUI recognises that a model of SDXL is in the formulation of EDM."""
+
 PADDING: Mapping[str, tuple[str, ...]] = {"sd1": ("<|endoftext|>",), "sd2": ("!",), "sdxl": ("<|endoftext|>", "!")}
 """The padding token of each text encoder of a kind."""
 
@@ -89,6 +92,11 @@ class SingleFile:
                     f"{file}: holds no {part} (names that begin with {' or '.join(beginnings)}). A single file must be "
                     "a whole checkpoint in the original layout; for a part of a diffusers folder, give that folder"
                 )
+        if guidance := next((name for name in weights if ".cond_proj." in name), None):
+            raise CheckpointError(
+                f"{file}: {guidance} embeds a guidance scale, as in latent consistency models, which are read from "
+                "diffusers folders only"
+            )
         recognised = infer_diffusers_model_type(weights)
         if recognised not in KINDS:
             raise CheckpointError(
@@ -103,10 +111,19 @@ class SingleFile:
             "unet", dtype, lambda: self._convert(UNet2DConditionModel, "unet", convert_ldm_unet_checkpoint)
         )
 
+    @property
+    def is_edm(self) -> bool:
+        """Whether the network is in the formulation of EDM: Playground v2.5 and CosXL."""
+        return self._is_playground or COSXL_SIGMA in self.weights
+
+    @property
+    def _is_playground(self) -> bool:
+        return "edm_mean" in self.weights and "edm_std" in self.weights
+
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
         """Return the autoencoder without its decoder. Raises CheckpointError as `unet` does."""
         changes: dict[str, Any] = {}
-        if "edm_mean" in self.weights and "edm_std" in self.weights:  # Playground v2.5
+        if self._is_playground:
             changes = {
                 "latents_mean": self.weights["edm_mean"].float().flatten().tolist(),
                 "latents_std": self.weights["edm_std"].float().flatten().tolist(),
@@ -120,7 +137,7 @@ class SingleFile:
 
         return self._load("vae", dtype, load)
 
-    def text_encoders(self, unet: UNet2DConditionModel, resolution: int) -> TextEncoders:
+    def text_encoders(self, unet: UNet2DConditionModel) -> TextEncoders:
         """Return the text encoders in float32 with their tokenizers. Raises CheckpointError as `unet` does."""
         # transformers is slow to import, and the embedded model `tiny` has no text encoder.
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -132,7 +149,7 @@ class SingleFile:
             name = f"text_encoder{suffix}"
             model = self._load(name, torch.float32, partial(self._text_model, name, model_class))
             parts.append((clip_tokenizer(padding), model))
-        return combine(self.file, parts, unet, resolution)
+        return combine(self.file, parts, unet)
 
     def _convert(self, model_class: Any, part: str, convert: Callable[..., Any], **changes: Any) -> Any:
         """Return a model of the included configuration with converted weights; missing weights stay on device meta."""

@@ -56,7 +56,7 @@ class Embedding:
 
     Attributes:
         context: float32 [1, L, D].
-        added: Further conditioning of SDXL (text_embeds, time_ids), each [1, …].
+        added: Further conditioning of SDXL (text_embeds), each [1, …].
     """
 
     context: torch.Tensor
@@ -70,13 +70,11 @@ class TextEncoders:
     Attributes:
         parts: Pairs of a tokenizer and its encoder: none, one, or the two of SDXL.
         width: Features of a token of the context, for a checkpoint without an encoder.
-        time_ids: Size conditioning of SDXL.
         zeros_for_empty: Whether the empty prompt is embedded as zeros (SDXL).
     """
 
     parts: Sequence[tuple[Any, Any]]
     width: int
-    time_ids: torch.Tensor | None = None
     zeros_for_empty: bool = False
     _cache: dict[str, Embedding] = field(default_factory=dict)
 
@@ -114,8 +112,7 @@ class TextEncoders:
         pooled = outputs[1].text_embeds.clone()
         if not text and self.zeros_for_empty:
             context, pooled = torch.zeros_like(context), torch.zeros_like(pooled)
-        assert self.time_ids is not None
-        return Embedding(context=context, added={"text_embeds": pooled, "time_ids": self.time_ids.to(pooled.device)})
+        return Embedding(context=context, added={"text_embeds": pooled})
 
     def _tokenize(self, tokenizer: Any, text: str, **options: Any) -> Any:
         length = self.parts[0][1].config.max_position_embeddings

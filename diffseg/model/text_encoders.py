@@ -17,13 +17,12 @@ from diffseg.model.text import TextEncoders
 from diffseg.settings import Dtype
 
 
-def load_text_encoders(folder: Path, unet: UNet2DConditionModel, resolution: int, dtype: Dtype) -> TextEncoders:
+def load_text_encoders(folder: Path, unet: UNet2DConditionModel, dtype: Dtype) -> TextEncoders:
     """Load the text encoders that model_index.json names, and check each against the UNet.
 
     Args:
         folder: The checkpoint.
         unet: Its UNet.
-        resolution: Side of the input square in pixels, for the size conditioning of SDXL.
         dtype: Dtype of the run, on which depends which files of weights are read; the encoders are float32.
 
     Raises:
@@ -44,16 +43,13 @@ def load_text_encoders(folder: Path, unet: UNet2DConditionModel, resolution: int
         return TextEncoders(parts=[], width=unet.config.cross_attention_dim)
     suffixes = ("", "_2") if has_second else ("",)
     parts = [_load(folder, f"text_encoder{suffix}", f"tokenizer{suffix}", dtype) for suffix in suffixes]
-    return combine(
-        folder, parts, unet, resolution, zeros_for_empty=bool(index.get("force_zeros_for_empty_prompt", True))
-    )
+    return combine(folder, parts, unet, zeros_for_empty=bool(index.get("force_zeros_for_empty_prompt", True)))
 
 
 def combine(
     shown: Path,
     parts: Sequence[tuple[Any, Any]],
     unet: UNet2DConditionModel,
-    resolution: int,
     *,
     zeros_for_empty: bool = True,
 ) -> TextEncoders:
@@ -63,20 +59,13 @@ def combine(
         shown: The checkpoint, for messages.
         parts: Pairs of a tokenizer and its encoder.
         unet: The UNet.
-        resolution: Side of the input square in pixels, for the size conditioning of SDXL.
         zeros_for_empty: Whether two encoders embed the empty prompt as zeros.
 
     Raises:
         CheckpointError: The embeddings have another width than the UNet reads.
     """
     width, has_second = unet.config.cross_attention_dim, len(parts) > 1
-    time_ids = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]], dtype=torch.float32)
-    encoders = TextEncoders(
-        parts=parts,
-        width=width,
-        time_ids=time_ids if has_second else None,
-        zeros_for_empty=has_second and zeros_for_empty,
-    )
+    encoders = TextEncoders(parts=parts, width=width, zeros_for_empty=has_second and zeros_for_empty)
     empty = encoders.embed("")
     _check_width(shown, "text encoders" if has_second else "text encoder", empty.context, width)
     if has_second:

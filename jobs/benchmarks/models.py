@@ -69,7 +69,7 @@ RANDOM_MODELS: dict[str, RandomModel] = {
             "projection_class_embeddings_input_dim": 2816,
         },
         vae=SD15_VAE | {"sample_size": 1024},
-        added={"text_embeds": 1280, "time_ids": 6},
+        added={"text_embeds": 1280},
     ),
 }
 """The layouts of SD 1.5 and of SDXL, by the names that `checkpoint_of` knows."""

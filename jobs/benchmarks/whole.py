@@ -106,11 +106,10 @@ def bare_pass(checkpoint: Checkpoint, timestep: int, pixels: torch.Tensor) -> to
     Returns:
         The predicted noise, [B, 4, h, w].
     """
-    batch = len(pixels)
-    latents = Backbone(checkpoint).latents(pixels)
-    added = {name: value.expand(batch, -1) for name, value in checkpoint.added.items()}
-    context = checkpoint.context.expand(batch, -1, -1)
-    return checkpoint.unet(latents, timestep, encoder_hidden_states=context, added_cond_kwargs=added or None).sample
+    backbone = Backbone(checkpoint)
+    inputs = backbone.inputs(backbone.latents(pixels), timestep, checkpoint.added)
+    context = checkpoint.context.expand(len(pixels), -1, -1)
+    return checkpoint.unet(inputs.latents, inputs.timesteps, encoder_hidden_states=context, **inputs.options).sample
 
 
 def flop_of(run: Callable[[], object]) -> int:

@@ -85,12 +85,14 @@ class LabelWorker:
             torch.set_num_threads(job.worker.threads)  # compiled code for CPUs keeps the number of threads
             run_blank_batch(self.segmenter)
         self.threads = min(MAX_THREADS, max(MIN_THREADS, own_cores()))
-        resolved = {
+        resolved: dict[str, Any] = {
             "tau": list(self.segmenter.tau),
             "timestep": self.segmenter.timestep,
             "resolution": self.segmenter.resolution,
             "method": list(self.segmenter.method),
         } | ({"affinity": affinity.sha256} if affinity else {})
+        if conditioning := self.segmenter.backbone.conditioning(self.segmenter.resolution):
+            resolved["conditioning"] = conditioning
         self.report = WorkerReport(
             model_sha256=model_sha256,
             resolved=resolved,

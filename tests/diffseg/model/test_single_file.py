@@ -116,8 +116,24 @@ def test_playground_has_the_statistics_of_its_latents_in_the_file(written: Writt
         file,
         lambda w: w.update(edm_mean=torch.tensor(mean).view(1, 4, 1, 1), edm_std=torch.tensor(std).view(1, 4, 1, 1)),
     )
-    config = load_checkpoint(file).vae.config
+    loaded = load_checkpoint(file)
+    config = loaded.vae.config
     assert (config.latents_mean, config.latents_std, config.scaling_factor) == (mean, std, 0.5)
+    assert loaded.sigma_data == 0.5
+
+
+def test_cosxl_is_recognised_as_an_edm_model_and_consistency_models_are_refused(written: Written) -> None:
+    _, file = written("sdxl")
+    assert load_checkpoint(file).sigma_data is None
+    change_weights(file, lambda w: w.update({"edm_vpred.sigma_max": torch.tensor(120.0)}))
+    assert load_checkpoint(file).sigma_data == 1
+    change_weights(
+        file, lambda w: w.update({"model.diffusion_model.time_embed.cond_proj.weight": torch.zeros(128, 16)})
+    )
+    with pytest.raises(
+        CheckpointError, match=r"time_embed\.cond_proj\.weight embeds a guidance scale, .* folders only"
+    ):
+        load_checkpoint(file)
 
 
 def without(beginning: str) -> Callable[[dict[str, torch.Tensor]], None]:

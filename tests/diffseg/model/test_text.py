@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from small_checkpoints import LAYOUTS
-from small_models import POOLED_WIDTH, SECOND_TEXT_WIDTH, TEXT_WIDTH
+from small_models import SECOND_TEXT_WIDTH, TEXT_WIDTH
 
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.layout import CheckpointError
@@ -34,11 +34,9 @@ def test_the_empty_prompt_is_embedded_as_by_the_checkpoints_own_pipeline(
     assert checkpoint.context.shape == (1, 77, TEXT_WIDTH + (SECOND_TEXT_WIDTH if sdxl else 0))
     assert not torch.allclose(encoded[0], encoded[1])
     assert (checkpoint.context == 0).all() == (layout == "sdxl")
-    assert set(checkpoint.added) == ({"text_embeds", "time_ids"} if sdxl else set())
+    assert set(checkpoint.added) == ({"text_embeds"} if sdxl else set())
     if sdxl:
         torch.testing.assert_close(checkpoint.added["text_embeds"], encoded[3], rtol=0, atol=1e-6)
-        sides = pipeline._get_add_time_ids((128, 128), (0, 0), (128, 128), torch.float32, POOLED_WIDTH)
-        assert torch.equal(checkpoint.added["time_ids"], sides)
 
 
 def test_without_a_text_encoder_the_context_is_one_zero_token(checkpoints: dict[str, Path]) -> None:

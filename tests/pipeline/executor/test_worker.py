@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_checkpoints import write_checkpoint
 
 import jobs.shard
 from diffseg import Segmenter
@@ -47,6 +48,23 @@ def worker(tmp_path: Path) -> LabelWorker:
     )
     write_manifest(out, run)  # without which a worker takes OUT for that of another run
     return worker
+
+
+def test_the_fingerprint_holds_the_size_that_sdxl_is_told_where_it_is_not_its_own(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "sdxl", "sdxl")
+
+    def resolved(**settings: Any) -> Any:
+        label = LabelSettings(**{"model": str(tmp_path / "sdxl"), "method": settings_of(tau=0.5), **settings})
+        source, out = Storage(url="."), Storage(url=str(tmp_path / "out"))
+        return (
+            LabelWorker()
+            .load(Job(settings=label, worker=WorkerSettings(device="cpu"), source=source, out=out))
+            .resolved
+        )
+
+    assert resolved(method=settings_of(resolution=64))["conditioning"] == {"size": 64}
+    assert "conditioning" not in resolved()
+    assert "conditioning" not in resolved(model="tiny")
 
 
 def run_out_of_memory_above(batch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
