@@ -17,6 +17,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from jobs.streams import clean, discard_output, print_text
+from pipeline.timing import in_order
 from pipeline.wording import counted, duration
 
 _PLAIN = str.maketrans({"→": "->", "…": "...", "×": "x", "±": "+-", "–": "-", "−": "-", "’": "'"})
@@ -109,7 +110,8 @@ def counts_table(counts: Mapping[str, int], seconds: Mapping[str, float], images
 
     Args:
         counts: The number of rows by status.
-        seconds: Seconds by step, summed over `images`; the entry "total" is not shown.
+        seconds: Seconds by step, summed over `images`; the entry "total" is not shown. Commit records sort their steps
+            by name, so the table sorts them by the order of the work.
         images: How many images `seconds` covers.
     """
     table = Table(title=None, show_header=True, header_style="bold")
@@ -118,7 +120,7 @@ def counts_table(counts: Mapping[str, int], seconds: Mapping[str, float], images
     table.add_column("step")
     table.add_column("ms per image", justify="right")
     statuses = [(status, f"{n:,}") for status, n in sorted(counts.items(), key=lambda item: (item[0] != "ok", item[0]))]
-    steps = [(name, f"{1000 * s / images:.1f}") for name, s in seconds.items() if images and name != "total"]
+    steps = [(name, f"{1000 * s / images:.1f}") for name, s in in_order(seconds).items() if images and name != "total"]
     for i in range(max(len(statuses), len(steps))):
         left = statuses[i] if i < len(statuses) else ("", "")
         right = steps[i] if i < len(steps) else ("", "")

@@ -5,11 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
+
+STEPS = (
+    *("read", "decode", "resize", "encode", "text", "unet", "network", "clip", "aggregate"),
+    *("affinity", "merge", "walk", "refine", "name", "decide", "results", "write"),
+)
+"""Names of the steps in the order of the work."""
+
+
+def in_order(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Sort seconds by step into the order of `STEPS`; further stages of the method come before "decide"."""
+    position = {name: number for number, name in enumerate(STEPS)}
+    return dict(sorted(seconds.items(), key=lambda item: position.get(item[0], position["decide"] - 0.5)))
 
 
 class StepTimer:

@@ -21,6 +21,7 @@ from pipeline.output.rows import decode_mask
 from pipeline.output.selection import RowSelection, split_of
 from pipeline.output.source_images import SourceImageError, SourceImages
 from pipeline.readers.file_names import without_image_extension
+from pipeline.readers.names import NameSettings
 from pipeline.readers.samples import Shard
 from pipeline.storage import Storage
 
@@ -68,8 +69,12 @@ class Export:
 
     @property
     def is_named(self) -> bool:
-        """Whether segments have names, so that their categories mean the same in all images."""
-        return self.categories != (UNNAMED,)
+        """Whether segments have names, so that their categories mean the same in all images.
+
+        The settings of the run decide; a run whose names come from elsewhere is known by its categories.
+        """
+        naming = NameSettings(**self.manifest.settings.get("naming", {}))
+        return bool(naming) or self.categories != (UNNAMED,)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -149,6 +149,16 @@ def test_class_maps_of_a_run_without_names_are_refused_unless_asked_for(
     assert export(unnamed, tmp_path, to, "--without-names") == 0
 
 
+def test_a_run_whose_only_name_is_segment_is_named(tmp_path: Path) -> None:
+    write_png(tmp_path / "in/a.png", np.zeros((24, 32, 3), np.uint8))
+    labels = {"a.png": labels_of(0)}
+    names = {"a.png": ("segment", "background", None, "segment")}
+    write_run(tmp_path / "out", labels, source=tmp_path / "in", names=names, vocabulary=("segment",))
+    assert export(tmp_path / "out", tmp_path / "dest", "png") == 0
+    assert json.loads((tmp_path / "dest/id2label.json").read_text()) == {"0": "background", "1": "segment"}
+    assert sorted(np.unique(pixels(next((tmp_path / "dest/labels").rglob("a.png"))))) == [0, 1, 255]
+
+
 def test_labels_of_a_named_hugging_face_data_set_are_classes(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from labelled_runs import write_run
 
 import jobs.status
+from jobs.printing import counts_table
 from pipeline.executor import progress_file
 from pipeline.executor.driver import label_run
 from pipeline.output import overview
@@ -140,3 +141,12 @@ def test_status_of_many_shards_says_what_comes_from_a_sample(
     _, facts, text = status(tmp_path / "out", capsys)
     assert facts["counts"] == {"ok": 10, "undecodable": 10}
     assert "slowest shards: from" not in text
+
+
+def test_steps_are_listed_in_the_order_of_the_work() -> None:
+    stored = dict.fromkeys(sorted(["read", "decode", "unet", "merge", "refine", "my stage", "decide", "write"]), 1.0)
+    table = counts_table({"ok": 1}, stored | {"total": 9.0}, 1)
+    assert list(table.columns[2].cells) == [
+        *("read", "decode", "unet", "merge", "refine"),
+        *("my stage", "decide", "write"),
+    ]
