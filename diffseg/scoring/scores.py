@@ -37,11 +37,13 @@ __all__ = [
     "IMAGE_SCORES",
     "MAX_CLASSES",
     "ImageScores",
+    "confusions",
     "counts_by_class",
     "named_scores",
     "pool_scores",
     "score_image",
     "scores_of_counts",
+    "scores_of_dataset_matching",
 ]
 
 IMAGE_SCORES = ("accuracy", "miou", "best_iou", "covering", "vi", "boundary_f", "split", "merged")
@@ -157,8 +159,8 @@ def pool_scores(
     per_image = bootstrap(counts_by_class(tables, classes), scores_of_counts, rounds=ROUNDS)
     if not once:
         return image_scores | dict(zip(CLASS_SCORES[:2], per_image, strict=True))
-    features, count = _confusions(tables, classes), len(classes)
-    per_dataset = bootstrap(features, lambda sums: _scores_of_dataset_matching(sums, count), rounds=ROUNDS)
+    features, count = confusions(tables, classes), len(classes)
+    per_dataset = bootstrap(features, lambda sums: scores_of_dataset_matching(sums, count), rounds=ROUNDS)
     return image_scores | dict(zip(CLASS_SCORES, per_image + per_dataset, strict=True))
 
 
@@ -186,24 +188,58 @@ def named_scores(tables: Sequence[Overlap], classes: Sequence[int]) -> tuple[Int
     return accuracy, miou, {class_id: float(hit[i] / union[i]) for i, class_id in enumerate(classes) if union[i]}
 
 
-def counts_by_class(tables: Sequence[Overlap], classes: Sequence[int]) -> np.ndarray:
+def counts_by_class(tables: Sequence[Overlap], classes: Sequence[int], *, background: bool = False) -> np.ndarray:
     """Return true positives, false positives and false negatives of each class, float64 [N, 3 * C].
 
-    As in google/diffseg, the table of an image has a row for every class of the dataset. Segments that no class of the
-    image takes are therefore assigned to absent classes, as false positives of these. Which absent class takes which
-    segment is a tie, decided by the order of both.
+    As in google/diffseg, the table of an image has a row for every class of the dataset and a column for every id from
+    0 to its largest, also for ids that do not occur. Segments that no class of the image takes are therefore assigned
+    to absent classes, as false positives of these, unless a column without pixels is assigned instead. Which absent
+    class takes which column is a tie, decided by the order of both.
+
+    Args:
+        tables: Overlap of each image.
+        classes: Ids of the classes, ascending.
+        background: Join the segments that no class but the last takes into one before the matching, as DiffCut does.
     """
     counts = np.zeros((len(tables), 3, len(classes)))
     for number, table in enumerate(tables):
         class_index = np.searchsorted(classes, table.truth_ids)
-        shared = np.zeros((len(classes), max(len(classes), table.shared.shape[1])))
-        shared[class_index, : table.shared.shape[1]] = table.shared
+        width = int(table.segment_ids[-1]) + 1 if len(table.segment_ids) else 0
+        shared = np.zeros((len(classes), max(len(classes), width)))
+        shared[np.ix_(class_index, table.segment_ids)] = table.shared
         area = np.zeros(len(classes))
         area[class_index] = table.truth_area
+        if background:
+            shared = _with_background(shared, table.segment_ids)
         rows, columns = linear_sum_assignment(shared, maximize=True)
         hit = shared[rows, columns]
         counts[number] = hit, shared[:, columns].sum(0) - hit, area - hit
     return counts.reshape(len(tables), -1)
+
+
+def _with_background(shared: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
+    """Join the segments that no class but the last takes into one, with the next free id.
+
+    As in DiffCut, a class keeps its column if it shares pixels with any of the columns that the classes take.
+
+    Args:
+        shared: Pixels of each class and predicted id, float64 [C, W]; the last class is background.
+        segment_ids: Ids of the segments that occur, int [K], ascending.
+    """
+    if not len(segment_ids):
+        return shared
+    free = int(segment_ids[-1]) + 1
+    objects = shared[:-1, : max(len(shared) - 1, free)]
+    _, columns = linear_sum_assignment(objects, maximize=True)
+    kept = columns[objects[:, columns].max(axis=1, initial=0) > 0]
+    joined = np.setdiff1d(segment_ids, kept)
+    if not len(joined):
+        return shared
+    result = np.zeros((len(shared), max(len(shared), free + 1)))
+    result[:, : shared.shape[1]] = shared
+    result[:, free] = shared[:, joined].sum(1)
+    result[:, joined] = 0
+    return result
 
 
 def scores_of_counts(sums: np.ndarray) -> np.ndarray:
@@ -214,7 +250,7 @@ def scores_of_counts(sums: np.ndarray) -> np.ndarray:
     return np.array([hit.sum() / (hit + missed).sum(), (hit[present] / union[present]).mean()])
 
 
-def _confusions(tables: Sequence[Overlap], classes: Sequence[int]) -> sparse.csr_array:
+def confusions(tables: Sequence[Overlap], classes: Sequence[int]) -> sparse.csr_array:
     """Return the pixels of each class and those that it shares with each predicted id, sparse [N, C + C * P]."""
     ids = np.unique(np.concatenate([table.segment_ids for table in tables]))
     rows, columns, values = [], [], []
@@ -229,12 +265,16 @@ def _confusions(tables: Sequence[Overlap], classes: Sequence[int]) -> sparse.csr
     return sparse.csr_array((value.astype(np.float64), (row, column)), shape=shape)
 
 
-def _scores_of_dataset_matching(sums: np.ndarray, count: int) -> np.ndarray:
-    """Return accuracy and mIoU of the classes that occur, each with one predicted id; a class without one has IoU 0."""
+def scores_of_dataset_matching(sums: np.ndarray, count: int) -> np.ndarray:
+    """Return accuracy and mIoU with one predicted id for each class.
+
+    As in PiCIE and STEGO, a class that does not occur counts as 0 if the id that it takes has pixels, and is left out
+    if not.
+    """
     area, shared = sums[:count], sums[count:].reshape(count, -1)
-    rows, columns = linear_sum_assignment(shared, maximize=True)
-    hit, union = np.zeros(count), area.copy()
-    hit[rows] = shared[rows, columns]
-    union[rows] += shared[:, columns].sum(0) - hit[rows]
-    present = area > 0
+    shared = np.pad(shared, ((0, 0), (0, max(0, count - shared.shape[1]))))
+    columns, rows = linear_sum_assignment(shared.T, maximize=True)  # transposed as in STEGO, where ties depend on it
+    hit = shared[rows, columns]
+    union = area[rows] + shared[:, columns].sum(0) - hit
+    present = union > 0
     return np.array([hit.sum() / area.sum(), (hit[present] / union[present]).mean()])

@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 from diffseg.drawing.plot import COLOURS, INK, can_draw, new_figure, save_figure, style_axes
 from diffseg.scoring.bootstrap import Interval
 from diffseg.scoring.overlap import covering, overlap
-from diffseg.segmentation import IGNORE
+from diffseg.segmentation import IGNORE, Segmentation
 from diffseg.segmenter import Segmenter
 from diffseg.tiny.evaluation.samples import Sample, SampleChoice, sample_sets
 from diffseg.tiny.evaluation.tables import format_difference, format_mean, markdown
@@ -114,10 +114,13 @@ class ReliabilityRow:
     bins: list[tuple[float, float]]
 
 
-def measure_quality(segmenter: Segmenter, samples: Sequence[Sample]) -> dict[str, Predictions]:
+def measure_quality(
+    segmenter: Callable[[np.ndarray], Segmentation], samples: Sequence[Sample]
+) -> dict[str, Predictions]:
     """Return the predictions for segments by each of `CONFIDENCES`, and for images.
 
-    Images without any ground truth are left out.
+    Images without any ground truth are left out, and so are segments that lie wholly where the ground truth is ignored,
+    of which nothing is known.
     """
     segments: list[tuple[float, float, float, int]] = []
     images: list[tuple[float, float, int]] = []
@@ -128,7 +131,8 @@ def measure_quality(segmenter: Segmenter, samples: Sequence[Sample]) -> dict[str
         if not len(table.truth_ids):
             continue
         images.append((segmentation.confidence, covering(table), index))
-        for label, iou in zip(table.segment_ids, table.iou.max(0), strict=True):
+        scored = table.shared.any(0)
+        for label, iou in zip(table.segment_ids[scored], table.iou.max(0)[scored], strict=True):
             segment = segmentation.segments[label]
             segments.append((segment.confidence, iou, segment.area / ground_truth.size, index))
     confidence, quality, area, image_of = np.array(segments).T

@@ -5,13 +5,24 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import spearmanr
 
-from diffseg.tiny.evaluation.reliability import FIGURES, GOOD, Predictions, Reliability, main, measure_reliability
+from diffseg.segmentation import IGNORE
+from diffseg.tiny.evaluation.reliability import (
+    FIGURES,
+    GOOD,
+    Predictions,
+    Reliability,
+    main,
+    measure_quality,
+    measure_reliability,
+)
 from diffseg.tiny.evaluation.samples import SampleChoice
 
 
@@ -51,6 +62,19 @@ def test_constant_quality_has_no_correlation() -> None:
     assert np.isnan(figures["rank correlation"].mean)
     assert np.isnan(figures["AUC"].mean)
     assert figures["surer half"].mean == 0
+
+
+def test_a_segment_wholly_in_void_has_no_quality() -> None:
+    truth = np.array([[0, 0, 1, 1, IGNORE, IGNORE]], np.uint16)
+    segmentation: Any = SimpleNamespace(
+        labels=np.array([[0, 0, 1, 1, 1, 2]], np.uint16),
+        confidence=0.5,
+        segments=[SimpleNamespace(confidence=confidence, area=2) for confidence in (0.9, 0.8, 0.1)],
+    )
+    sample: Any = SimpleNamespace(load=lambda: (np.zeros((1, 6, 3), np.uint8), truth))
+    predicted = measure_quality(lambda image: segmentation, [sample])["segments: confidence"]
+    assert predicted.confidence.tolist() == [0.9, 0.8]
+    assert predicted.quality.tolist() == [1, 1]
 
 
 def test_the_command_writes_tables_and_a_plot(tmp_path: Path) -> None:
