@@ -4,11 +4,11 @@ MODEL receives model.safetensors, config.json, metrics.json, curves.png and the 
 The picture needs the extra `plots`: pip install 'diffseg-pipeline[plots]'
 After a stop or a kill, the same command continues from the last checkpoint.
 With --predict the trained network also labels images into MODEL/labels, which `diffseg show`, `evaluate` and `export`
-read like any run.
+read like any run. `diffseg label SRC OUT --network MODEL` does the same for SRC on a cluster, into any OUT.
 
 Exit codes:
   0: the network is trained.
-  1: the workers failed.
+  1: the workers failed, or some shards could not be labelled.
   2: wrong usage, or refused.
 """
 
@@ -25,12 +25,13 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs.common import OK, guarded, parsed, storage_options
+from jobs.common import OK, SOME_FAILED, guarded, parsed, storage_options
 from jobs.printing import CleanConsole, print_json, print_line
 from jobs.run_flags import SelectionFlags, SourceImageFlags, check_val_share
 from pipeline.output.selection import RowSelection
 from pipeline.storage import SourceError, Storage
 from pipeline.training.settings import TrainRunSettings, TrainSettings
+from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.training.dataset import LabelDataset
@@ -75,13 +76,26 @@ def _train(command: TrainCommand) -> int:
         else:
             _train_on_ray(command, selection, model, on_record)
     document = _write_metrics(model, settings, run, load_history(model))
-    if command.predict:
-        _predict(model, command.predict)
+    console = CleanConsole(stderr=True)
+    if not command.json:
+        _print(console, model, document)
+    failed = command.predict is not None and _predict(model, command.predict, console)
     if command.json:
         print_json(document)
-    else:
-        _print(CleanConsole(stderr=True), model, document, bool(command.predict))
-    return OK
+    return SOME_FAILED if failed else OK
+
+
+def _predict(model: Storage, images: str, console: Console) -> bool:
+    """Label images with the trained network into MODEL/labels; return True if shards have failed."""
+    from pipeline.training.predict import predict
+
+    labels = model.at(f"{model.url}/labels")
+    summary = predict(model, images, labels, console=console)
+    for name, error in summary.failed.items():
+        print_line(console, f"failed: {name}: {error}", "red")
+    done = summary.shards - len(summary.failed)
+    print_line(console, f"{labels.redacted}: {done:,} of {counted(summary.shards, 'shard')} labelled")
+    return bool(summary.failed)
 
 
 @contextmanager
@@ -127,16 +141,6 @@ def _train_on_ray(
     train_on_ray(job, on_record)
 
 
-def _predict(model: Storage, images: str) -> None:
-    """Label images with the trained network, into MODEL/labels."""
-    from pipeline.training.predict import predict
-
-    labels = model.at(f"{model.url}/labels")
-    with Progress(console=CleanConsole(stderr=True), transient=True) as bar:
-        task = bar.add_task("labelling")
-        predict(model, images, labels, on_shard=lambda done, total: bar.update(task, completed=done, total=total))
-
-
 def _write_metrics(
     model: Storage, settings: TrainSettings, run: TrainRunSettings, records: list[Any]
 ) -> dict[str, Any]:
@@ -160,11 +164,11 @@ def _write_metrics(
     return document
 
 
-def _print(console: Console, model: Storage, document: dict[str, Any], predicted: bool) -> None:
+def _print(console: Console, model: Storage, document: dict[str, Any]) -> None:
     images = f"{document['images']:,} images at {document['images_per_second']:g} per second"
     print_line(console, f"{document['steps']:,} steps, {images}; loss {document['loss']:.3f}")
     curves = ", curves.png" * model.is_file("curves.png")
-    files = f"model.safetensors, config.json, metrics.json{curves}" + ", labels" * predicted
+    files = f"model.safetensors, config.json, metrics.json{curves}"
     print_line(console, f"{model.redacted}: {files}")
 
 

@@ -13,14 +13,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from diffseg import ImageError, Segmentation, Segmenter
+from diffseg import ImageError, Segmentation
 from diffseg.devices import out_of_memory
 from diffseg.images.canvas import ModelInput
 from diffseg.images.decode import decode_image
+from diffseg.model.backbone import Step
 from diffseg.model.text import Prompt
 from diffseg.pending import PendingBatch
 from pipeline.errors import ModelFailed
@@ -48,6 +49,28 @@ RowAndImage = tuple[Row, tuple[str, bytes] | None]
 """A row, and the extension and bytes of the source image to store beside its label map."""
 
 
+class ImageSegmenter(Protocol):
+    """What labels batches of images: `diffseg.Segmenter`, or a trained network in its place.
+
+    Attributes:
+        batch_size: Images in one pass of the model.
+        resolution: Side of the model's square in pixels.
+        needs: Signals of Stable Diffusion that the method needs.
+    """
+
+    batch_size: int
+    resolution: int
+    needs: frozenset[str]
+
+    def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> ModelInput:
+        """Fit a uint8 [H, W, 3] image into the model's square, and attach its names. Threads may call this at once."""
+        ...
+
+    def launch(self, inputs: Sequence[ModelInput], step: Step = ...) -> PendingBatch:
+        """Send up to `batch_size` prepared images through the model. On a GPU this does not wait for the results."""
+        ...
+
+
 class Decoded(NamedTuple):
     """A sample with its prepared image, or with the row that says why it has none."""
 
@@ -59,7 +82,7 @@ class Decoded(NamedTuple):
 def label_shard(
     shard: Shard,
     *,
-    segmenter: Segmenter,
+    segmenter: ImageSegmenter,
     settings: LabelSettings,
     metadata: Mapping[str, Any],
     out: Storage,
@@ -135,7 +158,7 @@ def label_shard(
 
 def _rows(
     shard: Shard,
-    segmenter: Segmenter,
+    segmenter: ImageSegmenter,
     settings: LabelSettings,
     source: Storage,
     names: NameReader | None,
@@ -224,7 +247,7 @@ def decode_samples(
 
 
 def label_samples(
-    decoded: Iterable[Decoded], segmenter: Segmenter, step: StepTimer, shard: str
+    decoded: Iterable[Decoded], segmenter: ImageSegmenter, step: StepTimer, shard: str
 ) -> Generator[Outcome, None, None]:
     """Label batches of images and yield the outcomes in input order.
 
@@ -240,7 +263,7 @@ def label_samples(
         yield from _outcomes(*in_flight.popleft(), shard, step)
 
 
-def _launch(segmenter: Segmenter, inputs: Sequence[ModelInput], step: StepTimer) -> PendingBatch:
+def _launch(segmenter: ImageSegmenter, inputs: Sequence[ModelInput], step: StepTimer) -> PendingBatch:
     """Launch a batch. An error of the model differs in its type from those of the shard."""
     try:
         return segmenter.launch(inputs, step)

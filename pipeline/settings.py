@@ -38,6 +38,9 @@ class LabelSettings:
     affinity: str | None = None
     """File or URL of an affinity that `diffseg fit` wrote: of heads for the stage affinity, of features for the stage
     walk."""
+    network: str | None = None
+    """MODEL of `diffseg train`, a folder or URL: the network that was trained there labels the images instead of a
+    Stable Diffusion model, with the names of its classes."""
     dtype: Dtype | Literal["auto"] = "float32"
     """Type of the model's weights. Attention is always float32. Where a model has files in several precisions, only
     those that suit this type are fetched and read. auto is the type of the run in OUT if there is one, else float32 on
@@ -68,8 +71,11 @@ class LabelSettings:
             raise ValueError(
                 f"samples_per_shard {self.samples_per_shard}, max_pixels {self.max_pixels}: expected 1 or more for each"
             )
-        self._check_naming()
-        for location in filter(None, (self.model, self.vae, self.clip)):
+        if self.network is None:
+            self._check_naming()
+        else:
+            self._check_network(self.network)
+        for location in filter(None, (self.model, self.vae, self.clip, self.network)):
             # A secret in the URL would be written into run.json and every label shard, which name the model.
             if scheme(location) and redact(location) != location:
                 raise ValueError(
@@ -78,6 +84,19 @@ class LabelSettings:
                 )
         if self.revision is not None and scheme(self.model):
             raise ValueError(f"revision {self.revision!r}: only a hub id has revisions, and {self.model} is a URL")
+
+    def _check_network(self, network: str) -> None:
+        """Refuse settings of a Stable Diffusion model and of the method, which would have no effect."""
+        given = [name for name in ("revision", "vae", "clip", "affinity") if getattr(self, name) is not None]
+        given += ["model"] * (self.model not in (LabelSettings.model, network))
+        given += ["dtype"] * (self.dtype not in ("auto", "float32"))
+        method, default = self.method.flat(), SegmenterSettings().flat()
+        given += [name for name in method if method[name] != default[name]]
+        if given:
+            raise ValueError(
+                f"network {redact(network)}: takes the place of Stable Diffusion and of the method, so "
+                f"{', '.join(given)} would have no effect; leave it out"
+            )
 
     def _check_naming(self) -> None:
         stages = self.method.method
@@ -99,8 +118,9 @@ class LabelSettings:
     def plain(self) -> dict[str, Any]:
         """Return all settings as plain values, as run.json and the fingerprint hold them, with a flat `method`."""
         plain = dataclasses.asdict(self) | {"method": self.method.flat()}
-        if self.key_field is None:
-            del plain["key_field"]  # so that runs from before this setting keep their fingerprint
+        for name in ("key_field", "network"):
+            if plain[name] is None:
+                del plain[name]  # so that runs from before this setting keep their fingerprint
         return plain
 
     @property

@@ -24,8 +24,8 @@ from pipeline.storage.atomic_write import write_atomically
 from pipeline.weights import cache_folder
 
 if TYPE_CHECKING:
-    from diffseg import Segmenter
     from diffseg.images.canvas import ModelInput
+    from pipeline.label import ImageSegmenter
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def fastest_batch_size(
     return best, rates
 
 
-def choose_batch_size(segmenter: Segmenter, device: str, depends_on: Mapping[str, Any]) -> int:
+def choose_batch_size(segmenter: ImageSegmenter, device: str, depends_on: Mapping[str, Any]) -> int:
     """Return the batch size for a segmenter: 1 on a CPU; on a GPU the cached one, or a measured one, which is cached.
 
     Args:
@@ -95,7 +95,7 @@ def choose_batch_size(segmenter: Segmenter, device: str, depends_on: Mapping[str
     return size
 
 
-def measure_rate(segmenter: Segmenter, size: int, *, now: Callable[[], float] = time.perf_counter) -> float:
+def measure_rate(segmenter: ImageSegmenter, size: int, *, now: Callable[[], float] = time.perf_counter) -> float:
     """Return images/s at a batch size. As in a run, a batch is sent before the results of the previous one are read.
 
     Args:
@@ -114,7 +114,7 @@ def measure_rate(segmenter: Segmenter, size: int, *, now: Callable[[], float] = 
     return BATCHES * size / (now() - started)
 
 
-def run_blank_batch(segmenter: Segmenter) -> list[ModelInput]:
+def run_blank_batch(segmenter: ImageSegmenter) -> list[ModelInput]:
     """Label one batch of noise images and return it. This compiles the kernels, and the model with --compile."""
     import numpy as np
 

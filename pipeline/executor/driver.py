@@ -30,6 +30,7 @@ from pipeline.executor.scheduler import Scheduler
 from pipeline.executor.shard_queue import Place, ShardQueue
 from pipeline.executor.summary import RunSummary
 from pipeline.executor.worker import LabelWorker
+from pipeline.networks.files import network_sha256, with_network
 from pipeline.output.letter_case import refuse_names_that_collide
 from pipeline.output.listing import Listing, read_listing
 from pipeline.output.manifest import PATH as MANIFEST_PATH
@@ -84,6 +85,7 @@ def label_run(
     """
     source_storage = Storage(url=".", options=source_options, retry_timeout=run.store_timeout)
     target = Storage(url=out, options=out_options, retry_timeout=run.store_timeout)
+    settings = with_network(settings, source_storage)
     before = None if run.overwrite else read_manifest(target)  # before SRC is listed, as `take_over` requires
     settings = with_dtype_of_run(settings, before)
     files, shards = _find_shards(source, source_storage, target, settings, strict=run.strict)
@@ -154,7 +156,8 @@ def _find_shards(
     source: str, storage: Storage, out: Storage, settings: LabelSettings, *, strict: bool
 ) -> tuple[SourceFiles, list[Shard]]:
     """List the files of SRC, and group them into shards."""
-    files = find_files(source, storage, out=(out,), image_field=settings.image_field)
+    not_read = (out,) if settings.network is None else (out, storage.at(settings.network))
+    files = find_files(source, storage, out=not_read, image_field=settings.image_field)
     if strict and files.left_out:
         raise SourceError(
             f"{redacted_source(source, storage)}: --strict refuses what would be left out. "
@@ -209,7 +212,7 @@ def _with_kept(listing: Listing, plan: Plan, previous: Listing | None, *, kind: 
 def _check_settings(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
     """Refuse a run with other settings before a model is loaded. The model's files are compared later."""
     same_model = {name: before.settings[name] for name in ("model", "revision")}
-    for part in ("vae", "clip", "affinity"):
+    for part in ("vae", "clip", "affinity", "network"):
         if getattr(settings, part) is not None and before.settings.get(part) is not None:
             same_model[part] = before.settings[part]
     plain = settings.plain() | same_model
@@ -222,9 +225,12 @@ def _check_model(before: Manifest, job: Job) -> None:
     if affinity is not None and affinity != before.settings.get("affinity"):
         resolved = {**before.resolved, "affinity": find_affinity(affinity, job.source).sha256}
         check_same_run(before, dataclasses.replace(before, resolved=resolved, fingerprint="unknown"), job.out)
-    if all(getattr(job.settings, name) == before.settings.get(name) for name in ("model", "revision", "vae", "clip")):
+    if job.settings.network is not None:
+        model_sha256 = network_sha256(job.source.at(job.settings.network))
+    elif all(getattr(job.settings, name) == before.settings.get(name) for name in ("model", "revision", "vae", "clip")):
         return
-    model_sha256 = find_weights(job.settings, job.source).fingerprint()
+    else:
+        model_sha256 = find_weights(job.settings, job.source).fingerprint()
     check_same_run(before, dataclasses.replace(before, model_sha256=model_sha256, fingerprint="unknown"), job.out)
 
 

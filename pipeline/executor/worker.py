@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
@@ -19,19 +19,14 @@ from pipeline.executor.auto_settings import choose_batch_size, run_blank_batch, 
 from pipeline.executor.cores import own_cores
 from pipeline.executor.gpu_meter import meter_of
 from pipeline.executor.logs import limit_actor_to_project
+from pipeline.executor.models import load_model
 from pipeline.executor.protocol import Job, WorkerProgress, WorkerReport
 from pipeline.output.commit import Commit
 from pipeline.output.fence import Fence
 from pipeline.output.manifest import fingerprint_of, versions
 from pipeline.readers.samples import Shard
-from pipeline.settings import LabelSettings
 from pipeline.storage import redact
 from pipeline.storage.retries import waiting
-from pipeline.weights import Weights, find_affinity, find_weights
-
-if TYPE_CHECKING:
-    from diffseg.model.checkpoint import Checkpoint
-    from diffseg.model.clip import Clip
 
 log = logging.getLogger(__name__)
 
@@ -57,46 +52,21 @@ class LabelWorker:
         started = time.monotonic()
         settings = with_dtype_of_worker(job)
         self.job = job = dataclasses.replace(job, settings=settings)
-        weights = find_weights(settings, job.source)  # before the imports, which take seconds
+        self.model = load_model(job)
 
         import torch
 
-        from diffseg import Segmenter
-        from diffseg.devices import keep_freed_memory
-        from diffseg.model.backbone import Backbone
-        from diffseg.model.files import with_digest
-        from pipeline.readers.names import NameReader
-
-        checkpoint, clip = _load_models(weights, settings, job.worker.device)
-        model_sha256 = checkpoint.sha256 if clip is None else with_digest(checkpoint.sha256, clip.sha256)
-        affinity = None if settings.affinity is None else find_affinity(settings.affinity, job.source)
-        keep_freed_memory()
-        self.names = NameReader(settings.naming) if settings.naming else None
-        self.segmenter = Segmenter(
-            Backbone(checkpoint, compile=job.worker.compile),
-            settings.method,
-            naming=bool(settings.naming),
-            clip=clip,
-            affinity=affinity,
-        )
+        self.segmenter = self.model.segmenter
         self.gpu_meter = meter_of(job.worker.device)
-        self.segmenter.batch_size = self._batch_size(model_sha256)
+        self.segmenter.batch_size = self._batch_size(self.model.sha256)
         if job.worker.compile:
             torch.set_num_threads(job.worker.threads)  # compiled code for CPUs keeps the number of threads
             run_blank_batch(self.segmenter)
         self.threads = min(MAX_THREADS, max(MIN_THREADS, own_cores()))
-        resolved: dict[str, Any] = {
-            "tau": list(self.segmenter.tau),
-            "timestep": self.segmenter.timestep,
-            "resolution": self.segmenter.resolution,
-            "method": list(self.segmenter.method),
-        } | ({"affinity": affinity.sha256} if affinity else {})
-        if conditioning := self.segmenter.backbone.conditioning(self.segmenter.resolution):
-            resolved["conditioning"] = conditioning
         self.report = WorkerReport(
-            model_sha256=model_sha256,
-            resolved=resolved,
-            fingerprint=fingerprint_of(settings, model_sha256, resolved),
+            model_sha256=self.model.sha256,
+            resolved=self.model.resolved,
+            fingerprint=fingerprint_of(settings, self.model.sha256, self.model.resolved),
             environment=self._environment(),
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -113,14 +83,9 @@ class LabelWorker:
             "device": worker.device,
             "batch_size": self.segmenter.batch_size,
             "threads": worker.threads,
-            "attention": self.segmenter.backbone.recorder.backend.name,
             "versions": versions(),
         }
-        if worker.compile:
-            environment["compile"] = True
-        if self.segmenter.resizes_on_device:
-            environment["resizing"] = "on the GPU"
-        return environment
+        return environment | self.model.environment | ({"compile": True} if worker.compile else {})
 
     def _batch_size(self, model_sha256: str) -> int:
         """Return the batch size of the settings, or the best one for this model, method and kind of GPU."""
@@ -189,9 +154,7 @@ class LabelWorker:
         self._samples = 0
         report = self.report
         metadata = {
-            "method": ",".join(self.segmenter.method),
-            "context": "names of the image" if "cross_attention" in self.segmenter.needs else "empty prompt",
-            "noise": "none",
+            **self.model.about,
             "fingerprint": report.fingerprint,
             "model": self.job.settings.model,
             "model_sha256": report.model_sha256,
@@ -206,7 +169,7 @@ class LabelWorker:
             out=self.job.out,
             source=self.job.source,
             attempt=attempt,
-            names=self.names,
+            names=self.model.names,
             threads=self.threads,
             on_sample=self._count_sample,
             fence=Fence(fingerprint=report.fingerprint, listing=self.job.listing),
@@ -215,22 +178,3 @@ class LabelWorker:
     def _count_sample(self) -> None:
         self._samples += 1
         metrics.IMAGES.record(1)
-
-
-def _load_models(weights: Weights, settings: LabelSettings, device: str) -> tuple[Checkpoint, Clip | None]:
-    """Load the checkpoint, and the CLIP if the settings name one, onto a device."""
-    import torch
-
-    from diffseg.model.checkpoint import load_checkpoint
-    from diffseg.model.clip import load_clip
-    from diffseg.settings import needs_text_encoders
-
-    with weights.named():
-        checkpoint = load_checkpoint(
-            weights.model,
-            vae=weights.vae,
-            device=device,
-            dtype=getattr(torch, settings.known_dtype),
-            text=needs_text_encoders(settings.method, naming=bool(settings.naming) and weights.clip is None),
-        )
-        return checkpoint, None if weights.clip is None else load_clip(weights.clip, device=device)

@@ -53,8 +53,8 @@ class Manifest:
 
 def fingerprint_of(settings: LabelSettings, model_sha256: str, resolved: Mapping[str, Any]) -> str:
     """Return 16 hexadecimal digits for the settings that determine the labels; the model's location is not one."""
-    locations = {"model": model_sha256, "revision": None, "vae": None, "clip": None, "affinity": None}
-    plain = settings.plain() | locations | {"resolved": dict(resolved)}
+    locations = ("revision", "vae", "clip", "affinity", *(() if settings.network is None else ("network",)))
+    plain = settings.plain() | dict.fromkeys(locations) | {"model": model_sha256, "resolved": dict(resolved)}
     return short_digest(json.dumps(plain, sort_keys=True))
 
 

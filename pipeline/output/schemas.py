@@ -95,6 +95,7 @@ class SettingsSchema(Struct, frozen=True, kw_only=True):
     vae: str | None = None
     clip: str | None = None
     affinity: str | None = None
+    network: str | None = None
     key_field: str | None = None
     dtype: str = "float32"
     method: dict[str, Any] = {}

@@ -16,12 +16,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from diffseg.optim import cosine, descend, optimiser_of, set_lr
+from pipeline.networks.files import save_network
+from pipeline.networks.unet import SegmentationNetwork
 from pipeline.storage import SourceError, Storage
 from pipeline.training.dataset import LabelDataset
-from pipeline.training.network import SegmentationNetwork
 from pipeline.training.objective import objective
 from pipeline.training.settings import TrainRunSettings, TrainSettings
-from pipeline.training.state import Record, load_checkpoint, save_checkpoint, save_network
+from pipeline.training.state import Record, load_checkpoint, save_checkpoint
 
 DIMENSIONS = 16
 """Dimensions of the embedding: up to this many segments of an image can have orthogonal vectors."""

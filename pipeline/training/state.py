@@ -1,31 +1,29 @@
 """The files of a training in MODEL.
 
 train.json holds the settings. checkpoint.safetensors holds the complete training state in one file, so that after a
-kill either the previous or the next state is there. model.safetensors and config.json hold the trained network.
+kill either the previous or the next state is there. `pipeline.networks.files` writes the trained network.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
 from diffseg.safetensors_metadata import read_metadata
-from pipeline.bounded_json import InvalidFile, read_bounded, struct_fields
+from pipeline.bounded_json import InvalidFile, read_bounded
+from pipeline.networks.files import damage_named
 from pipeline.output.ownership import refuse_foreign_folder
-from pipeline.output.schemas import DOCUMENT_BYTES, TrainingSchema, parse_network, parse_object, parse_training
+from pipeline.output.schemas import DOCUMENT_BYTES, TrainingSchema, parse_object, parse_training
 from pipeline.output.selection import RowSelection
-from pipeline.storage import SourceError, Storage
-from pipeline.training.network import SegmentationNetwork
+from pipeline.storage import Storage
 from pipeline.training.settings import TrainSettings
 
-CLAIM, CHECKPOINT, WEIGHTS, CONFIG = "train.json", "checkpoint.safetensors", "model.safetensors", "config.json"
+CLAIM, CHECKPOINT = "train.json", "checkpoint.safetensors"
 
 Record = Mapping[str, float]
 """Progress of a training: `step`, the number of steps done; `seconds`, the time since the previous record; and the mean
@@ -72,7 +70,7 @@ def claim(
 
 def save_checkpoint(
     model: Storage,
-    network: SegmentationNetwork,
+    network: nn.Module,
     optimiser: torch.optim.Optimizer,
     step: int,
     history: Sequence[Record],
@@ -86,9 +84,7 @@ def save_checkpoint(
     model.write_bytes(CHECKPOINT, save(contents, {"training": json.dumps(progress)}))
 
 
-def load_checkpoint(
-    model: Storage, network: SegmentationNetwork, optimiser: torch.optim.Optimizer
-) -> tuple[int, list[Record]]:
+def load_checkpoint(model: Storage, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, list[Record]]:
     """Restore network and optimiser in place.
 
     Returns:
@@ -99,7 +95,7 @@ def load_checkpoint(
     data = model.read_bytes(CHECKPOINT)
     weights: dict[str, torch.Tensor] = {}
     states: dict[int, dict[str, torch.Tensor]] = {}
-    with _damage_named(model, CHECKPOINT):
+    with damage_named(model, CHECKPOINT):
         for name, tensor in load(data).items():
             kind, rest = name.split(".", 1)
             if kind == "weights":
@@ -116,46 +112,9 @@ def load_checkpoint(
 def load_history(model: Storage) -> list[Record]:
     """Return the records of a training up to its last checkpoint."""
     data = model.read_bytes(CHECKPOINT)
-    with _damage_named(model, CHECKPOINT):
+    with damage_named(model, CHECKPOINT):
         return list(_progress(data).history)
 
 
 def _progress(data: bytes) -> TrainingSchema:
     return parse_training(read_metadata(data)["training"])
-
-
-@contextmanager
-def _damage_named(model: Storage, path: str) -> Iterator[None]:
-    """Turn the errors of a file whose content is not what this program writes into one that names the file."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SourceError(
-            f"{model.joined(path)}: is damaged ({reason}). Choose another MODEL, or restore it"
-        ) from error
-
-
-def save_network(model: Storage, network: SegmentationNetwork, config: Mapping[str, Any]) -> None:
-    """Write the trained network: first its weights, then the configuration to rebuild it."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    model.write_bytes(WEIGHTS, save(weights))
-    model.write_bytes(CONFIG, json.dumps(dict(config), indent=1, sort_keys=True).encode())
-
-
-def load_network(model: Storage) -> tuple[SegmentationNetwork, dict[str, Any]]:
-    """Return the trained network, on the CPU, and its configuration.
-
-    Raises:
-        SourceError: The training has not finished.
-    """
-    try:
-        with _damage_named(model, CONFIG):
-            config = parse_network(read_bounded(model, CONFIG, DOCUMENT_BYTES))
-        weights = model.read_bytes(WEIGHTS)
-        with _damage_named(model, WEIGHTS):
-            network = SegmentationNetwork(width=config.width, dimensions=config.dimensions)
-            network.load_state_dict(load(weights))
-    except FileNotFoundError as error:
-        raise SourceError(f"{model.redacted}: holds no trained network; pass the MODEL of `diffseg train`") from error
-    return network.eval(), struct_fields(config)

@@ -12,9 +12,9 @@ from doc_checks import problems
 from doc_pages import Page, anchors, read_page
 from labelled_runs import write_run
 
+from pipeline.networks.files import save_network
+from pipeline.networks.unet import SegmentationNetwork
 from pipeline.storage import Storage
-from pipeline.training.network import SegmentationNetwork
-from pipeline.training.state import save_network
 
 DOCS = sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))
 PAGES = [*(Path(name) for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "infra/README.md")), *DOCS]

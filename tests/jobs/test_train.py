@@ -20,9 +20,9 @@ import jobs.evaluate
 import jobs.train
 from diffseg.segmentation import BACKGROUND
 from diffseg.tiny.scenes.scenes import generate_scene
+from pipeline.networks.files import load_network
+from pipeline.networks.segmenter import NetworkSegmenter
 from pipeline.storage import Storage
-from pipeline.training.predict import NetworkSegmenter
-from pipeline.training.state import load_network
 
 KILLED_AT_RENAME = Path(__file__).parents[1] / "killed_at_rename.py"
 SMALL = ("--size", "32", "--width", "8", "--batch-size", "2", "--steps", "12")

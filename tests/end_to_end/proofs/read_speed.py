@@ -20,13 +20,13 @@ from PIL import Image
 
 from diffseg.tiny.scenes.scenes import generate_scene
 from pipeline.label import label_shard
+from pipeline.networks.unet import SegmentationNetwork
 from pipeline.output.manifest import Manifest, write_manifest
 from pipeline.readers.find import find_shards
 from pipeline.readers.pack import pack_images
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 from pipeline.training.dataset import DatasetSettings, LabelDataset
-from pipeline.training.network import SegmentationNetwork
 from pipeline.training.predict import NetworkSegmenter
 
 SIZE = 256

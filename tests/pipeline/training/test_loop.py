@@ -11,13 +11,14 @@ from PIL import Image
 
 from diffseg.method.decide import decide
 from diffseg.optim import descend, optimiser_of, set_lr
+from pipeline.networks.files import load_network, save_network
+from pipeline.networks.regions import region_scores
+from pipeline.networks.unet import SegmentationNetwork
 from pipeline.storage import SourceError, Storage
 from pipeline.training.curves import draw_curves
-from pipeline.training.network import SegmentationNetwork
 from pipeline.training.objective import sample_vectors
-from pipeline.training.regions import region_scores
 from pipeline.training.settings import TrainRunSettings, TrainSettings
-from pipeline.training.state import claim, load_checkpoint, load_network, save_checkpoint, save_network
+from pipeline.training.state import claim, load_checkpoint, save_checkpoint
 
 
 def small(seed: int) -> tuple[SegmentationNetwork, torch.optim.Optimizer]:

@@ -1,0 +1,1 @@
+"""Segmentation networks that were trained on label maps: their definition, their files, and labelling with them."""

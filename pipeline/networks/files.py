@@ -1,0 +1,106 @@
+"""The files of a trained network in MODEL: weights in model.safetensors, and what rebuilds the network in config.json.
+
+The driver of a run imports this module too, but needs no network, so torch is imported in the functions that need it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from pipeline.bounded_json import read_bounded, struct_fields
+from pipeline.output.schemas import DOCUMENT_BYTES, parse_network
+from pipeline.settings import LabelSettings
+from pipeline.storage import SourceError, Storage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@contextmanager
+def damage_named(model: Storage, path: str) -> Iterator[None]:
+    """Turn the errors of a file whose content is not what this program writes into one that names the file."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SourceError(
+            f"{model.joined(path)}: is damaged ({reason}). Choose another MODEL, or restore it"
+        ) from error
+
+
+def save_network(model: Storage, network: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write the trained network: first its weights, then the configuration to rebuild it."""
+    from safetensors.torch import save
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    model.write_bytes(WEIGHTS, save(weights))
+    model.write_bytes(CONFIG, json.dumps(dict(config), indent=1, sort_keys=True).encode())
+
+
+def load_network(model: Storage) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the trained network, on the CPU and in evaluation mode, and its configuration.
+
+    Raises:
+        SourceError: The training has not finished, or a file is damaged.
+    """
+    from safetensors.torch import load
+
+    from pipeline.networks.unet import SegmentationNetwork
+
+    config = load_config(model)
+    with _training_finished(model):
+        weights = model.read_bytes(WEIGHTS)
+    with damage_named(model, WEIGHTS):
+        network = SegmentationNetwork(width=config["width"], dimensions=config["dimensions"])
+        network.load_state_dict(load(weights))
+    return network.eval(), config
+
+
+def load_config(model: Storage) -> dict[str, Any]:
+    """Return the configuration of a trained network; `NetworkSchema` has its fields. Raises SourceError."""
+    with _training_finished(model), damage_named(model, CONFIG):
+        return struct_fields(parse_network(read_bounded(model, CONFIG, DOCUMENT_BYTES)))
+
+
+def network_sha256(model: Storage) -> str:
+    """Return the SHA-256 of a trained network's weights, in hexadecimal. Raises SourceError."""
+    with _training_finished(model):
+        return hashlib.sha256(model.read_bytes(WEIGHTS)).hexdigest()
+
+
+@contextmanager
+def _training_finished(model: Storage) -> Iterator[None]:
+    """Turn a missing file into an error that names MODEL."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SourceError(f"{model.redacted}: holds no trained network; pass the MODEL of `diffseg train`") from error
+
+
+def with_network(settings: LabelSettings, store: Storage) -> LabelSettings:
+    """Return the settings of a run with the names and the type of weights of the network that labels, if one does.
+
+    Args:
+        settings: The settings that the user gave.
+        store: Options for the store of the network.
+
+    Raises:
+        SourceError: There is no trained network.
+        ValueError: Names were given as well.
+    """
+    if settings.network is None:
+        return settings
+    if settings.naming:
+        raise ValueError("network: names its segments by the classes that it was trained on; leave out the names")
+    model = store.at(settings.network)
+    naming = dataclasses.replace(settings.naming, names=tuple(load_config(model)["class_names"][1:]))
+    return dataclasses.replace(settings, network=model.url, model=model.url, dtype="float32", naming=naming)
