@@ -173,6 +173,10 @@ class SegmentNameSettings:
         )
 
 
+ClipTemplates = Literal["short", "imagenet"]
+ClipGuide = Literal["none", "attention", "features"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings:
     """Stage clip: names by a CLIP."""
@@ -183,6 +187,35 @@ class ClipSettings:
     clip_denoise: float = 0.0
     """Stage clip: treat a name as absent if its share does not reach this value at any position. 0 keeps all names,
     which is right for names that an image's labels promise; MaskCLIP uses 0.5."""
+    clip_templates: ClipTemplates = "short"
+    """Stage clip: the texts that are made of a name: seven short ones, or the 80 that CLIP's authors use for
+    ImageNet."""
+    clip_window: int = 0
+    """Stage clip: side, in pixels, of overlapping windows in which the CLIP reads the image. 0 reads it as a whole.
+    ProxyCLIP uses 336."""
+    clip_stride: int = 0
+    """Stage clip: pixels from one window to the next; 0 is half a window. ProxyCLIP uses 112."""
+    clip_guide: ClipGuide = "none"
+    """Stage clip: what takes the place of the attention in the CLIP's last layer: none, so that positions are not
+    mixed (MaskCLIP), or Stable Diffusion's self-attention or the similarity of its features (ProxyCLIP)."""
+    clip_guide_shift: float = 1.2
+    """Stage clip, with a guide: positions that are less similar than this many times the mean are not mixed."""
+    clip_guide_scale: float = 3.0
+    """Stage clip, with a guide: how much more the most similar positions count than others; 0 counts all alike."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.clip_denoise <= 1, f"clip_denoise={self.clip_denoise}: expected a share, 0 to 1")
+        for field, choices in (("clip_templates", ClipTemplates), ("clip_guide", ClipGuide)):
+            _require(
+                getattr(self, field) in get_args(choices),
+                f"{field}={getattr(self, field)!r}: expected {', '.join(get_args(choices))}",
+            )
+        _require(
+            0 <= self.clip_stride <= self.clip_window,
+            f"clip_window={self.clip_window}, clip_stride={self.clip_stride}: expected pixels, 0 or more, and a stride "
+            "of at most a window",
+        )
+        _require(
+            0 <= self.clip_guide_shift <= 100 and 0 <= self.clip_guide_scale <= 100,
+            f"clip_guide_shift={self.clip_guide_shift}, clip_guide_scale={self.clip_guide_scale}: expected 0 to 100",
+        )

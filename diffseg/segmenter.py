@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from diffseg.affinity.affinity import check_state
 from diffseg.affinity.state import AffinityState, PassConditions, layers_by_grid, read_state
+from diffseg.clip.clip import Clip, load_clip
 from diffseg.images.canvas import ModelInput, fit_image
 from diffseg.images.decode import decode_image
 from diffseg.method.decide import Region, decide_images
@@ -25,7 +26,6 @@ from diffseg.method.signals import Scores, Signals
 from diffseg.method.stages import Stage, classes_to_segments, run_stages, stages_of
 from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
-from diffseg.model.clip import Clip, load_clip
 from diffseg.model.text import Prompt, prompt_of_names
 from diffseg.pending import PendingBatch
 from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, needs_text_encoders, settings_of
@@ -83,10 +83,15 @@ class Segmenter:
         if "clip" in self.method and clip is None:
             raise ValueError(
                 f"method {','.join(self.method)}: stage clip needs a CLIP, and this program includes none; give the "
-                "folder, hub id or URL of one in the transformers layout (clip=…, --clip)"
+                "folder, hub id or URL of one (clip=…, --clip)"
             )
         self._check_affinity(affinity)
         self.needs = frozenset[str]().union(*(stage.needs for stage in self.stages))
+        if "clip" in self.needs and settings.clip.clip_guide == "features" and backbone.compiled:
+            raise ValueError(
+                "compile and clip_guide=features exclude each other: features are read by hooks inside the layers, "
+                "which compiled graphs do not call; use clip_guide=attention, or do not compile"
+            )
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
                 f"resolution={self.resolution}: expected a multiple of {backbone.pixel_multiple} for this checkpoint"
@@ -132,6 +137,7 @@ class Segmenter:
         batch_size: int = 1,
         naming: bool = False,
         clip: str | os.PathLike[str] | None = None,
+        words: Mapping[str, Sequence[str]] | None = None,
         affinity: str | os.PathLike[str] | None = None,
         stages: Sequence[StageName | Stage] | None = None,
         preset: Preset = "default",
@@ -150,7 +156,8 @@ class Segmenter:
             batch_size: Images per pass of the model.
             naming: Whether images come with names. Unless `method` says otherwise, segments are then named by the CLIP
                 if one is given, else by cross-attention.
-            clip: A local folder or hub id of a CLIP in the transformers layout, see `load_clip`.
+            clip: A local folder or hub id of a CLIP, see `load_clip`.
+            words: Further words for a name, by the name, for the CLIP.
             affinity: A file that `diffseg fit` wrote: of heads for stage affinity, or of features for stage walk.
             stages: The stages in order, instead of the setting `method`: names, or objects of your own with the
                 interface of `diffseg.method.stages.Stage`.
@@ -179,7 +186,7 @@ class Segmenter:
             resolved,
             batch_size=batch_size,
             naming=naming,
-            clip=None if clip is None else load_clip(clip, device=device),
+            clip=None if clip is None else load_clip(clip, device=device, words=words),
             affinity=None if affinity is None else read_state(Path(affinity).read_bytes(), str(affinity)),
             stages=stages,
         )

@@ -6,21 +6,24 @@ Axes: B images in the batch, P = h·w positions of the working grid, S pixels of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 
 from diffseg.affinity.affinity import Affinity, record_affinity
-from diffseg.affinity.state import AffinityState
+from diffseg.affinity.features import FeatureReader, Features
+from diffseg.affinity.state import AffinityState, hook_self_attention
 from diffseg.attention.crops import attention_with_crops
 from diffseg.attention.maps import CrossAttention, Grid, SelfAttention
+from diffseg.clip.clip import Clip, Guide
 from diffseg.devices import to_device
 from diffseg.images.canvas import ModelInput
 from diffseg.images.device_resize import squares_of
+from diffseg.method.clip_guide import guide_of_attention, guide_of_features
 from diffseg.method.proposals import aggregate_attention
 from diffseg.method.signals import Signals
 from diffseg.model.backbone import Backbone, Step
-from diffseg.model.clip import Clip
 from diffseg.model.text import Prompt
 from diffseg.settings import SegmenterSettings
 
@@ -32,11 +35,13 @@ class RecordedPass(NamedTuple):
         self_attention: Self-attention at each resolution.
         cross_attention: Cross-attention of the prompts' names; None without prompts.
         affinity: Learned affinity; None without a file of it.
+        features: Input of the last self-attention layer of each resolution; None if no stage needs it.
     """
 
     self_attention: SelfAttention
     cross_attention: CrossAttention | None
     affinity: Affinity | None
+    features: Features | None = None
 
 
 class SignalRecorder:
@@ -80,15 +85,20 @@ class SignalRecorder:
         with step("resize"):
             pixels = squares_of(padded, self.backbone.checkpoint.vae.device)
         recorded = self.run_pass(pixels, self._fitting_prompts(padded), step)
-        probabilities = None
-        if self.clip is not None and "clip" in self.needs:
-            with step("clip"):
-                probabilities = self.clip.probabilities(pixels, [prompt.names for prompt in _prompts(padded)])
         attention = recorded.self_attention
         if self.settings.attention.crops:
             attention = self._with_crops(attention, padded, step)
         with step("aggregate"):
             aggregated, grid, finite = self._aggregate(attention, len(inputs))
+        probabilities = None
+        if self.clip is not None and "clip" in self.needs:
+            with step("clip"):
+                probabilities = self.clip.probabilities(
+                    pixels,
+                    [prompt.names for prompt in _prompts(padded)],
+                    settings=self.settings.clip,
+                    guide=self._clip_guide(aggregated, finite, grid, recorded.features, len(padded)),
+                )
         has_names = recorded.cross_attention is not None or probabilities is not None
         counts = torch.tensor([len(prompt.names) for prompt in _prompts(padded)]) if has_names else None
         signals = Signals(
@@ -123,12 +133,33 @@ class SignalRecorder:
         return recorded
 
     def _run_once(self, pixels: torch.Tensor, prompts: list[list[Prompt]] | None, step: Step) -> RecordedPass:
-        with record_affinity(self.affinity, self.backbone.checkpoint.unet) as affinity_of_pass:
+        unet, reader = self.backbone.checkpoint.unet, FeatureReader()
+        reads_features = "clip" in self.needs and self.settings.clip.clip_guide == "features"
+        with (
+            record_affinity(self.affinity, unet) as affinity_of_pass,
+            hook_self_attention(unet, reader) if reads_features else nullcontext(),
+        ):
             if prompts is None:
                 attention, cross = self.backbone.self_attention(pixels, self.timestep, step), None
             else:
                 attention, cross = self.backbone.attention(pixels, self.timestep, prompts, step)
-            return RecordedPass(attention, cross, affinity_of_pass())
+            features = reader.features(list(attention.maps)) if reads_features else None
+            return RecordedPass(attention, cross, affinity_of_pass(), features)
+
+    def _clip_guide(
+        self, attention: torch.Tensor, finite: torch.Tensor, grid: Grid, features: Features | None, batch_size: int
+    ) -> Guide | None:
+        """Return the attention for the CLIP's last layer, for all images of the padded batch; None without a guide."""
+        settings = self.settings.clip
+        options = {"shift": settings.clip_guide_shift, "scale": settings.clip_guide_scale}
+        if settings.clip_guide == "none":
+            return None
+        if features is not None:
+            return Guide(guide_of_features(features, grid, **options), grid)
+        # On a CPU the attention of padding is gone. An image's labels must not depend on how full its batch is.
+        images = torch.arange(batch_size, device=attention.device).clamp_max(len(attention) - 1)
+        rows = torch.where(finite[:, None, None], attention, 0)
+        return Guide(guide_of_attention(rows, **options)[images], grid)
 
     def _with_crops(self, attention: SelfAttention, inputs: Sequence[ModelInput], step: Step) -> SelfAttention:
         detail = torch.stack([model_input.detail for model_input in inputs if model_input.detail is not None])

@@ -118,7 +118,7 @@ class CheckpointCache:
         One or two requests find out whether the URL holds a checkpoint at all, before a listing that could be huge.
         """
         files = self.files
-        configs = {folder: f"{folder}/config.json" if folder else "config.json" for folder in files.main_folders}
+        configs = {folder: f"{folder}/{files.config}" if folder else files.config for folder in files.main_folders}
         main_folder = next((folder for folder, path in configs.items() if self.store.is_file(path)), None)
         if main_folder is None:
             example = f" ({files.example})" if files.example else ""

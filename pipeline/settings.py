@@ -17,6 +17,13 @@ from pipeline.worker_pools import WorkerSpec, parse_worker_specs
 
 Format = Literal["parquet", "webdataset"]
 
+ADDED_METHOD_FIELDS = (
+    *("clip_templates", "clip_window", "clip_stride"),
+    *("clip_guide", "clip_guide_shift", "clip_guide_scale"),
+)
+"""Fields of the method that runs of earlier versions lack. At their defaults they stay out of run.json and of the
+fingerprint, so that such runs can go on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings:
@@ -33,8 +40,9 @@ class LabelSettings:
     """Autoencoder to use instead of the model's own, whose encoder takes most of the time: a folder, hub id or URL,
     such as madebyollin/taesd. It must have the same latents."""
     clip: str | None = None
-    """CLIP that names segments in the stage clip: a transformers folder, hub id or URL, such as
-    openai/clip-vit-large-patch14. No CLIP is embedded in this program."""
+    """CLIP that names segments in the stage clip: a folder, hub id or URL of a CLIP or SigLIP of transformers, such as
+    openai/clip-vit-large-patch14, or, with diffseg-pipeline[open-clip], of a model of open_clip, such as MobileCLIP. No
+    CLIP is embedded in this program."""
     affinity: str | None = None
     """File or URL of an affinity that `diffseg fit` wrote: of heads for the stage affinity, of features for the stage
     walk."""
@@ -117,7 +125,9 @@ class LabelSettings:
 
     def plain(self) -> dict[str, Any]:
         """Return all settings as plain values, as run.json and the fingerprint hold them, with a flat `method`."""
-        plain = dataclasses.asdict(self) | {"method": self.method.flat()}
+        added, default = set(ADDED_METHOD_FIELDS), SegmenterSettings().flat()
+        method = {k: v for k, v in self.method.flat().items() if k not in added or v != default[k]}
+        plain = dataclasses.asdict(self) | {"method": method}
         for name in ("key_field", "network"):
             if plain[name] is None:
                 del plain[name]  # so that runs from before this setting keep their fingerprint

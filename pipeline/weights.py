@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import is_offline_mode
 
-from diffseg.model.files import CHECKPOINT_FILES, CLIP_FILES, VAE_FILES, ModelFiles, fingerprint, with_digest
-from diffseg.model.layout import CheckpointError, resolve
+from diffseg.model.files import (
+    CHECKPOINT_FILES,
+    CLIP_FILES,
+    OPEN_CLIP_FILES,
+    VAE_FILES,
+    ModelFiles,
+    clip_files,
+    fingerprint,
+    with_digest,
+)
+from diffseg.model.layout import CheckpointError, resolve, resolve_clip
 from diffseg.settings import Dtype
 from pipeline.checkpoint_cache import CheckpointCache
 from pipeline.digest import short_digest
@@ -47,7 +56,9 @@ class Weights:
     def fingerprint(self) -> str:
         """Return the model_sha256 of run.json, which depends on the contents of the files and not on their location."""
         checkpoint = fingerprint(self.model, vae=self.vae, dtype=self.settings.known_dtype)
-        return checkpoint if self.clip is None else with_digest(checkpoint, fingerprint(self.clip, CLIP_FILES))
+        return (
+            checkpoint if self.clip is None else with_digest(checkpoint, fingerprint(self.clip, clip_files(self.clip)))
+        )
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -76,7 +87,7 @@ def find_weights(settings: LabelSettings, source: Storage) -> Weights:
     dtype = settings.known_dtype
     model = _locate(settings.model, settings.revision, source, CHECKPOINT_FILES, dtype)
     vae = None if settings.vae is None else _locate(settings.vae, None, source, VAE_FILES, dtype)
-    clip = None if settings.clip is None else _locate(settings.clip, None, source, CLIP_FILES, "float32")
+    clip = None if settings.clip is None else _locate_clip(settings.clip, source)
     return Weights(settings=settings, model=model, vae=vae, clip=clip)
 
 
@@ -89,6 +100,19 @@ def find_affinity(location: str, source: Storage) -> AffinityState:
         return read_state(source.at(folder).read_bytes(name), redact(location))
     except FileNotFoundError:
         raise AffinityError(f"{redact(location)}: there is no such file; `diffseg fit` writes one") from None
+
+
+def _locate_clip(name: str, source: Storage) -> Path:
+    """Return the local folder of a CLIP in the layout of transformers or, failing that, of open_clip."""
+    if not scheme(name):
+        return resolve_clip(local_path(name))
+    try:
+        return _locate(name, None, source, CLIP_FILES, "float32")
+    except CheckpointError as not_transformers:
+        try:
+            return _locate(name, None, source, OPEN_CLIP_FILES, "float32")
+        except CheckpointError:
+            raise not_transformers from None
 
 
 def _locate(name: str, revision: str | None, source: Storage, files: ModelFiles, dtype: Dtype) -> Path:

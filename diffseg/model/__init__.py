@@ -1,4 +1,4 @@
-"""Checkpoints, the UNet's pass, prompts and CLIP."""
+"""Checkpoints, the UNet's pass and prompts."""
 
 from diffseg.private_folder import use_private_torch_cache
 

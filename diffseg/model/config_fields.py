@@ -182,16 +182,18 @@ TEXT_FIELDS: Rules = {
     **_TRANSFORMER_FIELDS,
     "vocab_size": integer(1, 2**20),
     "max_position_embeddings": integer(3, 2048),
+    "projection_size": integer(1, WIDTH, optional=True),
 }
-"""Fields of CLIPTextConfig with a bound. The other fields change nothing that is built."""
+"""Fields of CLIPTextConfig and SiglipTextConfig with a bound. The other fields change nothing that is built."""
 
 VISION_FIELDS: Rules = {
     **_TRANSFORMER_FIELDS,
     "num_channels": _COLOURS,
     "image_size": integer(1, 2048),
     "patch_size": integer(1, 256),
+    "num_patches": integer(1, 2**16),
 }
-"""Fields of CLIPVisionConfig with a bound."""
+"""Fields of the vision configurations of CLIP, SigLIP and SigLIP 2 with a bound."""
 
 _Config = dict[str, Any]
 CLIP_FIELDS: Rules = {

@@ -93,14 +93,16 @@ class ModelFiles:
     Attributes:
         library: The library whose layout this is.
         parts: The parts of the model.
-        main_folders: Folders below the model's, one of which must hold config.json and weights; "" is its own folder.
+        main_folders: Folders below the model's, one of which must hold a configuration and weights; "" is its own.
         example: Folders and files that a message names as an example of the layout.
+        config: Name of the configuration in a main folder.
     """
 
     library: str
     parts: tuple[Part, ...]
     main_folders: tuple[str, ...]
     example: str = ""
+    config: str = "config.json"
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -162,20 +164,28 @@ VAE_FILES = ModelFiles(
 )
 """An autoencoder of its own, or the one of a checkpoint."""
 
+_TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 CLIP_FILES = ModelFiles(
     library="transformers",
-    parts=(
-        Part(
-            files=(
-                *("config.json", "preprocessor_config.json"),
-                *("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
-            ),
-            weights=_TRANSFORMERS_WEIGHTS,
-        ),
-    ),
+    parts=(Part(files=("config.json", "preprocessor_config.json", *_TOKENIZER), weights=_TRANSFORMERS_WEIGHTS),),
     main_folders=("",),
 )
-"""A CLIP."""
+"""A CLIP or SigLIP of transformers."""
+
+OPEN_CLIP_FILES = ModelFiles(
+    library="open_clip",
+    parts=(Part(files=("open_clip_config.json", *_TOKENIZER), weights="open_clip_model"),),
+    main_folders=("",),
+    config="open_clip_config.json",
+)
+"""A CLIP of open_clip."""
+
+
+def clip_files(folder: Path) -> ModelFiles:
+    """Return which files of a CLIP's folder are read: those of transformers unless only open_clip has weights there."""
+    names = [path.name for path in folder.glob("*")]
+    only_open_clip = OPEN_CLIP_FILES.config in names and not CLIP_FILES.part("").has_weights(names)
+    return OPEN_CLIP_FILES if only_open_clip else CLIP_FILES
 
 
 def digests(folder: Path, files: ModelFiles = CHECKPOINT_FILES, dtype: Dtype = "float32") -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import list_repo_files, snapshot_download
 
-from diffseg.model.files import CHECKPOINT_FILES, ModelFiles, Part
+from diffseg.model.files import CHECKPOINT_FILES, CLIP_FILES, OPEN_CLIP_FILES, ModelFiles, Part
 from diffseg.settings import Dtype
 
 TINY = Path(__file__).parents[1] / "tiny" / "checkpoint"
@@ -86,6 +86,20 @@ def resolve(
             f"{f' at revision {revision}' if revision else ''}: {error}"
         ) from error
     return Path(folder)
+
+
+def resolve_clip(model: str | os.PathLike[str]) -> Path:
+    """Return the local folder of a CLIP in the layout of transformers or, failing that, of open_clip.
+
+    Args:
+        model: A local folder or a hub id, of which only the files of one of the two layouts are downloaded.
+
+    Raises:
+        CheckpointError: There is no such folder or repository.
+    """
+    folder = resolve(model, files=CLIP_FILES)
+    has_weights = CLIP_FILES.part("").has_weights(path.name for path in folder.glob("*"))
+    return folder if has_weights or Path(model).expanduser().is_dir() else resolve(model, files=OPEN_CLIP_FILES)
 
 
 def check_single_file(name: str, shown: str, files: ModelFiles = CHECKPOINT_FILES) -> None:

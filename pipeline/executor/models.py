@@ -10,7 +10,7 @@ from pipeline.settings import LabelSettings
 from pipeline.weights import Weights, find_affinity, find_weights
 
 if TYPE_CHECKING:
-    from diffseg.model.clip import Clip
+    from diffseg.clip.clip import Clip
     from diffseg.model.checkpoint import Checkpoint
     from pipeline.label import ImageSegmenter
     from pipeline.readers.names import NameReader
@@ -95,7 +95,7 @@ def _load_parts(weights: Weights, settings: LabelSettings, device: str) -> tuple
     """Load the checkpoint, and the CLIP if the settings name one, onto a device."""
     import torch
 
-    from diffseg.model.clip import load_clip
+    from diffseg.clip.clip import load_clip
     from diffseg.model.checkpoint import load_checkpoint
     from diffseg.settings import needs_text_encoders
 

@@ -21,7 +21,7 @@ from small_clip import write_clip
 from small_models import UNETS
 
 from diffseg.model.checkpoint import Checkpoint, load_checkpoint
-from diffseg.model.clip import load_clip
+from diffseg.clip.clip import load_clip
 from diffseg.model.config_fields import (
     CLIP_FIELDS,
     DIFFSEG_FIELDS,

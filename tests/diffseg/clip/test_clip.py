@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from small_checkpoints import change_json
 from small_clip import NAMES, PATCH, SIDE, drop_weight, write_clip
+from transformers import CLIPTokenizer
 
-from diffseg.model.clip import MEAN, STD, TEMPLATES, Clip, load_clip
+from diffseg.clip.clip import Clip, load_clip
+from diffseg.clip.layout import MEAN, STD
+from diffseg.clip.templates import SHORT
 from diffseg.model.files import fingerprint
 from diffseg.model.layout import CheckpointError
 
@@ -44,9 +47,10 @@ def pictures(side: int = SIDE, count: int = 2) -> torch.Tensor:
 def test_values_mixed_by_the_last_layers_attention_give_the_embedding_of_the_image(clip: Clip) -> None:
     """The output projection is linear, so the dense features differ from the embedding only in the missing mixing."""
     prepared = clip.preprocess(pictures())
-    vision = clip.model.vision_model
-    states, last = clip.penultimate_states(prepared), vision.encoder.layers[-1]
-    layer, heads = last.self_attn, clip.model.config.vision_config.num_attention_heads
+    vision = clip.layout.model.vision_model
+    states = vision(prepared, output_hidden_states=True).hidden_states[-2]
+    last = vision.encoder.layers[-1]
+    layer, heads = last.self_attn, clip.layout.model.config.vision_config.num_attention_heads
     normed = last.layer_norm1(states)
     queries, keys, values = (
         project(normed).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -57,31 +61,32 @@ def test_values_mixed_by_the_last_layers_attention_give_the_embedding_of_the_ima
     mixed = sum(weights[:, head, None] @ values[:, head] @ parts[:, head].T for head in range(heads))
     token = states[:, :1] + mixed + layer.out_proj.bias
     token = token + last.mlp(last.layer_norm2(token))
-    pooled = clip.model.visual_projection(vision.post_layernorm(token[:, 0]))
-    whole = clip.model.get_image_features(prepared).pooler_output
+    pooled = clip.layout.model.visual_projection(vision.post_layernorm(token[:, 0]))
+    whole = clip.layout.model.get_image_features(prepared).pooler_output
     torch.testing.assert_close(pooled, whole, rtol=0, atol=1e-5)
 
 
 def test_each_position_has_a_vector_of_length_one(clip: Clip) -> None:
     features = clip.dense_features(pictures())
-    assert features.shape == (2, clip.model.config.projection_dim, GRID, GRID)
+    assert features.shape == (2, clip.layout.model.config.projection_dim, GRID, GRID)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(2, GRID, GRID))
 
 
 def test_dense_features_leave_the_embedding_of_the_image_bit_identical(clip: Clip) -> None:
     prepared = clip.preprocess(pictures())
-    before = clip.model.get_image_features(prepared).pooler_output
+    before = clip.layout.model.get_image_features(prepared).pooler_output
     clip.dense_features(pictures())
-    clip.penultimate_states(prepared)
-    assert torch.equal(clip.model.get_image_features(prepared).pooler_output, before)
+    clip.layout.values(prepared)
+    assert torch.equal(clip.layout.model.get_image_features(prepared).pooler_output, before)
 
 
 def test_positional_embeddings_are_not_interpolated_at_the_size_of_training(clip: Clip) -> None:
-    vision = clip.model.vision_model
+    vision = clip.layout.model.vision_model
     prepared = clip.preprocess(pictures())
-    expected = vision(prepared, output_hidden_states=True).hidden_states[-2]
-    assert torch.equal(clip.penultimate_states(prepared), expected)
-    assert torch.equal(prepared, ((pictures() + 1) / 2 - clip.mean) / clip.std)
+    states, last = vision(prepared, output_hidden_states=True).hidden_states[-2], vision.encoder.layers[-1]
+    expected = last.self_attn.v_proj(last.layer_norm1(states))[:, 1:]
+    assert torch.equal(clip.layout.values(prepared), expected)
+    assert torch.equal(prepared, ((pictures() + 1) / 2 - clip.layout.mean) / clip.layout.std)
 
 
 @pytest.mark.parametrize(("side", "positions"), [(SIDE, 8), (2 * SIDE, 16), (50, 12), (SIDE // 2, 8), (PATCH, 8)])
@@ -93,7 +98,7 @@ def test_any_size_of_image_has_whole_patches(clip: Clip, side: int, positions: i
 
 def test_probabilities_do_not_depend_on_the_scale_of_text_vectors(clip: Clip, folder: Path) -> None:
     scaled = load_clip(folder)
-    scaled.model.text_projection.weight.mul_(7)
+    scaled.layout.model.text_projection.weight.mul_(7)
     first, second = (network.probabilities(pictures(), [NAMES] * 2) for network in (clip, scaled))
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
@@ -122,8 +127,9 @@ def test_each_image_has_its_own_names(clip: Clip) -> None:
 def test_the_vector_of_a_name_does_not_depend_on_other_names(clip: Clip, folder: Path) -> None:
     """It is the mean of the templates' vectors, each of length 1, and always has the same bits."""
     assert torch.equal(clip.name_vectors(NAMES)[2], load_clip(folder).name_vectors(["blue"])[0])
-    tokens = [clip.tokenizer(template.format("blue"), return_tensors="pt").input_ids for template in TEMPLATES]
-    pooled = [clip.model.get_text_features(ids).pooler_output[0] for ids in tokens]
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    tokens = [tokenizer(template.format("blue"), return_tensors="pt").input_ids for template in SHORT]
+    pooled = [clip.layout.model.get_text_features(ids).pooler_output[0] for ids in tokens]
     mean = torch.stack([vector / vector.norm() for vector in pooled]).mean(dim=0)
     torch.testing.assert_close(clip.name_vectors(["blue"])[0], mean / mean.norm(), rtol=0, atol=1e-5)
 
@@ -134,11 +140,11 @@ def test_unusual_names_have_finite_vectors(clip: Clip, name: str) -> None:
 
 
 def test_colour_statistics_come_from_the_checkpoint(clip: Clip, changed: Path) -> None:
-    assert clip.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
+    assert clip.layout.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
     (changed / "preprocessor_config.json").unlink()
     plain = load_clip(changed)
-    assert plain.mean.flatten().tolist() == pytest.approx(MEAN)
-    assert plain.std.flatten().tolist() == pytest.approx(STD)
+    assert plain.layout.mean.flatten().tolist() == pytest.approx(MEAN)
+    assert plain.layout.std.flatten().tolist() == pytest.approx(STD)
     assert plain.sha256 != clip.sha256
     assert torch.equal(F.normalize(plain.name_vectors(["red"])), plain.name_vectors(["red"]))
 
@@ -152,7 +158,10 @@ def test_the_fingerprint_covers_the_files_that_are_read(clip: Clip, folder: Path
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), r"looked for config\.json of a CLIPModel; the folder holds"),
+    "no config": (
+        lambda f: (f / "config.json").unlink(),
+        r"looked for config\.json of a CLIPModel or SiglipModel, or open_clip_config\.json; the folder holds",
+    ),
     "another model": (lambda f: change_json(f / "config.json", model_type="bert"), "is a bert; looked for a clip"),
     "no weights": (
         lambda f: (f / "model.safetensors").unlink(),
@@ -191,7 +200,10 @@ def test_a_damaged_clip_is_refused(changed: Path, damage: str) -> None:
 
 
 def test_the_embedded_model_is_refused_as_a_clip() -> None:
-    with pytest.raises(CheckpointError, match=r"looked for config\.json of a CLIPModel; the folder holds .*unet"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"looked for config\.json of a CLIPModel or SiglipModel, or open_clip_config\.json; the folder .*unet",
+    ):
         load_clip("tiny")
     with pytest.raises(CheckpointError, match="no such file or folder, and not a hub id"):
         load_clip("/nowhere")

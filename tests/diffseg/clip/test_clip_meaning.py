@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from planted import planted
 from small_clip import NAMES, SIDE, draw, pixels_of, write_clip, write_trained_clip
 
+from diffseg.clip.clip import Clip, load_clip
 from diffseg.method.signals import Scores, Signals
 from diffseg.method.stages import stage_of
-from diffseg.model.clip import Clip, load_clip
 from diffseg.settings import settings_of
 
 PICTURES, HELD_OUT = 60, 1000
