@@ -57,7 +57,7 @@ bench: $(VENV)/.test ## Measure speed beside the bare model, google/diffseg's fo
 bench-gpu: $(if $(OFFLINE),,$(VENV)/.demo) ## Measure SD 1.5 and SDXL (random weights) and the pipeline on a GPU in five minutes: OFFLINE=1
 	$(if $(OFFLINE),$(PYTHON),$(BIN)/python) -m jobs.benchmarks.gpu $(ARGS)
 
-evaluate-sd: $(VENV)/.demo ## Score a checkpoint by the protocol of the paper: MODEL=… DATA=… BENCHMARK=coco-stuff-27|cityscapes-27
+evaluate-sd: $(VENV)/.demo ## Score a checkpoint by published protocols: MODEL=… DATA=… BENCHMARK=coco-stuff-27|cityscapes-27|voc|context|coco-object|ade20k
 	$(BIN)/python -m jobs.benchmarks.paper $(MODEL) $(DATA) --benchmark $(or $(BENCHMARK),coco-stuff-27) $(ARGS)
 
 # PHOTOGRAPHS names a folder of photographs with masks. HALF=held-out scores only those that no setting was chosen on.

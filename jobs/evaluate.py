@@ -27,6 +27,7 @@ from diffseg.segmentation import IGNORE
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.evaluation_tables import as_document, comparison_document, print_document
 from jobs.printing import CleanConsole, print_json, print_line, progress_bar
+from jobs.protocol_tables import chosen_protocol, protocol_document
 from jobs.run_flags import ParallelFlags, SourceImageFlags
 from pipeline.errors import RunFailed
 from pipeline.evaluation.compare import Comparison, by_ground_truth, compare
@@ -34,6 +35,7 @@ from pipeline.evaluation.evaluate import Evaluation, evaluate, make_tasks
 from pipeline.evaluation.ground_truth import GroundTruth, find_ground_truth
 from pipeline.evaluation.layouts import LayoutName
 from pipeline.evaluation.pairing import pair_rows, read_run_rows
+from pipeline.evaluation.protocols import ProtocolName
 from pipeline.evaluation.report import IMAGES_PER_PICTURE, draw_picture, rank_by_covering, write_csv
 from pipeline.evaluation.score import THIS_RUN, EvaluationContext, ScoredImage, ScoringTask
 from pipeline.output.manifest import Manifest, require_manifest
@@ -56,6 +58,9 @@ class EvaluateCommand(ParallelFlags, SourceImageFlags):
     truth: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TRUTH")]
     """Ground truth: a folder, glob or URL, a panoptic JSON file, or the OUT of another run.
     Each row is paired with ground truth by its path or its name."""
+    protocol: ProtocolName | None = None
+    """Published protocol by which accuracy and mIoU are computed too, and printed beside its published figures.
+    It sets the layout of TRUTH, its classes, and the pixels that are scored."""
     layout: LayoutName | None = None
     """Layout of TRUTH; default: the layout that its paths suggest, else plain label maps (labels)."""
     truth_field: str | None = None
@@ -85,9 +90,18 @@ def _evaluate(command: EvaluateCommand) -> int:
     _check_name(command.name)
     out, manifest = command.open()
     store = command.store()
+    naming = NameSettings(**manifest.settings["naming"])
+    given = {flag: getattr(command, flag) for flag in ("layout", "ignore", "crop", "size")}
+    chosen = chosen_protocol(command.protocol, given, naming)
     ground_truth = find_ground_truth(
-        command.truth, store, layout=command.layout, field=command.truth_field, ignore=_parse_ids(command.ignore)
+        command.truth,
+        store,
+        layout=chosen.layout if chosen else command.layout,
+        field=command.truth_field,
+        ignore=_parse_ids(command.ignore),
     )
+    if chosen:
+        ground_truth = dataclasses.replace(ground_truth, merges=chosen.merges)
     rows = read_run_rows(out, manifest)
     pairing = pair_rows(rows, ground_truth)
     sources = _source_shards(command, manifest)
@@ -95,16 +109,20 @@ def _evaluate(command: EvaluateCommand) -> int:
     context = EvaluationContext(
         out=out,
         ground_truth=dataclasses.replace(ground_truth, locations={}),
-        view=View(crop=command.crop, size=command.size),
+        view=chosen.protocol.view if chosen else View(crop=command.crop, size=command.size),
         image_field=manifest.settings["image_field"],
-        classes=_parse_classes(command.classes, store),
-        has_names=bool(NameSettings(**manifest.settings["naming"])),
+        classes=(chosen.class_of_word if chosen else {}) | _parse_classes(command.classes, store),
+        has_names=bool(naming),
+        unnamed=chosen.unnamed if chosen else IGNORE,
+        protocol=chosen.protocol if chosen else None,
     )
     with progress_bar("scoring label shards", len(tasks)) as advance:
         evaluation = evaluate(
             context, tasks, processes=command.process_count, address=command.ray_address, on_shard=advance
         )
     document = as_document(context, rows, pairing, evaluation)
+    if command.protocol and chosen:
+        document["by_protocol"] = protocol_document(command.protocol, context.classes, evaluation.methods, naming)
     if command.compare:
         comparison = _compare(command, context, ground_truth, by_ground_truth(evaluation.scored, pairing))
         document["comparison"] = comparison_document(comparison)
@@ -142,7 +160,7 @@ def _compare(
     other = command.store().at(command.compare)
     pairing = pair_rows(read_run_rows(other, require_manifest(other)), ground_truth)
     tasks = make_tasks(pairing, ground_truth, sources={}, baseline_images=0)
-    other_context = dataclasses.replace(context, out=other, classes={})
+    other_context = dataclasses.replace(context, out=other, classes={}, protocol=None)
     with progress_bar("scoring the other run", len(tasks)) as advance:
         evaluation = evaluate(
             other_context, tasks, processes=command.process_count, address=command.ray_address, on_shard=advance

@@ -17,6 +17,7 @@ from rich.table import Table
 from diffseg.scoring.boundaries import TOLERANCE
 from diffseg.scoring.scores import CLASS_SCORES, IMAGE_SCORES
 from jobs.printing import print_line
+from jobs.protocol_tables import print_protocol
 from pipeline.evaluation.compare import Comparison
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.pairing import Pairing, RunRows
@@ -121,6 +122,8 @@ def print_document(console: Console, document: Mapping[str, Any]) -> None:
     for line in _lines_about_missing(document["counts"]):
         print_line(console, line, "yellow")
     _print_problems(console, document["problems"])
+    if by_protocol := document.get("by_protocol"):
+        print_protocol(console, by_protocol)
     pixels = f"{protocol['layout']}, {protocol['pixels']}, {document['counts']['scored']} images"
     methods = document["methods"]
     columns = dict.fromkeys(IMAGE_SCORES[:2], PER_IMAGE)

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffseg.scoring.baselines import BASELINES
 from diffseg.scoring.bootstrap import Interval
+from diffseg.scoring.protocols import Protocol, protocol_scores
 from diffseg.scoring.scores import named_scores, pool_scores
 from pipeline.evaluation.ground_truth import GroundTruth
 from pipeline.evaluation.pairing import Pairing, RowLocation
@@ -27,11 +28,14 @@ class MethodScores:
         name: Name of the method, or of the run.
         images: Number of images with at least one scored pixel.
         figures: Mean and interval by score.
+        by_protocol: Accuracy and mIoU by the published protocol; None without one, or if it scores names and the method
+            has none.
     """
 
     name: str
     images: int
     figures: Mapping[str, Interval]
+    by_protocol: tuple[Interval, Interval] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,16 +129,13 @@ def evaluate(
         scored += shard_images
         problems += shard_problems
         on_shard()
-    count = context.ground_truth.layout.classes
-    classes = None if count is None else range(count)
-    once = context.has_names
-    methods = [_method_scores(THIS_RUN, scored, THIS_RUN, classes, once=once)]
+    methods = [_method_scores(THIS_RUN, scored, THIS_RUN, context)]
     sample = [image for image in scored if len(image.scores) > 1]
     if 0 < len(sample) < len(scored):
-        methods.append(_method_scores(f"{THIS_RUN}, images of the baselines", sample, THIS_RUN, classes, once=once))
+        methods.append(_method_scores(f"{THIS_RUN}, images of the baselines", sample, THIS_RUN, context))
     # scikit-image, which some baselines need, may be missing on other nodes
     names = [name for name in BASELINES if sample and name in sample[0].scores]
-    methods += [_method_scores(name, sample, name, classes, once=once) for name in names]
+    methods += [_method_scores(name, sample, name, context) for name in names]
     named = _named_scores(scored, context.classes)
     return Evaluation(methods=methods, scored=scored, problems=problems, named=named)
 
@@ -153,8 +154,22 @@ def _named_scores(scored: list[ScoredImage], classes: Mapping[str, int]) -> Name
     )
 
 
-def _method_scores(
-    title: str, scored: list[ScoredImage], name: str, classes: range | None, *, once: bool
-) -> MethodScores:
-    figures = pool_scores([image.scores[name] for image in scored], classes, once=once)
-    return MethodScores(name=title, images=figures["covering"].count if figures else 0, figures=figures)
+def _method_scores(title: str, scored: list[ScoredImage], name: str, context: EvaluationContext) -> MethodScores:
+    count = context.ground_truth.layout.classes
+    scores = [image.scores[name] for image in scored]
+    figures = pool_scores(scores, None if count is None else range(count), once=context.has_names)
+    return MethodScores(
+        name=title,
+        images=figures["covering"].count if figures else 0,
+        figures=figures,
+        by_protocol=None if context.protocol is None else _protocol_scores(scored, name, context.protocol),
+    )
+
+
+def _protocol_scores(scored: list[ScoredImage], name: str, protocol: Protocol) -> tuple[Interval, Interval] | None:
+    if protocol.matching == "names":
+        tables = [image.named for image in scored if name == THIS_RUN]
+    else:
+        tables = [image.scores[name].table for image in scored]
+    counted = [table for table in tables if table is not None and table.truth_area.sum()]
+    return protocol_scores(counted, protocol) if counted else None

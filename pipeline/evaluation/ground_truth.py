@@ -52,6 +52,7 @@ class GroundTruth:
         field: Extension (tar) or column (Parquet) that holds the ground truth in a sample.
         ignore: Ids that are not scored; None for the layout's own.
         locations: Location of each ground-truth map by path or sample key.
+        merges: Class of a protocol for each class of the layout; None keeps the classes. See `Layout.merges`.
     """
 
     storage: Storage
@@ -59,11 +60,13 @@ class GroundTruth:
     field: str | None
     ignore: tuple[int, ...] | None
     locations: dict[str, GroundTruthLocation]
+    merges: np.ndarray | None = None
 
     @property
     def layout(self) -> Layout:
-        """The layout that decodes the ground truth, with `ignore` applied."""
-        return LAYOUTS[self.layout_name].with_ignored_ids(self.ignore)
+        """The layout that decodes the ground truth, with `ignore` and `merges` applied."""
+        layout = LAYOUTS[self.layout_name].with_ignored_ids(self.ignore)
+        return layout if self.merges is None else layout.merged(self.merges)
 
     def read(self, locations: Mapping[int, GroundTruthLocation]) -> Iterator[tuple[int, LabelMaps | GroundTruthError]]:
         """Read ground truth, files first, then shard by shard in the order of the samples.

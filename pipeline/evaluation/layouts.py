@@ -27,10 +27,17 @@ LayoutName = Literal[
     "ade20k-full",
     "ade20k",
     "voc",
+    "pascal-context",
     "coco-stuff",
+    "coco-stuff-171",
     "coco-panoptic",
     "labels",
 ]
+
+COCO_STUFF_PATHS = r"(stuffthingmaps|(^|/)annotation_(train|val)2017/).*\.png$"
+"""Paths of ground-truth files of COCO-Stuff."""
+STUFF_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+"""Ids of COCO-Stuff whose categories were removed from COCO before its release."""
 
 _TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
@@ -53,6 +60,8 @@ class Layout:
         table: Class of each id, 65535 for ids that must not occur. None if each id is its own class.
         ignore: Ids that are not scored. None for the largest id: 255 in 8-bit files, 65535 in 16-bit files.
         classes: Number of classes; None for those that occur, 0 for regions without class names.
+        merges: Class that each class becomes, uint16, 65535 for classes that are not scored; the last entry is for
+            pixels that are ignored. None keeps the classes.
         suffix: End of a ground-truth file name, before the extension, that the image's name lacks.
         image_suffix: End of an image's file name, before the extension, that the ground truth's name lacks.
         extensions: File extensions of ground-truth files, in lower case.
@@ -63,6 +72,7 @@ class Layout:
     table: np.ndarray | None = None
     ignore: tuple[int, ...] | None = None
     classes: int | None = None
+    merges: np.ndarray | None = None
     suffix: str = ""
     image_suffix: str = ""
     extensions: tuple[str, ...] = ("png",)
@@ -70,6 +80,10 @@ class Layout:
     def with_ignored_ids(self, ids: tuple[int, ...] | None) -> Layout:
         """Return this layout with other ids excluded from scoring; None keeps the layout's own."""
         return self if ids is None else replace(self, ignore=ids)
+
+    def merged(self, merges: np.ndarray) -> Layout:
+        """Return this layout with its classes replaced by those of a protocol; see `merges`."""
+        return replace(self, merges=merges, classes=int(merges[merges != IGNORE].max()) + 1)
 
     def pairing_key(self, path: str) -> str:
         """Return what the path of a ground-truth file and the path or key of its image have in common."""
@@ -114,7 +128,7 @@ class Layout:
                 )
             classes = table[ids]
         classes[np.isin(ids, ignored)] = IGNORE
-        return classes
+        return classes if self.merges is None else self.merges[np.minimum(classes, len(self.merges) - 1)]
 
 
 def _first_ids(ids: list[int] | tuple[int, ...]) -> str:
@@ -218,6 +232,14 @@ def _read_bsds(data: bytes, segments: Segments | None) -> list[np.ndarray]:
     return maps
 
 
+def _stuff_table() -> np.ndarray:
+    """Return the class of each id of COCO-Stuff: 80 objects and 91 stuff classes, without the 11 unused ids."""
+    table = np.full(182, IGNORE, np.uint16)
+    occurring = [number for number in range(182) if number not in STUFF_GAPS]
+    table[occurring] = np.arange(len(occurring))
+    return table
+
+
 def _consecutive(first: int, count: int) -> np.ndarray:
     return np.concatenate([np.full(first, IGNORE), np.arange(count)]).astype(np.uint16)
 
@@ -253,12 +275,22 @@ LAYOUTS: dict[LayoutName, Layout] = {
         ignore=(255,),
         classes=21,
     ),
+    "pascal-context": Layout(
+        path_pattern=r"(^|/)SegmentationClassContext/[^/]+\.png$",
+        read=read_ids,
+        table=_consecutive(0, 60),
+        ignore=(255,),
+        classes=60,
+    ),
     "coco-stuff": Layout(
-        path_pattern=r"(stuffthingmaps|(^|/)annotation_(train|val)2017/).*\.png$",
+        path_pattern=COCO_STUFF_PATHS,
         read=read_ids,
         table=category_table()[1:183],
         ignore=(255,),
         classes=len(COCO_27),
+    ),
+    "coco-stuff-171": Layout(
+        path_pattern=COCO_STUFF_PATHS, read=read_ids, table=_stuff_table(), ignore=(255,), classes=171
     ),
     "coco-panoptic": Layout(
         path_pattern=r"(^|/)panoptic_\w+/[^/]+\.png$",

@@ -13,6 +13,7 @@ import numpy as np
 
 from diffseg.scoring.baselines import BASELINES
 from diffseg.scoring.overlap import Overlap, overlap
+from diffseg.scoring.protocols import Protocol
 from diffseg.scoring.scores import ImageScores, score_image
 from diffseg.scoring.view import View
 from diffseg.segmentation import IGNORE
@@ -75,6 +76,8 @@ class EvaluationContext:
         image_field: Image field of the run's SRC.
         classes: Ground-truth class id by segment name; empty if names are not scored.
         has_names: True if the run names its segments. Without names an id means nothing beyond its image.
+        unnamed: Class of segments whose name is not in `classes`; 65535 for none.
+        protocol: Published protocol whose accuracy and mIoU are computed too; its view is `view`.
     """
 
     out: Storage
@@ -83,6 +86,8 @@ class EvaluationContext:
     image_field: str | None
     classes: Mapping[str, int] = field(default_factory=dict)
     has_names: bool = False
+    unnamed: int = IGNORE
+    protocol: Protocol | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +159,7 @@ def _overlap_of_names(
         return None
     class_of = np.full(IGNORE + 1, IGNORE, dtype=np.uint16)
     for segment in segments:
-        class_of[segment["id"]] = context.classes.get(segment["name"], IGNORE)
+        class_of[segment["id"]] = context.classes.get(segment["name"], context.unnamed)
     view = context.view
     return overlap(view.apply(ground_truth[0]), view.apply(class_of[labels]), ignore_truth=IGNORE)
 
