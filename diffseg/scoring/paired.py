@@ -12,14 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from diffseg.scoring.bootstrap import Interval, bootstrap
+from diffseg.scoring.class_counts import counts_by_class, scores_of_counts
 from diffseg.scoring.scores import (
     CLASS_SCORES,
     IMAGE_SCORES,
     MAX_CLASSES,
     ROUNDS,
     ImageScores,
-    counts_by_class,
-    scores_of_counts,
 )
 
 

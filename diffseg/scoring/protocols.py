@@ -4,7 +4,7 @@ A protocol is exact: the same label maps give the same figures as the published 
 towards the mean IoU if it has pixels in the ground truth or if the segments that it takes have any, so that a class
 absent from the ground truth whose segments have pixels counts as 0, and one without any pixels is left out.
 
-Axes: N images, C classes, T regions of the ground truth, K segments, W predicted ids from 0.
+Axes: C classes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from diffseg.scoring.bootstrap import Interval, bootstrap
+from diffseg.scoring.class_counts import confusions, counts_by_class, scores_of_counts, scores_of_dataset_matching
 from diffseg.scoring.overlap import Overlap
-from diffseg.scoring.scores import (
-    ROUNDS,
-    confusions,
-    counts_by_class,
-    named_scores,
-    scores_of_counts,
-    scores_of_dataset_matching,
-)
+from diffseg.scoring.scores import ROUNDS, named_scores
 from diffseg.scoring.view import View
 
 __all__ = ["Matching", "Protocol", "protocol_scores"]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluation.layouts import LAYOUTS, GroundTruthError, Layout, LayoutName, Segments, recognise
+from pipeline.evaluation.decoders import GroundTruthError, Segments
+from pipeline.evaluation.layouts import LAYOUTS, Layout, LayoutName, recognise
 from pipeline.output.manifest import is_run
 from pipeline.output.writer import LABELS_FOLDER
 from pipeline.prefetch import prefetch_map

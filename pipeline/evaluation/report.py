@@ -12,7 +12,7 @@ import numpy as np
 
 from diffseg.drawing.overlay import contact_sheet, overlay
 from diffseg.scoring.scores import IMAGE_SCORES
-from pipeline.evaluation.layouts import GroundTruthError
+from pipeline.evaluation.decoders import GroundTruthError
 from pipeline.evaluation.pairing import RowLocation
 from pipeline.evaluation.score import THIS_RUN, EvaluationContext, ScoredImage, ScoringTask
 from pipeline.output.commit import LabelShard

@@ -17,8 +17,8 @@ from diffseg.scoring.protocols import Protocol
 from diffseg.scoring.scores import ImageScores, score_image
 from diffseg.scoring.view import View
 from diffseg.segmentation import IGNORE
+from pipeline.evaluation.decoders import GroundTruthError
 from pipeline.evaluation.ground_truth import GroundTruth, GroundTruthLocation, LabelMaps
-from pipeline.evaluation.layouts import GroundTruthError
 from pipeline.evaluation.pairing import RowLocation
 from pipeline.output.commit import LabelShard
 from pipeline.output.reader import label_rows

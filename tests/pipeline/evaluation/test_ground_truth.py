@@ -16,8 +16,9 @@ from scipy.io import savemat
 from tars import tar_of
 
 from diffseg.segmentation import IGNORE
+from pipeline.evaluation.decoders import GroundTruthError
 from pipeline.evaluation.ground_truth import GroundTruth, find_ground_truth
-from pipeline.evaluation.layouts import GroundTruthError, LayoutName
+from pipeline.evaluation.layouts import LayoutName
 from pipeline.storage import SourceError, Storage
 
 STORE = Storage(url=".")

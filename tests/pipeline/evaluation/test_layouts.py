@@ -16,7 +16,8 @@ from scipy.io import savemat
 
 from diffseg.segmentation import IGNORE
 from pipeline.evaluation.coco_classes import COCO_27, category_table
-from pipeline.evaluation.layouts import LAYOUTS, GroundTruthError, recognise
+from pipeline.evaluation.decoders import GroundTruthError
+from pipeline.evaluation.layouts import LAYOUTS, recognise
 
 CLASSES = Path(__file__).parents[4] / "shared" / "data" / "coco" / "classes.json"
 

@@ -72,7 +72,7 @@ def test_class_lists_have_the_published_sizes_and_ends() -> None:
         "coco-stuff-171": 171,
     }
     sizes |= {"cityscapes-19": 19, "ade20k-150": 150}
-    ends = {
+    ends: dict[ProtocolName, tuple[str, str]] = {
         "voc20": ("aeroplane", "tv monitor"),
         "context59": ("aeroplane", "wood"),
         "coco-stuff-171": ("person", "wood"),
