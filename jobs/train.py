@@ -49,10 +49,15 @@ class TrainCommand(SelectionFlags, SourceImageFlags):
     """Leave out the images that `diffseg export --val-share` puts into the validation part, a share from 0 to 1."""
     predict: str | None = None
     """Images to label with the trained network: a folder, glob or URL."""
+    export_onnx: bool = False
+    """Also write the trained network as model.onnx. It maps `image`, float32 [B, 3, size, size] in [-1, 1], to the
+    `scores` of the classes or to an `embedding`, [B, D, h, w]. Needs diffseg-pipeline[onnx]."""
 
 
 def _train(command: TrainCommand) -> int:
     # Imported here to keep --help fast: torch takes seconds.
+    from pipeline.networks.files import load_network
+    from pipeline.networks.onnx_export import FILE, check_onnx, to_onnx
     from pipeline.training.dataset import LabelDataset
     from pipeline.training.state import claim, load_history
 
@@ -64,6 +69,8 @@ def _train(command: TrainCommand) -> int:
             "credentials in the environment of the nodes, or train with --no-ray"
         )
     check_val_share(command.val_share)
+    if command.export_onnx:
+        check_onnx()
     selection = command.selection(split=(command.val_share, 1.0))
     dataset = LabelDataset(
         command.out, settings.dataset(selection), images=command.images, rank=0, world_size=1, options=options
@@ -76,6 +83,8 @@ def _train(command: TrainCommand) -> int:
         else:
             _train_on_ray(command, selection, model, on_record)
     document = _write_metrics(model, settings, run, load_history(model))
+    if command.export_onnx:
+        model.write_bytes(FILE, to_onnx(*load_network(model)))
     console = CleanConsole(stderr=True)
     if not command.json:
         _print(console, model, document)
@@ -167,8 +176,8 @@ def _write_metrics(
 def _print(console: Console, model: Storage, document: dict[str, Any]) -> None:
     images = f"{document['images']:,} images at {document['images_per_second']:g} per second"
     print_line(console, f"{document['steps']:,} steps, {images}; loss {document['loss']:.3f}")
-    curves = ", curves.png" * model.is_file("curves.png")
-    files = f"model.safetensors, config.json, metrics.json{curves}"
+    optional = "".join(f", {name}" for name in ("curves.png", "model.onnx") if model.is_file(name))
+    files = f"model.safetensors, config.json, metrics.json{optional}"
     print_line(console, f"{model.redacted}: {files}")
 
 

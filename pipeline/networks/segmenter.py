@@ -19,11 +19,20 @@ from diffseg.method.decision import Decision
 from diffseg.method.naming import BACKGROUND_INDEX
 from diffseg.model.backbone import Step, no_step
 from diffseg.model.text import Prompt, prompt_of_names
-from diffseg.pending import PendingBatch
+from diffseg.pending import NonFiniteError, PendingBatch
 from diffseg.segmentation import Segmentation
 from pipeline.networks.files import load_network
 from pipeline.networks.regions import region_scores
 from pipeline.storage import Storage
+
+
+class _NetworkBatch(PendingBatch):
+    """A batch whose errors speak of the network instead of self-attention."""
+
+    def results(self) -> list[Segmentation | NonFiniteError]:
+        """Wait for the results, and return a label map or an error for each image."""
+        error = NonFiniteError("the output of the network is not finite; train it with a lower learning rate")
+        return [error if isinstance(result, NonFiniteError) else result for result in super().results()]
 
 
 class NetworkSegmenter:
@@ -90,7 +99,7 @@ class NetworkSegmenter:
         with step("decide"):
             decide = self._decide_regions if self._names is None else self._decide_classes
             decisions = decide(output.nan_to_num(), regions)
-        return PendingBatch(inputs=inputs, decisions=decisions, finite=finite)
+        return _NetworkBatch(inputs=inputs, decisions=decisions, finite=finite)
 
     def _decide_regions(self, embedding: torch.Tensor, regions: Sequence[Region]) -> list[Decision]:
         """Cluster the embedding of each image, float32 [B, D, h, w], on the CPU."""

@@ -164,3 +164,11 @@ def test_labels_of_an_image_do_not_depend_on_the_batch(folder: Path) -> None:
     one, three = (NetworkSegmenter(network, config, batch_size=size)(images) for size in (1, 2))
     for first, second in zip(one, three, strict=True):
         assert (first.labels == second.labels).mean() > 0.999
+
+
+def test_an_image_on_which_the_network_overflows_gets_no_labels(folder: Path) -> None:
+    config = load_network(Storage(url=str(folder / "model")))[1]
+    network = SegmentationNetwork(width=8, dimensions=4).eval()
+    torch.nn.init.constant_(network.leave.weight, float("inf"))
+    with pytest.raises(ValueError, match="the output of the network is not finite"):
+        NetworkSegmenter(network, config)([np.zeros((8, 8, 3), np.uint8)])

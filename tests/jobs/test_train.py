@@ -109,6 +109,16 @@ def test_predicted_labels_can_be_scored_like_a_run(
     assert 0 < document["methods"][0]["figures"]["covering"]["mean"] <= 1
 
 
+def test_a_finished_training_is_exported_to_onnx(run_folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = shutil.copytree(undisturbed, tmp_path / "model")
+    assert train(run_folder, model, "--no-ray", "--export-onnx") == 0
+    loaded = onnx.load(str(model / "model.onnx"))
+    onnx.checker.check_model(loaded)
+    assert [output.name for output in loaded.graph.output] == ["embedding"]
+    assert (model / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
 def test_a_training_that_is_killed_ends_with_the_same_network(
     run_folder: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
