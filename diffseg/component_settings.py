@@ -15,6 +15,7 @@ Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
 AnchorLayout = Literal["even", "google"]
 Consume = Literal["paper", "google"]
 Vote = Literal["share", "mean", "mode"]
+PromptKind = Literal["names", "empty", "caption"]
 Distance = Literal["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
 Assign = Literal["nearest", "peak"]
 Fit = Literal["resize", "letterbox", "crop"]
@@ -164,8 +165,20 @@ class SegmentNameSettings:
     """A segment whose name scores less than this is background; 0 to 1."""
     ignore_below: float = 0.0
     """A segment whose name scores less than this, and which is not background, gets no name and is ignored; 0 to 1."""
+    prompt: PromptKind = "names"
+    """Stage cross: what conditions the pass. names: the names of the image, or its caption, from which the names are
+    recorded; names that do not fit one prompt cost further passes. empty or caption: the empty prompt or the caption,
+    while any number of names is recorded beside the pass; with empty, masks are those of a run without names."""
+    background_words: tuple[str, ...] = ()
+    """Words for what none of the names shows, such as sky,wall,floor. What belongs to one of these words more than to
+    any name is background. Needs prompt empty or caption, or the stage clip."""
+    merge_names: bool = False
+    """Merge all segments of an image that have the same name into one."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.prompt in get_args(PromptKind), f"prompt={self.prompt!r}: expected {', '.join(get_args(PromptKind))}"
+        )
         _require(self.vote in get_args(Vote), f"vote={self.vote!r}: expected share, mean or mode")
         _require(
             0 <= self.background_below <= max(self.background_below, self.ignore_below) <= 1,

@@ -15,7 +15,8 @@ import torch
 from diffseg.devices import HostCopy
 from diffseg.images.canvas import ModelInput
 from diffseg.method.absorb import absorb
-from diffseg.method.decision import Decision, to_segmentation
+from diffseg.method.decision import Decision, Stat, to_segmentation
+from diffseg.method.merge_names import merge_same_names
 from diffseg.segmentation import Segmentation
 
 
@@ -32,12 +33,14 @@ class PendingBatch:
         decisions: The label map of each image, on the device.
         finite: bool [B or more], whether the attention of each image is finite, on the device.
         min_area: Share of the image below which connected pieces are merged into a neighbour; 0 keeps all pieces.
+        merge_names: Whether segments of the same name are merged into one.
     """
 
     inputs: Sequence[ModelInput]
     decisions: Sequence[Decision]
     finite: torch.Tensor
     min_area: float = 0.0
+    merge_names: bool = False
 
     def __post_init__(self) -> None:
         """Begin to copy the results to host memory."""
@@ -60,6 +63,8 @@ class PendingBatch:
         stats, labels, *margins = arrays
         if margins:
             labels, stats = absorb(labels, stats, margins[0], self.min_area)
+        if self.merge_names and len(stats) > Stat.NAME:
+            labels, stats = merge_same_names(labels, stats)
         names = model_input.prompt.names if model_input.prompt else ()
         return to_segmentation(
             labels=labels, stats=stats, size=model_input.size, region=model_input.region, names=names

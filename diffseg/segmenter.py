@@ -265,7 +265,13 @@ class Segmenter:
             segments = classes_to_segments(scores, self.settings.segment_names)
             with step("decide"):
                 decisions += self._decide(segments, inputs[start : start + images_at_once])
-        return PendingBatch(inputs=inputs, decisions=decisions, finite=signals.finite, min_area=self.settings.min_area)
+        return PendingBatch(
+            inputs=inputs,
+            decisions=decisions,
+            finite=signals.finite,
+            min_area=self.settings.min_area,
+            merge_names=self.settings.segment_names.merge_names,
+        )
 
     def _decide(self, scores: Scores, inputs: Sequence[ModelInput]) -> list[Decision]:
         """Decide each image; `scores` may have more images than `inputs`, which are padding."""

@@ -93,12 +93,8 @@ class SignalRecorder:
         probabilities = None
         if self.clip is not None and "clip" in self.needs:
             with step("clip"):
-                probabilities = self.clip.probabilities(
-                    pixels,
-                    [prompt.names for prompt in _prompts(padded)],
-                    settings=self.settings.clip,
-                    guide=self._clip_guide(aggregated, finite, grid, recorded.features, len(padded)),
-                )
+                guide = self._clip_guide(aggregated, finite, grid, recorded.features, len(padded))
+                probabilities = self._clip_probabilities(pixels, [prompt.names for prompt in _prompts(padded)], guide)
         has_names = recorded.cross_attention is not None or probabilities is not None
         counts = torch.tensor([len(prompt.names) for prompt in _prompts(padded)]) if has_names else None
         signals = Signals(
@@ -109,6 +105,7 @@ class SignalRecorder:
             cross_attention=recorded.cross_attention,
             clip_probabilities=probabilities,
             name_counts=None if counts is None else to_device(counts, aggregated.device),
+            background_words=len(self.settings.segment_names.background_words) if has_names else 0,
             affinity=recorded.affinity,
         )
         return signals.of_images(0, len(aggregated))
@@ -141,10 +138,41 @@ class SignalRecorder:
         ):
             if prompts is None:
                 attention, cross = self.backbone.self_attention(pixels, self.timestep, step), None
+            elif self.settings.segment_names.prompt != "names":
+                attention, cross = self.backbone.attention_beside(
+                    pixels,
+                    self.timestep,
+                    [of_image[0] for of_image in prompts],
+                    step,
+                    reads_captions=self.settings.segment_names.prompt == "caption",
+                    background_words=self.settings.segment_names.background_words,
+                )
             else:
                 attention, cross = self.backbone.attention(pixels, self.timestep, prompts, step)
             features = reader.features(list(attention.maps)) if reads_features else None
             return RecordedPass(attention, cross, affinity_of_pass(), features)
+
+    def _clip_probabilities(
+        self, pixels: torch.Tensor, names: Sequence[Sequence[str]], guide: Guide | None
+    ) -> torch.Tensor:
+        """Return the CLIP's probabilities of names and then of background words, float32 [B, T + W, h, w].
+
+        Background words take the place of the CLIP's own distractors. A word that is a name of the image is 0 there.
+        """
+        assert self.clip is not None
+        words = self.settings.segment_names.background_words
+        if not words:
+            return self.clip.probabilities(pixels, names, settings=self.settings.clip, guide=guide)
+        own_words = [[w for w in words if w.casefold() not in {n.casefold() for n in of_image}] for of_image in names]
+        texts = [[*of_image, *others] for of_image, others in zip(names, own_words, strict=True)]
+        found = self.clip.probabilities(pixels, texts, (), settings=self.settings.clip, guide=guide)
+        most = max(1, *map(len, names))
+        probabilities = found.new_zeros(len(names), most + len(words), *found.shape[2:])
+        for image, (of_image, others) in enumerate(zip(names, own_words, strict=True)):
+            probabilities[image, : len(of_image)] = found[image, : len(of_image)]
+            for place, word in enumerate(others, start=len(of_image)):
+                probabilities[image, most + words.index(word)] = found[image, place]
+        return probabilities
 
     def _clip_guide(
         self, attention: torch.Tensor, finite: torch.Tensor, grid: Grid, features: Features | None, batch_size: int
@@ -188,6 +216,8 @@ class SignalRecorder:
         text = self.backbone.checkpoint.text
         if text is None:
             raise ValueError("stage cross names segments by cross-attention: load the model with its text encoders")
+        if self.settings.segment_names.prompt != "names":
+            return [[prompt] for prompt in _prompts(inputs)]
         return [text.split_to_fit(prompt) for prompt in _prompts(inputs)]
 
 

@@ -20,6 +20,7 @@ Format = Literal["parquet", "webdataset"]
 ADDED_METHOD_FIELDS = (
     *("clip_templates", "clip_window", "clip_stride"),
     *("clip_guide", "clip_guide_shift", "clip_guide_scale"),
+    *("prompt", "background_words", "merge_names"),
 )
 """Fields of the method that runs of earlier versions lack. At their defaults they stay out of run.json and of the
 fingerprint, so that such runs can go on."""
@@ -121,6 +122,13 @@ class LabelSettings:
         if stages is not None and self.naming and not names_segments:
             raise ValueError(
                 f"method {','.join(stages)} names no segments, but names are given: add {' or '.join(NAMING)}"
+            )
+        naming = self.method.segment_names
+        if naming.prompt == "caption" and self.naming.caption_field is None:
+            raise ValueError("prompt caption: expected a caption field as well, whose text conditions the pass")
+        if naming.background_words and naming.prompt == "names" and self.clip is None:
+            raise ValueError(
+                "background words stand beside the names: expected prompt empty or caption as well, or a CLIP"
             )
 
     def plain(self) -> dict[str, Any]:

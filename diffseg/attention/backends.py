@@ -59,6 +59,11 @@ class AttentionBackend(Protocol):
     ) -> torch.Tensor | None:
         """Record a cross-attention layer, see `self_attention`."""
 
+    def record(
+        self, queries_BHPD: torch.Tensor, keys_BHKD: torch.Tensor, scale: float, total_BPK: torch.Tensor
+    ) -> None:
+        """Record the attention to keys that have no values, such as those of a second context."""
+
 
 def choose_backend(unet: UNet2DConditionModel) -> AttentionBackend:
     """Return the fastest backend that works for a UNet on its device.

@@ -3,7 +3,8 @@
 The plain form keeps [heads, P, P] of every layer. Here the probabilities of some heads and queries are held in one
 small workspace. They yield both the layer's output and their share of the sum of maps.
 
-Axes: B images in the batch, H heads, P token positions, L tokens of the prompt, Q queries of a block, D channels.
+Axes: B images in the batch, H heads, P token positions, K keys, L tokens of the prompt, Q queries of a block, D
+channels.
 """
 
 from __future__ import annotations
@@ -42,11 +43,8 @@ class BlockwiseAttention:
         if torch.compiler.is_compiling():
             assert values_BHPD is not None
             return torch.ops.diffseg.attend_in_blocks(queries_BHPD, keys_BHPD, values_BHPD, scale, total_BPP)
-        size = _elements(queries_BHPD)
-        # All layers share the memory: fresh arrays of this size would cost more in page faults than the arithmetic.
-        if self._workspace is None or len(self._workspace) < size or self._workspace.device != queries_BHPD.device:
-            self._workspace = torch.empty(size, dtype=torch.float32, device=queries_BHPD.device)
-        return _attend(queries_BHPD, keys_BHPD, values_BHPD, scale, total_BPP, self._workspace)
+        memory = self._memory(queries_BHPD, keys_BHPD)
+        return _attend(queries_BHPD, keys_BHPD, values_BHPD, scale, total_BPP, memory)
 
     def cross_attention(
         self,
@@ -62,48 +60,67 @@ class BlockwiseAttention:
         total_BPL.add_(probabilities_BHPL.mean(dim=1))
         return None if values_BHLD is None else probabilities_BHPL @ values_BHLD.float()
 
+    def record(
+        self, queries_BHPD: torch.Tensor, keys_BHKD: torch.Tensor, scale: float, total_BPK: torch.Tensor
+    ) -> None:
+        """Record attention to keys without values, see `AttentionBackend`; a vocabulary may have thousands of keys."""
+        if torch.compiler.is_compiling():
+            torch.ops.diffseg.record_in_blocks(queries_BHPD, keys_BHKD, scale, total_BPK)
+        else:
+            _attend(queries_BHPD, keys_BHKD, None, scale, total_BPK, self._memory(queries_BHPD, keys_BHKD))
+
+    def _memory(self, queries_BHPD: torch.Tensor, keys_BHKD: torch.Tensor) -> torch.Tensor:
+        """Return the workspace, which has at least the elements of a block."""
+        size = _elements(queries_BHPD, keys_BHKD)
+        # All layers share the memory: fresh arrays of this size would cost more in page faults than the arithmetic.
+        if self._workspace is None or len(self._workspace) < size or self._workspace.device != queries_BHPD.device:
+            self._workspace = torch.empty(size, dtype=torch.float32, device=queries_BHPD.device)
+        return self._workspace
+
 
 def _attend(
     queries_BHPD: torch.Tensor,
-    keys_BHPD: torch.Tensor,
-    values_BHPD: torch.Tensor | None,
+    keys_BHKD: torch.Tensor,
+    values_BHKD: torch.Tensor | None,
     scale: float,
-    total_BPP: torch.Tensor,
+    total_BPK: torch.Tensor,
     memory: torch.Tensor,
 ) -> torch.Tensor | None:
-    """Record a self-attention layer, with the probabilities of a block in `memory`."""
-    queries_BHPD, keys_BHPD = queries_BHPD.float(), keys_BHPD.float()
-    values_BHPD = None if values_BHPD is None else values_BHPD.float()
-    outputs = None if values_BHPD is None else torch.empty_like(queries_BHPD)
-    batch, heads, tokens, _ = queries_BHPD.shape
-    heads_per_block, rows = _block(queries_BHPD)
+    """Record a layer, with the probabilities of a block in `memory`."""
+    queries_BHPD, keys_BHKD = queries_BHPD.float(), keys_BHKD.float()
+    values_BHKD = None if values_BHKD is None else values_BHKD.float()
+    outputs = None if values_BHKD is None else torch.empty_like(queries_BHPD)
+    batch, heads, positions, _ = queries_BHPD.shape
+    tokens = keys_BHKD.shape[2]
+    heads_per_block, rows = _block(queries_BHPD, keys_BHKD)
     workspace = memory[: heads_per_block * rows * tokens].view(heads_per_block, rows, tokens)
-    blocks = itertools.product(range(batch), range(0, tokens, rows), range(0, heads, heads_per_block))
+    blocks = itertools.product(range(batch), range(0, positions, rows), range(0, heads, heads_per_block))
     for image, row, head in blocks:
         block = (image, slice(head, head + heads_per_block), slice(row, row + rows))
-        queries_HQD, keys_HDP = queries_BHPD[block], keys_BHPD[block[:2]].transpose(1, 2)
-        probabilities_HQP = workspace[: queries_HQD.shape[0], : queries_HQD.shape[1]]
-        torch.baddbmm(probabilities_HQP, queries_HQD, keys_HDP, beta=0, alpha=scale, out=probabilities_HQP)
-        torch.softmax(probabilities_HQP, dim=-1, out=probabilities_HQP)
-        for probabilities_QP in probabilities_HQP:
-            total_BPP[image, row : row + rows].add_(probabilities_QP, alpha=1 / heads)
-        if outputs is not None and values_BHPD is not None:
-            torch.bmm(probabilities_HQP, values_BHPD[block[:2]], out=outputs[block])
+        queries_HQD, keys_HDK = queries_BHPD[block], keys_BHKD[block[:2]].transpose(1, 2)
+        probabilities_HQK = workspace[: queries_HQD.shape[0], : queries_HQD.shape[1]]
+        torch.baddbmm(probabilities_HQK, queries_HQD, keys_HDK, beta=0, alpha=scale, out=probabilities_HQK)
+        torch.softmax(probabilities_HQK, dim=-1, out=probabilities_HQK)
+        for probabilities_QK in probabilities_HQK:
+            total_BPK[image, row : row + rows].add_(probabilities_QK, alpha=1 / heads)
+        if outputs is not None and values_BHKD is not None:
+            torch.bmm(probabilities_HQK, values_BHKD[block[:2]], out=outputs[block])
     return outputs
 
 
-def _block(queries_BHPD: torch.Tensor) -> tuple[int, int]:
+def _block(queries_BHPD: torch.Tensor, keys_BHKD: torch.Tensor) -> tuple[int, int]:
     """Return how many heads, and how many queries of each, make a block."""
-    _, heads, tokens, _ = queries_BHPD.shape
+    _, heads, positions, _ = queries_BHPD.shape
+    tokens = keys_BHKD.shape[2]
     elements = WORKSPACE_ELEMENTS if queries_BHPD.device.type == "cpu" else DEVICE_WORKSPACE_ELEMENTS
-    rows = min(tokens, max(1, elements // tokens))
+    rows = min(positions, max(1, elements // tokens))
     return min(heads, max(1, elements // (rows * tokens))), rows
 
 
-def _elements(queries_BHPD: torch.Tensor) -> int:
+def _elements(queries_BHPD: torch.Tensor, keys_BHKD: torch.Tensor) -> int:
     """Return the number of probabilities in a block."""
-    heads_per_block, rows = _block(queries_BHPD)
-    return heads_per_block * rows * queries_BHPD.shape[2]
+    heads_per_block, rows = _block(queries_BHPD, keys_BHKD)
+    return heads_per_block * rows * keys_BHKD.shape[2]
 
 
 @torch.library.custom_op("diffseg::attend_in_blocks", mutates_args={"total"})
@@ -111,7 +128,7 @@ def _attend_in_blocks(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, total: torch.Tensor
 ) -> torch.Tensor:
     """Record a self-attention layer as a single operator, which a compiled graph calls without looking inside."""
-    memory = torch.empty(_elements(queries), dtype=torch.float32, device=queries.device)
+    memory = torch.empty(_elements(queries, keys), dtype=torch.float32, device=queries.device)
     outputs = _attend(queries, keys, values, scale, total, memory)
     assert outputs is not None
     return outputs
@@ -122,3 +139,15 @@ def _(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, total: torch.Tensor
 ) -> torch.Tensor:
     return torch.empty_like(queries, dtype=torch.float32)
+
+
+@torch.library.custom_op("diffseg::record_in_blocks", mutates_args={"total"})
+def _record_in_blocks(queries: torch.Tensor, keys: torch.Tensor, scale: float, total: torch.Tensor) -> None:
+    """Record attention to keys without values as a single operator, as `attend_in_blocks` does."""
+    memory = torch.empty(_elements(queries, keys), dtype=torch.float32, device=queries.device)
+    _attend(queries, keys, None, scale, total, memory)
+
+
+@_record_in_blocks.register_fake
+def _(queries: torch.Tensor, keys: torch.Tensor, scale: float, total: torch.Tensor) -> None:
+    return None

@@ -59,6 +59,12 @@ class FusedAttention:
 
     cross_attention = self_attention
 
+    def record(
+        self, queries_BHPD: torch.Tensor, keys_BHKD: torch.Tensor, scale: float, total_BPK: torch.Tensor
+    ) -> None:
+        """Record attention to keys without values, see `AttentionBackend`."""
+        self.self_attention(queries_BHPD, keys_BHKD, None, scale, total_BPK)
+
     def check(self, heads: int, width: int) -> None:
         """Record a small layer on the device, which also compiles the kernel.
 

@@ -58,18 +58,18 @@ class RecordingProcessor:
                 f"attention layer {self.name} has an attention_mask: expected none; masks are not recorded"
             )
         attended = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        queries = _split_heads(attn.to_q(hidden_states), attn.heads)
-        keys = _split_heads(attn.to_k(attended), attn.heads)
+        queries = split_heads(attn.to_q(hidden_states), attn.heads)
+        keys = split_heads(attn.to_k(attended), attn.heads)
         if self.is_last:
             self.attend(queries, keys, None, attn.scale, self.total)
             raise PassComplete
-        values = _split_heads(attn.to_v(attended), attn.heads)
+        values = split_heads(attn.to_v(attended), attn.heads)
         outputs = self.attend(queries, keys, values, attn.scale, self.total)
         assert outputs is not None
         merged = outputs.transpose(1, 2).flatten(2).to(hidden_states.dtype)
         return attn.to_out[1](attn.to_out[0](merged))
 
 
-def _split_heads(projected: torch.Tensor, heads: int) -> torch.Tensor:
+def split_heads(projected: torch.Tensor, heads: int) -> torch.Tensor:
     """Return queries, keys or values [B, P, H·D] as [B, H, P, D]."""
     return projected.unflatten(-1, (heads, -1)).transpose(1, 2)

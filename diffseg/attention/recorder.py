@@ -22,6 +22,7 @@ from diffseg.attention.backends import AttentionBackend
 from diffseg.attention.blockwise import BlockwiseAttention
 from diffseg.attention.layers import AttentionLayer, attention_layers, check_layer
 from diffseg.attention.maps import CrossAttention, Grid, SelfAttention
+from diffseg.attention.name_context import BesideProcessor, NameContext
 from diffseg.attention.processor import PassComplete, RecordingProcessor
 
 
@@ -63,7 +64,7 @@ class AttentionRecorder:
         self, latents: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **unet_options: Any
     ) -> SelfAttention:
         """Run a pass up to the last self-attention layer, and return self-attention."""
-        sums = _Sums(self._self_layers, self.unet, latents, encoder_hidden_states)
+        sums = _Sums(self._self_layers, self.unet, latents)
         self._run(sums, latents, timestep, encoder_hidden_states, unet_options, stop_early=True)
         return sums.self_attention()
 
@@ -89,11 +90,44 @@ class AttentionRecorder:
         Raises:
             ValueError: The UNet reads no text.
         """
-        if len(self._all_layers) == len(self._self_layers):
-            raise ValueError("this UNet has no cross-attention layers: it reads no text, and so cannot name anything")
-        sums = _Sums(self._all_layers, self.unet, latents, encoder_hidden_states)
+        self._check_reads_text()
+        sums = _Sums(self._all_layers, self.unet, latents, tokens=encoder_hidden_states.shape[1])
         self._run(sums, latents, timestep, encoder_hidden_states, unet_options, stop_early=True)
         return sums.self_attention(), sums.cross_attention(columns)
+
+    @torch.inference_mode()
+    def attention_beside(
+        self,
+        latents: torch.Tensor,
+        timestep: Any,
+        encoder_hidden_states: torch.Tensor,
+        *,
+        names: NameContext,
+        **unet_options: Any,
+    ) -> tuple[SelfAttention, CrossAttention]:
+        """Run a pass up to the last attention layer, and record a second context beside it.
+
+        Args:
+            latents: See the class.
+            timestep: As for the UNet.
+            encoder_hidden_states: As for the UNet.
+            names: The second context.
+            unet_options: Further keyword arguments of the UNet.
+
+        Returns:
+            Self-attention, which is that of `self_attention` bit for bit, and the cross-attention of names.
+
+        Raises:
+            ValueError: The UNet reads no text.
+        """
+        self._check_reads_text()
+        sums = _Sums(self._all_layers, self.unet, latents, tokens=names.tokens)
+        self._run(sums, latents, timestep, encoder_hidden_states, unet_options, names=names, stop_early=True)
+        return sums.self_attention(), sums.all_cross_attention().combine_tokens(names.weights)
+
+    def _check_reads_text(self) -> None:
+        if len(self._all_layers) == len(self._self_layers):
+            raise ValueError("this UNet has no cross-attention layers: it reads no text, and so cannot name anything")
 
     @torch.inference_mode()
     def with_output(
@@ -115,7 +149,7 @@ class AttentionRecorder:
             unet_options: Further keyword arguments of the UNet.
         """
         layers = self._all_layers if record_cross else self._self_layers
-        sums = _Sums(layers, self.unet, latents, encoder_hidden_states)
+        sums = _Sums(layers, self.unet, latents, tokens=encoder_hidden_states.shape[1])
         output = self._run(sums, latents, timestep, encoder_hidden_states, unet_options, stop_early=False)
         assert output is not None
         return sums.self_attention(), output
@@ -129,15 +163,23 @@ class AttentionRecorder:
         unet_options: Mapping[str, Any],
         *,
         stop_early: bool,
+        names: NameContext | None = None,
     ) -> torch.Tensor | None:
-        processors = {}
+        processors: dict[Attention, Any] = {}
         for layer in sums.layers:
             is_cross = layer.module.is_cross_attention
+            is_last = stop_early and layer is sums.layers[-1]
+            if is_cross and names is not None:
+                own: Any = layer.module.processor
+                processors[layer.module] = BesideProcessor(
+                    own, self.backend.record, names, layer.name, sums.of(layer), is_last=is_last
+                )
+                continue
             processors[layer.module] = RecordingProcessor(
                 layer.name,
                 self.backend.cross_attention if is_cross else self.backend.self_attention,
                 sums.of(layer),
-                is_last=stop_early and layer is sums.layers[-1],
+                is_last=is_last,
             )
         try:
             with _replace_processors(processors), _allow_tf32_for_halves(self.unet):
@@ -158,8 +200,10 @@ class _Sums:
         layers: Sequence[AttentionLayer],
         unet: UNet2DConditionModel,
         latents: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        *,
+        tokens: int = 0,
     ) -> None:
+        """Make sums of zeros, with `tokens` keys for cross-attention."""
         multiple = latent_multiple(unet)
         height, width = latents.shape[-2:]
         if height % multiple or width % multiple:
@@ -169,10 +213,10 @@ class _Sums:
         self._sums: dict[tuple[bool, Grid], torch.Tensor] = {}
         self._counts = Counter(self._key(layer) for layer in layers)
         for is_cross, (rows, columns) in self._counts:
-            tokens = rows * columns
-            keys = encoder_hidden_states.shape[1] if is_cross else tokens
+            positions = rows * columns
+            keys = tokens if is_cross else positions
             self._sums[is_cross, (rows, columns)] = torch.zeros(
-                len(latents), tokens, keys, dtype=torch.float32, device=latents.device
+                len(latents), positions, keys, dtype=torch.float32, device=latents.device
             )
 
     def of(self, layer: AttentionLayer) -> torch.Tensor:
@@ -193,6 +237,12 @@ class _Sums:
             total_BPL = self._sums[True, grid]
             chosen_BPC = total_BPL.gather(2, columns[:, None].expand(-1, total_BPL.shape[1], -1))
             maps[grid] = chosen_BPC.transpose(1, 2) / count
+        return CrossAttention(maps=maps, layers=counts)
+
+    def all_cross_attention(self) -> CrossAttention:
+        """Return the means over layers for all tokens, computed in place."""
+        counts = self._counts_of(is_cross=True)
+        maps = {grid: self._sums[True, grid].div_(count).transpose(1, 2) for grid, count in counts.items()}
         return CrossAttention(maps=maps, layers=counts)
 
     def _key(self, layer: AttentionLayer) -> tuple[bool, Grid]:

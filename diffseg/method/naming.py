@@ -16,6 +16,9 @@ from diffseg.segmentation import BACKGROUND
 NO_NAME, BACKGROUND_INDEX = -1, -2
 """Special indices of a name: its score lies between the two thresholds, or below both."""
 
+NO_SCORE = 1e-30
+"""A score below that of any class with evidence, and above that of classes without any."""
+
 
 def name_of(index: int, names: Sequence[str]) -> str | None:
     """Return the name, `background` or None that an index stands for among the names of an image."""
@@ -79,10 +82,13 @@ def _vote_by_norm(
 
 
 def _memberships(proposals: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Count the positions of each segment in each cell of a grid that is at most as fine; float32 [B, K, P]."""
+    """Count the positions of each segment in each cell of a grid that is at most as fine; float32 [B, K, P].
+
+    A position belongs to the cell in which its centre lies.
+    """
     batch, count, height, width = proposals.shape
     rows, columns = (
-        torch.arange(places, device=proposals.device) * cells // places
+        (2 * torch.arange(places, device=proposals.device) + 1) * cells // (2 * places)
         for places, cells in zip((height, width), grid, strict=True)
     )
     cells = (rows[:, None] * grid[1] + columns).flatten()
@@ -96,7 +102,7 @@ def _segment_means(inside: torch.Tensor, values: torch.Tensor, area: torch.Tenso
     return inside @ values.transpose(1, 2) / area
 
 
-def class_maps(maps: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+def class_maps(maps: torch.Tensor, counts: torch.Tensor, *, last_is_background: bool = False) -> torch.Tensor:
     """Return scores of the names themselves: at each position, the name's share times its strength.
 
     The strength is relative to the highest value of the name's map, as in class activation maps.
@@ -104,6 +110,7 @@ def class_maps(maps: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     Args:
         maps: float32 [B, T, h, w], see `vote_names`.
         counts: int64 [B], see `vote_names`.
+        last_is_background: Whether the last map is that of the background, which all images have.
 
     Returns:
         float32 [B, T, h, w], 0 to 1.
@@ -111,14 +118,19 @@ def class_maps(maps: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     share = maps / maps.sum(dim=1, keepdim=True).clamp_min(1e-12)
     strength = maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(1e-12)
     present = torch.arange(maps.shape[1], device=maps.device) < counts[:, None]
+    if last_is_background:
+        present[:, -1] = True
     return torch.where(present[..., None, None], share * strength, 0)
 
 
 def add_background(maps: torch.Tensor, background_below: float, ignore_below: float) -> torch.Tensor:
-    """Append a map of the background and a map of ignored positions to class maps; they are 1 where they win.
+    """Append a map of the background and a map of ignored positions to class maps.
 
-    A position is background if all classes are below `background_below` or 0 there. Otherwise it is ignored if the best
-    class is below `ignore_below`.
+    The two maps are made so that the thresholds hold after upsampling, and objects keep their size. Where no threshold
+    for ignored positions is above that of the background, the background is constant, so that it wins wherever all
+    classes are below it. Otherwise ignored positions are constant, and the background is higher than they are by as
+    much as the best class is below its threshold. Margins so tell how far the best class is from a threshold. An image
+    without any class is background.
 
     Args:
         maps: float32 [B, T, h, w], see `class_maps`.
@@ -128,11 +140,14 @@ def add_background(maps: torch.Tensor, background_below: float, ignore_below: fl
     Returns:
         float32 [B, T + 2, h, w].
     """
-    best = maps.amax(dim=1, keepdim=True) if maps.shape[1] else torch.zeros_like(maps.sum(dim=1, keepdim=True))
-    background = (best < background_below) | (best <= 0)
-    ignored = (best < ignore_below) & ~background
-    kept = torch.where(background | ignored, 0, maps)
-    return torch.cat([kept, background.float(), ignored.float()], dim=1)
+    ignored = torch.full_like(maps.sum(dim=1, keepdim=True), max(ignore_below, NO_SCORE))
+    if ignore_below <= background_below:
+        background = torch.full_like(ignored, max(background_below, NO_SCORE))
+        return torch.cat([maps, background, torch.zeros_like(ignored)], dim=1)
+    best = maps.amax(dim=1, keepdim=True) if maps.shape[1] else torch.zeros_like(ignored)
+    background = (ignore_below + background_below - best).clamp_min(0)
+    is_empty = best.amax(dim=(2, 3), keepdim=True) <= 0
+    return torch.cat([maps, torch.where(is_empty, 1.0, background), ignored], dim=1)
 
 
 def apply_thresholds(

@@ -27,10 +27,11 @@ class Signals:
         grid: Height and width of the working grid.
         self_attention: float32 [B, P, P], aggregated self-attention, whose rows sum to 1.
         finite: bool [B], whether the self-attention of an image is finite.
-        cross_attention: Cross-attention of names, 0 for the names that an image lacks.
+        cross_attention: Cross-attention of names, 0 for the names that an image lacks, and then of background words.
         clip_probabilities: float32 [B, T, h', w'], CLIP's probability of each name at each position, 0 to 1. Their sum
-            over the names of an image is at most 1.
+            over the names of an image is at most 1. The last maps may belong to background words.
         name_counts: int64 [B], the number of names of each image.
+        background_words: W, how many of the last maps belong to background words and not to names.
         affinity: Learned affinity, if a file of it was given.
     """
 
@@ -41,6 +42,7 @@ class Signals:
     cross_attention: CrossAttention | None = None
     clip_probabilities: torch.Tensor | None = None
     name_counts: torch.Tensor | None = None
+    background_words: int = 0
     affinity: Affinity | None = None
 
     def of_images(self, start: int, stop: int) -> Signals:
@@ -54,6 +56,7 @@ class Signals:
             cross_attention=self.cross_attention and self.cross_attention.of_images(start, stop),
             clip_probabilities=None if self.clip_probabilities is None else self.clip_probabilities[part],
             name_counts=None if self.name_counts is None else self.name_counts[part],
+            background_words=self.background_words,
             affinity=self.affinity and self.affinity.of_images(start, stop),
         )
 

@@ -133,7 +133,7 @@ class CrossNames:
             raise ValueError("stage cross names segments, but no names were given")
         include_coarsest = self.settings.vote != "share"
         maps, _ = average_cross_attention(signals.cross_attention, include_coarsest=include_coarsest)
-        return name_proposals(maps, signals.name_counts, scores, self.settings)
+        return name_proposals(maps, signals.name_counts, scores, self.settings, signals.background_words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,25 +153,38 @@ class ClipNames:
         if self.clip.clip_smooth:
             maps = smooth_scores(maps, signals.self_attention, signals.finite, signals.grid)
         # The other votes compensate for attention maps of different strength, but these maps are shares.
-        return name_proposals(maps, signals.name_counts, scores, replace(self.settings, vote="share"))
+        settings = replace(self.settings, vote="share")
+        return name_proposals(maps, signals.name_counts, scores, settings, signals.background_words)
 
 
 def name_proposals(
-    maps: torch.Tensor, counts: torch.Tensor, scores: Scores | None, settings: SegmentNameSettings
+    maps: torch.Tensor,
+    counts: torch.Tensor,
+    scores: Scores | None,
+    settings: SegmentNameSettings,
+    background_words: int = 0,
 ) -> Scores:
     """Name proposals by the maps of names, or, if there are no proposals yet, make each name a class.
 
     Args:
-        maps: float32 [B, T, h, w], see `diffseg.method.naming.vote_names`.
+        maps: float32 [B, T + W, h, w], see `diffseg.method.naming.vote_names`.
         counts: int64 [B], the number of names of each image.
         scores: Scores of the proposals; None before the first stage.
         settings: How a segment gets its name.
+        background_words: W, how many of the last maps belong to background words. Together they are one class, whose
+            map is the highest of theirs.
     """
+    indices = torch.arange(maps.shape[1] - background_words, device=maps.device)
+    if background_words:
+        names, words = maps[:, : len(indices)], maps[:, len(indices) :]
+        maps = torch.cat([names, words.amax(dim=1, keepdim=True)], dim=1)
+        indices = torch.nn.functional.pad(indices, (0, 1), value=BACKGROUND_INDEX)
     if scores is None:
-        indices = torch.arange(maps.shape[1], device=maps.device).expand(len(maps), -1)
-        return Scores(maps=class_maps(maps, counts), names=indices)
-    names, name_scores = vote_names(scores.maps, maps, counts, settings.vote)
-    names = apply_thresholds(names, name_scores, settings.background_below, settings.ignore_below)
+        classes = class_maps(maps, counts, last_is_background=background_words > 0)
+        return Scores(maps=classes, names=indices.expand(len(maps), -1))
+    chosen, name_scores = vote_names(scores.maps, maps, counts, settings.vote)
+    chosen = torch.where(chosen >= 0, indices[chosen.clamp_min(0)], chosen)
+    names = apply_thresholds(chosen, name_scores, settings.background_below, settings.ignore_below)
     return replace(scores, names=names, name_scores=name_scores)
 
 
@@ -255,8 +268,8 @@ def run_stages(
 def classes_to_segments(scores: Scores, settings: SegmentNameSettings) -> Scores:
     """Turn scores of classes into scores of named segments; scores that already are those are returned unchanged.
 
-    Background and ignored positions become two more proposals. The name score of a class is its mean, where it wins, of
-    the highest class score.
+    Background and ignored positions become two more proposals, see `add_background`. The name score of a class is its
+    mean, where it wins, of the highest class score.
     """
     if not scores.of_classes:
         return scores

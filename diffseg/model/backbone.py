@@ -23,6 +23,7 @@ from diffseg.model.checkpoint import Checkpoint
 from diffseg.model.compilation import compile_model
 from diffseg.model.conditioning import GUIDANCE_SCALE, guidance_embedding, precondition, size_conditioning
 from diffseg.model.config_fields import ADDED_SDXL
+from diffseg.model.name_keys import NameKeys
 from diffseg.model.text import EMPTY_PROMPT, Prompt
 
 Step = Callable[[str], AbstractContextManager]
@@ -86,6 +87,7 @@ class Backbone:
             compile_model(checkpoint.vae, checkpoint.unet)
         self.recorder = AttentionRecorder(checkpoint.unet, choose_backend(checkpoint.unet))
         self.pixel_multiple = PIXELS_PER_LATENT * latent_multiple(checkpoint.unet)
+        self._name_keys: NameKeys | None = None
         self._latents_mean, self._latents_std = self._of_channels("latents_mean"), self._of_channels("latents_std")
 
     @torch.inference_mode()
@@ -163,6 +165,49 @@ class Backbone:
         assert cross is not None
         return attention, cross
 
+    def attention_beside(
+        self,
+        pixels: torch.Tensor,
+        timestep: int,
+        prompts: Sequence[Prompt],
+        step: Step = no_step,
+        *,
+        reads_captions: bool = False,
+        background_words: Sequence[str] = (),
+    ) -> tuple[SelfAttention, CrossAttention]:
+        """Run one pass whose names are recorded beside it, see `diffseg.attention.name_context`.
+
+        Args:
+            pixels: float32 [B, 3, S, S] in [−1, 1].
+            timestep: Diffusion timestep, 0 to 999.
+            prompts: The names of each image, and the template of the prompt in which each name is embedded.
+            step: Timer of steps.
+            reads_captions: Whether the text of the prompts conditions the pass, instead of the empty prompt.
+            background_words: W words that are recorded as further names of all images.
+
+        Returns:
+            Self-attention, and the cross-attention [B, T + W, h·w] of names and then words. T is the largest number of
+            names of an image, at least 1; maps of the names that an image lacks are 0.
+        """
+        text = self.checkpoint.text
+        assert text is not None
+        with step("encode"):
+            latents = self.latents(pixels)
+        with step("text"):
+            if self._name_keys is None:
+                self._name_keys = NameKeys(text, self.checkpoint.unet)
+            names = self._name_keys.context(
+                [prompt.names for prompt in prompts], prompts[0].template, words=background_words
+            )
+            context, added = self.checkpoint.context.expand(len(pixels), -1, -1), self.checkpoint.added
+            if reads_captions:
+                context, added = self._embed([prompt.text for prompt in prompts], latents)
+        with step("unet"):
+            inputs = self.inputs(latents, timestep, added)
+            return self.recorder.attention_beside(
+                inputs.latents, inputs.timesteps, context, names=names, **inputs.options
+            )
+
     def _conditioning(self, prompts: Sequence[Sequence[Prompt]], turn: int, latents: torch.Tensor) -> _Conditioning:
         """Return the conditioning by each image's prompt at index `turn`; images with fewer get an empty prompt."""
         text = self.checkpoint.text
@@ -178,13 +223,20 @@ class Backbone:
             for name, name_tokens in enumerate(tokens_of_names, start=first):
                 weights_of_image[name, start : start + len(name_tokens)] = 1 / max(1, len(name_tokens))
                 start += len(name_tokens)
-        embeddings = [text.embed(prompt.text) for prompt in prompts_of_pass]
+        context, added = self._embed([prompt.text for prompt in prompts_of_pass], latents)
+        return _Conditioning(context, added, columns, to_device(weights, latents.device))
+
+    def _embed(self, texts: Sequence[str], latents: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the context [B, L, D] of a pass with the given prompts, and its further conditioning."""
+        text = self.checkpoint.text
+        assert text is not None
+        embeddings = [text.embed(prompt) for prompt in texts]
         context = torch.cat([embedding.context for embedding in embeddings]).to(latents.device, latents.dtype)
         added = {
             name: torch.cat([embedding.added[name] for embedding in embeddings]).to(latents.device, latents.dtype)
             for name in embeddings[0].added
         }
-        return _Conditioning(context, added, columns, to_device(weights, latents.device))
+        return context, added
 
     def inputs(self, latents: torch.Tensor, timestep: int, added: Mapping[str, torch.Tensor]) -> PassInputs:
         """Return the arguments of the UNet in a pass, besides the prompts.

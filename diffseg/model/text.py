@@ -114,6 +114,26 @@ class TextEncoders:
             context, pooled = torch.zeros_like(context), torch.zeros_like(pooled)
         return Embedding(context=context, added={"text_embeds": pooled})
 
+    @torch.inference_mode()
+    def embed_tokens(self, prompt: Prompt) -> torch.Tensor:
+        """Return the embeddings of the tokens of a prompt's names, float32 [n, D], without padding behind the prompt.
+
+        A token attends to none of those behind it, so the padding would only cost time. A prompt without names gives
+        all of its tokens, including the start and the end token.
+        """
+        if not self.parts:
+            raise ValueError("this checkpoint has no text encoder: it cannot read names")
+        states = []
+        for tokenizer, model in self.parts:
+            longest = model.config.max_position_embeddings
+            tokens = tokenizer(prompt.text, truncation=True, max_length=longest, return_tensors="pt")
+            output = model(tokens.input_ids.to(model.device), output_hidden_states=len(self.parts) > 1)
+            states.append(output.hidden_states[-2] if len(self.parts) > 1 else output.last_hidden_state)
+        embedded = torch.cat(states, dim=-1)[0]
+        if not prompt.names:
+            return embedded
+        return embedded[[column for columns in self.columns(prompt) for column in columns]]
+
     def _tokenize(self, tokenizer: Any, text: str, **options: Any) -> Any:
         length = self.parts[0][1].config.max_position_embeddings
         return tokenizer(text, padding="max_length", truncation=True, max_length=length, **options)

@@ -90,6 +90,75 @@ def test_images_of_a_batch_may_have_different_names(checkpoints: dict[str, Path]
         assert {segment.name for segment in result.segments} <= {*model_input.prompt.names}
 
 
+@pytest.mark.parametrize("count", [59, 150])
+def test_any_number_of_names_beside_the_pass_leaves_the_masks_of_a_run_without_names(
+    count: int, checkpoints: dict[str, Path], images: list[np.ndarray]
+) -> None:
+    plain = segmenter(checkpoints, naming=False)(images[0])
+    names = [f"{chr(97 + i % 26)}x{chr(97 + i // 26 % 26)}y{i // 676}" for i in range(count)]
+    named = segmenter(checkpoints, prompt="empty")(images[0], names=names)
+    assert named.labels.tobytes() == plain.labels.tobytes()
+    assert [segment.confidence for segment in named.segments] == [segment.confidence for segment in plain.segments]
+    assert {segment.name for segment in named.segments} <= {*names}
+    assert len(named.segments) > 1
+
+
+def test_names_beside_the_pass_do_not_depend_on_the_names_of_other_images(
+    checkpoints: dict[str, Path], images: list[np.ndarray]
+) -> None:
+    method = segmenter(checkpoints, prompt="empty", background_words=("an", "hat"), batch_size=3, flip=True)
+    prompts = [prompt_of_names(names) for names in (("the cat", "sky", "hat"), (), ("an hat",))]
+    inputs = [method.prepare(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+    for model_input, result in zip(inputs, method.launch(inputs).results(), strict=True):
+        (alone,) = method.launch([model_input]).results()
+        assert not isinstance(alone, Exception)
+        assert not isinstance(result, Exception)
+        assert np.array_equal(result.labels, alone.labels)
+        for segment, other in zip(result.segments, alone.segments, strict=True):
+            assert segment.name == other.name
+            assert segment.name_score == pytest.approx(other.name_score, abs=1e-5)
+
+
+def test_a_caption_can_condition_the_pass_while_names_are_recorded_beside_it(
+    checkpoints: dict[str, Path], images: list[np.ndarray]
+) -> None:
+    caption = Prompt(text="a cat, a hat", names=NAMES, spans=((),) * 3)
+    method, plain = segmenter(checkpoints, prompt="caption"), segmenter(checkpoints)
+    first, second = (m.attention_of([m.prepare(images[0], caption)]) for m in (method, plain))
+    assert torch.equal(first.self_attention, second.self_attention) or torch.allclose(
+        first.self_attention, second.self_attention, atol=1e-6
+    )
+    empty = segmenter(checkpoints, prompt="empty")
+    assert not torch.allclose(
+        empty.attention_of([empty.prepare(images[0], caption)]).self_attention, first.self_attention, atol=1e-6
+    )
+
+
+def test_segments_that_belong_to_a_background_word_are_background(
+    checkpoints: dict[str, Path], images: list[np.ndarray]
+) -> None:
+    for method in ("diffseg,cross", "cross"):
+        words = NAMES[1:]
+        as_names = segmenter(checkpoints, method=method, prompt="empty")(images[0], names=NAMES)
+        as_words = segmenter(checkpoints, method=method, prompt="empty", background_words=words)(
+            images[0], names=NAMES[:1]
+        )
+        background = {segment.id for segment in as_words.segments if segment.name == "background"}
+        share = np.isin(as_words.labels, [*background]).mean()
+        others = [segment.id for segment in as_names.segments if segment.name in words]
+        assert share > 0
+        assert share == pytest.approx(np.isin(as_names.labels, others).mean(), abs=0.15)
+
+
+def test_segments_of_one_name_can_be_merged(checkpoints: dict[str, Path], images: list[np.ndarray]) -> None:
+    apart = segmenter(checkpoints)(images[0], names=NAMES)
+    merged = segmenter(checkpoints, merge_names=True)(images[0], names=NAMES)
+    names = [segment.name for segment in merged.segments]
+    assert len(apart.segments) > len(names) == len(set(names))
+    name_of = np.array([segment.name for segment in apart.segments])
+    assert np.array_equal(np.array(names)[merged.labels], name_of[apart.labels])
+
+
 def test_maps_of_names_are_means_over_their_tokens(checkpoints: dict[str, Path], images: list[np.ndarray]) -> None:
     backbone = segmenter(checkpoints).backbone
     pixels = fit_image(images[0], 128, "resize").pixels[None]
