@@ -136,10 +136,25 @@ class LabelSettings:
         added, default = set(ADDED_METHOD_FIELDS), SegmenterSettings().flat()
         method = {k: v for k, v in self.method.flat().items() if k not in added or v != default[k]}
         plain = dataclasses.asdict(self) | {"method": method}
+        if self._places_cells_anew():
+            plain["edges"] = 2
         for name in ("key_field", "network"):
             if plain[name] is None:
                 del plain[name]  # so that runs from before this setting keep their fingerprint
         return plain
+
+    def _places_cells_anew(self) -> bool:
+        """Return whether labels differ from those of earlier versions, whose runs are not to be mixed with new ones.
+
+        Earlier versions applied thresholds before class maps were upsampled, so that objects shrank, and read some
+        cells of a CLIP's own grid that lay beside a position.
+        """
+        method, stages = self.method, self.method.method or ()
+        first = stages[1:2] if stages[:1] == ("affinity",) else stages[:1]
+        has_threshold = max(method.segment_names.background_below, method.segment_names.ignore_below) > 0
+        return (bool(first) and first[0] in NAMING and has_threshold) or (
+            self.clip is not None and not method.clip.clip_smooth
+        )
 
     @property
     def known_dtype(self) -> Dtype:

@@ -83,12 +83,16 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
         resolved=resolved,
         about={
             "method": ",".join(segmenter.method),
-            "context": "names of the image" if "cross_attention" in segmenter.needs else "empty prompt",
+            "context": CONTEXTS[settings.method.segment_names.prompt if "cross_attention" in segmenter.needs else "empty"],
             "noise": "none",
         },
         names=NameReader(settings.naming) if settings.naming else None,
         environment=environment | ({"resizing": "on the GPU"} if segmenter.resizes_on_device else {}),
     )
+
+
+CONTEXTS = {"names": "names of the image", "empty": "empty prompt", "caption": "caption of the image"}
+"""What conditions the passes, for the metadata of label files, by the setting `prompt`."""
 
 
 def _load_parts(weights: Weights, settings: LabelSettings, device: str) -> tuple[Checkpoint, Clip | None]:

@@ -17,10 +17,12 @@ from PIL import Image
 
 from diffseg import Segmenter
 from diffseg.settings import settings_of
+from pipeline.errors import RunRefused
+from pipeline.executor.driver import RunSummary, label_run
 from pipeline.label import label_shard
 from pipeline.readers.find import find_shards
 from pipeline.readers.names import NameReader, NameSettings
-from pipeline.settings import LabelSettings
+from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 
 NAMES = ("sky", "grass", "red ball")
@@ -93,6 +95,37 @@ def test_an_image_gets_only_the_names_in_its_caption(tmp_path: Path, segmenter: 
     assert names_of(with_names[2]) == {("background", 0)}
     without_names = label(tmp_path / "shard.tar", tmp_path / "nouns", segmenter, caption_field="txt")
     assert names_of(without_names[0]) <= {("red ball", None), ("ball", None), ("grass", None)}
+
+
+@pytest.mark.usefixtures("node_cache")
+def test_a_resumed_run_with_names_beside_the_pass_writes_the_same_bytes(tmp_path: Path) -> None:
+    """A worker that meets other names before, or none, must compute the same keys."""
+    labels = [["sky"], ["red ball", "grass"], ["grass", "sky"], ["red ball"]]
+    table = pa.table({"image": [png(i) for i in range(4)], "labels": labels, "id": [*"abcd"]})
+    for shard in range(2):
+        pq.write_table(table.slice(2 * shard, 2), tmp_path / f"{shard}.parquet")
+    method = settings_of(resolution=64, anchors_per_side=4, prompt="empty", background_words=("wall",))
+    naming = NameSettings(names=NAMES, labels_field="labels")
+
+    def run(**changes: Any) -> RunSummary:
+        settings = LabelSettings(model="tiny-text", naming=naming, method=method.with_values(**changes))
+        source, worker = f"{tmp_path}/*.parquet", WorkerSettings(device="cpu")
+        return label_run(
+            source, str(tmp_path / "out"), settings=settings, worker=worker, run=RunSettings(no_ray=True)
+        )
+
+    assert dict(run().counts) == {"ok": 4}
+    files = {path: path.read_bytes() for path in (tmp_path / "out" / "labels").glob("*.parquet")}
+    (commit,) = (tmp_path / "out" / "commits").glob("1.*.json")
+    commit.unlink()  # as if the run had been killed before the second shard was committed
+    second = next(path for path in files if pq.read_table(path)["key"][0].as_py() == "c")
+    second.unlink()
+    assert run().done_before == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "out" / "labels").glob("*.parquet")} == files
+    metadata = pq.read_schema(second).metadata
+    assert b"empty prompt" in b"".join(metadata.values())
+    with pytest.raises(RunRefused, match=r"prompt: 'empty' in OUT, None now"):
+        run(prompt="names", background_words=())
 
 
 def test_segments_with_a_low_score_are_background_or_ignored(tmp_path: Path) -> None:

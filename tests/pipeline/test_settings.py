@@ -9,6 +9,7 @@ import pytest
 
 from diffseg.settings import SegmenterSettings, settings_of
 from pipeline.output.manifest import fingerprint_of
+from pipeline.readers.names import NameSettings
 from pipeline.settings import LabelSettings
 
 DEFAULT: dict[str, Any] = {
@@ -90,6 +91,51 @@ def test_a_preset_has_the_plain_settings_and_fingerprint_of_earlier_versions() -
 def test_changed_settings_have_the_plain_settings_and_fingerprint_of_earlier_versions() -> None:
     changed = settings_of(weights={64: 1.0, 32: 0.5}, tau=0.9, method="diffseg,par", crops=2)
     check(changed, CHANGED, "309a1ff9504b08d2")
+
+
+def test_fields_of_naming_at_their_defaults_stay_out_of_the_fingerprint_and_others_change_it() -> None:
+    names = NameSettings(names=("sky",))
+    plain = LabelSettings(naming=names).plain()
+    assert not {"prompt", "background_words", "merge_names"} & plain["method"].keys()
+    fingerprints = {
+        fingerprint_of(LabelSettings(naming=names, method=settings_of(**changes)), "ab" * 32, {})
+        for changes in (
+            {},
+            {"prompt": "empty"},
+            {"prompt": "empty", "background_words": ("wall",)},
+            {"merge_names": True},
+        )
+    }
+    assert len(fingerprints) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "clip", "marked"),
+    [
+        ({"method": "cross,walk"}, None, False),
+        ({"method": "cross,walk", "background_below": 0.2}, None, True),
+        ({"method": "diffseg,cross", "background_below": 0.2}, None, False),
+        ({"clip_smooth": False}, "/clip", True),
+        ({}, "/clip", False),
+    ],
+)
+def test_only_runs_whose_labels_changed_have_another_fingerprint_than_in_earlier_versions(
+    changes: dict[str, Any], clip: str | None, marked: bool
+) -> None:
+    settings = LabelSettings(naming=NameSettings(names=("sky",)), method=settings_of(**changes), clip=clip)
+    assert ("edges" in settings.plain()) == marked
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": settings_of(prompt="caption")}, "prompt caption: expected a caption field"),
+        ({"method": settings_of(background_words=("wall",))}, "background words stand beside the names"),
+    ],
+)
+def test_names_beside_the_pass_need_what_they_read(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LabelSettings(naming=NameSettings(names=("sky",)), **settings)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
+from diffseg.method.decide import decide_on_device
+from diffseg.method.decision import Stat
 from diffseg.method.naming import (
     BACKGROUND_INDEX,
     NO_NAME,
@@ -88,6 +93,50 @@ def test_background_and_ignored_positions_of_class_maps() -> None:
     assert add_background(maps, 0.0, 0.0).argmax(dim=1).tolist() == [[[0, 0, 1]]]
     assert add_background(maps[:, :0], 0.0, 0.0).argmax(dim=1).tolist() == [[[0, 0, 0]]]
     assert add_background(torch.zeros(1, 1, 1, 1), 0.0, 0.0).argmax(dim=1).item() == 1
+
+
+def disc(radius: float, side: int = 64) -> torch.Tensor:
+    """Return the share of each cell that a disc in the middle of a grid covers, float32 [side, side]."""
+    axis = (torch.arange(side * 8) + 0.5) / 8 - side / 2
+    inside = (axis[:, None] ** 2 + axis**2 <= radius**2).float()
+    return inside.unflatten(0, (side, 8)).unflatten(2, (side, 8)).mean(dim=(1, 3))
+
+
+@pytest.mark.parametrize("ignore_below", [0.0, 0.45], ids=["background", "ignored"])
+@pytest.mark.parametrize("radius", [20, 8, 4])
+def test_a_disc_among_background_keeps_its_area(radius: int, ignore_below: float) -> None:
+    scores = 0.9 * disc(radius)[None, None]
+    maps = add_background(scores, 0.4 if ignore_below else 0.45, ignore_below)[0]
+    decision = decide_on_device(maps, (512, 512))
+    area = decision.stats[Stat.AREA, 0].item() / 64  # in tokens
+    assert area == pytest.approx(math.pi * radius**2, rel=0.01)
+    assert decision.stats[Stat.AREA].sum() == 512 * 512
+    thresholded = (scores >= 0.45).sum().item()
+    assert abs(thresholded - area) < 4 * radius
+
+
+@pytest.mark.parametrize(("background_below", "ignore_below"), [(0.4, 0.0), (0.4, 0.6)])
+def test_the_margin_of_background_grows_as_the_best_class_falls_below_the_threshold(
+    background_below: float, ignore_below: float
+) -> None:
+    scores = torch.tensor([0.0, 0.1, 0.3, 0.39])
+    maps = add_background(scores.view(1, 1, 1, 4), background_below, ignore_below)[0]
+    first, second = maps.topk(2, dim=0).values
+    margins = ((first - second) / first)[0]
+    assert (maps.argmax(dim=0) == 1).all()
+    assert (margins.diff() < 0).all()
+    assert margins[-1] < 0.05
+
+
+def test_positions_are_counted_in_the_cells_in_which_their_centres_lie() -> None:
+    """64 rows of the working grid, and 37 rows of a CLIP with patches of 14 pixels that reads 518 pixels."""
+    rows = torch.zeros(1, 64, 64, 1)
+    rows[0, range(64), range(64)] = 1.0  # each row is a segment of its own
+    maps = torch.zeros(1, 37, 37, 1)
+    maps[0, range(37), range(37)] = 1.0  # and each row of CLIP's grid shows a name of its own
+    names, _ = vote_names(rows, maps, torch.tensor([37]), "share")
+    centres = (np.arange(64) + 0.5) / 64
+    assert names[0].tolist() == np.floor(centres * 37).astype(int).tolist()
 
 
 def test_indices_are_resolved_to_names() -> None:
