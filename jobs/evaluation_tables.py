@@ -114,6 +114,7 @@ def print_document(console: Console, document: Mapping[str, Any]) -> None:
     """Print the document as lines and tables."""
     protocol = document["protocol"]
     ignored = protocol["ignored"] if isinstance(protocol["ignored"], str) else ", ".join(map(str, protocol["ignored"]))
+    ignored = "those of the protocol" if document.get("by_protocol") else ignored
     print_line(
         console,
         f"{document['out']} against {document['truth']}, layout {protocol['layout']}, ids that are not scored: "

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from diffseg.segmentation import IGNORE
 from jobs.printing import print_line
 from pipeline.evaluation.evaluate import MethodScores
 from pipeline.evaluation.protocols import PROTOCOLS, DatasetProtocol, ProtocolName
@@ -65,6 +66,7 @@ def protocol_document(
     return {
         "name": name,
         "matching": MATCHING_TEXTS[chosen.protocol.matching] + BACKGROUND_TEXT * chosen.protocol.background,
+        "void": _void_text(chosen),
         "pixels": str(chosen.protocol.view),
         "images": chosen.images,
         "published": [dataclasses.asdict(figures) for figures in chosen.published],
@@ -84,6 +86,15 @@ def protocol_document(
     }
 
 
+def _void_text(chosen: DatasetProtocol) -> str:
+    """Say what becomes of pixels that the layout ignores."""
+    void = int(chosen.merges[-1])
+    if void == IGNORE:
+        return "not scored"
+    is_background = chosen.protocol.background or void == chosen.unnamed
+    return "background" if is_background else f"class {void}"
+
+
 def print_protocol(console: Console, document: Mapping[str, Any]) -> None:
     """Print the figures by a protocol as a table, published ones first."""
     unknown = document["names_without_class"]
@@ -95,7 +106,7 @@ def print_protocol(console: Console, document: Mapping[str, Any]) -> None:
         text = "without names, an id means nothing beyond its image, so that one matching for all images says little"
         print_line(console, text, "yellow")
     caption = (
-        f"{document['pixels']}; {document['matching']}. Published figures: "
+        f"{document['pixels']}; {document['matching']}; void: {document['void']}. Published figures: "
         + "; ".join(f"{figures['method']}: {figures['source']}" for figures in document["published"])
         + ". ± is half of a 95 % bootstrap interval over images."
     )

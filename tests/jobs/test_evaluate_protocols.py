@@ -78,6 +78,8 @@ def test_published_figures_stand_beside_the_measured_ones(tmp_path: Path, capsys
     assert "Protocol voc21" in text
     assert "published: NACLIP, CLIP ViT-B/16 │ 1,449 │ – │ 64.1" in text
     assert "this run │ 1 │ 100.0 ±0.0 │ 100.0 ±0.0" in text
+    assert "nothing is matched; void: not scored" in text
+    assert "layout voc, ids that are not scored: those of the protocol" in text
     assert "1 names of the run are no class of voc21 (lorry)" in text
     assert "NACLIP, CLIP ViT-B/16: README of sinahmr/NACLIP" in text
 
@@ -92,6 +94,7 @@ def test_unnamed_runs_are_scored_by_matching_but_not_by_names(
         document = run(tmp_path / "out", tmp_path / "truth", "--protocol", name, capsys=capsys)
         (measured,) = document["by_protocol"]["measured"]
         assert (measured["accuracy"]["mean"], measured["miou"]["mean"]) == (1, 1), name
+        assert document["by_protocol"]["void"] == "not scored"
         assert document["by_protocol"]["ids_mean_nothing"] == name.startswith("picie")
     assert evaluate.main([*paths, "--protocol", "coco-object"]) == 2
     assert "scores names, and this run has none" in " ".join(capsys.readouterr().err.split())
