@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from pipeline.bounded_json import read_bounded, struct_fields
-from pipeline.output.schemas import DOCUMENT_BYTES, parse_network
+from pipeline.output.schemas import DOCUMENT_BYTES, parse_network, parse_object
 from pipeline.settings import LabelSettings
 from pipeline.storage import SourceError, Storage
 
@@ -38,11 +38,22 @@ def damage_named(model: Storage, path: str) -> Iterator[None]:
 
 
 def save_network(model: Storage, network: nn.Module, config: Mapping[str, Any]) -> None:
-    """Write the trained network: first its weights, then the configuration to rebuild it."""
-    from safetensors.torch import save
+    """Write the trained network: first its weights, then the configuration to rebuild it.
 
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    model.write_bytes(WEIGHTS, save(weights))
+    `SegformerForSemanticSegmentation.from_pretrained(MODEL)` reads a SegFormer too, and its image processor.
+    """
+    if config.get("network", "unet") == "unet":
+        from safetensors.torch import save
+
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        model.write_bytes(WEIGHTS, save(weights))
+    else:
+        from pipeline.networks import library
+
+        model.write_bytes(WEIGHTS, library.to_bytes(network))
+        if config["network"] == "segformer":
+            processor = json.dumps(library.image_processor(config["size"]), indent=1, sort_keys=True)
+            model.write_bytes("preprocessor_config.json", processor.encode())
     model.write_bytes(CONFIG, json.dumps(dict(config), indent=1, sort_keys=True).encode())
 
 
@@ -54,21 +65,35 @@ def load_network(model: Storage) -> tuple[nn.Module, dict[str, Any]]:
     """
     from safetensors.torch import load
 
-    from pipeline.networks.unet import SegmentationNetwork
-
     config = load_config(model)
     with _training_finished(model):
         weights = model.read_bytes(WEIGHTS)
+    network: nn.Module
     with damage_named(model, WEIGHTS):
-        network = SegmentationNetwork(width=config["width"], dimensions=config["dimensions"])
-        network.load_state_dict(load(weights))
+        if config["network"] == "unet":
+            from pipeline.networks.unet import SegmentationNetwork
+
+            network = SegmentationNetwork(width=config["width"], dimensions=config["dimensions"])
+            network.load_state_dict(load(weights))
+        else:
+            from pipeline.networks import library  # which imports transformers and takes seconds
+
+            network = library.from_bytes(config, weights)
     return network.eval(), config
 
 
 def load_config(model: Storage) -> dict[str, Any]:
-    """Return the configuration of a trained network; `NetworkSchema` has its fields. Raises SourceError."""
+    """Return the configuration of a trained network. Raises SourceError.
+
+    `NetworkSchema` has the fields that all networks share; a network of transformers has those of its library too.
+    """
     with _training_finished(model), damage_named(model, CONFIG):
-        return struct_fields(parse_network(read_bounded(model, CONFIG, DOCUMENT_BYTES)))
+        data = read_bounded(model, CONFIG, DOCUMENT_BYTES)
+        shared = struct_fields(parse_network(data))
+        if shared["network"] == "unet":
+            return shared
+        del shared["width"]  # which unet alone has
+        return parse_object(data) | shared
 
 
 def network_sha256(model: Storage) -> str:

@@ -174,10 +174,11 @@ class NetworkSchema(Struct, frozen=True):
     """config.json of a trained network."""
 
     target: Literal["segments", "classes"]
-    width: Annotated[int, Meta(ge=8, le=4096, multiple_of=8)]
     dimensions: Annotated[int, Meta(ge=1, le=100_000)]
     size: Annotated[int, Meta(ge=32, le=16_384, multiple_of=32)]
+    width: Annotated[int, Meta(ge=8, le=4096, multiple_of=8)] = 24
     class_names: list[str] = []
+    network: Literal["unet", "segformer", "dinov2-linear"] = "unet"
 
 
 class TrainingSchema(Struct, frozen=True):

@@ -11,13 +11,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from diffseg.optim import cosine, descend, optimiser_of, set_lr
+from pipeline.networks.build import create_network
 from pipeline.networks.files import save_network
-from pipeline.networks.unet import SegmentationNetwork
 from pipeline.storage import SourceError, Storage
 from pipeline.training.dataset import LabelDataset
 from pipeline.training.objective import objective
@@ -41,7 +42,7 @@ def train(
     model: Storage,
     *,
     device: str | torch.device = "cpu",
-    wrap: Callable[[SegmentationNetwork], nn.Module] = lambda network: network,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     on_record: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
     """Train from the last checkpoint in MODEL to the last step.
@@ -66,12 +67,21 @@ def train(
     torch.set_num_threads(run.threads)
     dimensions = DIMENSIONS if settings.target == "segments" else dataset.classes
     torch.manual_seed(settings.seed)
-    network = SegmentationNetwork(width=settings.width, dimensions=dimensions).to(device)
+    class_names = dataset.class_names if settings.target == "classes" else ()
+    network, about = create_network(
+        settings.network,
+        dimensions=dimensions,
+        width=settings.width,
+        class_names=class_names,
+        backbone=settings.backbone,
+    )
+    network = network.to(device)
     optimiser = optimiser_of(network)
     step, history = load_checkpoint(model, network, optimiser)
     wrapped = wrap(network)
     recorder = _Recorder(settings, history, on_record)
     for batch in _batches(dataset, settings, step, run.loaders):
+        torch.manual_seed(_seed_of_step(settings.seed, step, dataset.rank))  # for dropout
         set_lr(optimiser, settings.learning_rate * _schedule(step / settings.steps))
         losses = objective(wrapped, batch, settings.target, device=device, seed=(settings.seed, step, dataset.rank))
         descend(losses["loss"], wrapped, optimiser)
@@ -80,10 +90,14 @@ def train(
         if dataset.rank == 0 and (step % run.save_every == 0 or step == settings.steps):
             save_checkpoint(model, network, optimiser, step, history)
     if dataset.rank == 0:
-        config = {"target": settings.target, "width": settings.width, "dimensions": dimensions, "size": settings.size}
-        names = dataset.class_names if settings.target == "classes" else ()
-        save_network(model, network, config | {"class_names": names})
+        config = {"target": settings.target, "dimensions": dimensions, "size": settings.size}
+        save_network(model, network, about | config | {"class_names": class_names})
     return history
+
+
+def _seed_of_step(*numbers: int) -> int:
+    """Return a seed that follows from the seed of the training, the step and the rank."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class _Recorder:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from pipeline.output.selection import RowSelection
 
 Target = Literal["segments", "classes"]
+NetworkName = Literal["unet", "segformer", "dinov2-linear"]
 
 IGNORE_INDEX = -100
 """Label of ignored pixels; the default `ignore_index` of PyTorch's losses."""
@@ -83,6 +84,13 @@ class TrainSettings:
     target: Target = "segments"
     """What the network learns. segments: whether pixels belong together, which needs no names. classes: the class of
     each pixel, which needs a run with names."""
+    network: NetworkName = "unet"
+    """unet: a small U-Net of this program. segformer: SegFormer. dinov2-linear: a linear layer on the tokens of DINOv2
+    or of a plain ViT. The last two come from transformers."""
+    backbone: str | None = None
+    """What segformer and dinov2-linear start from: a folder or hub id with config.json and safetensors, such as
+    facebook/dinov2-small, or the path of a config.json, whose weights are drawn at random. Of dinov2-linear with given
+    weights only the linear layer is trained. Default: SegFormer-B0 or a ViT-S/14 with random weights."""
     steps: int = 2000
     """Number of optimiser steps; all workers make each step together."""
     batch_size: int = 8
@@ -90,9 +98,10 @@ class TrainSettings:
     size: int = 256
     """Side of the square crops in pixels, a multiple of 32."""
     learning_rate: float = 3e-3
-    """Highest learning rate, reached after the first twentieth of the steps; it then falls along half a cosine."""
+    """Highest learning rate, reached after the first twentieth of the steps; it then falls along half a cosine. A
+    pretrained segformer needs a lower one, such as 0.0002."""
     width: int = 24
-    """Channels of the network's finest level, a multiple of 8; the deepest level has eight times as many."""
+    """Channels of unet's finest level, a multiple of 8; the deepest level has eight times as many."""
     confidence: float = 0.0
     """Train only on images with at least this confidence, 0 to 1."""
     segment_confidence: float = 0.0
@@ -110,6 +119,18 @@ class TrainSettings:
             raise ValueError(f"size {self.size}: expected a multiple of 32 pixels")
         if self.width % 8:
             raise ValueError(f"width {self.width}: expected a multiple of 8")
+        if self.network == "unet" and self.backbone is not None:
+            raise ValueError(f"backbone {self.backbone}: unet has none; choose the network segformer or dinov2-linear")
+        if self.network != "unet" and self.width != TrainSettings.width:
+            raise ValueError(f"width {self.width}: is of the network unet; {self.network} takes its size from backbone")
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as train.json holds them."""
+        plain = asdict(self)
+        for name in ("network", "backbone"):
+            if plain[name] == getattr(TrainSettings, name):
+                del plain[name]  # so that a training from before these settings continues
+        return plain
 
     def dataset(self, selection: RowSelection) -> DatasetSettings:
         """Return the settings of the training samples, which are taken from these rows."""

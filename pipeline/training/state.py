@@ -6,7 +6,6 @@ kill either the previous or the next state is there. `pipeline.networks.files` w
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 
@@ -50,7 +49,7 @@ def claim(
     Raises:
         ValueError: MODEL holds a training with other settings, rows, another run or another number of workers.
     """
-    plain = dataclasses.asdict(settings) | {"labels": fingerprint, "workers": workers}
+    plain = settings.plain() | {"labels": fingerprint, "workers": workers}
     if selection not in (None, RowSelection()):
         plain["selection"] = selection.plain()
     refuse_foreign_folder(model, CLAIM)
