@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipeline.report.row_statistics import CONFIDENCE_BINS, SMALLEST_SHARE, RowStatistics
+from pipeline.report.row_statistics import SHARE_BINS, SMALLEST_SHARE, RowStatistics
 from pipeline.report.throughput import Throughput
 
 MAX_BARS = 40
 """Largest number of bars of the chart of segments per image."""
+LONG_SECONDS = 180
+"""Runs that took at least this long have minutes on the axis of time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +50,19 @@ class Chart:
 
 
 def distributions(statistics: RowStatistics) -> list[Chart]:
-    """Return the charts of segments per image, segment sizes and confidence; a chart without data is left out."""
+    """Return the charts of segments per image, segment sizes, confidence and scores, leaving out those without data."""
     charts = []
     if statistics.segments:
         charts.append(_segments(statistics.segments))
     if statistics.shares:
         charts.append(_shares(statistics.shares))
     if statistics.confidence:
-        charts.append(_confidence(statistics.confidence))
+        text = "images by confidence, from 0 (uncertain) to 1 (certain)"
+        charts.append(_between_0_and_1("Confidence", text, "confidence", statistics.confidence))
+    for evaluation in sorted({evaluation for evaluation, _ in statistics.covering}):
+        counts = {number: images for (name, number), images in statistics.covering.items() if name == evaluation}
+        text = "images by the IoU of each true region with its best segment, weighted by area"
+        charts.append(_between_0_and_1(f"Covering ({evaluation})", text, "covering", counts))
     return charts
 
 
@@ -63,7 +70,8 @@ def throughput_chart(throughput: Throughput) -> Chart:
     """Return the chart of images per second over the working time of the run."""
     top = max(throughput.rates)
     step = throughput.seconds / len(throughput.rates)
-    texts = [f"{i * step / 60:.1f} to {(i + 1) * step / 60:.1f} min" for i in range(len(throughput.rates))]
+    size, unit = (60, "min") if throughput.seconds >= LONG_SECONDS else (1, "s")
+    texts = [f"{i * step / size:.1f} to {(i + 1) * step / size:.1f} {unit}" for i in range(len(throughput.rates))]
     return Chart(
         title="Throughput",
         description="images per second over the working time; a line marks a pause of the run",
@@ -71,7 +79,7 @@ def throughput_chart(throughput: Throughput) -> Chart:
             Bar(height=rate / top, text=f"{text}: {rate:.2f} images/s")
             for rate, text in zip(throughput.rates, texts, strict=True)
         ],
-        ticks=[(position, f"{position * throughput.seconds / 60:.3g} min") for position in (0.0, 0.5, 1.0)],
+        ticks=[(position, f"{position * throughput.seconds / size:.3g} {unit}") for position in (0.0, 0.5, 1.0)],
         top=f"{top:.3g}/s",
         marks=[pause / throughput.seconds for pause in throughput.pauses],
     )
@@ -96,13 +104,11 @@ def _shares(counts: Mapping[int, int]) -> Chart:
     return _chart("Size of segments", description, bins, names, "of the image", ticks)
 
 
-def _confidence(counts: Mapping[int, int]) -> Chart:
-    bins = [counts.get(k, 0) for k in range(CONFIDENCE_BINS)]
-    names = [f"{k / CONFIDENCE_BINS:.2f} to {(k + 1) / CONFIDENCE_BINS:.2f}" for k in range(CONFIDENCE_BINS)]
+def _between_0_and_1(title: str, description: str, unit: str, counts: Mapping[int, int]) -> Chart:
+    bins = [counts.get(k, 0) for k in range(SHARE_BINS)]
+    names = [f"{k / SHARE_BINS:.2f} to {(k + 1) / SHARE_BINS:.2f}" for k in range(SHARE_BINS)]
     ticks = [(k / 4, f"{k / 4:.2g}") for k in range(5)]
-    return _chart(
-        "Confidence", "images by confidence, from 0 (uncertain) to 1 (certain)", bins, names, "confidence", ticks
-    )
+    return _chart(title, description, bins, names, unit, ticks)
 
 
 def _chart(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from pipeline.output.manifest import Manifest
 from pipeline.output.selection import RowSelection
 from pipeline.report.charts import distributions, throughput_chart
 from pipeline.report.row_statistics import RowStatistics
+from pipeline.report.scores import Evaluations
+from pipeline.report.settings_table import changed_settings, label_command
 from pipeline.report.throughput import throughput
 from pipeline.storage import redact
 
@@ -20,6 +22,8 @@ MAX_FAILED_SHARDS = 200
 """Failed shards that are listed."""
 MAX_REASONS_SHOWN = 50
 """Reasons of failed rows that are listed."""
+MAX_NAMES_SHOWN = 50
+"""Names that are listed, those with the most pixels first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,10 @@ class Page:
         images_missing: Why there are no source images; empty if there are.
         statistics: Statistics over all rows.
         data: Folder of the data files, relative to index.html.
+        scripts: Names of the scripts in it, in the order in which they are loaded.
         shown: Number of rows in the gallery.
+        names: Name and colour of each name in the gallery.
+        evaluations: Scores of the images.
         selection: Rows that the page is about.
     """
 
@@ -45,7 +52,10 @@ class Page:
     images_missing: str
     statistics: RowStatistics
     data: str
+    scripts: Sequence[str]
     shown: int
+    names: Sequence[tuple[str, str]]
+    evaluations: Evaluations
     selection: RowSelection
 
 
@@ -69,13 +79,23 @@ def render(page: Page) -> str:
         over_time=over_time,
         mean_segments=_mean(sum(n * count for n, count in statistics.segments.items()), labelled),
         mean_confidence=_mean(statistics.confidence_sum, labelled),
-        charts=[*distributions(statistics), *([throughput_chart(over_time)] if over_time else [])],
+        charts=[
+            *distributions(statistics),
+            *([throughput_chart(over_time)] if over_time and len(over_time.rates) > 1 else []),
+        ],
+        names=_names(statistics, dict(page.names)),
+        names_left=max(0, len(statistics.names) - MAX_NAMES_SHOWN),
         steps=_steps(seconds, sum(commit.rows for commit in page.commits.values())),
         selected=_selected(page.selection),
         statuses=statistics.statuses.most_common(),
         reasons=statistics.reasons.most_common(MAX_REASONS_SHOWN),
         reasons_left=max(0, len(statistics.reasons) - MAX_REASONS_SHOWN),
         failed_shards=sorted(page.failed.items())[:MAX_FAILED_SHARDS],
+        changed=[
+            (name, _text(value), _text(default)) for name, value, default in changed_settings(manifest.settings)[1]
+        ],
+        preset=changed_settings(manifest.settings)[0],
+        command=label_command(manifest, page.out),
         tables=_tables(manifest),
     )
 
@@ -88,6 +108,19 @@ def _selected(selection: RowSelection) -> str:
 
 def _mean(total: float, count: int) -> float:
     return total / count if count else 0.0
+
+
+def _names(statistics: RowStatistics, colours: Mapping[str, str]) -> list[tuple[str, str, int, int, float, float]]:
+    """Return name, colour, images, segments, share of all pixels, and that share relative to the largest one.
+
+    The names are sorted by their share of the pixels. Names that only rows outside the gallery have get no colour.
+    """
+    shares = {name: count / statistics.pixels for name, count in statistics.name_pixels.most_common(MAX_NAMES_SHOWN)}
+    largest = max(shares.values(), default=0.0) or 1.0
+    return [
+        (name, colours.get(name, ""), statistics.name_images[name], statistics.names[name], share, share / largest)
+        for name, share in shares.items()
+    ]
 
 
 def _steps(seconds: Mapping[str, float], images: int) -> list[tuple[str, float, float]]:
@@ -119,5 +152,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             # The settings of the method, one of which is "method", have names of their own, as on the command line.
             yield from _flatten(value, "" if name == "method" else f"{prefix}{name} ")
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            yield f"{prefix}{name}", redact(shown)
+            yield f"{prefix}{name}", _text(value)
+
+
+def _text(value: Any) -> str:
+    return redact(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))

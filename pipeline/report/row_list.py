@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from diffseg.drawing.overlay import class_colour, hexadecimal
+from pipeline.report.colours import name_colours
 from pipeline.report.data_files import DataFolder
+from pipeline.report.row_statistics import RowStatistics
 from pipeline.report.shard import ListEntry
 
 ROWS_PER_FILE = 5000
@@ -22,6 +23,7 @@ class RowList:
         self._total = 0
         self._statuses: dict[str, int] = {"ok": 0}
         self._names: dict[str, int] = {}
+        self._evaluations: dict[str, int] = {}
 
     def add(self, entries: Iterable[ListEntry]) -> None:
         """Add the entries of the next label shard."""
@@ -37,14 +39,20 @@ class RowList:
             self._total += len(self._rows)
             self._files, self._rows = self._files + 1, []
 
-    def tables(self) -> dict[str, Any]:
-        """Return the tables that the entries refer to by number, and the number of rows and of files."""
-        colours = {name: hexadecimal(class_colour(name)) for name in self._names}
+    def tables(self, statistics: RowStatistics) -> dict[str, Any]:
+        """Return the tables that the entries refer to by number, and the number of rows and of files.
+
+        Args:
+            statistics: Statistics over all rows, by which names get colours.
+        """
+        by_frequency = sorted(self._names, key=lambda name: (-statistics.names[name], name))
+        colours = name_colours(by_frequency, statistics.contacts)
         return {
             "rows": self._total,
             "rowFiles": self._files,
             "statuses": list(self._statuses),
-            "names": [[name, colours[name]] for name in self._names],
+            "names": [(name, colours[name]) for name in self._names],
+            "evaluations": list(self._evaluations),
         }
 
     def _as_list(self, entry: ListEntry) -> list[Any]:
@@ -54,4 +62,6 @@ class RowList:
         if entry.tile < 0:
             return [*common, entry.error]
         names = [self._names.setdefault(name, len(self._names)) for name in entry.names]
-        return [*common, "", entry.segments, round(entry.confidence, 4), entry.tile, names]
+        numbers = {name: self._evaluations.setdefault(name, len(self._evaluations)) for name in entry.covering}
+        covering = {str(numbers[name]): round(value, 4) for name, value in entry.covering.items()}
+        return [*common, "", entry.segments, round(entry.confidence, 4), entry.tile, names, covering]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from pipeline.output.source_images import SourceImages
 from pipeline.readers.samples import Shard
 from pipeline.report.data_files import DataFolder
 from pipeline.report.row_statistics import MAX_ERROR_LENGTH, RowStatistics
-from pipeline.report.tiles import make_tile
+from pipeline.report.scores import MAIN_SCORE, RowScores, key_cell
+from pipeline.report.tiles import Tile, make_tile
 from pipeline.storage import Storage
 
 COLUMNS = ("key", "index", "status", "error", "height", "width", "n_segments", "segments", "confidence")
@@ -31,11 +33,13 @@ class ReportContext:
         image_field: Image field of the run's SRC.
         images_missing: Why there are no source images at all; empty if there are.
         selection: Rows that the page is about.
+        full: Whether pictures are stored in full size too.
     """
 
     out: Storage
     data: DataFolder
     image_field: str | None
+    full: bool = False
     images_missing: str = ""
     selection: RowSelection = field(default_factory=RowSelection)
 
@@ -49,12 +53,14 @@ class ReportTask:
         number: Number of the shard, from 0.
         shown: Whether its rows are in the gallery.
         source: Source shard with the images; None if it was not found.
+        scores: Scores of its rows.
     """
 
     shard: LabelShard
     number: int
     shown: bool
     source: Shard | None
+    scores: RowScores = field(default_factory=dict)
 
 
 class ListEntry(NamedTuple):
@@ -70,6 +76,7 @@ class ListEntry(NamedTuple):
         tile: Number of its picture among those of the shard; -1 for a row without labels.
         error: Why the row has no labels.
         names: Names of its segments, sorted.
+        covering: Score `covering` by evaluation.
     """
 
     key: str
@@ -81,11 +88,17 @@ class ListEntry(NamedTuple):
     tile: int
     error: str
     names: tuple[str, ...]
+    covering: Mapping[str, float]
 
 
 def tile_file(shard: int, number: int) -> str:
     """Return the name of a file of pictures, without extension."""
     return f"tiles-{shard}-{number}"
+
+
+def full_file(shard: int, tile: int) -> str:
+    """Return the name of the file with the pictures of a row in full size, without extension."""
+    return f"full-{shard}-{tile}"
 
 
 def report_shard(context: ReportContext, task: ReportTask) -> tuple[RowStatistics, list[ListEntry]]:
@@ -98,9 +111,17 @@ def report_shard(context: ReportContext, task: ReportTask) -> tuple[RowStatistic
         if not context.selection.accepts(row):
             continue
         statistics.add(row)
+        scores = task.scores.get((row["index"], key_cell(row["key"])), {})
+        covering = {name: value for name, scored in scores.items() if (value := scored[MAIN_SCORE]) is not None}
+        for evaluation, value in covering.items():
+            statistics.add_covering(evaluation, value)
         if task.shown:
-            tile = tiles.add(make_tile(row, source_images)) if row["status"] == "ok" else -1
-            entries.append(_list_entry(task, row, tile))
+            number = -1
+            if row["status"] == "ok":
+                tile = make_tile(row, source_images, full=context.full, scores=scores)
+                statistics.contacts.update(tile.contacts)
+                number = tiles.add(tile)
+            entries.append(_list_entry(task, row, number, covering))
     tiles.write()
     return statistics, entries
 
@@ -112,12 +133,15 @@ class _TileWriter:
         self._data, self._shard, self._files = data, shard, 0
         self._pending: list[dict[str, Any]] = []
 
-    def add(self, tile: dict[str, Any]) -> int:
-        """Add a picture, and return its number."""
+    def add(self, tile: Tile) -> int:
+        """Add a picture, write it in full size if it has that, and return its number."""
         if len(self._pending) == TILES_PER_FILE:
             self.write()
-        self._pending.append(tile)
-        return self._files * TILES_PER_FILE + len(self._pending) - 1
+        self._pending.append(tile.data)
+        number = self._files * TILES_PER_FILE + len(self._pending) - 1
+        if tile.full is not None:
+            self._data.write(full_file(self._shard, number), tile.full)
+        return number
 
     def write(self) -> None:
         """Write the pictures that are in no file yet."""
@@ -134,7 +158,7 @@ def _source_images(context: ReportContext, task: ReportTask) -> SourceImages | s
     return SourceImages(task.source, keys, context.out, context.image_field)
 
 
-def _list_entry(task: ReportTask, row: dict[str, Any], tile: int) -> ListEntry:
+def _list_entry(task: ReportTask, row: dict[str, Any], tile: int, covering: Mapping[str, float]) -> ListEntry:
     names = {segment_name(segment) for segment in row["segments"] or ()}
     return ListEntry(
         key=row["key"][:MAX_KEY_LENGTH],
@@ -146,4 +170,5 @@ def _list_entry(task: ReportTask, row: dict[str, Any], tile: int) -> ListEntry:
         tile=tile,
         error=(row["error"] or "")[:MAX_ERROR_LENGTH],
         names=tuple(sorted(name for name in names if name)),
+        covering=covering,
     )

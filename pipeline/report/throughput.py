@@ -9,8 +9,10 @@ import numpy as np
 
 from pipeline.output.commit import Commit
 
-BINS = 60
-"""Number of intervals of equal length."""
+MAX_BINS = 60
+"""Largest number of intervals."""
+BINS_PER_SHARD = 4
+"""Largest number of intervals for each shard: a record has only the mean rate of its shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,7 @@ class Throughput:
     """Throughput of a run over its working time, during which at least one shard was in flight.
 
     Attributes:
-        rates: Images per second in `BINS` intervals of equal length.
+        rates: Images per second in intervals of equal length; one interval if there is one shard.
         seconds: Length of the working time.
         images: Number of images.
         pauses: Working time, in seconds, at which the run was idle between a stop and the next start.
@@ -53,15 +55,16 @@ def throughput(commits: Iterable[Commit]) -> Throughput | None:
 
     begin, end = working_time(starts), working_time(ends)
     seconds = float(end.max())
-    edges = np.linspace(0, seconds, BINS + 1)
+    bins = min(MAX_BINS, BINS_PER_SHARD * len(timed)) if len(timed) > 1 else 1
+    edges = np.linspace(0, seconds, bins + 1)
     # Images done by each edge, summed over blocks of shards to bound memory.
-    done = np.zeros(BINS + 1)
+    done = np.zeros(bins + 1)
     for start in range(0, len(rows), 4096):
         b, e, n = (values[start : start + 4096, None] for values in (begin, end, rows))
         done += (n * np.clip((edges[None] - b) / (e - b), 0, 1)).sum(0)
-    long = idle > seconds / BINS
+    long = idle > seconds / bins
     return Throughput(
-        rates=(np.diff(done) * BINS / seconds).tolist(),
+        rates=(np.diff(done) * bins / seconds).tolist(),
         seconds=seconds,
         images=int(rows.sum()),
         pauses=begin[1:][long].tolist(),

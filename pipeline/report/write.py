@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 
+from diffseg.scoring.scores import IMAGE_SCORES
 from pipeline.digest import short_digest
 from pipeline.executor.parallel import parallel_map
 from pipeline.output.commit import Commit, LabelShard
@@ -22,13 +23,16 @@ from pipeline.report.data_files import DataFolder, put_text
 from pipeline.report.html import Page, render
 from pipeline.report.row_list import RowList
 from pipeline.report.row_statistics import RowStatistics
+from pipeline.report.scores import Evaluations, read_evaluations
 from pipeline.report.shard import TILES_PER_FILE, ReportContext, ReportTask, report_shard
 from pipeline.storage import Storage
 
 FOLDER = "report"
 INDEX = f"{FOLDER}/index.html"
 DATA = f"{FOLDER}/data"
-SCRIPTS = ("data.js", "filters.js", "gallery.js", "detail.js", "page.js")
+FULL_SIZE_ROWS = 2000
+"""Largest number of rows of a gallery whose pictures are stored in full size too."""
+SCRIPTS = ("data.js", "draw.js", "filters.js", "marks.js", "gallery.js", "detail.js", "address.js", "page.js")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,8 @@ def write_report(
     Returns:
         Statistics over all rows.
     """
-    tasks = make_tasks(report)
+    evaluations = read_evaluations(report.out)
+    tasks = make_tasks(report, evaluations)
     data = DataFolder(out=report.out, path=f"{DATA}/{_digest(report)}")
     image_field = report.manifest.settings["image_field"]
     context = ReportContext(
@@ -79,6 +84,7 @@ def write_report(
         image_field=image_field,
         images_missing=report.images_missing,
         selection=report.selection,
+        full=_selected_rows(report) <= FULL_SIZE_ROWS,
     )
     statistics, rows = RowStatistics(), RowList(data)
     for shard_statistics, entries in parallel_map(report_shard, context, tasks, processes=processes, address=address):
@@ -86,9 +92,15 @@ def write_report(
         rows.add(entries)
         on_shard()
     rows.write()
-    tables = rows.tables()
-    shards = [task.shard for task in tasks]
-    data.write("run", tables | {"shards": shards, "tilesAFile": TILES_PER_FILE, "out": report.out.redacted})
+    tables = rows.tables(statistics)
+    about = {
+        "shards": [task.shard for task in tasks],
+        "tilesAFile": TILES_PER_FILE,
+        "scores": IMAGE_SCORES,
+        "fullSizeRows": FULL_SIZE_ROWS,
+        "fingerprint": report.manifest.fingerprint,
+    }
+    data.write("run", tables | about)
     for name in ("page.css", *SCRIPTS):
         data.put(name, files("pipeline.report").joinpath("page", name).read_text("utf-8"))
     page = Page(
@@ -99,7 +111,10 @@ def write_report(
         images_missing=report.images_missing,
         statistics=statistics,
         data=data.path.removeprefix(f"{FOLDER}/"),
+        scripts=SCRIPTS,
         shown=tables["rows"],
+        names=tables["names"],
+        evaluations=evaluations,
         selection=report.selection,
     )
     put_text(report.out, INDEX, render(page))
@@ -109,14 +124,26 @@ def write_report(
     return statistics
 
 
-def make_tasks(report: Report) -> list[ReportTask]:
+def make_tasks(report: Report, evaluations: Evaluations) -> list[ReportTask]:
     """Return one task for each label shard; every n-th shard is shown if there are more rows than the gallery takes."""
-    total = sum(commit.rows for commit in report.commits.values())
-    every = max(1, -(-total // report.rows))
+    every = max(1, -(-_selected_rows(report) // report.rows))
     return [
-        ReportTask(shard=shard, number=number, shown=number % every == 0, source=report.sources.get(shard))
+        ReportTask(
+            shard=shard,
+            number=number,
+            shown=number % every == 0,
+            source=report.sources.get(shard),
+            scores=evaluations.of_shard(shard),
+        )
         for number, shard in enumerate(sorted(report.commits))
     ]
+
+
+def _selected_rows(report: Report) -> int:
+    """Return the number of rows that the page is about, or a larger number if an expression selects them."""
+    total = sum(commit.rows for commit in report.commits.values())
+    keys = report.selection.keys
+    return total if keys is None else min(total, len(keys))
 
 
 def _digest(report: Report) -> str:

@@ -9,22 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled_runs import shards_of_keys
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from report_runs import failed, labelled, labelled_png, write_rows
 
 import jobs.report
+from diffseg.scoring.scores import IMAGE_SCORES
 from pipeline.output.rows import encode_mask
+from pipeline.output.selection import read_keys
+from pipeline.storage import Storage
 
 pytestmark = pytest.mark.browser
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-TIMEOUT = 120_000
+TIMEOUT = 60_000
 """Milliseconds that a step may take on a busy machine."""
 HOSTILE = '"><img src=x onerror="window.hit=1"><script>window.hit=1</script>\u202e.png'
 STRIPES = np.repeat(np.arange(3, dtype=np.uint16), 20)[None].repeat(40, 0)  # 40 x 60 pixels
 PHONE = {"width": 390, "height": 844}
 MANY = 10_000
+SCORES = ("0.75", "0.25")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +67,26 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the page of two images of 600 x 400 pixels with scores."""
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "in").mkdir()
+    for number in range(2):
+        Image.fromarray(np.full((400, 600, 3), 90, np.uint8)).save(folder / f"in/{number}.png")
+    labels = STRIPES.repeat(10, 0).repeat(10, 1)
+    rows = [labelled(f"{number}.png", labels) for number in range(2)]
+    out = write_rows(str(folder / "out"), rows, per_shard=10, source=str(folder / "in"))
+    shard = next(iter(shards_of_keys(["0.png", "1.png"], 10)))
+    values = "".join(f"this run,{n}.png,{shard},{n},,,,,,{','.join([score] * 8)}\n" for n, score in enumerate(SCORES))
+    head = ",".join(
+        ("method", "key", "shard", "row", "height", "width", "regions", "segments", "missed", *IMAGE_SCORES)
+    )
+    out.write_bytes("report/images.csv", f"{head}\n{values}".encode())
+    assert jobs.report.main([str(folder / "out"), "--processes", "1"]) == 0
+    return folder / "out/report/index.html"
+
+
+@pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make the page of 10,000 rows."""
     folder = tmp_path_factory.mktemp("many")
@@ -82,7 +107,13 @@ def page(browser: Browser) -> Iterator[Page]:
         tab.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
         tab.on("pageerror", lambda error: problems.append(str(error)))
         tab.on("dialog", lambda dialog: problems.append(dialog.message))
-        tab.on("request", lambda request: request.url.startswith(("file:", "data:")) or problems.append(request.url))
+        tab.on(
+            "request",
+            lambda request: (
+                request.url.startswith(("file:", "data:", "blob:file:", "blob:null", "about:"))
+                or problems.append(request.url)
+            ),
+        )
         yield tab
         assert not problems
 
@@ -91,7 +122,7 @@ def opened(page: Page, path: Path, view: str = "") -> Page:
     page.goto(f"{path.as_uri()}{view}")
     if not view:
         expect(page.locator("#found")).to_contain_text("rows")
-        expect(page.locator("#grid li img, #grid .failed").first).to_be_visible()
+        expect(page.locator("#grid li canvas, #grid .failed").first).to_be_visible()
     return page
 
 
@@ -104,8 +135,8 @@ def test_pictures_are_shown_as_image_overlay_and_mask(page: Page, small: Path) -
     card = page.locator("#grid li").first
     photograph, mask = card.locator(".photograph"), card.locator(".mask")
     expect(photograph).to_have_attribute("alt", "Source image 000.png")
-    for image in (photograph, mask):
-        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 60
+    assert photograph.evaluate("image => image.decode().then(() => image.naturalWidth)") == 60
+    assert mask.evaluate("canvas => canvas.width") == 60
     expect(mask).to_have_css("opacity", "0.55")
     page.get_by_text("image", exact=True).click()
     expect(mask).to_be_hidden()
@@ -160,11 +191,118 @@ def test_the_page_can_be_used_with_the_keyboard_alone(page: Page, small: Path) -
     expect(detail.get_by_role("button", name="Next sample")).to_be_disabled()
     page.keyboard.press("ArrowLeft")
     expect(detail.locator("h2")).to_have_text("008.png")
-    expect(detail.locator("figcaption")).to_have_text(["image", "overlay", "mask"])
+    page.keyboard.press("2")
+    expect(detail.locator(".mask")).to_have_css("opacity", "0.55")
+    page.keyboard.press("m")
+    expect(detail.get_by_label("Mark")).to_be_checked()
     expect(detail.get_by_role("row")).to_have_count(3)
     page.keyboard.press("Escape")
     expect(detail).to_be_hidden()
     expect(page.locator("#grid button:focus")).to_contain_text("008.png")
+
+
+def test_a_click_highlights_a_segment_and_names_it(page: Page, small: Path) -> None:
+    opened(page, small)
+    page.get_by_label("Search").fill("003")
+    page.locator("#grid button").click()
+    stage = page.locator("#stage")
+    box = stage.bounding_box()
+    assert box["width"] > 600  # much larger than in the gallery
+    page.mouse.click(box["x"] + box["width"] / 6, box["y"] + box["height"] / 2)  # the first of three stripes
+    expect(stage.locator(".tag")).to_have_text("sky 33.3 % · score 0.90")
+    expect(page.get_by_role("row", selected=True)).to_contain_text("sky")
+    read = """canvas => {
+      const row = canvas.getContext("2d", { willReadFrequently: true }).getImageData(0, 20, 60, 1).data;
+      return [10, 30, 50].map((x) => row[4 * x + 3]);
+    }"""
+    mask = stage.locator(".mask")
+    first, second, third = mask.evaluate(read)
+    assert first == 255
+    assert second == third < 100  # faded
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(stage.locator(".tag bdi")).to_have_text(HOSTILE)
+    page.get_by_role("button", name="2", exact=True).click()  # in the table; the segment has no name
+    expect(stage.locator(".tag")).to_have_text("segment 2 33.3 % · 0.08")
+    page.get_by_role("button", name="2", exact=True).click()
+    expect(stage.locator(".tag")).to_have_count(0)
+    assert mask.evaluate(read) == [255, 255, 255]
+    page.get_by_role("button", name="Actual pixels").click()
+    assert stage.bounding_box()["width"] == 60
+
+
+def test_the_address_keeps_filters_the_open_sample_and_the_segment(page: Page, small: Path) -> None:
+    opened(page, small)
+    page.get_by_label("Search").fill("00")
+    page.get_by_label("Order").select_option("highest confidence first")
+    page.get_by_label("Name").select_option("sky")
+    page.locator("#grid button").nth(1).click()
+    page.get_by_role("dialog").get_by_role("button", name="sky").click()
+    wanted = "#gallery?search=00&name=sky&order=sure&sample=008.png&segment=0"
+    page.wait_for_function("wanted => location.hash === wanted", arg=wanted)
+    page.goto("about:blank")
+    page.goto(f"{small.as_uri()}{wanted}")
+    expect(page.locator("#stage .tag")).to_contain_text("sky")
+    expect(page.locator("#detail-facts")).to_contain_text("2 of 10")
+    page.keyboard.press("Escape")
+    expect(page.get_by_label("Search")).to_have_value("00")
+    expect(page.locator("#grid li").first).to_contain_text("009.png")
+    page.get_by_role("link", name="Numbers").click()
+    page.get_by_role("link", name="Gallery").click()
+    page.wait_for_function("() => location.hash === '#gallery?search=00&name=sky&order=sure'")
+    page.goto(f"{small.as_uri()}#gallery?status=too_large&sample=nowhere&name=gone")
+    expect(page.locator("#found")).to_have_text("1 of 42 rows")
+
+
+def test_marked_keys_are_kept_and_saved_for_keys(page: Page, small: Path, tmp_path: Path) -> None:
+    opened(page, small)
+    page.get_by_label("Mark 001.png").check()
+    page.get_by_label("Mark 000.png").check()
+    expect(page.locator("#marked-count")).to_have_text("2 marked")
+    opened(page, small)
+    expect(page.get_by_label("Mark 001.png")).to_be_checked()
+    page.get_by_label("Marked only").check()
+    expect(page.locator("#found")).to_have_text("2 of 42 rows")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="save their keys").click()
+    download.value.save_as(tmp_path / "keys.txt")
+    assert read_keys(Storage(url="."), str(tmp_path / "keys.txt")) == {"000.png", "001.png"}
+    expect(page.locator("#saved")).to_contain_text("keys.txt has 2 keys")
+    page.get_by_role("button", name="unmark all").click()
+    expect(page.locator("#nothing")).to_contain_text("No row has a mark.")
+
+
+def test_a_hint_names_the_filters_that_no_row_matches(page: Page, small: Path) -> None:
+    opened(page, small)
+    expect(page.locator("#nothing")).to_be_hidden()
+    page.get_by_label("Search").fill("<b>")
+    page.get_by_label("Minimum confidence").fill("0.9")
+    expect(page.locator("#nothing-why")).to_have_text("No row has a key with “<b>” and confidence from 0.9.")
+    page.get_by_role("button", name="Clear the filters").click()
+    expect(page.locator("#found")).to_have_text("42 rows")
+    expect(page.locator("#nothing")).to_be_hidden()
+
+
+def test_tools_stand_on_two_lines_on_a_desktop(page: Page, small: Path) -> None:
+    opened(page, small)
+    top = {name: page.locator(f"#{name}").bounding_box()["y"] for name in ("search", "most-confidence", "opacity")}
+    assert top["search"] == top["most-confidence"] < top["opacity"]
+    clear, label = page.get_by_role("button", name="Clear", exact=True), page.get_by_text("Opacity", exact=True)
+    assert abs(clear.bounding_box()["y"] - top["opacity"]) < 3
+    assert label.bounding_box()["y"] < top["opacity"]
+    assert abs(label.bounding_box()["x"] - page.locator("#opacity").bounding_box()["x"]) < 3
+
+
+def test_full_size_pictures_and_scores(page: Page, large: Path) -> None:
+    opened(page, large)
+    page.get_by_label("Order").select_option("lowest covering first")
+    expect(page.locator("#grid li").first).to_contain_text("1.png3 segments · 0.50covering 0.25")
+    page.get_by_label("Minimum covering").fill("0.5")
+    expect(page.locator("#found")).to_have_text("1 of 2 rows")
+    page.locator("#grid button").click()
+    photograph = page.locator("#stage .photograph")
+    expect(page.locator("#stage .mask")).to_have_js_property("width", 600)
+    assert photograph.evaluate("image => image.decode().then(() => image.naturalWidth)") == 600
+    expect(page.get_by_role("row", name="covering")).to_have_text("covering0.75")
 
 
 def test_hostile_rows_are_text(page: Page, small: Path) -> None:
@@ -200,7 +338,9 @@ def test_the_content_security_policy_blocks_injected_scripts(browser: Browser, s
 def test_failures_numbers_and_settings(page: Page, small: Path) -> None:
     opened(page, small, "#numbers")
     expect(page.get_by_role("img", name="Segments per image")).to_be_visible()
-    expect(page.get_by_role("img", name="Throughput")).to_be_visible()
+    expect(page.locator("#numbers")).to_contain_text("The run has one shard")
+    page.get_by_role("button", name="sky").click()
+    expect(page.locator("#found")).to_have_text("10 of 42 rows")
     page.get_by_role("link", name="Settings").click()
     expect(page.get_by_role("row", name="fingerprint")).to_contain_text("0123456789abcdef")
     page.get_by_role("link", name="Failures").click()
@@ -234,10 +374,10 @@ def test_ten_thousand_rows_open_at_once_and_scroll(page: Page, many: Path) -> No
     page.locator("#grid button").first.focus()
     page.keyboard.press("End")
     expect(page.locator("#grid button:focus")).to_contain_text("09999.png")
-    expect(page.locator("#grid button:focus img")).to_be_visible()
+    expect(page.locator("#grid button:focus canvas")).to_be_visible()
     page.get_by_label("Search").fill("04567")
     expect(page.locator("#found")).to_have_text("1 of 10,000 rows")
-    expect(page.locator("#grid img.alone")).to_have_css("opacity", "1")  # SRC is gone: segments alone
+    expect(page.locator("#grid canvas.alone")).to_have_css("opacity", "1")  # SRC is gone: segments alone
     expect(page.locator(".note").first).to_contain_text("without their source images")
     seconds = f"first pictures after {first:.2f} s, all rows after {every:.2f} s"
     print(f"\n10,000 rows: {seconds}, slowest frame {slowest:.0f} ms")

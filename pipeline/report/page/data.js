@@ -1,7 +1,10 @@
 // Loads the data files of the page on demand. They are scripts, because a page opened from disk can load nothing else.
 "use strict";
 
-const report = { folder: document.body.dataset.data, tilesKept: 48 };
+const TILE_FILES_KEPT = 48;
+const FULL_FILES_KEPT = 8;
+
+const report = { folder: document.body.dataset.data };
 
 const receivedData = new Map();
 
@@ -31,26 +34,38 @@ function loadData(name) {
 
 // Files of pictures; the most recently used ones stay in memory.
 const tileFiles = new Map();
+const fullFiles = new Map();
+
+function loadKept(files, name, kept) {
+  const file = files.get(name) ?? loadData(name);
+  files.delete(name);
+  files.set(name, file);
+  file.catch(() => files.delete(name)); // the next use loads it again
+  if (files.size > kept) files.delete(files.keys().next().value);
+  return file;
+}
 
 async function loadTile(row) {
   const number = Math.floor(row.tile / report.run.tilesAFile);
-  const name = `tiles-${row.part}-${number}`;
-  const file = tileFiles.get(name) ?? loadData(name);
-  tileFiles.delete(name);
-  tileFiles.set(name, file);
-  file.catch(() => tileFiles.delete(name)); // the next use loads it again
-  if (tileFiles.size > report.tilesKept) tileFiles.delete(tileFiles.keys().next().value);
-  return (await file)[row.tile % report.run.tilesAFile];
+  const file = await loadKept(tileFiles, `tiles-${row.part}-${number}`, TILE_FILES_KEPT);
+  return file[row.tile % report.run.tilesAFile];
+}
+
+// Returns the pictures of a row in full size.
+function loadFull(row) {
+  return loadKept(fullFiles, `full-${row.part}-${row.tile}`, FULL_FILES_KEPT);
 }
 
 function readRow(line, number) {
-  const [key, part, index, status, error, segments = 0, confidence = 0, tile = -1, names = []] = line;
-  return { number, key, part, index, status: report.run.statuses[status], error, segments, confidence, tile, names };
+  const [key, part, index, status, error, segments = 0, confidence = 0, tile = -1, names = [], covering = {}] = line;
+  const text = report.run.statuses[status];
+  return { number, key, part, index, status: text, error, segments, confidence, tile, names, covering };
 }
 
 // Loads the list of rows file by file, and calls `onRows` after each file.
 async function loadRows(onRows) {
   report.run = await loadData("run");
+  report.colours = new Map(report.run.names);
   report.rows = [];
   onRows();
   for (let number = 0; number < report.run.rowFiles; number++) {

@@ -9,7 +9,14 @@ const orders = {
   sure: (a, b) => b.confidence - a.confidence,
   most: (a, b) => b.segments - a.segments,
   fewest: (a, b) => a.segments - b.segments,
+  worst: (a, b) => coveringOf(a, Infinity) - coveringOf(b, Infinity),
+  best: (a, b) => coveringOf(b, -Infinity) - coveringOf(a, -Infinity),
 };
+
+// Returns the score of a row in the chosen evaluation.
+function coveringOf(row, fallback) {
+  return row.covering[field("evaluation").value] ?? fallback;
+}
 
 function addOption(select, value, text) {
   const option = document.createElement("option");
@@ -20,8 +27,12 @@ function addOption(select, value, text) {
 
 function fillChoices() {
   for (const status of report.run.statuses) addOption(field("status"), status, status);
-  report.run.names.forEach(([name], number) => addOption(field("name"), number, name));
+  for (const [name] of report.run.names) addOption(field("name"), name, name);
+  report.run.evaluations.forEach((name, number) => addOption(field("evaluation"), number, name));
   field("name").closest("label").hidden = report.run.names.length === 0;
+  for (const part of document.querySelectorAll("[data-needs=evaluation]")) part.hidden = !isScored();
+  document.body.classList.toggle("scored", isScored());
+  field("evaluation").closest("label").hidden = report.run.evaluations.length < 2;
 }
 
 function bounds(lowId, highId) {
@@ -34,19 +45,37 @@ function bounds(lowId, highId) {
 function chosenRows() {
   const words = field("search").value.toLowerCase();
   const status = field("status").value;
-  const name = field("name").value === "" ? null : Number(field("name").value);
+  const name = report.run.names.findIndex(([text]) => text === field("name").value && text !== "");
   const segments = bounds("least-segments", "most-segments");
   const confidence = bounds("least-confidence", "most-confidence");
+  const covering = bounds("least-covering", "most-covering");
+  const onlyMarked = field("only-marked").checked;
   const chosen = report.rows.filter(
     (row) =>
       (words === "" || row.key.toLowerCase().includes(words)) &&
       (status === "" || row.status === status) &&
-      (name === null || row.names.includes(name)) &&
+      (name < 0 || row.names.includes(name)) &&
+      (!onlyMarked || marks.keys.has(row.key)) &&
       // Rows without labels have neither number.
       (segments.any || (row.tile >= 0 && segments.has(row.segments))) &&
-      (confidence.any || (row.tile >= 0 && confidence.has(row.confidence))),
+      (confidence.any || (row.tile >= 0 && confidence.has(row.confidence))) &&
+      (covering.any || covering.has(coveringOf(row, NaN))),
   );
   const order = orders[field("order").value];
   if (!order) return chosen;
   return chosen.sort((a, b) => (a.tile < 0) - (b.tile < 0) || order(a, b) || a.number - b.number);
+}
+
+// Returns the filters that are set, in words.
+function filtersInWords() {
+  const range = (what, id) => {
+    const [low, high] = [field(`least-${id}`).value, field(`most-${id}`).value];
+    return low || high ? `${what}${low && ` from ${low}`}${high && ` to ${high}`}` : "";
+  };
+  const chosen = (what, id) => field(id).value && `${what} “${field(id).value}”`;
+  return [
+    chosen("a key with", "search"), chosen("status", "status"), chosen("name", "name"),
+    range("segments", "segments"), range("confidence", "confidence"), range("covering", "covering"),
+    field("only-marked").checked ? "a mark" : "",
+  ].filter(Boolean).join(" and ");
 }

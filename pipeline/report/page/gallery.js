@@ -5,7 +5,8 @@ const grid = document.getElementById("grid");
 const gallery = { rows: [], columns: 1, width: 0, height: 0, active: 0, cards: new Map() };
 
 const GAP = 12;
-const CAPTION = 46;
+const CAPTION = 46; // heights in pixels, as in the style sheet
+const SCORED_CAPTION = 62;
 const SPARE_LINES = 2;
 
 function measure() {
@@ -13,7 +14,7 @@ function measure() {
   const target = available < 560 ? 150 : 210;
   gallery.columns = Math.max(1, Math.floor((available + GAP) / (target + GAP)));
   gallery.width = Math.floor((available - GAP * (gallery.columns - 1)) / gallery.columns);
-  gallery.height = gallery.width + CAPTION + GAP;
+  gallery.height = gallery.width + (isScored() ? SCORED_CAPTION : CAPTION) + GAP;
   grid.style.height = `${Math.ceil(gallery.rows.length / gallery.columns) * gallery.height}px`;
 }
 
@@ -47,7 +48,7 @@ function draw() {
 
 function addCard(position) {
   const row = gallery.rows[position];
-  const card = document.createElement("li");
+  const card = element("li");
   card.setAttribute("aria-setsize", gallery.rows.length);
   card.setAttribute("aria-posinset", position + 1);
   const line = Math.floor(position / gallery.columns);
@@ -55,21 +56,17 @@ function addCard(position) {
   card.style.transform = `translate(${x}px, ${line * gallery.height}px)`;
   card.style.width = `${gallery.width}px`;
   card.style.height = `${gallery.height - GAP}px`;
-  const button = document.createElement("button");
+  const button = element("button");
   button.type = "button";
   button.tabIndex = position === gallery.active ? 0 : -1;
   button.dataset.position = position;
-  const picture = document.createElement("span");
-  picture.className = "picture";
-  const caption = document.createElement("span");
-  caption.className = "caption";
-  const key = document.createElement("bdi");
-  key.textContent = row.key;
-  const facts = document.createElement("small");
-  facts.textContent = row.tile < 0 ? row.status : `${row.segments} segments · ${row.confidence.toFixed(2)}`;
-  caption.append(key, facts);
+  const picture = element("span", "", "picture");
+  const caption = element("span", "", "caption");
+  caption.append(element("bdi", row.key), element("small", row.tile < 0 ? row.status : factsOf(row)));
+  const covering = coveringOf(row, null);
+  if (covering !== null) caption.append(element("small", `covering ${covering.toFixed(2)}`));
   button.append(picture, caption);
-  card.append(button);
+  card.append(button, markOf(row));
   grid.append(card);
   fillPicture(picture, row);
   return card;
@@ -83,38 +80,66 @@ async function fillPicture(picture, row) {
   }
   try {
     const tile = await loadTile(row);
-    if (picture.isConnected) picture.replaceChildren(...layers(row, tile));
+    const images = await layers(row, tile, tile);
+    if (picture.isConnected) picture.replaceChildren(...images);
   } catch (error) {
     picture.classList.add("failed");
     picture.textContent = error.message;
   }
 }
 
-function imageOf(kind, type, data, text) {
-  const image = document.createElement("img");
-  image.className = kind;
-  image.alt = text;
+function factsOf(row) {
+  return `${row.segments} segment${row.segments === 1 ? "" : "s"} · ${row.confidence.toFixed(2)}`;
+}
+
+function isScored() {
+  return Boolean(report.run?.evaluations.length);
+}
+
+// Returns a box that marks a row. The keyboard marks the active row by m.
+function markOf(row) {
+  const label = element("label", "", "mark");
+  label.title = "Mark this sample (m)";
+  const box = document.createElement("input");
+  box.type = "checkbox";
+  box.tabIndex = -1;
+  box.dataset.mark = "";
+  box.checked = marks.keys.has(row.key);
+  box.setAttribute("aria-label", `Mark ${row.key}`);
+  box.addEventListener("change", () => mark(row, box.checked));
+  label.append(box);
+  return label;
+}
+
+function element(name, text = "", className = "") {
+  const created = document.createElement(name);
+  created.textContent = text;
+  if (className) created.className = className;
+  return created;
+}
+
+function imageOf(row, data) {
+  const image = element("img", "", "photograph");
+  image.alt = `Source image ${row.key}`;
   image.decoding = "async";
-  image.src = `data:image/${type};base64,${data}`;
+  image.src = `data:image/jpeg;base64,${data}`;
   return image;
 }
 
-function sourceImageOf(row, tile) {
-  return imageOf("photograph", "jpeg", tile.photograph, `Source image ${row.key}`);
+function maskOf(row) {
+  const mask = element("canvas", "", "mask");
+  mask.setAttribute("role", "img");
+  mask.setAttribute("aria-label", `${row.segments} segments of ${row.key}`);
+  return mask;
 }
 
-function maskOf(row, tile) {
-  return imageOf("mask", "png", tile.mask, `${row.segments} segments of ${row.key}`);
-}
-
-// The source image with the segments above it; the style sheet decides which of them is visible.
-function layers(row, tile) {
-  const mask = maskOf(row, tile);
-  if (!tile.photograph) {
-    mask.classList.add("alone");
-    return [mask];
-  }
-  return [sourceImageOf(row, tile), mask];
+// Returns the source image with the segments above it; the style sheet decides which of them is visible.
+async function layers(row, tile, picture, region = 0) {
+  const mask = maskOf(row);
+  drawRegions(mask, picture.pixels, await unpackRegions(picture), tile.segments, region);
+  if (picture.photograph) return [imageOf(row, picture.photograph), mask];
+  mask.classList.add("alone");
+  return [mask];
 }
 
 function focusOn(position) {

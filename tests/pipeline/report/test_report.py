@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,14 @@ from report_runs import SECONDS_PER_SHARD, failed, labelled, write_rows
 
 import jobs.report
 from diffseg import IGNORE
-from diffseg.drawing.overlay import class_colour, palette
+from diffseg.drawing.overlay import class_colour, hexadecimal
+from diffseg.scoring.scores import IMAGE_SCORES, ImageScores
+from pipeline.evaluation.pairing import RowLocation
+from pipeline.evaluation.report import write_csv
+from pipeline.evaluation.score import ScoredImage
 from pipeline.output.commit import Commit
+from pipeline.report import write
+from pipeline.report.colours import oklab
 from pipeline.report.html import _flatten
 from pipeline.report.shard import TILES_PER_FILE
 from pipeline.report.throughput import throughput
@@ -42,6 +50,15 @@ def data_of(out: Path) -> dict[str, Any]:
     return data
 
 
+def lightness(colour: str) -> float:
+    return float(oklab(tuple(bytes.fromhex(colour[1:])))[0])
+
+
+def hue(colour: str) -> float:
+    _, a, b = oklab(tuple(bytes.fromhex(colour[1:])))
+    return math.atan2(b, a)
+
+
 class Reader(HTMLParser):
     """Collects the elements that a browser would create, and the text between them."""
 
@@ -49,6 +66,7 @@ class Reader(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.html = html
         self.feed(html)
         self.text = "".join(self.words)
 
@@ -97,7 +115,7 @@ def test_every_row_is_in_the_list_and_has_its_pictures(out: Path) -> None:
         ("undecodable", HOSTILE),
         ("too_large", "has 2³² pixels"),
     ]
-    for number, (_, shard, index, _, _, segments, confidence, tile, names) in enumerate(rows[:58]):
+    for number, (_, shard, index, _, _, segments, confidence, tile, names, _) in enumerate(rows[:58]):
         assert (shard, index, segments) == (0, number, 3)
         assert confidence == pytest.approx(number / 58, abs=1e-4)
         assert [run["names"][name][0] for name in names] == (sorted(["sky", HOSTILE]) if number < 10 else [])
@@ -106,20 +124,104 @@ def test_every_row_is_in_the_list_and_has_its_pictures(out: Path) -> None:
         np.testing.assert_allclose(image, 4 * number, atol=2)
 
 
-def test_segments_have_the_colour_of_their_name_or_number(out: Path) -> None:
-    tiles = data_of(out)["tiles-0-0"]
-    for tile, colours in (
-        (tiles[0], [class_colour("sky"), palette(3)[1], class_colour(HOSTILE)]),
-        (tiles[12], palette(3)),
-    ):
-        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(tile["mask"]))))
-        assert mask.shape == (40, 60, 4)
-        for label, colour in enumerate(colours):
-            np.testing.assert_array_equal(mask[20, 20 * label + 10], [*colour, 255])
-            listed = next(segment for segment in tile["segments"] if segment[0] == label)
-            assert listed[5] == "#{:02x}{:02x}{:02x}".format(*colour)
-    top = np.asarray(Image.open(io.BytesIO(base64.b64decode(tiles[0]["mask"]))))[:4, :, 3]
-    assert not top.any()  # pixels in no segment are transparent
+def regions_of(picture: dict[str, Any]) -> np.ndarray:
+    """Return the map of regions of a picture, uint8 [H, W]."""
+    width, height = picture["pixels"]
+    return np.frombuffer(zlib.decompress(base64.b64decode(picture["regions"])), np.uint8).reshape(height, width)
+
+
+def test_pictures_hold_the_region_of_each_pixel(out: Path) -> None:
+    data = data_of(out)
+    for number, tile in enumerate(data["tiles-0-0"]):
+        regions = regions_of(tile)
+        assert tile["size"] == tile["pixels"] == [60, 40]
+        assert not tile["full"]  # it would not be larger
+        for region, (label, area, *_) in enumerate(tile["segments"], 1):
+            np.testing.assert_array_equal(regions[5:, 20 * label : 20 * label + 20], region)
+            assert area == (regions == region).sum()
+        assert (regions[:5] == 0).all() == (number == 0)  # pixels in no segment
+
+
+def test_names_have_one_colour_and_segments_that_touch_differ_in_lightness(out: Path) -> None:
+    data = data_of(out)
+    names = dict(data["run"]["names"])
+    assert names.keys() == {"sky", HOSTILE}
+    assert hue(names["sky"]) == pytest.approx(hue(hexadecimal(class_colour("sky"))), abs=0.05)
+    named, unnamed = data["tiles-0-0"][1], data["tiles-0-0"][12]
+    assert {segment[3]: segment[5] is None for segment in named["segments"]} == {
+        "sky": True,
+        HOSTILE: True,
+        None: False,
+    }
+    first, second, third = (lightness(segment[5]) for segment in sorted(unnamed["segments"]))
+    assert min(abs(first - second), abs(second - third)) > 0.1  # stripes: the first and the third do not touch
+
+
+def test_full_size_pictures_are_stored_for_galleries_of_limited_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.repeat(np.arange(3, dtype=np.uint16), 200)[None].repeat(400, 0)
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((400, 600, 3), 80 * number, np.uint8)).save(tmp_path / f"in/{number}.png")
+    rows = [labelled(f"{number}.png", labels) for number in range(3)]
+    write_rows(str(tmp_path / "out"), rows, per_shard=10, source=str(tmp_path / "in"))
+    assert report(tmp_path / "out") == 0
+    data = data_of(tmp_path / "out")
+    assert [(tile["full"], tile["pixels"]) for tile in data["tiles-0-0"]] == [(True, [256, 171])] * 3
+    for number in range(3):
+        full = data[f"full-0-{number}"]
+        np.testing.assert_array_equal(np.unique(regions_of(full), return_counts=True)[1], [80_000] * 3)
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(full["photograph"]))))
+        assert image.shape == (400, 600, 3)
+        np.testing.assert_allclose(image, 80 * number, atol=2)
+    monkeypatch.setattr(write, "FULL_SIZE_ROWS", 2)
+    assert report(tmp_path / "out", "--rows", "1000") == 0
+    assert not any(name.startswith("full-") for name in data_of(tmp_path / "out"))
+    (tmp_path / "keys.txt").write_text("0\n2\n")
+    assert report(tmp_path / "out", "--keys", str(tmp_path / "keys.txt")) == 0
+    assert {name for name in data_of(tmp_path / "out") if name.startswith("full-")} == {"full-0-0", "full-0-1"}
+
+
+def test_scores_of_evaluations_are_shown_for_the_images_that_were_scored(tmp_path: Path) -> None:
+    rows = [labelled(f"{number}.png", STRIPES) for number in range(4)]
+    out = write_rows(str(tmp_path), rows, per_shard=10, source="gone")
+    scores = {0: 0.25, 1: 0.75, 2: float("nan"), 3: 0.5}
+    scored = [
+        ScoredImage(
+            location=RowLocation("images-000000", number),
+            key=f"{number}.png" if number != 3 else "another.png",  # the row was another image when it was scored
+            size=(40, 60),
+            scores={
+                method: ImageScores(
+                    values=dict.fromkeys(IMAGE_SCORES, value), regions=3, segments=3, missed=0.0, table=None
+                )
+                for method in ("this run", "grid")
+            },
+        )
+        for number, value in scores.items()
+    ]
+    write_csv(out.at(f"{out.url}/report/paper"), "images.csv", scored)
+    out.write_bytes("report/damaged/images.csv", b"method,key\nthis run,\xff\n")
+    assert report(tmp_path) == 0
+    data = data_of(tmp_path)
+    assert data["run"]["evaluations"] == ["paper"]
+    assert [row[9] for row in data["rows-0"]] == [{"0": 0.25}, {"0": 0.75}, {}, {}]
+    assert [list(tile["scores"]) for tile in data["tiles-0-0"]] == [["paper"]] * 3 + [[]]
+    assert data["tiles-0-0"][1]["scores"]["paper"] == [0.75] * len(IMAGE_SCORES)
+    assert data["tiles-0-0"][2]["scores"]["paper"] == [None] * len(IMAGE_SCORES)
+    text = Reader((tmp_path / "report/index.html").read_text("utf-8")).text
+    assert "Covering (paper)" in text
+    assert "report/damaged/images.csv cannot be read" in text
+
+
+def test_the_distribution_of_names(out: Path) -> None:
+    page = Reader((out / "report/index.html").read_text("utf-8"))
+    # 10 of 58 images have 20 of 60 columns each, but the first lacks 5 of 40 rows.
+    share = 100 * (10 * 800 - 100) / (58 * 2400)
+    assert f"sky 10 10 {share:.1f} %" in " ".join(
+        re.sub(r"<[^>]*>", " ", page.html[page.html.index("Names<") :]).split()
+    )
 
 
 def test_the_size_of_files_is_bounded(tmp_path: Path) -> None:
@@ -141,7 +243,7 @@ def test_keys_errors_and_names_are_escaped(out: Path) -> None:
     page = Reader(html)
     assert HOSTILE in page.text
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
-    assert [set(attributes) for attributes in scripts] == [{"src"}] * 5
+    assert [set(attributes) for attributes in scripts] == [{"src"}] * len(write.SCRIPTS)
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert not any(tag == "img" for tag, _ in page.elements)
     policy = next(a["content"] for t, a in page.elements if t == "meta" and a.get("http-equiv"))
@@ -155,8 +257,11 @@ def test_keys_errors_and_names_are_escaped(out: Path) -> None:
 
 def test_the_page_shows_failures_speed_and_settings(out: Path) -> None:
     text = Reader((out / "report/index.html").read_text("utf-8")).text
-    for words in ("undecodable", "has 2³² pixels", "failed-000001", "samples_per_shard", "0123456789abcdef", "unet"):
+    for words in ("undecodable", "has 2³² pixels", "failed-000001", "0123456789abcdef", "unet"):
         assert words in text
+    first = text.index("Settings that differ from the defaults")
+    assert first < text.index("samples_per_shard") < text.index("All values")
+    assert "--samples-per-shard 1000000000" in text
     assert "Failed shards: 1; shards not done yet: 0" in text
 
 
@@ -167,7 +272,7 @@ def test_without_source_images_the_segments_are_shown_with_a_note(
     assert "nowhere" in json.loads(capsys.readouterr().out)["photographs"]
     tile = data_of(out)["tiles-0-0"][0]
     assert tile["photograph"] is None
-    assert tile["mask"]
+    assert regions_of(tile).any()
     assert "without their source images" in (out / "report/index.html").read_text("utf-8")
     assert report(out) == 0
     assert data_of(out)["tiles-0-0"][0]["photograph"]
@@ -218,6 +323,14 @@ def test_throughput_excludes_pauses() -> None:
     assert result is not None
     assert result.seconds == 2 * SECONDS_PER_SHARD
     assert result.images == 120
-    np.testing.assert_allclose(result.rates, [3.0] * 30 + [1.0] * 30, rtol=1e-6)
+    np.testing.assert_allclose(result.rates, [3.0] * 6 + [1.0] * 6, rtol=1e-6)
     assert result.pauses == [SECONDS_PER_SHARD]
     assert throughput([]) is None
+
+
+def test_the_throughput_of_one_shard_is_a_sentence(tmp_path: Path) -> None:
+    write_rows(str(tmp_path), [labelled("0.png", STRIPES)], per_shard=10, source="gone")
+    assert report(tmp_path) == 0
+    text = Reader((tmp_path / "report/index.html").read_text("utf-8")).text
+    assert "images per second over the working time" not in text
+    assert f"Throughput: {1 / SECONDS_PER_SHARD:.3g} images/s over {SECONDS_PER_SHARD:g} s" in text

@@ -1,0 +1,63 @@
+"""Settings that differ from the defaults, and the command that repeats a run."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+
+from diffseg.settings import settings_of
+from jobs.label import parse
+from pipeline.output.manifest import Manifest
+from pipeline.readers.names import NameSettings
+from pipeline.report.settings_table import changed_settings, label_command
+from pipeline.settings import LabelSettings
+
+
+def manifest_of(settings: LabelSettings, **environment: Any) -> Manifest:
+    return Manifest(
+        source="s3://bucket/a folder\nb",
+        settings=settings.plain(),
+        model_sha256="",
+        resolved={},
+        environment=environment,
+        fingerprint="",
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        (LabelSettings(), []),
+        (LabelSettings(method=settings_of("paper")), []),
+        (LabelSettings(method=settings_of("google", flip=True)), ["flip"]),
+        (LabelSettings(model="a b", max_pixels=99, include_image=True), ["include_image", "max_pixels", "model"]),
+        (
+            LabelSettings(
+                method=settings_of(method="diffseg,walk,cross", tau=(0.5, 1.0), antialias=False, min_area=0.001),
+                naming=NameSettings(names=("cat", "traffic light"), template="-{} 'x'"),
+            ),
+            ["antialias", "method", "min_area", "names", "tau", "template"],
+        ),
+        (LabelSettings(key_field="id", format="parquet,webdataset"), ["format", "key_field"]),
+    ],
+)
+def test_the_command_repeats_the_settings(settings: LabelSettings, changed: list[str]) -> None:
+    manifest = manifest_of(settings, device="cuda", batch_size=8)
+    assert sorted(name for name, _, _ in changed_settings(manifest.settings)[1]) == changed
+    words = shlex.split(label_command(manifest, "out").replace("\\\n", ""))
+    assert words[:2] == ["diffseg", "label"]
+    command = parse(words[2:])
+    assert command.label.plain() == settings.plain()
+    assert command.source.splitlines() == ["s3://bucket/a folder", "b"]
+    assert command.out == "out"
+    assert command.worker.batch_size == 8
+
+
+def test_settings_of_another_version_are_left_out_and_secrets_are_redacted() -> None:
+    manifest = manifest_of(LabelSettings())
+    settings = {**manifest.settings, "unheard_of": 3}
+    assert changed_settings(settings) == ("default", [])
+    secret = Manifest(**{**vars(manifest), "source": "s3://user:secret@host/x"})
+    assert "secret" not in label_command(secret, "out")
