@@ -1,7 +1,7 @@
 """Score the label maps of a run against ground truth, beside baselines without a model.
 
-TRUTH is a folder, glob or URL of label PNGs in the layout of COCO-Stuff, COCO panoptic, Cityscapes, PASCAL VOC, ADE20K
-or BSDS500, or of tars or Parquet files with label maps, or the OUT of another run.
+TRUTH is a folder, glob or URL of label PNGs in the layout of COCO-Stuff, COCO panoptic, Cityscapes, PASCAL VOC, PASCAL
+Context, ADE20K or BSDS500, or of tars or Parquet files with label maps, or the OUT of another run.
 
 Exit codes:
   0: every image with ground truth is scored.
