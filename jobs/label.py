@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from jobs.common import OK, SOME_FAILED, guarded, storage_options
 from jobs.printing import BROKEN_ADVICE, CleanConsole, counts_table, print_json, print_line, print_work
 from pipeline.executor.logs import log_json
 from pipeline.readers.left_out import left_out_lines
-from pipeline.readers.names import parse_names
+from pipeline.readers.names import parse_name_words, parse_names
 from pipeline.readers.sources import join_sources
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.wording import counted
@@ -82,14 +83,15 @@ def _parse_numbers(text: str) -> tuple[float, ...]:
     return numbers if len(numbers) > 1 else thresholds(numbers[0])
 
 
-COMMA_SEPARATED: Mapping[Any, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
+COMMA_SEPARATED: Mapping[Any, tuple[str, Callable[[str], Any]]] = {
     tuple[float, ...] | None: ("NUMBER[,NUMBER…]", _parse_numbers),
     tuple[StageName, ...] | None: ("STAGE[,STAGE…]", lambda text: tuple(text.split(","))),
     tuple[str, ...]: ("NAME[,NAME…]", parse_names),
+    Mapping[str, tuple[str, ...]]: ("JSON", parse_name_words),
 }
 """Types of settings with several values: how the help shows each, and how it is parsed.
 
-Such a value is one word with commas. Several words would end only at the next flag, and so include SRC.
+Such a value is one word, mostly with commas. Several words would end only at the next flag, and so include SRC.
 """
 
 
@@ -103,9 +105,15 @@ def _parse_as_one_word(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constr
         nargs=1,
         metavar=metavar,
         instance_from_str=lambda words: parse_word(words[0]),
-        is_instance=lambda value: value is None or isinstance(value, tuple),
-        str_from_instance=lambda value: ["None" if value is None else ",".join(map(_format, value))],
+        is_instance=lambda value: value is None or isinstance(value, (tuple, Mapping)),
+        str_from_instance=lambda value: [_format_values(value)],
     )
+
+
+def _format_values(value: tuple[Any, ...] | Mapping[str, Any] | None) -> str:
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value))
+    return "None" if value is None else ",".join(map(_format, value))
 
 
 def _format(value: float | str) -> str:

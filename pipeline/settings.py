@@ -25,6 +25,9 @@ ADDED_METHOD_FIELDS = (
 """Fields of the method that runs of earlier versions lack. At their defaults they stay out of run.json and of the
 fingerprint, so that such runs can go on."""
 
+ADDED_NAMING_FIELDS = ("name_words", "caption_parser", "synonyms")
+"""Settings of names that runs of earlier versions lack; see `ADDED_METHOD_FIELDS`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings:
@@ -135,7 +138,11 @@ class LabelSettings:
         """Return all settings as plain values, as run.json and the fingerprint hold them, with a flat `method`."""
         added, default = set(ADDED_METHOD_FIELDS), SegmenterSettings().flat()
         method = {k: v for k, v in self.method.flat().items() if k not in added or v != default[k]}
-        plain = dataclasses.asdict(self) | {"method": method}
+        naming = dataclasses.asdict(self.naming)
+        for name, value in dataclasses.asdict(NameSettings()).items():
+            if name in ADDED_NAMING_FIELDS and naming[name] == value:
+                del naming[name]
+        plain = dataclasses.asdict(self) | {"method": method, "naming": naming}
         if self._places_cells_anew():
             plain["edges"] = 2
         for name in ("key_field", "network"):

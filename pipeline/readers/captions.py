@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
-Span = tuple[int, int]
-"""A range of characters [start, end) of a caption."""
-
-LONGEST_COMPOUND = 3
-"""Words of the longest compound noun. Each noun of a longer sequence is a name by itself."""
+from pipeline.readers.phrases import Phrase, PhraseFinder, Span, TextBlobPhrases, load_textblob
+from pipeline.readers.wordnet import WordNet
 
 _WORD = re.compile(r"\w+")
 _SEPARATOR = re.compile(r"[\s-]+")
@@ -34,6 +30,18 @@ class Mention:
     spans: tuple[Span, ...]
 
 
+class Found(NamedTuple):
+    """What a caption mentions.
+
+    Attributes:
+        mentions: Its names, sorted by their first position.
+        dropped: Its nouns that stand for no name, each once, in the singular.
+    """
+
+    mentions: tuple[Mention, ...]
+    dropped: tuple[str, ...] = ()
+
+
 def clean(text: str) -> str:
     """Return the text in composed characters (NFC), with single spaces and without what UTF-8 cannot encode."""
     text = text.encode("utf-8", "replace").decode("utf-8")
@@ -48,18 +56,28 @@ def fold(name: str) -> str:
 class NamesInCaption:
     """Finds the names of a vocabulary in captions: whole words, in singular or plural, and the longest name first."""
 
-    def __init__(self, names: Iterable[str]) -> None:
-        """Set up for a vocabulary. Raises ValueError if the library that forms plurals is not installed."""
-        english = _load_textblob()
+    def __init__(self, names: Sequence[str], words: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Set up for a vocabulary.
+
+        Args:
+            names: The vocabulary.
+            words: Further words for a name, by the name.
+
+        Raises:
+            ValueError: The library that forms plurals is not installed.
+        """
+        english = load_textblob()
         self._names: dict[tuple[str, ...], str] = {}
-        for form, name in [(name, name) for name in names] + [(_plural(english, name), name) for name in names]:
-            if words := tuple(_WORD.findall(fold(form))):
-                self._names.setdefault(words, name)  # a name takes precedence over the plural of another one
+        further = [(word, name) for name in names for word in (words or {}).get(name, ())]
+        for pairs in ([(name, name) for name in names], further):  # names and their plurals take precedence
+            for form, name in _with_plurals(english, pairs):
+                if parts := tuple(_WORD.findall(fold(form))):
+                    self._names.setdefault(parts, name)
         self._longest = max(map(len, self._names), default=0)
 
-    def __call__(self, caption: str) -> tuple[Mention, ...]:
+    def __call__(self, caption: str) -> Found:
         """Return the mentions, sorted by their first position. `caption` is a result of `clean`."""
-        return _group_by_name(self._find(caption))
+        return Found(_group_by_name(self._find(caption)))
 
     def _find(self, caption: str) -> Iterator[tuple[str, Span]]:
         words = [(match[0].casefold(), match.span()) for match in _WORD.finditer(caption)]
@@ -83,64 +101,79 @@ class NounsInCaption:
     of its package.
     """
 
-    def __init__(self) -> None:
-        """Set up the tagger. Raises ValueError if its library is not installed."""
-        self._english = _load_textblob()
+    def __init__(self, phrases: PhraseFinder | None = None) -> None:
+        """Set up a parser, by default that of TextBlob. Raises ValueError if its library is not installed."""
+        self._phrases = phrases or TextBlobPhrases()
 
-    def __call__(self, caption: str) -> tuple[Mention, ...]:
+    def __call__(self, caption: str) -> Found:
         """Return the mentions, sorted by their first position. `caption` is a result of `clean`."""
-        return _group_by_name(self._find(caption))
-
-    def _find(self, caption: str) -> Iterator[tuple[str, Span]]:
-        nouns: list[tuple[str, Span]] = []  # consecutive nouns: part of speech and span
-        end = 0
-        for word, part in self._english.tag(caption):
-            start = caption.find(word, end)
-            if start < 0:  # the tagger has changed the word
-                continue
-            end = start + len(word)
-            is_noun = part.startswith("NN") and len(word) > 1 and any(map(str.isalpha, word))
-            if nouns and not (is_noun and caption[nouns[-1][1][1] : start] == " "):
-                yield from self._names_of(caption, nouns)
-                nouns = []
-            if is_noun:
-                nouns.append((part, (start, end)))
-        yield from self._names_of(caption, nouns)
-
-    def _names_of(self, caption: str, nouns: Sequence[tuple[str, Span]]) -> Iterator[tuple[str, Span]]:
-        """Yield consecutive nouns as a compound, or each by itself if they are too many."""
-        if len(nouns) > LONGEST_COMPOUND:
-            for noun in nouns:
-                yield from self._names_of(caption, [noun])
-        elif nouns:
-            start, end = nouns[0][1][0], nouns[-1][1][1]
-            last_part, (last_start, _) = nouns[-1]
-            last = caption[last_start:end].lower()
-            if last_part in ("NNS", "NNPS"):
-                last = self._singular(last)
-            yield caption[start:last_start].lower() + last, (start, end)
-
-    def _singular(self, word: str) -> str:
-        # The rules turn `ties` into `ty`. A singular that the lexicon does not know as a noun is no improvement.
-        singular = self._english.inflect.singularize(word)
-        return singular if str(self._english.lexicon.get(singular, "")).startswith("NN") else word
+        phrases = self._phrases(caption)
+        return Found(
+            _group_by_name((phrase.name(phrase.first_noun), phrase.span(phrase.first_noun)) for phrase in phrases)
+        )
 
 
-def _load_textblob() -> Any:
-    """Return the module `textblob.en` with its lexicon loaded. Raises ValueError if it is not installed."""
-    try:
-        from textblob import en
-        from textblob.en import inflect  # noqa: F401 - makes `en.inflect` available
-    except ImportError as error:
-        raise ValueError(
-            "captions are read with TextBlob, which is not installed on this machine: pip install "
-            "'diffseg-pipeline[captions]'"
-        ) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # textblob does not close the file of its lexicon
-        # The first use loads the lexicon, and a second thread would see it incomplete.
-        en.tag("a word")
-    return en
+class NamesInPhrases:
+    """Finds the names of a vocabulary as nouns of captions: the longest end of a phrase that is one, in any number.
+
+    `a red fire hydrant` mentions `fire hydrant`, or else `hydrant`, but not `fire`, which only says more about it.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        phrases: PhraseFinder,
+        *,
+        words: Mapping[str, Sequence[str]] | None = None,
+        wordnet: bool = False,
+    ) -> None:
+        """Set up for a vocabulary.
+
+        Args:
+            names: The vocabulary.
+            phrases: Finds phrases.
+            words: Further words for a name, by the name.
+            wordnet: Whether a noun stands for the nearest more general name, by WordNet, if it is none itself.
+
+        Raises:
+            ValueError: A library or its data is not installed.
+        """
+        pairs = [(name, name) for name in names]
+        pairs += [(word, name) for name in names for word in (words or {}).get(name, ())]
+        self._phrases, self._names = phrases, dict[str, str]()
+        for form, name in _with_plurals(load_textblob(), pairs):
+            self._names.setdefault(fold(form), name)
+        self._wordnet = WordNet((fold(word), name) for word, name in pairs) if wordnet else None
+
+    def __call__(self, caption: str) -> Found:
+        """Return the mentions, and the nouns that stand for no name. `caption` is a result of `clean`."""
+        named: list[tuple[str, Span]] = []
+        dropped: dict[str, None] = {}
+        for phrase in self._phrases(caption):
+            found = self._name_of(phrase)
+            if found is None:
+                dropped[phrase.name(phrase.first_noun)] = None
+            else:
+                named.append(found)
+        return Found(_group_by_name(named), tuple(dropped))
+
+    def _name_of(self, phrase: Phrase) -> tuple[str, Span] | None:
+        places = range(len(phrase.words))
+        for first in places:
+            as_written = " ".join(word.text for word in phrase.words[first:])
+            for form in (as_written, phrase.name(first)):
+                if (name := self._names.get(fold(form))) is not None:
+                    return name, phrase.span(first)
+        if self._wordnet is not None:
+            for first in places:
+                if (name := self._wordnet.name_of(phrase.name(first))) is not None:
+                    return name, phrase.span(first)
+        return None
+
+
+def _with_plurals(english: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return pairs of a form and its name: first the forms themselves, which take precedence, then their plurals."""
+    return [*pairs, *((_plural(english, form), name) for form, name in pairs)]
 
 
 def _plural(english: Any, name: str) -> str:

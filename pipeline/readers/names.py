@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.readers.captions import Mention, NamesInCaption, NounsInCaption, clean, fold
+from pipeline.readers.captions import Found, Mention, NamesInCaption, NamesInPhrases, NounsInCaption, clean, fold
+from pipeline.readers.phrases import SpacyPhrases, TextBlobPhrases, is_model_name
 from pipeline.readers.samples import Sample, shorten
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ MAX_NAME_CHARACTERS = 100
 """Longest name, in characters."""
 MAX_CAPTION_CHARACTERS = 4000
 """Longest caption, in characters. A text encoder reads 77 tokens."""
+
+_WORDS_EXAMPLE = 'a JSON object with a list of words for each name, such as {"person": ["man", "woman"]}'
 
 
 class NamesError(ValueError):
@@ -40,6 +43,16 @@ class NameSettings:
     occur in the caption, or without names its nouns. Needs diffseg-pipeline[captions]."""
     template: str = "{}"
     """Prompt for an image without a caption. Its names, separated by commas, replace the {}."""
+    name_words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Further words for names as a JSON object, such as {"person": ["man", "woman"]}: a caption with one of them
+    mentions the name, and a CLIP scores each of them for the name."""
+    caption_parser: str = "words"
+    """What finds names in captions. words: the words of a name anywhere, or without names TextBlob's nouns. nouns: only
+    nouns, by TextBlob, where `dog house` mentions no dog. The name of an installed model of spaCy, such as
+    en_core_web_sm: only its noun chunks. With the last two, each row lists the nouns that stand for no name."""
+    synonyms: Literal["none", "wordnet"] = "none"
+    """wordnet: a noun of a caption that is no name stands for the nearest more general name, such as man for person, by
+    the corpus of NLTK, if that is installed. Needs caption_parser."""
 
     def __post_init__(self) -> None:
         _check_names(self.names)
@@ -49,6 +62,31 @@ class NameSettings:
             raise ValueError(f"labels_field {self.labels_field!r}: expected names as well, which the labels refer to")
         if self.template.count("{}") != 1 or set(self.template.replace("{}", "")) & set("{}"):
             raise ValueError(f"template {self.template!r}: expected one {{}}, which the names replace")
+        self._check_words()
+
+    def _check_words(self) -> None:
+        for name, words in self.name_words.items():
+            if name not in self.names:
+                raise ValueError(f"name_words: {shorten(name, MAX_NAME_CHARACTERS)!r} is none of the names")
+            _check_names((name, *words))
+        if self.caption_parser not in ("words", "nouns") and not is_model_name(self.caption_parser):
+            raise ValueError(
+                f"caption_parser {self.caption_parser!r}: expected words, nouns, or the name of a model of spaCy"
+            )
+        if self.drops_words and self.caption_field is None:
+            raise ValueError(f"caption_parser {self.caption_parser!r}: expected a caption_field as well")
+        if self.synonyms not in ("none", "wordnet"):
+            raise ValueError(f"synonyms {self.synonyms!r}: expected none or wordnet")
+        if self.synonyms == "wordnet" and not (self.names and self.drops_words):
+            raise ValueError(
+                "synonyms wordnet maps nouns of captions to names: expected names, and a caption_parser other than "
+                "words"
+            )
+
+    @property
+    def drops_words(self) -> bool:
+        """Whether rows list the nouns of their captions that stand for no name."""
+        return self.caption_parser != "words"
 
     def __bool__(self) -> bool:
         """Return True if segments can get names."""
@@ -86,11 +124,13 @@ class ImageNames:
             whole image is background.
         caption: The caption, or None if no captions are read.
         mentions: For each name, where the caption mentions it; empty without a caption.
+        dropped: Nouns of the caption that stand for no name, each once, in the singular.
     """
 
     names: tuple[str, ...]
     caption: str | None = None
     mentions: tuple[Mention, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     def prompt(self, template: str = "{}") -> Prompt:
         """Return the prompt of the image for the model: the caption, or else the template with the names."""
@@ -109,9 +149,7 @@ class NameReader:
         """Set up for a run. Raises ValueError if captions are to be read and their library is not installed."""
         self._settings = settings
         self._numbers = {fold(name): number for number, name in enumerate(settings.names)}
-        self._find_mentions: NamesInCaption | NounsInCaption | None = None
-        if settings.caption_field is not None:
-            self._find_mentions = NamesInCaption(settings.names) if settings.names else NounsInCaption()
+        self._find = None if settings.caption_field is None else _finder(settings)
 
     def __call__(self, sample: Sample) -> ImageNames:
         """Return the names of an image.
@@ -123,13 +161,14 @@ class NameReader:
         if settings.labels_field is not None:
             numbers = self._labels(settings.labels_field, _field_value(sample.meta, settings.labels_field))
             return ImageNames(names=tuple(settings.names[number] for number in sorted(set(numbers))))
-        if settings.caption_field is None or self._find_mentions is None:
+        if settings.caption_field is None or self._find is None:
             return ImageNames(names=settings.names)
         caption = _caption(settings.caption_field, _field_value(sample.meta, settings.caption_field))
-        mentions = self._find_mentions(caption)
+        mentions, dropped = self._find(caption)
         if settings.names:
             mentions = tuple(sorted(mentions, key=lambda mention: self._numbers[fold(mention.name)]))
-        return ImageNames(names=tuple(mention.name for mention in mentions), caption=caption, mentions=mentions)
+        names = tuple(mention.name for mention in mentions)
+        return ImageNames(names=names, caption=caption, mentions=mentions, dropped=dropped)
 
     def _labels(self, field: str, value: Any) -> Iterator[int]:
         """Yield the numbers of the names that a labels field lists."""
@@ -154,6 +193,30 @@ class NameReader:
             item = int(item)
         is_number = isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(self._numbers)
         return item if is_number else None
+
+
+def _finder(settings: NameSettings) -> Callable[[str], Found]:
+    """Return what finds names in captions. Raises ValueError if a library or its data is not installed."""
+    if not settings.drops_words:
+        return NamesInCaption(settings.names, settings.name_words) if settings.names else NounsInCaption()
+    phrases = TextBlobPhrases() if settings.caption_parser == "nouns" else SpacyPhrases(settings.caption_parser)
+    if not settings.names:
+        return NounsInCaption(phrases)
+    wordnet = settings.synonyms == "wordnet"
+    return NamesInPhrases(settings.names, phrases, words=settings.name_words, wordnet=wordnet)
+
+
+def parse_name_words(text: str) -> dict[str, tuple[str, ...]]:
+    """Parse a JSON object of lists of words. Raises ValueError if it is something else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shorten(text, 100)}: is not JSON ({error}); expected {_WORDS_EXAMPLE}") from error
+    if not isinstance(value, dict) or not all(
+        isinstance(words, list) and all(isinstance(word, str) for word in words) for words in value.values()
+    ):
+        raise ValueError(f"{shorten(text, 100)}: expected {_WORDS_EXAMPLE}")
+    return {clean(name): tuple(map(clean, words)) for name, words in value.items()}
 
 
 def _field_value(meta: str, field: str) -> Any:

@@ -40,7 +40,7 @@ def labels_of(value: Any, names: tuple[str, ...] = THINGS) -> tuple[str, ...]:
 
 
 def nouns(caption: str) -> set[str]:
-    return {mention.name for mention in NounsInCaption()(caption)}
+    return {mention.name for mention in NounsInCaption()(caption).mentions}
 
 
 def test_without_fields_every_image_may_have_every_name() -> None:
@@ -206,7 +206,10 @@ def test_fields_without_a_caption_are_named(value: Any, message: str) -> None:
 def test_a_large_vocabulary() -> None:
     names = tuple(f"thing {number}" for number in range(2_000))
     find = NamesInCaption(names)
-    assert [mention.name for mention in find("a thing 77 beside thing 1999 " * 100)] == ["thing 77", "thing 1999"]
+    assert [mention.name for mention in find("a thing 77 beside thing 1999 " * 100).mentions] == [
+        "thing 77",
+        "thing 1999",
+    ]
 
 
 def test_threads_can_share_a_reader() -> None:
