@@ -48,6 +48,36 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Levels:
+    """The leaves of an image and their merges.
+
+    Leaves are numbered by segment: those of segment 0 come first. Merge number i makes the node K + i of two nodes that
+    exist already; a node below K is a leaf. Heights never fall.
+
+    Attributes:
+        numbers: uint8 [h, w], number of the leaf within its segment, 0 for the largest, in square cells of
+            `diffseg.levels.cell_size(H, W)` pixels. It holds for the segment at the centre of the cell.
+        segment_of_leaf: int32 [K], ascending.
+        leaf_confidences: float32 [K], 0 to 1.
+        pairs: int32 [K − 1, 2], the two nodes of each merge.
+        heights: float32 [K − 1], distance at which they merge, in the unit of the run's distance (nats for `kl`).
+        confidences: float32 [K − 1], confidence of each merged node, 0 to 1.
+    """
+
+    numbers: np.ndarray
+    segment_of_leaf: np.ndarray
+    leaf_confidences: np.ndarray
+    pairs: np.ndarray
+    heights: np.ndarray
+    confidences: np.ndarray
+
+    @property
+    def leaves(self) -> int:
+        """Number of leaves, K."""
+        return len(self.segment_of_leaf)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Segmentation:
     """The label map of an image.
 
@@ -55,11 +85,13 @@ class Segmentation:
         labels: uint16 [H, W], the labels 0 … K−1, all of which occur, and `IGNORE`.
         segments: The segment of each label, in order.
         confidence: Mean over the labelled pixels of the margin between the best and the second proposal, 0 to 1.
+        levels: Its levels, at which it can be refined and coarsened; None unless they were requested.
     """
 
     labels: np.ndarray
     segments: tuple[Segment, ...]
     confidence: float
+    levels: Levels | None = None
 
 
 def borders(labels: np.ndarray) -> np.ndarray:

@@ -168,7 +168,7 @@ def _label(command: LabelCommand) -> int:
     if command.json:
         print_json(dataclasses.asdict(summary))
     else:
-        _print(console, summary)
+        print_summary(console, summary)
     return SOME_FAILED if _has_failed(summary, command.allowed_failures) else OK
 
 
@@ -179,7 +179,8 @@ def _has_failed(summary: RunSummary, allowed: float | None) -> bool:
     return summary.failed_share() > (DEFAULT_ALLOWED_FAILURES if allowed is None else allowed)
 
 
-def _print(console: Console, summary: RunSummary) -> None:
+def print_summary(console: Console, summary: RunSummary) -> None:
+    """Print what OUT holds after a run."""
     console.print(counts_table(summary.counts, summary.seconds, summary.images))
     done = summary.shards - len(summary.failed)
     line = f"{done:,} of {counted(summary.shards, 'shard')} done"

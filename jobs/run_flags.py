@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from diffseg.levels import Cut
 from jobs.common import storage_options
 from pipeline.errors import RunFailed
 from pipeline.output.manifest import Manifest, require_manifest
@@ -85,6 +86,26 @@ class SelectionFlags(RunFlags):
         """
         keys = None if self.keys is None else read_keys(self.store(), self.keys)
         return RowSelection(where=self.where, keys=keys, split=split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutFlags:
+    """The flags that choose a level of a run with levels."""
+
+    tau: float | None = None
+    """Level of a run that was labelled with --levels: merge segments closer than this, in nats, as --tau of `diffseg
+    label` does."""
+    segments: int | None = None
+    """Level of a run with levels: merge until each image has at most this many segments."""
+    stable: bool = False
+    """Level of a run with levels, chosen for each image: the one that stays the same over the widest range of
+    thresholds, from half to double that of the run."""
+
+    def cut(self) -> Cut | None:
+        """Return the level; None for the label maps of the run. Raises ValueError if several are given."""
+        if self.tau is None and self.segments is None and not self.stable:
+            return None
+        return Cut(tau=self.tau, segments=self.segments, stable=self.stable)
 
 
 def check_val_share(share: float) -> None:

@@ -12,15 +12,15 @@ import io
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.digest import short_digest
 from pipeline.output.commit import Commit, CommitName, LabelShard, read_records, tag_of, write_commit
 from pipeline.output.fence import Fence, delete_label_shard, publication
 from pipeline.output.reader import label_metadata, label_rows
-from pipeline.output.rows import SCHEMA, Row
+from pipeline.output.rows import Row, schema_of
 from pipeline.output.writer import LabelShardWriter, member_key, output_paths
 from pipeline.settings import Format
 from pipeline.storage import Storage
@@ -74,12 +74,15 @@ def _write_lost(
     tag = tag_of(commit.fingerprint, inputs)
     source = LabelShard(commit.shard, commit.tag)
     counts: Counter[str] = Counter()
-    with LabelShardWriter(shard, formats=formats, metadata=_metadata(out, source) | {"tag": tag}) as writer:
+    stored = _schema(out, source)
+    metadata, levels = dict(label_metadata(stored)) | {"tag": tag}, "merges" in stored.names
+    with LabelShardWriter(shard, formats=formats, metadata=metadata, levels=levels) as writer:
         images = _images(out, commit.shard) if "webdataset" in formats else {}
         wanted = frozenset(lost)
-        rows = (row for row in label_rows(out, source, SCHEMA.names) if row["index"] in wanted)
+        columns = schema_of(levels=levels).names
+        rows = (row for row in label_rows(out, source, columns) if row["index"] in wanted)
         for index, fields in enumerate(rows):
-            old = Row(**fields | {"segments": tuple(fields["segments"])})
+            old = Row.of(fields)
             row = dataclasses.replace(old, shard=shard, index=index)
             counts[row.status] += 1
             writer.add(row, image=images.get(member_key(old)))
@@ -91,9 +94,9 @@ def _write_lost(
     return shard
 
 
-def _metadata(out: Storage, shard: LabelShard) -> dict[str, Any]:
+def _schema(out: Storage, shard: LabelShard) -> pa.Schema:
     with out.open(output_paths(shard, ("parquet",))["parquet"]) as file:
-        return dict(label_metadata(pq.read_schema(file)))
+        return pq.read_schema(file)
 
 
 def _images(out: Storage, shard: str) -> dict[str, tuple[str, bytes]]:

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from pipeline.bounded_json import InvalidFile
 from pipeline.output.commit import LabelShard
-from pipeline.output.rows import SCHEMA
+from pipeline.output.levels import RunCut
+from pipeline.output.rows import schema_of
 from pipeline.output.schemas import parse_object
 from pipeline.output.selection import RowSelection
 from pipeline.output.writer import METADATA_KEY, output_paths
@@ -22,13 +23,24 @@ UNCERTAIN = "uncertain"
 """Name that pages and pictures show for a segment that `is_uncertain`."""
 
 
-def label_rows(out: Storage, shard: LabelShard, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def label_rows(
+    out: Storage, shard: LabelShard, columns: Sequence[str], cut: RunCut | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield these columns of a label shard, row by row.
+
+    Args:
+        out: OUT of the run.
+        shard: The label shard.
+        columns: Names of columns.
+        cut: Another level of the run's label maps, at which rows are to be cut again.
 
     Raises:
         SourceError: The file is damaged, or a worker of another run has written it after the commit record.
     """
-    path = output_paths(shard, ("parquet",))["parquet"]
+    if cut is not None:
+        yield from cut.rows(label_rows(out, shard, cut.columns(columns)), columns)
+        return
+    path, schema = output_paths(shard, ("parquet",))["parquet"], schema_of(levels=True)
     with out.open(path) as file:
         try:
             parquet = pq.ParquetFile(file)
@@ -39,9 +51,9 @@ def label_rows(out: Storage, shard: LabelShard, columns: Sequence[str]) -> Itera
                 )
             for name in columns:
                 if parquet.schema_arrow.get_field_index(name) < 0 or (
-                    parquet.schema_arrow.field(name).type != SCHEMA.field(name).type
+                    parquet.schema_arrow.field(name).type != schema.field(name).type
                 ):
-                    expected = SCHEMA.field(name).type
+                    expected = schema.field(name).type
                     raise SourceError(f"{out.joined(path)}: has no column {name} of type {expected}. {_REPAIR}")
             for batch in parquet.iter_batches(BATCH_ROWS, columns=list(columns)):
                 yield from batch.to_pylist()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pipeline.readers.samples import Sample
 
 if TYPE_CHECKING:
     from diffseg import Segmentation  # loads torch, which reading masks does not need
+    from diffseg.segmentation import Levels, Segment
 
 IGNORE_8_BIT = 255
 """Value of ignored pixels in an 8-bit mask."""
@@ -53,6 +54,23 @@ SCHEMA = pa.schema(
     ]
 )
 
+LEVEL_FIELDS = (
+    pa.field("leaf_mask", pa.large_binary()),
+    pa.field("leaves", pa.list_(pa.struct([("segment", pa.int32()), ("confidence", pa.float32())]))),
+    pa.field(
+        "merges",
+        pa.list_(
+            pa.struct([("a", pa.int32()), ("b", pa.int32()), ("height", pa.float32()), ("confidence", pa.float32())])
+        ),
+    ),
+)
+"""Further columns of a run with levels, which `pipeline.output.levels` describes."""
+
+
+def schema_of(*, levels: bool = False) -> pa.Schema:
+    """Return the columns of a label shard."""
+    return pa.schema([*SCHEMA, *LEVEL_FIELDS]) if levels else SCHEMA
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
@@ -71,6 +89,10 @@ class Row:
         segments: The segments as values of `SEGMENT`.
         confidence: Confidence of the label map, 0 to 1; None unless the status is ok.
         meta: JSON object of the sample's JSON and text fields, "" if it has none.
+        leaf_mask: PNG of the numbers of leaves within their segments; None unless the status is ok and the run has
+            levels.
+        leaves: The leaves as values of `LEVEL_FIELDS`.
+        merges: The merges as values of `LEVEL_FIELDS`.
     """
 
     key: str
@@ -85,11 +107,22 @@ class Row:
     segments: tuple[dict[str, Any], ...] = ()
     confidence: float | None = None
     meta: str = ""
+    leaf_mask: bytes | None = None
+    leaves: tuple[dict[str, Any], ...] = ()
+    merges: tuple[dict[str, Any], ...] = ()
 
-    def fields(self) -> dict[str, Any]:
-        """Return the values by column name, in the order of SCHEMA."""
-        values = {name: getattr(self, name) for name in SCHEMA.names}
-        return values | {"segments": list(self.segments)}
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Row:
+        """Return the row with these values by column name, as a label shard holds them."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**values)
+
+    def fields(self, *, levels: bool = False) -> dict[str, Any]:
+        """Return the values by column name, in the order of `schema_of`."""
+        values = {name: getattr(self, name) for name in schema_of(levels=levels).names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def labelled_row(sample: Sample, shard: str, result: Segmentation, names: Sequence[str] = ()) -> Row:
@@ -102,19 +135,8 @@ def labelled_row(sample: Sample, shard: str, result: Segmentation, names: Sequen
         names: The run's vocabulary, which class ids refer to.
     """
     height, width = result.labels.shape
-    segments = tuple(
-        {
-            "id": segment.id,
-            "area": segment.area,
-            "bbox": list(segment.bbox),
-            "confidence": _float32(segment.confidence),
-            "name": segment.name,
-            "name_score": None if segment.name_score is None else _float32(segment.name_score),
-            "class_id": class_id(segment.name, names) if segment.name_score is not None else None,
-        }
-        for segment in result.segments
-    )
-    return Row(
+    segments = segment_values(result.segments, names)
+    row = Row(
         key=sample.key,
         shard=shard,
         index=sample.index,
@@ -124,8 +146,25 @@ def labelled_row(sample: Sample, shard: str, result: Segmentation, names: Sequen
         mask=encode_mask(result.labels),
         n_segments=len(segments),
         segments=segments,
-        confidence=_float32(result.confidence),
+        confidence=float32(result.confidence),
         meta=sample.meta,
+    )
+    return row if result.levels is None else replace(row, **level_values(result.levels))
+
+
+def segment_values(segments: Sequence[Segment], names: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """Return segments as values of `SEGMENT`; class ids refer to the run's vocabulary `names`."""
+    return tuple(
+        {
+            "id": segment.id,
+            "area": segment.area,
+            "bbox": list(segment.bbox),
+            "confidence": float32(segment.confidence),
+            "name": segment.name,
+            "name_score": None if segment.name_score is None else float32(segment.name_score),
+            "class_id": class_id(segment.name, names) if segment.name_score is not None else None,
+        }
+        for segment in segments
     )
 
 
@@ -145,7 +184,7 @@ def class_id(name: str | None, names: Sequence[str]) -> int | None:
     return UNNAMED if name is None else 0 if name == BACKGROUND else 1 + names.index(name)
 
 
-def _float32(value: float) -> float:
+def float32(value: float) -> float:
     """Round to float32, the type of the Parquet columns, so that the JSON holds the same number."""
     return float(np.float32(value))
 
@@ -172,6 +211,27 @@ def failed_row(
         width=size[1],
         meta=sample.meta,
     )
+
+
+def level_values(levels: Levels) -> dict[str, Any]:
+    """Return the level columns of a row, see `LEVEL_FIELDS`."""
+    buffer = io.BytesIO()
+    Image.fromarray(levels.numbers).save(buffer, "PNG", compress_level=9)  # it is small, so this takes no time
+    return {
+        "leaf_mask": buffer.getvalue(),
+        "leaves": tuple(
+            {"segment": segment, "confidence": confidence}
+            for segment, confidence in zip(
+                levels.segment_of_leaf.tolist(), levels.leaf_confidences.tolist(), strict=True
+            )
+        ),
+        "merges": tuple(
+            {"a": a, "b": b, "height": height, "confidence": confidence}
+            for (a, b), height, confidence in zip(
+                levels.pairs.tolist(), levels.heights.tolist(), levels.confidences.tolist(), strict=True
+            )
+        ),
+    }
 
 
 def encode_mask(labels: np.ndarray) -> bytes:
