@@ -42,10 +42,10 @@ def create_network(
         return SegmentationNetwork(width=width, dimensions=dimensions), {"width": width}
     plain, weights = ({}, None) if backbone is None else find_backbone(backbone)
 
-    from pipeline.networks import library  # which imports transformers and takes seconds
+    from pipeline.networks import library_files  # which imports transformers and takes seconds
 
-    network = library.new_network(name, dimensions, class_names, plain, weights)
-    return network, {**library.plain_config(network), "network": name}
+    network = library_files.new_network(name, dimensions, class_names, plain, weights)
+    return network, {**library_files.plain_config(network), "network": name}
 
 
 def find_backbone(location: str) -> tuple[dict[str, Any], str | None]:

@@ -48,11 +48,11 @@ def save_network(model: Storage, network: nn.Module, config: Mapping[str, Any]) 
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
         model.write_bytes(WEIGHTS, save(weights))
     else:
-        from pipeline.networks import library
+        from pipeline.networks import library_files
 
-        model.write_bytes(WEIGHTS, library.to_bytes(network))
+        model.write_bytes(WEIGHTS, library_files.to_bytes(network))
         if config["network"] == "segformer":
-            processor = json.dumps(library.image_processor(config["size"]), indent=1, sort_keys=True)
+            processor = json.dumps(library_files.image_processor(config["size"]), indent=1, sort_keys=True)
             model.write_bytes("preprocessor_config.json", processor.encode())
     model.write_bytes(CONFIG, json.dumps(dict(config), indent=1, sort_keys=True).encode())
 
@@ -76,9 +76,9 @@ def load_network(model: Storage) -> tuple[nn.Module, dict[str, Any]]:
             network = SegmentationNetwork(width=config["width"], dimensions=config["dimensions"])
             network.load_state_dict(load(weights))
         else:
-            from pipeline.networks import library  # which imports transformers and takes seconds
+            from pipeline.networks import library_files  # which imports transformers and takes seconds
 
-            network = library.from_bytes(config, weights)
+            network = library_files.from_bytes(config, weights)
     return network.eval(), config
 
 

@@ -139,6 +139,8 @@ def test_other_backbones_are_refused_with_what_was_expected(tmp_path: Path) -> N
         create("segformer", written(tmp_path, {**SEGFORMER, "depths": [10**6] * 4}))
     with pytest.raises(CheckpointError, match="no such file or folder"):
         create("segformer", str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match="model_type 'segformer': the network dinov2-linear takes dinov2"):
+        create("dinov2-linear", str(given))
     (given / "config.json").write_text(json.dumps({**SEGFORMER, "hidden_sizes": [8, 8, 16, 32]}))
     with pytest.raises(ValueError, match="its files lack weights"):
         create("segformer", str(given))
