@@ -18,6 +18,7 @@ Vote = Literal["share", "mean", "mode"]
 PromptKind = Literal["names", "empty", "caption"]
 Distance = Literal["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
 Assign = Literal["nearest", "peak"]
+CutSignal = Literal["attention", "features"]
 Fit = Literal["resize", "letterbox", "crop"]
 
 
@@ -120,17 +121,25 @@ class MergeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class NcutSettings:
-    """Stage ncut: recursive normalised cuts of the self-attention."""
+    """Stage ncut: a K-way normalised cut."""
 
     ncut: float = 0.5
-    """Stage ncut: do not divide a part whose best normalised cut costs this much or more. A cost of 1 is no better than
-    chance."""
+    """Stage ncut: an image has as many parts, at most 20, as independent cuts that cost less than this in the relaxed
+    problem. A cost of 1 is no better than chance."""
     ncut_steps: int = 1
     """Stage ncut: number of random-walk steps over the attention that join two positions."""
+    ncut_on: CutSignal = "attention"
+    """Stage ncut: what joins two positions: the flow of self-attention, or the likeness of features, which are the
+    output of the last self-attention layer on the way down (DiffCut)."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.ncut < 1, f"ncut={self.ncut}: expected a cost from 0 to below 1")
         _require(1 <= self.ncut_steps <= 64, f"ncut_steps={self.ncut_steps}: expected 1 to 64")
+        _require(self.ncut_on in get_args(CutSignal), f"ncut_on={self.ncut_on!r}: expected attention or features")
+        _require(
+            self.ncut_on == "attention" or self.ncut_steps == 1,
+            f"ncut_on={self.ncut_on}, ncut_steps={self.ncut_steps}: only attention has steps",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,6 +92,11 @@ class Segmenter:
                 "compile and clip_guide=features exclude each other: features are read by hooks inside the layers, "
                 "which compiled graphs do not call; use clip_guide=attention, or do not compile"
             )
+        if "layer_output" in self.needs and backbone.compiled:
+            raise ValueError(
+                "compile and ncut_on=features exclude each other: features are read by a hook inside a layer, which "
+                "compiled graphs do not call; use ncut_on=attention, or do not compile"
+            )
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
                 f"resolution={self.resolution}: expected a multiple of {backbone.pixel_multiple} for this checkpoint"

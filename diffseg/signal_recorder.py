@@ -15,6 +15,7 @@ from diffseg.affinity.affinity import Affinity, record_affinity
 from diffseg.affinity.features import FeatureReader, Features
 from diffseg.affinity.state import AffinityState, hook_self_attention
 from diffseg.attention.crops import attention_with_crops
+from diffseg.attention.layer_output import LayerOutput, record_layer_output
 from diffseg.attention.maps import CrossAttention, Grid, SelfAttention
 from diffseg.clip.clip import Clip, Guide
 from diffseg.devices import to_device
@@ -36,12 +37,14 @@ class RecordedPass(NamedTuple):
         cross_attention: Cross-attention of the prompts' names; None without prompts.
         affinity: Learned affinity; None without a file of it.
         features: Input of the last self-attention layer of each resolution; None if no stage needs it.
+        layer_output: Output of one self-attention layer; None if no stage needs it.
     """
 
     self_attention: SelfAttention
     cross_attention: CrossAttention | None
     affinity: Affinity | None
     features: Features | None = None
+    layer_output: LayerOutput | None = None
 
 
 class SignalRecorder:
@@ -107,12 +110,15 @@ class SignalRecorder:
             name_counts=None if counts is None else to_device(counts, aggregated.device),
             background_words=len(self.settings.segment_names.background_words) if has_names else 0,
             affinity=recorded.affinity,
+            layer_output=recorded.layer_output,
         )
         return signals.of_images(0, len(aggregated))
 
     @torch.inference_mode()
     def run_pass(self, pixels: torch.Tensor, prompts: list[list[Prompt]] | None, step: Step) -> RecordedPass:
         """Run the model once, or, with the setting `flip`, twice, and average with the mirrored image.
+
+        The features and the output of a layer are always those of the image itself.
 
         Args:
             pixels: float32 [B, 3, S, S] in [−1, 1].
@@ -135,6 +141,7 @@ class SignalRecorder:
         with (
             record_affinity(self.affinity, unet) as affinity_of_pass,
             hook_self_attention(unet, reader) if reads_features else nullcontext(),
+            record_layer_output(unet, pixels) if "layer_output" in self.needs else nullcontext() as output_of_pass,
         ):
             if prompts is None:
                 attention, cross = self.backbone.self_attention(pixels, self.timestep, step), None
@@ -150,7 +157,7 @@ class SignalRecorder:
             else:
                 attention, cross = self.backbone.attention(pixels, self.timestep, prompts, step)
             features = reader.features(list(attention.maps)) if reads_features else None
-            return RecordedPass(attention, cross, affinity_of_pass(), features)
+            return RecordedPass(attention, cross, affinity_of_pass(), features, output_of_pass and output_of_pass())
 
     def _clip_probabilities(
         self, pixels: torch.Tensor, names: Sequence[Sequence[str]], guide: Guide | None

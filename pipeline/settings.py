@@ -21,6 +21,7 @@ ADDED_METHOD_FIELDS = (
     *("clip_templates", "clip_window", "clip_stride"),
     *("clip_guide", "clip_guide_shift", "clip_guide_scale"),
     *("prompt", "background_words", "merge_names"),
+    "ncut_on",
 )
 """Fields of the method that runs of earlier versions lack. At their defaults they stay out of run.json and of the
 fingerprint, so that such runs can go on."""

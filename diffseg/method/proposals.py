@@ -6,15 +6,17 @@ Axes: B images in the batch, P = h·w token positions, K proposals.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from diffseg.attention.aggregate import aggregate
+from diffseg.attention.layer_output import LayerOutput
 from diffseg.attention.maps import Grid, SelfAttention
 from diffseg.method.calibration import calibrated_threshold, metric_of
 from diffseg.method.merge import Proposals, anchor_distances, anchor_positions, group_means, kmeans, merge
-from diffseg.method.ncut import cut_tree, labels_at, walk_flow
+from diffseg.method.ncut import cut, feature_weights, parts_on_grid, spectrum
 from diffseg.method.stability import FACTORS, most_stable
 from diffseg.model.backbone import Step, no_step
 from diffseg.settings import SegmenterSettings
@@ -29,7 +31,7 @@ def scores_of(
     tau: Sequence[float],
     step: Step = no_step,
     *,
-    cut: bool = False,
+    cuts: bool = False,
     overwrite: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Aggregate the self-attention of a batch and compute the scores of its proposals.
@@ -39,7 +41,7 @@ def scores_of(
         settings: Settings of the method.
         tau: Merging threshold of each round, in nats of symmetric KL.
         step: Context manager factory that receives the name of each step, to time it.
-        cut: Whether to use normalised cuts instead of merging.
+        cuts: Whether to use normalised cuts instead of merging.
         overwrite: Whether the finest map may be overwritten, which saves as much memory.
 
     Returns:
@@ -48,7 +50,7 @@ def scores_of(
     with step("aggregate"):
         aggregated, grid, finite = aggregate_attention(attention, settings, overwrite=overwrite)
     with step("merge"):
-        return propose(aggregated, finite, grid, settings, tau, cut=cut), finite
+        return propose(aggregated, finite, grid, settings, tau, cuts=cuts), finite
 
 
 def aggregate_attention(
@@ -67,7 +69,8 @@ def propose(
     settings: SegmenterSettings,
     tau: Sequence[float],
     *,
-    cut: bool = False,
+    cuts: bool = False,
+    layer_output: LayerOutput | None = None,
 ) -> torch.Tensor:
     """Find proposals in aggregated attention and score each position for each of them.
 
@@ -84,19 +87,23 @@ def propose(
         grid: Height and width of the positions, in tokens.
         settings: Settings of the method.
         tau: Merging threshold of each round, in nats of symmetric KL.
-        cut: Whether to use normalised cuts instead of merging.
+        cuts: Whether to use normalised cuts instead of merging.
+        layer_output: Features to cut by; None cuts by the attention.
 
     Returns:
         float32 [B, K, h, w], ≥ 0. Padding proposals (see `Proposals`) and images that are not finite score 0.
     """
-    if not cut and not settings.proposals.stable:
-        scores = _scores(aggregated, next(_merge(aggregated, grid, settings, tau, (1.0,))), grid, settings)
+    if not settings.proposals.stable:
+        find = partial(_cut, layer_output=layer_output, finite=finite) if cuts else _merge
+        scores = _scores(aggregated, next(find(aggregated, grid, settings, tau, (1.0,))), grid, settings)
     else:
-        finder = _cut if cut else _merge
-        image_scores = [
-            _scores_of_image(rows[None], grid, settings, tau, finder) if is_finite else rows.new_zeros(1, len(rows))
-            for rows, is_finite in zip(aggregated, finite, strict=True)
-        ]
+        image_scores = []
+        for image, (rows, is_finite) in enumerate(zip(aggregated, finite, strict=True)):
+            of_image = None if layer_output is None else layer_output.of_images(image, image + 1)
+            find = partial(_cut, layer_output=of_image, finite=finite[image : image + 1]) if cuts else _merge
+            image_scores.append(
+                _scores_of_image(rows[None], grid, settings, tau, find) if is_finite else rows.new_zeros(1, len(rows))
+            )
         scores = pad_sequence(image_scores, batch_first=True)
     return torch.where(finite[:, None, None], scores, 0).unflatten(-1, grid)
 
@@ -131,19 +138,40 @@ def _merge(
 
 
 def _cut(
-    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], factors: Sequence[float]
+    aggregated: torch.Tensor,
+    grid: Grid,
+    settings: SegmenterSettings,
+    tau: Sequence[float],
+    factors: Sequence[float],
+    *,
+    layer_output: LayerOutput | None,
+    finite: torch.Tensor,
 ) -> Iterator[Proposals]:
-    """Yield the mean rows of the parts of normalised cuts of one image, [1, P, P].
+    """Yield the mean rows of the parts of a normalised cut; each factor multiplies the odds of the cost, c / (1 − c).
 
-    Each factor multiplies the odds of the cost, c / (1 − c).
+    Args:
+        aggregated: float32 [B, P, P].
+        grid: Height and width of the positions.
+        settings: Settings of the method.
+        tau: Not used; merging has it.
+        factors: Multiples of the odds.
+        layer_output: Features to cut by; None cuts by the attention.
+        finite: bool [B], images whose attention is finite; the others get no proposal.
     """
-    positions, cost = aggregated.shape[-1], settings.cuts.ncut
-    thresholds = [factor * cost / (1 - cost + factor * cost) for factor in factors]
-    cuts = cut_tree(walk_flow(aggregated[0], settings.cuts.ncut_steps), max(thresholds))
-    for threshold in thresholds:
-        labels = torch.from_numpy(labels_at(cuts, threshold, positions)).to(aggregated.device)
-        members = labels == torch.arange(int(labels.max()) + 1, device=labels.device)[:, None]
-        yield group_means(members[None], aggregated), members.new_ones(1, len(members))
+    if layer_output is None:
+        is_finite = finite.all()
+        walk = aggregated if is_finite else torch.where(finite[:, None, None], aggregated, 0)
+        graph = spectrum(walk, settings.cuts.ncut_steps)
+    else:
+        features = torch.where(finite[:, None, None], layer_output.maps, 0)
+        graph = spectrum(feature_weights(features))
+    cost = settings.cuts.ncut
+    for factor in factors:
+        parts = cut(graph, factor * cost / (1 - cost + factor * cost))
+        if layer_output is not None:
+            parts = parts_on_grid(parts, layer_output.grid, grid)
+        members = parts[:, None] == torch.arange(graph.values.shape[1], device=parts.device)[:, None]
+        yield group_means(members, aggregated), members.any(dim=-1)
 
 
 def _scores(aggregated: torch.Tensor, proposals: Proposals, grid: Grid, settings: SegmenterSettings) -> torch.Tensor:

@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 
 from diffseg.affinity.affinity import Affinity
+from diffseg.attention.layer_output import LayerOutput
 from diffseg.attention.maps import CrossAttention, Grid
 
-Need = Literal["self_attention", "cross_attention", "clip", "affinity"]
+Need = Literal["self_attention", "cross_attention", "clip", "affinity", "layer_output"]
 """A signal that a stage cannot run without."""
 
 
@@ -33,6 +34,7 @@ class Signals:
         name_counts: int64 [B], the number of names of each image.
         background_words: W, how many of the last maps belong to background words and not to names.
         affinity: Learned affinity, if a file of it was given.
+        layer_output: Output of one self-attention layer, see `diffseg.attention.layer_output`.
     """
 
     pixels: torch.Tensor
@@ -44,6 +46,7 @@ class Signals:
     name_counts: torch.Tensor | None = None
     background_words: int = 0
     affinity: Affinity | None = None
+    layer_output: LayerOutput | None = None
 
     def of_images(self, start: int, stop: int) -> Signals:
         """Return the signals of the images from `start` up to `stop` of the batch, as views."""
@@ -58,6 +61,7 @@ class Signals:
             name_counts=None if self.name_counts is None else self.name_counts[part],
             background_words=self.background_words,
             affinity=self.affinity and self.affinity.of_images(start, stop),
+            layer_output=self.layer_output and self.layer_output.of_images(start, stop),
         )
 
 

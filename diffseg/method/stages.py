@@ -52,7 +52,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Propose:
-    """Stages diffseg and ncut: segments from self-attention alone, by merging or by normalised cuts."""
+    """Stages diffseg and ncut: segments from self-attention, by merging or by normalised cuts, or cuts of features."""
 
     name: StageName
     settings: SegmenterSettings
@@ -61,8 +61,10 @@ class Propose:
 
     def run(self, signals: Signals, scores: Scores | None) -> Scores:
         """Propose segments."""
-        attention, grid, cut = signals.self_attention, signals.grid, self.name == "ncut"
-        return Scores(maps=propose(attention, signals.finite, grid, self.settings, self.tau, cut=cut))
+        attention, grid, cuts = signals.self_attention, signals.grid, self.name == "ncut"
+        output = signals.layer_output if "layer_output" in self.needs else None
+        maps = propose(attention, signals.finite, grid, self.settings, self.tau, cuts=cuts, layer_output=output)
+        return Scores(maps=maps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +227,12 @@ def stages_of(stages: Sequence[StageName | Stage], settings: SegmenterSettings, 
 def stage_of(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...]) -> Stage:
     """Return the stage of a name, see `stages_of`."""
     match name:
-        case "diffseg" | "ncut":
+        case "diffseg":
             return Propose(name=name, settings=settings, tau=tau)
+        case "ncut":
+            needs: list[Need] = ["self_attention"]
+            needs += ["layer_output"] if settings.cuts.ncut_on == "features" else []
+            return Propose(name=name, settings=settings, tau=tau, needs=frozenset(needs))
         case "par":
             return PixelAdaptive()
         case "affinity":

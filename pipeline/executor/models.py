@@ -76,6 +76,8 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
     } | ({"affinity": affinity.sha256} if affinity else {})
     if conditioning := segmenter.backbone.conditioning(segmenter.resolution):
         resolved["conditioning"] = conditioning
+    if "ncut" in segmenter.method:
+        resolved["ncut"] = "k-way"  # earlier versions cut in two, again and again
     environment = {"attention": segmenter.backbone.recorder.backend.name}
     return LoadedModel(
         segmenter=segmenter,
