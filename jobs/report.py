@@ -1,7 +1,8 @@
-"""Write a page to look at a run with: gallery, failures, distributions, speed and settings.
+"""Write a page to look at a run with: gallery, scores, failures, distributions, speed and settings.
 
 The page is OUT/report/index.html. It opens from a disk or a bucket, without a server and without a network.
-Writing it again replaces it.
+Writing it again replaces it. Pages of at most 2,000 rows have pictures in full size. The scores are those that
+`diffseg evaluate` has written into OUT/report.
 
 Exit codes:
   0: the page is written.

@@ -136,7 +136,7 @@ def _pictures(regions: np.ndarray, image: np.ndarray | str, quality: int) -> dic
             picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
         picture.save(buffer, "JPEG", quality=quality)
         photograph = base64.b64encode(buffer.getvalue()).decode()
-    packed = base64.b64encode(zlib.compress(regions.tobytes())).decode()
+    packed = base64.b64encode(zlib.compress(regions.tobytes(), 4)).decode()
     return {"pixels": [width, height], "regions": packed, "photograph": photograph}
 
 

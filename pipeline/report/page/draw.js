@@ -3,7 +3,8 @@
 "use strict";
 
 const OTHERS = "#8a8a8a";
-const FADED = 50; // opacity, 0 to 255, of the segments beside a highlighted one
+const DIMMED = 0.2; // brightness of the segments beside a highlighted one
+const DIMMED_OPACITY = 200; // their opacity, 0 to 255
 
 // Returns the map of a picture, width * height bytes.
 function unpackRegions(picture) {
@@ -33,15 +34,16 @@ function inkOn(colour) {
   return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000000" : "#ffffff";
 }
 
-// Draws a map with white borders on a canvas. With `region` above 0, that segment stands out and the others are faded.
+// Draws a map with white borders on a canvas. With `region` above 0, that segment stands out and the others are dimmed.
 function drawRegions(canvas, [width, height], map, segments, region = 0) {
   canvas.width = width;
   canvas.height = height;
   const palette = new Uint32Array(256);
   const entries = new Uint8Array(palette.buffer);
   for (let number = 1; number < 256; number++) {
-    const colour = number <= segments.length ? colourOf(segments[number - 1]) : OTHERS;
-    entries.set([...channels(colour), region === 0 || number === region ? 255 : FADED], 4 * number);
+    const colour = channels(number <= segments.length ? colourOf(segments[number - 1]) : OTHERS);
+    const bright = region === 0 || number === region;
+    entries.set(bright ? [...colour, 255] : [...colour.map((value) => DIMMED * value), DIMMED_OPACITY], 4 * number);
   }
   const pixels = new Uint32Array(width * height);
   for (let y = 0, at = 0; y < height; y++) {
