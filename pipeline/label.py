@@ -168,7 +168,7 @@ def _rows(
 ) -> Generator[RowAndImage, None, None]:
     """Yield a row for each sample of the shard, through the stages below."""
     ahead = segmenter.batch_size + threads
-    prompt_of = None if names is None else lambda sample: names(sample).prompt(settings.naming.template)
+    prompt_of = None if names is None else names.with_prompt
     # Every stage is closed here, and no local variable refers to the reader. An exception that the caller keeps would
     # otherwise keep the stages and their threads.
     with (
@@ -215,7 +215,7 @@ def decode_samples(
     *,
     threads: int,
     ahead: int,
-    prompt_of: Callable[[Sample], Prompt] | None = None,
+    prompt_of: Callable[[Sample], tuple[Sample, Prompt]] | None = None,
 ) -> Generator[Decoded, None, None]:
     """Decode and resize images in threads, in the order of the input.
 
@@ -226,16 +226,18 @@ def decode_samples(
         step: Times the steps "decode" and "resize".
         threads: Number of threads.
         ahead: Number of samples that may be decoded ahead of the consumer.
-        prompt_of: Returns the prompt of a sample, or raises NamesError; None if segments are not named.
+        prompt_of: Returns a sample, with what was noted about its names, and its prompt, or raises NamesError; None if
+            segments are not named.
     """
 
     def decode(sample: Sample) -> Decoded:
         if sample.status != "ok" or sample.image is None:
             return Decoded(sample, None, failed_row(sample, shard, sample.status, sample.error))
+        image = sample.image
         try:
-            prompt = None if prompt_of is None else prompt_of(sample)
+            sample, prompt = (sample, None) if prompt_of is None else prompt_of(sample)
             with step("decode"):
-                pixels = decode_image(sample.image, max_pixels=max_pixels)
+                pixels = decode_image(image, max_pixels=max_pixels)
             with step("resize"):
                 return Decoded(sample, prepare(pixels, prompt), None)
         except (ImageError, NamesError) as error:

@@ -113,7 +113,9 @@ def _load_parts(weights: Weights, settings: LabelSettings, device: str) -> tuple
             dtype=getattr(torch, settings.known_dtype),
             text=needs_text_encoders(settings.method, naming=bool(settings.naming) and weights.clip is None),
         )
-        return checkpoint, None if weights.clip is None else load_clip(weights.clip, device=device)
+        return checkpoint, None if weights.clip is None else load_clip(
+            weights.clip, device=device, words=settings.naming.name_words
+        )
 
 
 def _load_network(job: Job, location: str) -> LoadedModel:

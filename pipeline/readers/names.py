@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.readers.captions import Found, Mention, NamesInCaption, NamesInPhrases, NounsInCaption, clean, fold
@@ -22,6 +22,8 @@ MAX_NAME_CHARACTERS = 100
 MAX_CAPTION_CHARACTERS = 4000
 """Longest caption, in characters. A text encoder reads 77 tokens."""
 
+DROPPED_WORDS = "__dropped_words__"
+"""Field of a row's `meta` with the nouns of its caption that stand for no name."""
 _WORDS_EXAMPLE = 'a JSON object with a list of words for each name, such as {"person": ["man", "woman"]}'
 
 
@@ -170,6 +172,17 @@ class NameReader:
         names = tuple(mention.name for mention in mentions)
         return ImageNames(names=names, caption=caption, mentions=mentions, dropped=dropped)
 
+    def with_prompt(self, sample: Sample) -> tuple[Sample, Prompt]:
+        """Return the prompt of a sample, and the sample with the dropped words of its caption among its fields.
+
+        Raises:
+            NamesError: As when the reader is called.
+        """
+        names = self(sample)
+        if self._settings.drops_words:
+            sample = replace(sample, meta=_with_field(sample.meta, DROPPED_WORDS, names.dropped))
+        return sample, names.prompt(self._settings.template)
+
     def _labels(self, field: str, value: Any) -> Iterator[int]:
         """Yield the numbers of the names that a labels field lists."""
         items = re.split(r"[,\n]", value) if isinstance(value, str) else value if isinstance(value, list) else [value]
@@ -243,6 +256,11 @@ def _field_value(meta: str, field: str) -> Any:
     inner = [f"{name}.{key}" for name, value in fields.items() if isinstance(value, dict) for key in value]
     present = _listing([*fields, *inner]) if fields else "none"
     raise NamesError(f"field {field!r}: is {'several' if values else 'not'} there; the sample's fields are {present}")
+
+
+def _with_field(meta: str, field: str, value: Any) -> str:
+    """Return a JSON object with one more field in front; the text of the other fields stays as it is."""
+    return f"{{{json.dumps(field)}: {json.dumps(value, ensure_ascii=False)}, {meta[1:]}"
 
 
 def _caption(field: str, value: Any) -> str:

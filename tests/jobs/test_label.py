@@ -52,6 +52,12 @@ def test_the_flag_of_a_setting_has_its_name_whatever_component_it_belongs_to() -
     assert method == settings_of(**changes, vote="mode", clip_smooth=False, min_area=0.1)
 
 
+def test_further_words_for_names_are_a_json_object() -> None:
+    naming = parse(["S", "O", "--names", "person,car", "--name-words", '{"person": ["man"]}']).label.naming
+    assert naming.name_words == {"person": ("man",)}
+    assert parse(["S", "O"]).label.naming.name_words == {}
+
+
 def test_all_flags_that_scripts_rely_on_are_parsed() -> None:
     line = "in out --model m --workers 3 --no-ray --format parquet,webdataset --batch-size 2 --preset paper --tau 1"
     command = parse([*line.split(), "--device", "cpu", "--storage-options", '{"a": 1}', "--json"])

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from small_checkpoints import change_json
 from small_clip import NAMES, SIDE, draw, write_clip
+from small_siglip import write_siglip
 
 from diffseg.model.layout import CheckpointError
 from diffseg.settings import settings_of
@@ -74,6 +75,22 @@ def test_a_run_names_by_clip_and_its_files_count(clip: Path, pictures: Path, tmp
         run(pictures, out, clip=str(other))
     with pytest.raises(RunRefused, match=r"clip: .* in OUT, None now"):
         run(pictures, out, naming=NameSettings())
+    words = NameSettings(names=NAMES, name_words={"red": ("square",)})
+    with pytest.raises(RunRefused, match=r"name_words: None in OUT, \{'red': \['square'\]\} now"):
+        run(pictures, out, clip=str(clip), naming=words)
+
+
+def test_a_run_names_by_a_siglip_with_further_words_for_a_name(pictures: Path, tmp_path: Path) -> None:
+    siglip = write_siglip(tmp_path / "siglip", "siglip")
+    scores = []
+    for number, words in enumerate(({}, {"cat": ("red shirt", "photo")})):
+        out, names = tmp_path / str(number), NameSettings(names=("cat", "blue"), name_words=words)
+        assert dict(run(pictures, out, clip=str(siglip), naming=names).counts) == {"ok": 3}
+        (table,) = (pq.read_table(path) for path in (out / "labels").glob("*.parquet"))
+        segments = [segment for row in table.to_pylist() for segment in row["segments"]]
+        assert {segment["name"] for segment in segments} <= {"cat", "blue"}
+        scores.append([segment["name_score"] for segment in segments])
+    assert scores[0] != scores[1]
 
 
 def test_a_url_without_a_clip_is_refused(tmp_path: Path) -> None:

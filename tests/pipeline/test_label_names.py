@@ -93,8 +93,17 @@ def test_an_image_gets_only_the_names_in_its_caption(tmp_path: Path, segmenter: 
     assert names_of(with_names[0]) <= {("grass", 2), ("red ball", 3)}
     assert names_of(with_names[1]) == {("sky", 1)}
     assert names_of(with_names[2]) == {("background", 0)}
+    assert [json.loads(row["meta"]) for row in with_names] == [{"txt": caption} for caption in captions]
     without_names = label(tmp_path / "shard.tar", tmp_path / "nouns", segmenter, caption_field="txt")
     assert names_of(without_names[0]) <= {("red ball", None), ("ball", None), ("grass", None)}
+    options = {"names": NAMES, "caption_field": "txt", "caption_parser": "nouns", "name_words": {"sky": ("nothing",)}}
+    by_nouns = label(tmp_path / "shard.tar", tmp_path / "by_nouns", segmenter, **options)
+    assert names_of(by_nouns[2]) == {("sky", 1)}
+    assert json.loads(by_nouns[0]["meta"]) == {"__dropped_words__": [], "txt": captions[0]}
+    sky_only = options | {"names": ("sky",), "name_words": {}}
+    dropped = label(tmp_path / "shard.tar", tmp_path / "dropped", segmenter, **sky_only)
+    words = [json.loads(row["meta"])["__dropped_words__"] for row in dropped]
+    assert words == [["ball", "grass"], [], ["nothing"]]
 
 
 @pytest.mark.usefixtures("node_cache")
@@ -110,9 +119,7 @@ def test_a_resumed_run_with_names_beside_the_pass_writes_the_same_bytes(tmp_path
     def run(**changes: Any) -> RunSummary:
         settings = LabelSettings(model="tiny-text", naming=naming, method=method.with_values(**changes))
         source, worker = f"{tmp_path}/*.parquet", WorkerSettings(device="cpu")
-        return label_run(
-            source, str(tmp_path / "out"), settings=settings, worker=worker, run=RunSettings(no_ray=True)
-        )
+        return label_run(source, str(tmp_path / "out"), settings=settings, worker=worker, run=RunSettings(no_ray=True))
 
     assert dict(run().counts) == {"ok": 4}
     files = {path: path.read_bytes() for path in (tmp_path / "out" / "labels").glob("*.parquet")}
