@@ -126,6 +126,12 @@ def report_shard(context: ReportContext, task: ReportTask) -> tuple[RowStatistic
     return statistics, entries
 
 
+def count_selected(common: tuple[Storage, RowSelection], shard: LabelShard) -> int:
+    """Return the number of rows of a label shard that are selected."""
+    out, selection = common
+    return sum(map(selection.accepts, label_rows(out, shard, sorted({"key", *selection.columns}))))
+
+
 class _TileWriter:
     """Writes the pictures of a label shard, `TILES_PER_FILE` in a file."""
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 
 from diffseg.scoring.scores import IMAGE_SCORES
@@ -24,7 +26,7 @@ from pipeline.report.html import Page, render
 from pipeline.report.row_list import RowList
 from pipeline.report.row_statistics import RowStatistics
 from pipeline.report.scores import Evaluations, read_evaluations
-from pipeline.report.shard import TILES_PER_FILE, ReportContext, ReportTask, report_shard
+from pipeline.report.shard import TILES_PER_FILE, ReportContext, ReportTask, count_selected, report_shard
 from pipeline.storage import Storage
 
 FOLDER = "report"
@@ -32,6 +34,8 @@ INDEX = f"{FOLDER}/index.html"
 DATA = f"{FOLDER}/data"
 FULL_SIZE_ROWS = 2000
 """Largest number of rows of a gallery whose pictures are stored in full size too."""
+DELETERS = 8
+"""Files of an earlier page that are deleted at the same time."""
 SCRIPTS = ("data.js", "draw.js", "filters.js", "marks.js", "gallery.js", "detail.js", "address.js", "page.js")
 
 
@@ -74,20 +78,21 @@ def write_report(
     Returns:
         Statistics over all rows.
     """
+    run = partial(parallel_map, processes=processes, address=address)
     evaluations = read_evaluations(report.out)
-    tasks = make_tasks(report, evaluations)
+    selected = _count_selected(report, run)
+    tasks = make_tasks(report, evaluations, selected)
     data = DataFolder(out=report.out, path=f"{DATA}/{_digest(report)}")
-    image_field = report.manifest.settings["image_field"]
     context = ReportContext(
         out=report.out,
         data=data,
-        image_field=image_field,
+        image_field=report.manifest.settings["image_field"],
         images_missing=report.images_missing,
         selection=report.selection,
-        full=_selected_rows(report) <= FULL_SIZE_ROWS,
+        full=min(selected, sum(report.commits[task.shard].rows for task in tasks if task.shown)) <= FULL_SIZE_ROWS,
     )
     statistics, rows = RowStatistics(), RowList(data)
-    for shard_statistics, entries in parallel_map(report_shard, context, tasks, processes=processes, address=address):
+    for shard_statistics, entries in run(report_shard, context, tasks):
         statistics.update(shard_statistics)
         rows.add(entries)
         on_shard()
@@ -118,15 +123,19 @@ def write_report(
         selection=report.selection,
     )
     put_text(report.out, INDEX, render(page))
-    for path, _ in report.out.files(DATA):
-        if re.fullmatch(rf"{DATA}/[0-9a-f]{{16}}/.+", path) and not path.startswith(f"{data.path}/"):
-            report.out.delete(path)
+    _delete_other_data(report.out, data)
     return statistics
 
 
-def make_tasks(report: Report, evaluations: Evaluations) -> list[ReportTask]:
-    """Return one task for each label shard; every n-th shard is shown if there are more rows than the gallery takes."""
-    every = max(1, -(-_selected_rows(report) // report.rows))
+def make_tasks(report: Report, evaluations: Evaluations, selected: int) -> list[ReportTask]:
+    """Return one task for each label shard; every n-th shard is shown if there are more rows than the gallery takes.
+
+    Args:
+        report: What the page shows.
+        evaluations: The scores of all rows.
+        selected: Number of rows that the page is about.
+    """
+    every = max(1, -(-selected // report.rows))
     return [
         ReportTask(
             shard=shard,
@@ -139,11 +148,25 @@ def make_tasks(report: Report, evaluations: Evaluations) -> list[ReportTask]:
     ]
 
 
-def _selected_rows(report: Report) -> int:
-    """Return the number of rows that the page is about, or a larger number if an expression selects them."""
+def _count_selected(report: Report, run: Callable[..., Iterable[int]]) -> int:
+    """Return the number of rows that the page is about.
+
+    Args:
+        report: What the page shows.
+        run: Calls a function for each label shard.
+    """
     total = sum(commit.rows for commit in report.commits.values())
-    keys = report.selection.keys
-    return total if keys is None else min(total, len(keys))
+    if report.selection == RowSelection() or total <= min(FULL_SIZE_ROWS, report.rows):
+        return total  # the exact number would change nothing
+    return sum(run(count_selected, (report.out, report.selection), sorted(report.commits)))
+
+
+def _delete_other_data(out: Storage, data: DataFolder) -> None:
+    """Delete the data of earlier pages."""
+    paths = [path for path, _ in out.files(DATA) if re.fullmatch(rf"{DATA}/[0-9a-f]{{16}}/.+", path)]
+    with ThreadPoolExecutor(DELETERS) as pool:
+        for _ in pool.map(out.delete, [path for path in paths if not path.startswith(f"{data.path}/")]):
+            pass
 
 
 def _digest(report: Report) -> str:

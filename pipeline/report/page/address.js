@@ -21,7 +21,7 @@ function addressOfState() {
     state.set("sample", shown.row.key);
     if (shown.region) state.set("segment", shown.tile.segments[shown.region - 1][0]);
   }
-  return state.size ? `#gallery?${state}` : "#gallery";
+  return String(state) ? `#gallery?${state}` : "#gallery";
 }
 
 let writing = 0;

@@ -32,6 +32,10 @@ function fillChoices() {
   field("name").closest("label").hidden = report.run.names.length === 0;
   for (const part of document.querySelectorAll("[data-needs=evaluation]")) part.hidden = !isScored();
   document.body.classList.toggle("scored", isScored());
+  if (isScored()) {
+    addOption(field("order"), "worst", "lowest covering first");
+    addOption(field("order"), "best", "highest covering first");
+  }
   field("evaluation").closest("label").hidden = report.run.evaluations.length < 2;
 }
 

@@ -178,8 +178,7 @@ def test_full_size_pictures_are_stored_for_galleries_of_limited_length(
     monkeypatch.setattr(write, "FULL_SIZE_ROWS", 2)
     assert report(tmp_path / "out", "--rows", "1000") == 0
     assert not any(name.startswith("full-") for name in data_of(tmp_path / "out"))
-    (tmp_path / "keys.txt").write_text("0\n2\n")
-    assert report(tmp_path / "out", "--keys", str(tmp_path / "keys.txt")) == 0
+    assert report(tmp_path / "out", "--where", "stem != '1'") == 0
     assert {name for name in data_of(tmp_path / "out") if name.startswith("full-")} == {"full-0-0", "full-0-1"}
 
 
@@ -290,6 +289,10 @@ def test_a_large_run_shows_rows_of_some_shards_and_counts_all(
     assert report(tmp_path, "--rows", "30", "--json") == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"ok": 58, "undecodable": 1, "too_large": 1}
     assert data_of(tmp_path)["run"]["rows"] == 30
+    (tmp_path / "keys.txt").write_text("".join(f"{number}.png\n" for number in range(20, 45)))
+    assert report(tmp_path, "--rows", "30", "--keys", str(tmp_path / "keys.txt")) == 0
+    assert data_of(tmp_path)["run"]["rows"] == 25  # of both shards
+    assert report(tmp_path, "--rows", "30") == 0
     assert "30 of 60 rows" in Reader((tmp_path / "report/index.html").read_text("utf-8")).text
     assert report(tmp_path, "--rows", "0") == 2
 
