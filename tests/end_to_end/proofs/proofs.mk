@@ -1,5 +1,5 @@
 # The long proofs, started by `make proof NAME=…` from the root of the repository. docs/proofs.md says what each one shows.
-.PHONY: list ablation affinity chaos cluster full-size gpu image-groups launches metrics outage photographs read-speed reliability scale soak source-changes suite tools training tune-baselines weights
+.PHONY: list ablation affinity chaos cluster full-size gpu image-groups launches metrics ncut-share outage photographs read-speed reliability scale soak source-changes suite tools training tune-baselines weights
 
 PROOFS := tests/end_to_end/proofs
 PYTEST := $(BIN)/python -m pytest -s
@@ -33,6 +33,9 @@ launches: # The operations that the method sends to a GPU for a batch, counted w
 
 metrics: # Every panel of the Grafana dashboard has data in a real Prometheus
 	$(PYTEST) --must-run metrics tests/end_to_end/test_observed.py $(ARGS)
+
+ncut-share: # The time of a K-way normalised cut as a share of the pass of SD 1.5 (needs a GPU: ARGS="--device cuda")
+	$(BIN)/python $(PROOFS)/ncut_share.py $(ARGS)
 
 outage: # A run waits for a store that is away for a minute
 	$(PYTEST) -m outage tests/end_to_end/test_stores.py $(ARGS)

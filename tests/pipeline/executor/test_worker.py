@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def test_the_fingerprint_holds_the_size_that_sdxl_is_told_where_it_is_not_its_ow
     assert resolved(method=settings_of(resolution=64))["conditioning"] == {"size": 64}
     assert "conditioning" not in resolved()
     assert "conditioning" not in resolved(model="tiny")
+
+
+def test_the_fingerprint_of_cuts_differs_from_that_of_versions_that_cut_in_two(worker: LabelWorker) -> None:
+    settings = dataclasses.replace(worker.job.settings, method=settings_of(resolution=64, method="ncut"))
+    cutting = LabelWorker().load(dataclasses.replace(worker.job, settings=settings))
+    assert cutting.resolved["ncut"] == "k-way"
+    assert "ncut" not in worker.report.resolved
 
 
 def run_out_of_memory_above(batch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
