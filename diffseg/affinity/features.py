@@ -43,13 +43,19 @@ Features = Mapping[Grid, torch.Tensor]
 
 
 class FeatureReader:
-    """A layer hook (see `hook_self_attention`) that keeps the input of the last layer of each resolution."""
+    """A layer hook (see `hook_self_attention`) that keeps the input of the last layer of each resolution.
+
+    If several passes follow each other, each with other names, only the first counts, as it does for self-attention.
+    """
 
     def __init__(self) -> None:
         self.inputs: dict[int, torch.Tensor] = {}
+        self._seen: set[Attention] = set()
 
     def __call__(self, number: int, layer: Attention, inputs: torch.Tensor) -> None:
-        self.inputs[inputs.shape[1]] = inputs
+        if layer not in self._seen:
+            self._seen.add(layer)
+            self.inputs[inputs.shape[1]] = inputs
 
     def features(self, grids: Sequence[Grid]) -> Features:
         """Return the inputs at some resolutions as float32."""

@@ -90,6 +90,20 @@ def test_a_pass_gives_affinity_of_neighbours_and_other_layers_are_refused(
         FeatureAffinity(make_state("features", {"16x16": 8}, tensors)).affinity()
 
 
+def test_of_several_passes_the_first_counts() -> None:
+    unet, inputs = small_unet("sd1"), unet_inputs("sd1")
+    sample = inputs.pop("sample")
+    first, both = FeatureReader(), FeatureReader()
+    recorder = AttentionRecorder(unet)
+    with hook_self_attention(unet, first):
+        recorder.self_attention(sample, **inputs)
+    with hook_self_attention(unet, both):
+        recorder.self_attention(sample, **inputs)
+        recorder.self_attention(-sample, **inputs)
+    assert first.inputs.keys() == both.inputs.keys()
+    assert all(torch.equal(kept, both.inputs[tokens]) for tokens, kept in first.inputs.items())
+
+
 def test_a_state_of_heads_is_refused(make_state: Callable[..., AffinityState]) -> None:
     with pytest.raises(AffinityError, match="expected an affinity of features"):
         FeatureAffinity(make_state("heads", {"8x8": 2}, {}))
