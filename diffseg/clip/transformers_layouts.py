@@ -39,7 +39,7 @@ def load(folder: Path, device: str) -> ClipLayout:
     class_name, build = LAYOUTS[config["model_type"]]
     model_class, part = getattr(transformers, class_name), CLIP_FILES.part("")
     tokenizer = (
-        load_tokenizer(folder, f"tokenizer of {folder}") if class_name == "CLIPModel" else _json_tokenizer(folder)
+        load_tokenizer(folder, f"tokenizer of {folder}") if class_name == "CLIPModel" else _siglip_tokenizer(folder)
     )
     words = (config.get("text_config") or {}).get("vocab_size")
     if isinstance(words, int) and len(tokenizer) > words:
@@ -73,24 +73,27 @@ def _checked_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _json_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a SigLIP, whose class depends on the release, from its tokenizer.json."""
-    from transformers import PreTrainedTokenizerFast
+def _siglip_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a SigLIP, whose class depends on the release: tokenizer.json, or else spiece.model."""
+    from transformers import PreTrainedTokenizerFast, SiglipTokenizer
 
-    if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError(
-            f"{folder}: looked for tokenizer.json; found {listing(folder)}. A folder with spiece.model alone can be "
-            "completed with AutoTokenizer.from_pretrained(folder).save_pretrained(folder), which needs sentencepiece"
-        )
+    fast = (folder / "tokenizer.json").is_file()
+    if not fast and not (folder / "spiece.model").is_file():
+        raise CheckpointError(f"{folder}: looked for tokenizer.json or spiece.model; found {listing(folder)}")
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer_class = PreTrainedTokenizerFast if fast else SiglipTokenizer
+        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+    except ImportError as error:
+        raise CheckpointError(
+            f"{folder}: reading its spiece.model needs two libraries: pip install sentencepiece protobuf"
+        ) from error
     except Exception as error:  # tokenizers raises no class of its own
         raise CheckpointError(f"tokenizer of {folder}: its files do not load: {error}") from error
     if tokenizer.pad_token_id is None:
         raise CheckpointError(f"{folder}: its tokenizer has no token for padding, with which SigLIP was trained")
     # The first release was trained without punctuation (google-research/big_vision), the second with it.
-    tokenizer.without_punctuation = config.get("tokenizer_class") == "SiglipTokenizer"
+    tokenizer.without_punctuation = config.get("tokenizer_class", "SiglipTokenizer") == "SiglipTokenizer"
     return tokenizer
 
 

@@ -167,7 +167,12 @@ VAE_FILES = ModelFiles(
 _TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 CLIP_FILES = ModelFiles(
     library="transformers",
-    parts=(Part(files=("config.json", "preprocessor_config.json", *_TOKENIZER), weights=_TRANSFORMERS_WEIGHTS),),
+    parts=(
+        Part(
+            files=("config.json", "preprocessor_config.json", *_TOKENIZER, "spiece.model"),
+            weights=_TRANSFORMERS_WEIGHTS,
+        ),
+    ),
     main_folders=("",),
 )
 """A CLIP or SigLIP of transformers."""

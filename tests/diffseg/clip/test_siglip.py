@@ -103,13 +103,33 @@ def test_texts_are_padded_to_the_length_of_training(
     assert torch.equal(dashed, joined) == (kind == "siglip"), "only the first release was trained without punctuation"
 
 
+def test_a_tokenizer_may_be_a_sentencepiece_model(tmp_path: Path) -> None:
+    """The first release has spiece.model. The end token comes after the text, and again as padding."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = write_siglip(tmp_path, "siglip")
+    (folder / "tokenizer.json").unlink()
+    texts = iter(["a cat", "at a cat"] * 20)
+    options = {"vocab_size": 8, "hard_vocab_limit": False, "bos_id": -1, "pad_id": -1, "eos_id": 1, "unk_id": 2}
+    options |= {"model_type": "char", "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_prefix=str(folder / "spiece"), **options)
+    clip = load_clip(folder)
+    with torch.no_grad():
+        cat, same = clip.layout.embed_texts(["cat", " CAT! "])
+    assert torch.equal(cat, same)
+    assert torch.isfinite(clip.layout.embed_texts(["a cat " * 10])).all()
+
+
 def test_the_text_of_each_release() -> None:
     assert siglip_text(" A  T-shirt.", without_punctuation=True) == "a tshirt"
     assert siglip_text(" A  T-shirt.", without_punctuation=False) == "a t-shirt."
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no words": (lambda f: (f / "tokenizer.json").unlink(), r"looked for tokenizer\.json; found .*AutoTokenizer"),
+    "no words": (lambda f: (f / "tokenizer.json").unlink(), r"looked for tokenizer\.json or spiece\.model; found"),
+    "other bad words": (
+        lambda f: (f / "tokenizer.json").rename(f / "spiece.model"),
+        "pip install sentencepiece protobuf|its files do not load",
+    ),
     "bad words": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer of .*: its files do not load"),
     "no padding": (
         lambda f: change_json(f / "tokenizer_config.json", pad_token=None),
