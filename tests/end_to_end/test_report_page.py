@@ -394,6 +394,9 @@ def test_ten_thousand_rows_open_at_once_and_scroll(page: Page, many: Path) -> No
     expect(page.locator("#found")).to_have_text("1 of 10,000 rows")
     expect(page.locator("#grid canvas.alone")).to_have_css("opacity", "1")  # SRC is gone: segments alone
     expect(page.locator(".note").first).to_contain_text("without their source images")
+    page.goto("about:blank")
+    opened(page, many, "#gallery?order=sure&sample=01234.png")
+    expect(page.locator("#detail-facts")).to_have_text("row 1234 of shard images-000000 · 8,766 of 10,000")
     seconds = f"first pictures after {first:.2f} s, all rows after {every:.2f} s"
     print(f"\n10,000 rows: {seconds}, slowest frame {slowest:.0f} ms")
 

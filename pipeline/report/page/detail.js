@@ -11,12 +11,9 @@ async function openDetail(position, segment = null) {
   const row = gallery.rows[position];
   Object.assign(shown, { position, row, tile: null, picture: null, region: 0 });
   field("detail-key").textContent = row.key;
-  const where = `row ${row.index} of shard ${report.run.shards[row.part]}`;
-  field("detail-facts").textContent = `${where} · ${position + 1} of ${gallery.rows.length}`;
+  showPlace();
   field("detail-mark").checked = marks.keys.has(row.key);
   field("detail-more").replaceChildren();
-  field("before").disabled = position === 0;
-  field("after").disabled = position === gallery.rows.length - 1;
   field("detail-picture").hidden = row.tile < 0;
   stage.replaceChildren();
   if (!detail.open) {
@@ -43,6 +40,18 @@ async function openDetail(position, segment = null) {
   } catch (error) {
     if (shown.row === row) field("detail-more").prepend(element("p", error.message, "note"));
   }
+}
+
+// Shows where the open row is. The position changes while the list of rows is still loading.
+function showPlace() {
+  const { row } = shown;
+  const position = gallery.rows.indexOf(row);
+  if (position >= 0) shown.position = position;
+  const count = (number) => number.toLocaleString("en");
+  const place = `${count(shown.position + 1)} of ${count(gallery.rows.length)}`;
+  field("detail-facts").textContent = `row ${row.index} of shard ${report.run.shards[row.part]} · ${place}`;
+  field("before").disabled = shown.position === 0;
+  field("after").disabled = shown.position >= gallery.rows.length - 1;
 }
 
 // Draws a picture of the open row, small or in full size, with its highlighted segment.

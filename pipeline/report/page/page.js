@@ -35,6 +35,7 @@ function resize() {
 function filter() {
   const rows = chosenRows();
   showRows(rows);
+  if (detail.open && shown.row) showPlace();
   const all = report.run.rows;
   const still = report.rows.length < all ? `, ${report.rows.length} loaded so far` : "";
   const count = rows.length.toLocaleString("en");
