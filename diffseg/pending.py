@@ -5,6 +5,7 @@ Axes: B images in the batch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +17,7 @@ from diffseg.devices import HostCopy
 from diffseg.images.canvas import ModelInput
 from diffseg.method.absorb import absorb
 from diffseg.method.decision import Decision, Stat, to_segmentation
+from diffseg.method.leaves import LeafSignals, levels_of
 from diffseg.method.merge_names import merge_same_names
 from diffseg.segmentation import Segmentation
 
@@ -34,6 +36,8 @@ class PendingBatch:
         finite: bool [B or more], whether the attention of each image is finite, on the device.
         min_area: Share of the image below which connected pieces are merged into a neighbour; 0 keeps all pieces.
         merge_names: Whether segments of the same name are merged into one.
+        leaves: What the levels of each image are made of, on the device; empty unless levels are requested.
+        threshold: The threshold of the segments, in the unit of the distances between leaves.
     """
 
     inputs: Sequence[ModelInput]
@@ -41,22 +45,27 @@ class PendingBatch:
     finite: torch.Tensor
     min_area: float = 0.0
     merge_names: bool = False
+    leaves: Sequence[LeafSignals] = ()
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         """Begin to copy the results to host memory."""
-        parts = [(d.stats, d.labels) if d.margins is None else (d.stats, d.labels, d.margins) for d in self.decisions]
+        parts = [[d.stats, d.labels] if d.margins is None else [d.stats, d.labels, d.margins] for d in self.decisions]
         self._parts_of_image = len(parts[0])
-        self._copy = HostCopy([self.finite, *chain.from_iterable(parts)])
+        images = len(self.inputs)
+        of_leaves = [(leaf.scores, leaf.fine_scores, leaf.distances) for leaf in self.leaves[:images]]
+        self._copy = HostCopy([self.finite, *chain.from_iterable(parts), *chain.from_iterable(of_leaves)])
 
     def results(self) -> list[Segmentation | NonFiniteError]:
         """Wait for the results, and return a label map or an error for each image."""
         finite, *arrays = self._copy.arrays()
-        count = self._parts_of_image
-        images = [arrays[start : start + count] for start in range(0, len(arrays), count)]
-        return [self._result(*image) for image in zip(self.inputs, finite, images, strict=False)]
+        count, decided = self._parts_of_image, len(self.decisions) * self._parts_of_image
+        images = [arrays[start : start + count] for start in range(0, decided, count)]
+        leaves = [arrays[start : start + 3] for start in range(decided, len(arrays), 3)] or [[]] * len(images)
+        return [self._result(*image) for image in zip(self.inputs, finite, images, leaves, strict=False)]
 
     def _result(
-        self, model_input: ModelInput, is_finite: bool, arrays: Sequence[np.ndarray]
+        self, model_input: ModelInput, is_finite: bool, arrays: Sequence[np.ndarray], leaves: Sequence[np.ndarray]
     ) -> Segmentation | NonFiniteError:
         if not is_finite:
             return NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16")
@@ -66,6 +75,20 @@ class PendingBatch:
         if self.merge_names and len(stats) > Stat.NAME:
             labels, stats = merge_same_names(labels, stats)
         names = model_input.prompt.names if model_input.prompt else ()
-        return to_segmentation(
+        segmentation = to_segmentation(
             labels=labels, stats=stats, size=model_input.size, region=model_input.region, names=names
         )
+        if not leaves:
+            return segmentation
+        scores, fine_scores, distances = leaves
+        grid = (scores.shape[1], scores.shape[2])
+        levels = levels_of(
+            segmentation,
+            scores,
+            fine_scores,
+            distances,
+            threshold=self.threshold,
+            content=model_input.content_on_grid(grid),
+            region=model_input.region,
+        )
+        return dataclasses.replace(segmentation, levels=levels)

@@ -20,10 +20,12 @@ from diffseg.affinity.state import AffinityState, PassConditions, layers_by_grid
 from diffseg.clip.clip import Clip, load_clip
 from diffseg.images.canvas import ModelInput, fit_image
 from diffseg.images.decode import decode_image
+from diffseg.method.calibration import calibrated_threshold
 from diffseg.method.decide import Region, decide_images
 from diffseg.method.decision import Decision
+from diffseg.method.leaves import LeafSignals
 from diffseg.method.signals import Scores, Signals
-from diffseg.method.stages import Stage, classes_to_segments, run_stages, stages_of
+from diffseg.method.stages import Stage, classes_to_segments, run_stages, stages_of, with_levels
 from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.text import Prompt, prompt_of_names
@@ -51,6 +53,7 @@ class Segmenter:
         clip: Clip | None = None,
         affinity: AffinityState | None = None,
         stages: Sequence[StageName | Stage] | None = None,
+        levels: bool = False,
     ) -> None:
         """Combine a loaded model with settings.
 
@@ -63,6 +66,7 @@ class Segmenter:
             affinity: Learned affinity that `diffseg fit` wrote, for the stages affinity and walk.
             stages: The stages in order, instead of those of the setting `method`: names, or objects of your own with
                 the interface of `diffseg.method.stages.Stage`.
+            levels: Whether results have levels (`diffseg.levels`), which the stage diffseg can give.
 
         Raises:
             ValueError: The settings do not fit the model, the CLIP or the affinity.
@@ -79,6 +83,8 @@ class Segmenter:
         naming_stage: StageName = "cross" if clip is None else "clip"
         method = settings.method or (*checkpoint.method, *((naming_stage,) if naming else ()))
         self.stages = stages_of(method if stages is None else stages, settings, self.tau)
+        if levels:
+            self.stages = with_levels(self.stages, settings)
         self.method = tuple(stage.name for stage in self.stages)
         if "clip" in self.method and clip is None:
             raise ValueError(
@@ -116,6 +122,7 @@ class Segmenter:
                 timestep=self.timestep,
                 resolution=self.resolution,
                 layers=layers_by_grid(checkpoint.unet, self.resolution),
+                conditioning=self.backbone.conditioning(self.resolution),
             )
         check_state(affinity, now, self.method)
         if affinity is not None and self.backbone.compiled:
@@ -145,6 +152,7 @@ class Segmenter:
         words: Mapping[str, Sequence[str]] | None = None,
         affinity: str | os.PathLike[str] | None = None,
         stages: Sequence[StageName | Stage] | None = None,
+        levels: bool = False,
         preset: Preset = "default",
         **settings: Any,
     ) -> Segmenter:
@@ -166,6 +174,7 @@ class Segmenter:
             affinity: A file that `diffseg fit` wrote: of heads for stage affinity, or of features for stage walk.
             stages: The stages in order, instead of the setting `method`: names, or objects of your own with the
                 interface of `diffseg.method.stages.Stage`.
+            levels: Whether results have levels (`diffseg.levels`), at which `recut` gives other label maps.
             preset: Settings to start from.
             settings: Fields of SegmenterSettings and of its components, by name.
 
@@ -194,6 +203,7 @@ class Segmenter:
             clip=None if clip is None else load_clip(clip, device=device, words=words),
             affinity=None if affinity is None else read_state(Path(affinity).read_bytes(), str(affinity)),
             stages=stages,
+            levels=levels,
         )
 
     def __call__(
@@ -264,9 +274,11 @@ class Segmenter:
         # On a CPU each image has as many proposals as it needs; on other devices as many as the image with the most.
         images_at_once = 1 if signals.self_attention.device.type == "cpu" else self.batch_size
         decisions: list[Decision] = []
+        leaves: list[LeafSignals | None] = []
         for start in range(0, len(inputs), images_at_once):
             part = signals.of_images(start, start + images_at_once)
             scores = run_stages(self.stages, part, step)
+            leaves += [scores.leaves and scores.leaves.of_image(image) for image in range(len(scores.maps))]
             segments = classes_to_segments(scores, self.settings.segment_names)
             with step("decide"):
                 decisions += self._decide(segments, inputs[start : start + images_at_once])
@@ -276,6 +288,8 @@ class Segmenter:
             finite=signals.finite,
             min_area=self.settings.min_area,
             merge_names=self.settings.segment_names.merge_names,
+            leaves=[of_image for of_image in leaves if of_image is not None],
+            threshold=calibrated_threshold(self.tau[-1], self.settings.proposals.distance),
         )
 
     def _decide(self, scores: Scores, inputs: Sequence[ModelInput]) -> list[Decision]:

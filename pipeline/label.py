@@ -8,11 +8,9 @@ masks of the last batch.
 from __future__ import annotations
 
 import dataclasses
-import socket
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,11 +23,11 @@ from diffseg.model.backbone import Step
 from diffseg.model.text import Prompt
 from diffseg.pending import PendingBatch
 from pipeline.errors import ModelFailed
-from pipeline.output.commit import Commit, tag_of, write_commit
-from pipeline.output.fence import Fence, publication
+from pipeline.output.commit import Commit
+from pipeline.output.fence import Fence
 from pipeline.output.portable_image import portable_image
 from pipeline.output.rows import Row, failed_row, labelled_row
-from pipeline.output.writer import LabelShardWriter
+from pipeline.output.write_shard import RowAndImage, write_shard
 from pipeline.prefetch import prefetch, prefetch_map
 from pipeline.readers.names import NameReader, NamesError
 from pipeline.readers.read import read_shard
@@ -44,9 +42,6 @@ Prepare = Callable[[np.ndarray, Prompt | None], ModelInput]
 
 Outcome = tuple[Sample, Segmentation | Row]
 """A sample with its segmentation, or with the row that says why it has none."""
-
-RowAndImage = tuple[Row, tuple[str, bytes] | None]
-"""A row, and the extension and bytes of the source image to store beside its label map."""
 
 
 class ImageSegmenter(Protocol):
@@ -115,45 +110,25 @@ def label_shard(
         RunTakenOver: Another run has taken over OUT.
         OSError: A store fails.
     """
-    started, clock, step = time.time(), time.perf_counter(), StepTimer()
-    counts: Counter[str] = Counter()
-    notes: list[str] = []
+    step, notes = StepTimer(), list[str]()
     check = ReadCheck(shard, source)
-    inputs = check.shard.digest()
-    tag = tag_of(metadata["fingerprint"], inputs)
-    with (
-        LabelShardWriter(shard.name, formats=settings.formats, metadata={**metadata, "tag": tag}) as writer,
-        closing(_rows(shard, segmenter, settings, source, names, threads, step, notes)) as rows,
-    ):
-        for row, image in rows:
-            with step("write"):
-                writer.add(row, image=image)
-            counts[row.status] += 1
-            on_sample()
-        check.finish()
-        commit = Commit(
-            shard=shard.name,
-            state="done",
-            fingerprint=metadata["fingerprint"],
+    with closing(_rows(shard, segmenter, settings, source, names, threads, step, notes)) as rows:
+        return write_shard(
+            shard.name,
+            rows,
+            out=out,
+            formats=settings.formats,
+            metadata=metadata,
+            inputs=check.shard.digest(),
             attempt=attempt,
-            inputs=inputs,
-            rows=counts.total(),
-            counts=dict(counts),
-            started=started,
-            worker=socket.gethostname(),
+            step=step,
+            fence=fence,
             batch_size=segmenter.batch_size,
-            notes=tuple(notes),
+            levels=settings.levels,
+            notes=notes,
+            on_sample=on_sample,
+            before_commit=check.finish,
         )
-        with nullcontext() if fence is None else publication(out, shard.name, tag, fence):
-            with step("write"):
-                files = writer.publish(out)
-            seconds = {name: round(seconds, 4) for name, seconds in step.seconds.items()}
-            seconds["total"] = round(time.perf_counter() - clock, 4)
-            commit = dataclasses.replace(commit, files=files, seconds=seconds, finished=time.time())
-            if fence is not None:
-                fence.check(out)
-            write_commit(out, commit)
-    return commit
 
 
 def _rows(

@@ -64,6 +64,9 @@ class LabelSettings:
     """Which names segments may get."""
     format: str = "parquet"
     """parquet, or parquet,webdataset to write WebDataset tars as well."""
+    levels: bool = False
+    """Store how the segments divide and merge at other thresholds as well, so that `diffseg recut` can change the
+    granularity later. The label maps stay the same."""
     include_image: bool = False
     """Store the source images in the WebDataset tars too."""
     image_field: str | None = None
@@ -105,6 +108,7 @@ class LabelSettings:
         given += ["dtype"] * (self.dtype not in ("auto", "float32"))
         method, default = self.method.flat(), SegmenterSettings().flat()
         given += [name for name in method if method[name] != default[name]]
+        given += ["levels"] * self.levels
         if given:
             raise ValueError(
                 f"network {redact(network)}: takes the place of Stable Diffusion and of the method, so "
@@ -146,8 +150,8 @@ class LabelSettings:
         plain = dataclasses.asdict(self) | {"method": method, "naming": naming}
         if self._places_cells_anew():
             plain["edges"] = 2
-        for name in ("key_field", "network"):
-            if plain[name] is None:
+        for name in ("key_field", "network", "levels"):
+            if plain[name] in (None, False):
                 del plain[name]  # so that runs from before this setting keep their fingerprint
         return plain
 

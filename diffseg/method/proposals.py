@@ -15,6 +15,7 @@ from diffseg.attention.aggregate import aggregate
 from diffseg.attention.layer_output import LayerOutput
 from diffseg.attention.maps import Grid, SelfAttention
 from diffseg.method.calibration import calibrated_threshold, metric_of
+from diffseg.method.leaves import LEAF_ANCHOR_STEP, LEAF_SHARE, LeafSignals
 from diffseg.method.merge import Proposals, anchor_distances, anchor_positions, group_means, kmeans, merge
 from diffseg.method.ncut import cut, feature_weights, parts_on_grid, spectrum
 from diffseg.method.stability import FACTORS, most_stable
@@ -95,7 +96,8 @@ def propose(
     """
     if not settings.proposals.stable:
         find = partial(_cut, layer_output=layer_output, finite=finite) if cuts else _merge
-        scores = _scores(aggregated, next(find(aggregated, grid, settings, tau, (1.0,))), grid, settings)
+        (proposals,) = find(aggregated, grid, settings, tau, (1.0,))
+        scores = _scores(aggregated, _refined(aggregated, proposals, settings), grid, settings)
     else:
         image_scores = []
         for image, (rows, is_finite) in enumerate(zip(aggregated, finite, strict=True)):
@@ -108,13 +110,32 @@ def propose(
     return torch.where(finite[:, None, None], scores, 0).unflatten(-1, grid)
 
 
+def propose_with_leaves(
+    aggregated: torch.Tensor, finite: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float]
+) -> tuple[torch.Tensor, LeafSignals]:
+    """Find the same proposals as `propose` by merging, and what the levels below and above them are made of.
+
+    Returns:
+        The scores of `propose`, and the signals of the levels.
+    """
+    rows, scores = [], []
+    for proposals in _merge(aggregated, grid, settings, tau, (1.0, LEAF_SHARE), fine_step=LEAF_ANCHOR_STEP):
+        refined = _refined(aggregated, proposals, settings)
+        rows.append(refined[0])
+        scores.append(torch.where(finite[:, None, None], _scores(aggregated, refined, grid, settings), 0))
+    all_rows = torch.cat(rows, dim=1)
+    distances = metric_of(settings.proposals.distance, grid)(all_rows, all_rows)
+    maps, fine = (of_threshold.unflatten(-1, grid) for of_threshold in scores)
+    return maps, LeafSignals(scores=maps, fine_scores=fine, distances=distances)
+
+
 def _scores_of_image(
     aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], finder: Finder
 ) -> torch.Tensor:
     """Return the scores of one image, float32 [K, P] of [1, P, P], at the given or at the most stable threshold."""
     factors = FACTORS if settings.proposals.stable else (1.0,)
     candidates = [
-        _scores(aggregated, proposals, grid, settings)[0]
+        _scores(aggregated, _refined(aggregated, proposals, settings), grid, settings)[0]
         for proposals in finder(aggregated, grid, settings, tau, factors)
     ]
     if len(candidates) == 1:
@@ -123,17 +144,32 @@ def _scores_of_image(
 
 
 def _merge(
-    aggregated: torch.Tensor, grid: Grid, settings: SegmenterSettings, tau: Sequence[float], factors: Sequence[float]
+    aggregated: torch.Tensor,
+    grid: Grid,
+    settings: SegmenterSettings,
+    tau: Sequence[float],
+    factors: Sequence[float],
+    *,
+    fine_step: int = 1,
 ) -> Iterator[Proposals]:
-    """Yield the proposals of iterative merging at each multiple of the thresholds; all share the first distances."""
+    """Yield the proposals of iterative merging at each multiple of the thresholds; all share the first distances.
+
+    Factors below 1 use every `fine_step`-th anchor.
+    """
     merging, distance = settings.merging, settings.proposals.distance
     anchors = anchor_positions(grid, merging.anchors_per_side, merging.anchor_layout)
     metric = metric_of(distance, grid)
     first = anchor_distances(aggregated, anchors, metric)
     for factor in factors:
         thresholds = [calibrated_threshold(factor * threshold, distance) for threshold in tau]
+        every = slice(None, None, fine_step if factor < 1 else 1)
         yield merge(
-            aggregated, anchors=anchors, tau=thresholds, consume=merging.consume, metric=metric, first_distances=first
+            aggregated,
+            anchors=anchors[every],
+            tau=thresholds,
+            consume=merging.consume,
+            metric=metric,
+            first_distances=first[:, every],
         )
 
 
@@ -174,10 +210,13 @@ def _cut(
         yield group_means(members, aggregated), members.any(dim=-1)
 
 
+def _refined(aggregated: torch.Tensor, proposals: Proposals, settings: SegmenterSettings) -> Proposals:
+    """Return the proposals, refined by k-means if the settings say so."""
+    return kmeans(aggregated, *proposals) if settings.proposals.kmeans else proposals
+
+
 def _scores(aggregated: torch.Tensor, proposals: Proposals, grid: Grid, settings: SegmenterSettings) -> torch.Tensor:
     """Return the scores of proposals, float32 [B, K, P]."""
-    if settings.proposals.kmeans:
-        proposals = kmeans(aggregated, *proposals)
     rows, valid = proposals
     if settings.proposals.assign == "nearest":
         distance = settings.proposals.distance

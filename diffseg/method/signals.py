@@ -14,6 +14,7 @@ import torch
 from diffseg.affinity.affinity import Affinity
 from diffseg.attention.layer_output import LayerOutput
 from diffseg.attention.maps import CrossAttention, Grid
+from diffseg.method.leaves import LeafSignals
 
 Need = Literal["self_attention", "cross_attention", "clip", "affinity", "layer_output"]
 """A signal that a stage cannot run without."""
@@ -73,11 +74,13 @@ class Scores:
         maps: float32 [B, K, h, w], ≥ 0 and finite, on any grid.
         names: int64 [B, K], the index of each proposal's name, see `diffseg.method.naming`; None without names.
         name_scores: float32 [B, K], 0 to 1; None where the proposals are the names themselves.
+        leaves: What levels are made of; None unless levels are requested.
     """
 
     maps: torch.Tensor
     names: torch.Tensor | None = None
     name_scores: torch.Tensor | None = None
+    leaves: LeafSignals | None = None
 
     @property
     def of_classes(self) -> bool:
@@ -95,4 +98,5 @@ class Scores:
             maps=self.maps[:, winners],
             names=None if self.names is None else self.names[:, winners],
             name_scores=None if self.name_scores is None else self.name_scores[:, winners],
+            leaves=self.leaves,
         )

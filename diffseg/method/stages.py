@@ -22,7 +22,7 @@ from diffseg.component_settings import ClipSettings, SegmentNameSettings, WalkSe
 from diffseg.method.clip_naming import denoise_names, smooth_scores
 from diffseg.method.naming import BACKGROUND_INDEX, NO_NAME, add_background, apply_thresholds, class_maps, vote_names
 from diffseg.method.par import refine
-from diffseg.method.proposals import propose
+from diffseg.method.proposals import propose, propose_with_leaves
 from diffseg.method.random_walk import random_walk, resize_maps
 from diffseg.method.signals import Need, Scores, Signals
 from diffseg.model.backbone import Step, no_step
@@ -57,11 +57,15 @@ class Propose:
     name: StageName
     settings: SegmenterSettings
     tau: tuple[float, ...]
+    levels: bool = False
     needs: frozenset[Need] = frozenset({"self_attention"})
 
     def run(self, signals: Signals, scores: Scores | None) -> Scores:
         """Propose segments."""
         attention, grid, cuts = signals.self_attention, signals.grid, self.name == "ncut"
+        if self.levels:
+            maps, leaves = propose_with_leaves(attention, signals.finite, grid, self.settings, self.tau)
+            return Scores(maps=maps, leaves=leaves)
         output = signals.layer_output if "layer_output" in self.needs else None
         maps = propose(attention, signals.finite, grid, self.settings, self.tau, cuts=cuts, layer_output=output)
         return Scores(maps=maps)
@@ -244,6 +248,20 @@ def stage_of(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...
         case "clip":
             return ClipNames(settings=settings.segment_names, clip=settings.clip)
     raise ValueError(f"stage {name!r} is unknown")
+
+
+def with_levels(stages: Sequence[Stage], settings: SegmenterSettings) -> list[Stage]:
+    """Return the stages, of which the one that merges also keeps what levels are made of.
+
+    Raises:
+        ValueError: No stage merges, or the threshold differs between images.
+    """
+    if not any(isinstance(stage, Propose) and stage.name == "diffseg" for stage in stages):
+        names = ",".join(stage.name for stage in stages)
+        raise ValueError(f"method {names} has no levels, which come from merging; use the stage diffseg")
+    if settings.proposals.stable:
+        raise ValueError("stable and levels exclude each other: `diffseg recut --stable` chooses among the levels")
+    return [replace(stage, levels=True) if isinstance(stage, Propose) else stage for stage in stages]
 
 
 def run_stages(

@@ -67,6 +67,7 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
         naming=bool(settings.naming),
         clip=clip,
         affinity=affinity,
+        levels=settings.levels,
     )
     resolved: dict[str, Any] = {
         "tau": list(segmenter.tau),
@@ -85,7 +86,9 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
         resolved=resolved,
         about={
             "method": ",".join(segmenter.method),
-            "context": CONTEXTS[settings.method.segment_names.prompt if "cross_attention" in segmenter.needs else "empty"],
+            "context": CONTEXTS[
+                settings.method.segment_names.prompt if "cross_attention" in segmenter.needs else "empty"
+            ],
             "noise": "none",
         },
         names=NameReader(settings.naming) if settings.naming else None,
