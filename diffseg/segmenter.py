@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from PIL import Image
 from diffseg.affinity.affinity import check_state
 from diffseg.affinity.state import AffinityState, PassConditions, layers_by_grid, read_state
 from diffseg.clip.clip import Clip, load_clip
+from diffseg.devices import Once, work_in_wait
 from diffseg.images.canvas import ModelInput, fit_image
 from diffseg.images.decode import decode_image
 from diffseg.method.calibration import calibrated_threshold
@@ -259,6 +260,36 @@ class Segmenter:
             The batch, whose `results()` returns the label maps, with a NonFiniteError for an image that overflows.
         """
         return self.from_attention(self.attention_of(inputs, step), inputs, step)
+
+    def launch_each(
+        self, batches: Iterable[Sequence[ModelInput]], step: Step = no_step
+    ) -> Iterator[PendingBatch | None]:
+        """Launch batches in order, and yield each one as soon as it is launched; an empty batch gives None.
+
+        On a GPU, the pass of the model for the next batch is sent before the host waits for the number of proposals of
+        a batch, so that the device always has work. This needs the memory of one more batch's attention.
+
+        Args:
+            batches: Prepared images, up to `batch_size` in each batch.
+            step: Context manager factory that is called with the name of each step, to time it.
+        """
+        remaining = iter(batches)
+
+        def record_next() -> tuple[Sequence[ModelInput], Signals | None] | None:
+            inputs = next(remaining, None)
+            return None if inputs is None else (inputs, self.attention_of(inputs, step) if inputs else None)
+
+        recorded = record_next()
+        while recorded is not None:
+            inputs, signals = recorded
+            del recorded  # the attention is freed before that of the batch after the next one is allocated
+            following, pending = Once(record_next), None
+            if signals is not None:
+                with work_in_wait(following.run):
+                    pending = self.from_attention(signals, inputs, step)
+            del signals
+            yield pending
+            recorded = following.result()
 
     def attention_of(self, inputs: Sequence[ModelInput], step: Step = no_step) -> Signals:
         """Return the attention of up to `batch_size` prepared images, and the other signals that the method needs."""

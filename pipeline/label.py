@@ -61,8 +61,11 @@ class ImageSegmenter(Protocol):
         """Fit a uint8 [H, W, 3] image into the model's square, and attach its names. Threads may call this at once."""
         ...
 
-    def launch(self, inputs: Sequence[ModelInput], step: Step = ...) -> PendingBatch:
-        """Send up to `batch_size` prepared images through the model. On a GPU this does not wait for the results."""
+    def launch_each(self, batches: Iterable[Sequence[ModelInput]], step: Step = ...) -> Iterator[PendingBatch | None]:
+        """Send batches of up to `batch_size` prepared images through the model, in order.
+
+        On a GPU this does not wait for the results. An empty batch gives None.
+        """
         ...
 
 
@@ -228,22 +231,37 @@ def label_samples(
 ) -> Generator[Outcome, None, None]:
     """Label batches of images and yield the outcomes in input order.
 
-    On a GPU the next batch is launched before the results of the previous one are awaited.
+    On a GPU the next batches are launched before the results of a batch are awaited. If a sample cannot be read, the
+    error is raised after the outcomes of the samples before it.
     """
+    drawn: deque[list[Decoded]] = deque()
     in_flight: deque[tuple[list[Decoded], PendingBatch | None]] = deque()
-    for batch in _batches(decoded, segmenter.batch_size):
-        inputs = [item.model_input for item in batch if item.model_input is not None]
-        in_flight.append((batch, _launch(segmenter, inputs, step) if inputs else None))
+    failures: list[Exception] = []
+
+    def inputs_of_batches() -> Iterator[list[ModelInput]]:
+        try:
+            for batch in _batches(decoded, segmenter.batch_size):
+                drawn.append(batch)
+                yield [item.model_input for item in batch if item.model_input is not None]
+        except Exception as error:  # it is not an error of the model, which draws the batches
+            failures.append(error)
+
+    for pending in _launch_each(segmenter, inputs_of_batches(), step):
+        in_flight.append((drawn.popleft(), pending))
         if len(in_flight) > 1:
             yield from _outcomes(*in_flight.popleft(), shard, step)
     while in_flight:
         yield from _outcomes(*in_flight.popleft(), shard, step)
+    if failures:
+        raise failures[0]
 
 
-def _launch(segmenter: ImageSegmenter, inputs: Sequence[ModelInput], step: StepTimer) -> PendingBatch:
-    """Launch a batch. An error of the model differs in its type from those of the shard."""
+def _launch_each(
+    segmenter: ImageSegmenter, batches: Iterable[Sequence[ModelInput]], step: StepTimer
+) -> Iterator[PendingBatch | None]:
+    """Launch batches. An error of the model differs in its type from those of the shard."""
     try:
-        return segmenter.launch(inputs, step)
+        yield from segmenter.launch_each(batches, step)
     except MemoryError:
         raise
     except Exception as error:

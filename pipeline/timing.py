@@ -27,6 +27,8 @@ def in_order(seconds: Mapping[str, float]) -> dict[str, float]:
 class StepTimer:
     """A thread-safe stopwatch: ``with step("decode"): …`` adds the seconds of the block to that step.
 
+    The seconds of a step within another step count for the inner one only.
+
     Attributes:
         seconds: Seconds so far, by name of the step.
     """
@@ -34,16 +36,20 @@ class StepTimer:
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
+        self._of_thread = threading.local()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        before = getattr(self._of_thread, "inner", 0.0)
+        self._of_thread.inner = 0.0
         start = time.perf_counter()
         try:
             yield
         finally:
             elapsed = time.perf_counter() - start
             with self._lock:
-                self.seconds[name] += elapsed
+                self.seconds[name] += elapsed - self._of_thread.inner
+            self._of_thread.inner = before + elapsed
 
     def iterate(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items and add the time that each of them takes to arrive to the step `name`."""

@@ -6,7 +6,8 @@ The confidence of a label map depends on the pixels, so that the rows of two ima
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,8 +40,10 @@ class BlankSegmenter:
     def prepare(self, image: np.ndarray, prompt: object = None) -> Any:
         return SimpleNamespace(size=image.shape[:2], confidence=zlib.crc32(image.tobytes()) / 2**32)
 
-    def launch(self, inputs: Sequence[Any], step: object = None) -> Any:
-        return SimpleNamespace(results=lambda: [blank_segmentation(*i.size, i.confidence) for i in inputs])
+    def launch_each(self, batches: Iterable[Sequence[Any]], step: object = None) -> Iterator[Any]:
+        for inputs in batches:
+            results = [blank_segmentation(*each.size, each.confidence) for each in inputs]
+            yield SimpleNamespace(results=partial(list, results))
 
 
 def blank_segmentation(height: int, width: int, confidence: float) -> Segmentation:

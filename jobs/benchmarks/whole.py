@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from diffseg.images.device_resize import squares_of
 from diffseg.model.backbone import Backbone
 from diffseg.model.checkpoint import Checkpoint
 from diffseg.settings import settings_of
-from jobs.benchmarks.measure import Comparison, alternate
+from jobs.benchmarks.measure import Comparison, alternate, wait_for_devices
 from jobs.benchmarks.models import SD15, dtype_name, parameters, small_autoencoder
 from pipeline.timing import StepTimer
 
@@ -52,10 +53,9 @@ def measure_whole(
     batch = [images[i % len(images)] for i in range(batch_size)]
     device = checkpoint.vae.device
     pixels = squares_of([segmenter.prepare(image) for image in batch], device)
-    step_times = StepTimes()
     variants: dict[str, Callable[[], object]] = {
         "bare": lambda: bare_pass(checkpoint, segmenter.timestep, pixels),
-        "ours": lambda: step_times.label(segmenter, batch),
+        "ours": lambda: segmenter([*batch]),
     }
     if fastest_memory_format(device) != torch.contiguous_format:
         as_loaded = _contiguous(checkpoint)
@@ -74,7 +74,7 @@ def measure_whole(
         seconds=seconds,
         baseline="bare",
         per=batch_size,
-        steps=step_times.medians(repetitions, batch_size),
+        steps=step_times(segmenter, batch, repetitions),
         notes={
             "parameters": parameters(checkpoint),
             "gflop of the bare pass": round(flop / 1e9, 1),
@@ -142,23 +142,26 @@ def _contiguous(checkpoint: Checkpoint) -> Checkpoint:
     return dataclasses.replace(checkpoint, vae=vae, unet=unet)
 
 
-class StepTimes:
-    """The seconds of each step, for each batch that was labelled."""
-
-    def __init__(self) -> None:
-        self.batches: list[dict[str, float]] = []
-
-    def label(self, segmenter: Segmenter, images: Sequence[np.ndarray]) -> None:
-        """Label one batch, from images to label maps, and record the time of each step."""
-        step = StepTimer()
+def step_times(segmenter: Segmenter, images: Sequence[np.ndarray], repetitions: int) -> dict[str, float]:
+    """Return the median seconds per image of each step of labelling a batch, each with a wait for the GPU."""
+    batches = []
+    for _ in range(repetitions):
+        step = _WaitingTimer()
         with step("resize"):
-            canvases = [segmenter.prepare(image) for image in images]
-        pending = segmenter.launch(canvases, step)
+            inputs = [segmenter.prepare(image) for image in images]
+        pending = segmenter.launch(inputs, step)
         with step("results"):
             pending.results()
-        self.batches.append(dict(step.seconds))
+        batches.append(step.seconds)
+    return {name: statistics.median(batch[name] for batch in batches) / len(images) for name in batches[0]}
 
-    def medians(self, last: int, images: int) -> dict[str, float]:
-        """Return the median seconds per image of each step over the last batches, of `images` images each."""
-        batches = self.batches[-last:]
-        return {name: statistics.median(batch[name] for batch in batches) / images for name in batches[0]}
+
+class _WaitingTimer(StepTimer):
+    """A stopwatch that waits for the GPU at both ends of a step, so that a step's own work counts for it."""
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        wait_for_devices()
+        with super().__call__(name):
+            yield
+            wait_for_devices()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.weights import cache_folder
 
 if TYPE_CHECKING:
     from diffseg.images.canvas import ModelInput
+    from diffseg.pending import PendingBatch
     from pipeline.label import ImageSegmenter
 
 log = logging.getLogger(__name__)
@@ -105,12 +107,14 @@ def measure_rate(segmenter: ImageSegmenter, size: int, *, now: Callable[[], floa
     """
     segmenter.batch_size = size
     inputs = run_blank_batch(segmenter)
-    started, pending = now(), segmenter.launch(inputs)
-    for _ in range(BATCHES - 1):
-        following = segmenter.launch(inputs)
-        pending.results()
-        pending = following
-    pending.results()
+    in_flight: deque[PendingBatch | None] = deque()
+    started = now()
+    for pending in segmenter.launch_each([inputs] * BATCHES):
+        in_flight.append(pending)
+        if len(in_flight) > 1:
+            _wait(in_flight.popleft())
+    while in_flight:
+        _wait(in_flight.popleft())
     return BATCHES * size / (now() - started)
 
 
@@ -124,8 +128,15 @@ def run_blank_batch(segmenter: ImageSegmenter) -> list[ModelInput]:
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     prompt = prompt_of_names(["object"]) if segmenter.needs & {"cross_attention", "clip"} else None
     inputs = [segmenter.prepare(image, prompt)] * segmenter.batch_size
-    segmenter.launch(inputs).results()
+    for pending in segmenter.launch_each([inputs]):
+        _wait(pending)
     return inputs
+
+
+def _wait(pending: PendingBatch | None) -> None:
+    """Wait for the results of a batch."""
+    assert pending is not None
+    pending.results()
 
 
 def _read(path: Path | None) -> int | None:

@@ -6,7 +6,7 @@ Axes: B images in the batch, D outputs of the network, h and w of its output, S 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,13 @@ class NetworkSegmenter:
             decide = self._decide_regions if self._names is None else self._decide_classes
             decisions = decide(output.nan_to_num(), regions)
         return _NetworkBatch(inputs=inputs, decisions=decisions, finite=finite)
+
+    def launch_each(
+        self, batches: Iterable[Sequence[ModelInput]], step: Step = no_step
+    ) -> Iterator[PendingBatch | None]:
+        """Launch batches in order; an empty batch gives None."""
+        for inputs in batches:
+            yield self.launch(inputs, step) if inputs else None
 
     def _decide_regions(self, embedding: torch.Tensor, regions: Sequence[Region]) -> list[Decision]:
         """Cluster the embedding of each image, float32 [B, D, h, w], on the CPU."""

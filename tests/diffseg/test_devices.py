@@ -16,8 +16,8 @@ import pytest
 import torch
 from planted import planted, voronoi
 
-from diffseg import Segmenter
-from diffseg.devices import UNPINNED_BYTES, HostCopy, fastest_memory_format, keep_freed_memory, to_device
+from diffseg import Segmentation, Segmenter, devices
+from diffseg.devices import UNPINNED_BYTES, HostCopy, Once, fastest_memory_format, keep_freed_memory, to_device
 from diffseg.method import merge as merging
 from diffseg.method import par as refinement
 from diffseg.method.decide import decide
@@ -74,6 +74,51 @@ def test_a_batch_whose_number_of_proposals_is_known_waits_for_nothing(
     segmenter = Segmenter(Backbone(checkpoint), settings_of(tau=(0.1,)), batch_size=2)
     segmenter.launch([segmenter.prepare(np.zeros((50, 70, 3), dtype=np.uint8))])
     assert waits == []
+
+
+def test_the_pass_of_the_next_batch_is_sent_before_the_numbers_of_a_batch_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A CPU stands in for a device that computes later, and merging reads numbers as it does there."""
+    segmenter = Segmenter.from_pretrained("tiny", batch_size=2, resolution=64, method=("diffseg",))
+    inputs = [segmenter.prepare(generate_scene(seed, 64).image) for seed in range(5)]
+    batches = [inputs[:2], inputs[2:4], [], inputs[4:]]
+    expected = [segmenter.launch(batch).results() if batch else None for batch in batches]
+    events: list[str] = []
+    record, read = segmenter.attention_of, HostCopy.arrays
+
+    def recorded(*arguments: Any) -> Any:
+        events.append("pass")
+        return record(*arguments)
+
+    def arrays(copy: HostCopy) -> Any:
+        (read_now,) = read(copy)[:1]
+        events.extend(["numbers"] if read_now.dtype == np.int64 else [])
+        return read(copy)
+
+    monkeypatch.setattr(segmenter, "attention_of", recorded)
+    monkeypatch.setattr(HostCopy, "arrays", arrays)
+    monkeypatch.setattr(devices, "computes_later", lambda device: True)
+    monkeypatch.setattr(merging, "_may_read_values", lambda rows: False)
+    launched = [pending and pending.results() for pending in segmenter.launch_each(batches)]
+    assert events[:3] == ["pass", "pass", "numbers"]
+    assert events.count("pass") == 3
+    for found, wanted in zip(launched, expected, strict=True):
+        assert (found is None) == (wanted is None)
+        for ours, other in zip(found or (), wanted or (), strict=True):
+            assert isinstance(ours, Segmentation)
+            assert isinstance(other, Segmentation)
+            assert np.array_equal(ours.labels, other.labels)
+
+
+def test_an_error_of_work_in_a_wait_is_raised_where_its_result_is_read() -> None:
+    def fail() -> None:
+        raise ValueError("no next batch")
+
+    work = Once(fail)
+    work.run()
+    with pytest.raises(ValueError, match="no next batch"):
+        work.result()
 
 
 @pytest.mark.parametrize("consume", ["paper", "google"])
@@ -146,7 +191,7 @@ def test_a_gpu_and_a_cpu_agree_on_names() -> None:
 
 
 @NEEDS_GPU
-def test_a_batch_on_a_gpu_waits_once() -> None:
+def test_a_batch_on_a_gpu_waits_only_for_the_number_of_proposals() -> None:
     segmenter = Segmenter.from_pretrained("tiny", device="cuda", batch_size=2, min_area=0.01)
     inputs = [segmenter.prepare(generate_scene(seed, 200).image) for seed in range(2)]
     segmenter.launch(inputs).results()  # the first batch compiles kernels and fills caches
@@ -157,7 +202,8 @@ def test_a_batch_on_a_gpu_waits_once() -> None:
             segmenter.launch(inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len([warning for warning in caught if "synchroniz" in str(warning.message)]) == 1
+    # The wait for the number of proposals is that for an event, which gives no warning.
+    assert [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)] == []
 
 
 @NEEDS_GPU

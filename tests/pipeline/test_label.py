@@ -17,15 +17,16 @@ import torch
 from diffseg import Segmentation, Segmenter
 from diffseg.images.canvas import ModelInput
 from diffseg.images.decode import decode_image
+from diffseg.method.signals import Signals
 from diffseg.model.backbone import Step, no_step
 from diffseg.pending import PendingBatch
-from pipeline.label import Outcome, decode_samples, encode_rows, label_samples, label_shard
+from pipeline.label import Decoded, Outcome, decode_samples, encode_rows, label_samples, label_shard
 from pipeline.output.commit import read_commits
 from pipeline.output.rows import decode_mask, failed_row
 from pipeline.output.verify import verify_commit
 from pipeline.prefetch import THREAD_NAME
 from pipeline.readers.find import find_shards
-from pipeline.readers.samples import Sample
+from pipeline.readers.samples import Sample, ShardError
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 from pipeline.timing import StepTimer
@@ -113,8 +114,8 @@ def test_the_position_in_a_batch_changes_nothing(scene_folder: Path, segmenter: 
 
 def test_an_overflow_fails_only_its_own_row(scene_folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
     class Overflowing(Segmenter):
-        def launch(self, inputs: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
-            pending = super().launch(inputs, step)
+        def from_attention(self, signals: Signals, inputs: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
+            pending = super().from_attention(signals, inputs, step)
             finite = torch.tensor([index != 1 for index in range(len(inputs))])
             return dataclasses.replace(pending, finite=finite)
 
@@ -200,7 +201,7 @@ def test_a_device_error_ends_all_threads(scene_folder: Path, tmp_path: Path, seg
     """This includes the threads of the stages before the model, while the caller still holds the error."""
 
     class Failing(Segmenter):
-        def launch(self, inputs: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
+        def from_attention(self, signals: Signals, inputs: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
             raise RuntimeError("CUDA error")
 
     with pytest.raises(RuntimeError, match="CUDA") as raised:
@@ -210,3 +211,17 @@ def test_a_device_error_ends_all_threads(scene_folder: Path, tmp_path: Path, seg
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert raised.tb is not None
+
+
+def test_an_error_of_the_shard_follows_the_rows_before_it_and_is_no_error_of_the_model(segmenter: Segmenter) -> None:
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+
+    def decoded() -> Iterator[Decoded]:
+        for index in range(3):
+            yield Decoded(Sample(index=index, key=str(index), image=b""), segmenter.prepare(image), None)
+        raise ShardError("s", "it ends early")
+
+    outcomes = label_samples(decoded(), segmenter, StepTimer(), "s")
+    assert [next(outcomes)[0].index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ShardError, match="it ends early"):
+        next(outcomes)

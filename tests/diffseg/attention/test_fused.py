@@ -11,6 +11,8 @@ from small_models import small_unet, unet_inputs
 
 pytest.importorskip("triton", reason="needs Triton, which comes with the extra test on Linux and x86-64")
 
+from label_agreement import agreement_of
+
 from diffseg import Segmenter
 from diffseg.attention import backends, fused, head_mean_kernel
 from diffseg.attention.backends import choose_backend
@@ -149,5 +151,9 @@ def test_a_gpu_gives_the_same_labels_with_both_backends(model: str, names: list[
     recorded = segmenter(images, names=names)
     segmenter.backbone.recorder = AttentionRecorder(segmenter.backbone.checkpoint.unet, BlockwiseAttention())
     expected = segmenter(images, names=names)
-    agreement = [(ours.labels == other.labels).mean() for ours, other in zip(recorded, expected, strict=True)]
-    assert sum(agreement) / len(agreement) >= 0.995
+    agreement = agreement_of(recorded, expected)
+    if dtype == "bfloat16":  # its rounding alone changes more pixels, and the backends round at different places
+        exact = Segmenter.from_pretrained(model, device="cuda", batch_size=4, naming=names is not None)
+        assert agreement >= min(0.995, agreement_of(expected, exact(images, names=names)) - 0.01)
+    else:
+        assert agreement >= 0.995

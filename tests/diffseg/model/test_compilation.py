@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from label_agreement import agreement_of
 from small_models import small_unet, small_vae, unet_inputs
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -114,5 +115,9 @@ def test_a_gpu_gives_the_same_labels_compiled(dtype: Any) -> None:
     options: dict[str, Any] = {"device": "cuda", "dtype": dtype, "batch_size": 4}
     expected = Segmenter.from_pretrained("tiny", **options)(images)
     labelled = Segmenter.from_pretrained("tiny", **options, compile=True)(images)
-    agreement = [(ours.labels == other.labels).mean() for ours, other in zip(labelled, expected, strict=True)]
-    assert sum(agreement) / len(agreement) >= 0.995
+    agreement = agreement_of(labelled, expected)
+    if dtype == "bfloat16":  # its rounding alone changes more pixels, and compiled code rounds at other places
+        exact = Segmenter.from_pretrained("tiny", device="cuda", batch_size=4)(images)
+        assert agreement >= min(0.995, agreement_of(expected, exact) - 0.01)
+    else:
+        assert agreement >= 0.995

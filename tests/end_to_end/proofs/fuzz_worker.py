@@ -9,7 +9,8 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,9 +40,10 @@ class Constant:
         segment = Segment(id=0, area=height * width, bbox=(0, 0, width, height), confidence=mean)
         return Segmentation(labels=np.zeros((height, width), np.uint16), segments=(segment,), confidence=mean)
 
-    def launch(self, canvases: Sequence[Segmentation], step: Any) -> SimpleNamespace:
-        """Return a batch with the results, like the Segmenter."""
-        return SimpleNamespace(results=lambda: canvases)
+    def launch_each(self, batches: Iterable[Sequence[Segmentation]], step: Any) -> Iterator[SimpleNamespace]:
+        """Yield batches with their results, like the Segmenter."""
+        for segmentations in batches:
+            yield SimpleNamespace(results=partial(list, segmentations))
 
 
 def label(path: str, out: Path) -> None:

@@ -114,7 +114,9 @@ def test_seconds_are_per_image_of_the_median_call(monkeypatch: pytest.MonkeyPatc
     )  # it would change the allocator of this process
     pauses = iter([0, 0.6, 0.1, 0.3])  # the first call measures memory, the other three seconds
     now = [0.0]
-    monkeypatch.setattr("pipeline.timing.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr("pipeline.timing.time", clock)
+    monkeypatch.setattr(point_module, "time", clock)
 
     def work(step: Step) -> None:
         with step("unet"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,12 +96,17 @@ class Pending:
 def test_the_rate_is_that_of_a_run_which_sends_a_batch_before_the_last_one_is_done() -> None:
     calls: list[str] = []
 
-    def launch(inputs: list[np.ndarray]) -> Pending:
-        calls.append(f"launch {len(inputs)}")
-        return Pending(calls)
+    def launch_each(batches: list[list[np.ndarray]]) -> Iterator[Pending]:
+        for inputs in batches:
+            calls.append(f"launch {len(inputs)}")
+            yield Pending(calls)
 
     segmenter: Any = SimpleNamespace(
-        resolution=64, needs={"self_attention"}, batch_size=1, prepare=lambda image, prompt: image, launch=launch
+        resolution=64,
+        needs={"self_attention"},
+        batch_size=1,
+        prepare=lambda image, prompt: image,
+        launch_each=launch_each,
     )
     clock = iter([10.0, 13.0])
     assert measure_rate(segmenter, 4, now=lambda: next(clock)) == 3 * 4 / 3.0
