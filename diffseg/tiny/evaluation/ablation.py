@@ -59,6 +59,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "method=ncut,par, ncut_steps=2": {"method": "ncut,par", "ncut_steps": 2},
     "method=ncut,par, ncut_steps=4": {"method": "ncut,par", "ncut_steps": 4},
     "method=ncut,par, stable": {"method": "ncut,par", "stable": True},
+    "method=ncut,par, ncut_on=features": {"method": "ncut,par", "ncut_on": "features"},
     "distance=js": {"distance": "js"},
     "distance=hellinger": {"distance": "hellinger"},
     "distance=pearson": {"distance": "pearson"},
