@@ -58,7 +58,7 @@ def _report(command: ReportCommand) -> int:
     if command.json:
         print_json({"page": out.joined(INDEX), "counts": statistics.statuses, "photographs": missing_reason or "found"})
     else:
-        _print(out, statistics, missing_reason)
+        _print(out, statistics, missing_reason, nothing="no rows yet" if not done else "no row is selected")
     return OK
 
 
@@ -70,12 +70,12 @@ def _source_shards(command: ReportCommand, manifest: Manifest) -> tuple[dict[str
         return {}, redact(str(error))
 
 
-def _print(out: Storage, statistics: RowStatistics, missing_reason: str) -> None:
+def _print(out: Storage, statistics: RowStatistics, missing_reason: str, *, nothing: str) -> None:
     console = CleanConsole(stderr=True)
     if missing_reason:
         print_line(console, f"the page shows segments without source images: {missing_reason}", "yellow")
     counts = ", ".join(f"{rows:,} {status}" for status, rows in statistics.statuses.most_common())
-    print_line(console, f"{out.joined(INDEX)}: {counts or 'no rows yet'}")
+    print_line(console, f"{out.joined(INDEX)}: {counts or nothing}")
 
 
 def main(argv: list[str] | None = None) -> int:

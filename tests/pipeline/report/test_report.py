@@ -308,6 +308,9 @@ def test_a_page_can_be_about_some_rows(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "keys.txt").write_text("3\n4.png\n")
     assert report(tmp_path, "--keys", str(tmp_path / "keys.txt"), "--json") == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"ok": 2}
+    (tmp_path / "keys.txt").write_text("another run\n")
+    assert report(tmp_path, "--keys", str(tmp_path / "keys.txt")) == 0
+    assert "no row is selected" in capsys.readouterr().err
 
 
 def test_a_run_without_done_shards_has_a_page(tmp_path: Path) -> None:
