@@ -54,12 +54,15 @@ class PassConditions:
         timestep: Diffusion timestep of the pass.
         resolution: Side of the model's square in pixels.
         layers: Names of the self-attention layers at each resolution, see `layers_by_grid`.
+        conditioning: What besides text conditions the pass, where earlier versions did without it; see
+            `diffseg.model.backbone.Backbone.conditioning`.
     """
 
     model_sha256: str
     timestep: int
     resolution: int
     layers: Mapping[str, Sequence[str]]
+    conditioning: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,6 +79,7 @@ class AffinityState:
         tensors: float32, the learned weights.
         layers: The names of the self-attention layers at each resolution of the layout, in the order of the pass; empty
             in the files of earlier versions.
+        conditioning: What besides text conditioned the passes, see `PassConditions`.
     """
 
     kind: Kind
@@ -86,6 +90,7 @@ class AffinityState:
     layout: Mapping[str, int]
     tensors: Mapping[str, torch.Tensor]
     layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    conditioning: Mapping[str, float] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Return a safetensors file, which has the same bytes for the same state."""
@@ -93,6 +98,8 @@ class AffinityState:
         fields["layout"] = dict(self.layout)
         if self.layers:  # so that the file of an earlier version keeps its hash, which runs record
             fields["layers"] = {grid: list(names) for grid, names in self.layers.items()}
+        if self.conditioning:
+            fields["conditioning"] = dict(self.conditioning)
         # There is a single key, because safetensors writes several in an order that changes from process to process.
         metadata = {FORMAT: json.dumps(fields, sort_keys=True)}
         return save({name: value.contiguous() for name, value in self.tensors.items()}, metadata=metadata)
@@ -106,10 +113,10 @@ class AffinityState:
         """Check that the state was learned from the same passes as those of a run.
 
         A file of an earlier version does not name its layers. They follow from the checkpoint and the resolution, which
-        it does record, so it is used where both are the same.
+        it does record, so it is used where both are the same and the pass is conditioned by nothing that is newer.
 
         Raises:
-            AffinityError: The checkpoint, the timestep, the resolution or the layers differ.
+            AffinityError: The checkpoint, the timestep, the resolution, the layers or the conditioning differ.
         """
         if self.model_sha256 != now.model_sha256:
             raise AffinityError(
@@ -122,6 +129,11 @@ class AffinityState:
                 f"pixels, but this run has timestep {now.timestep} and {now.resolution} x {now.resolution} pixels: run "
                 f"with --timestep {self.timestep} --resolution {self.resolution}, or run `diffseg fit` on a run with "
                 "the timestep and the resolution of this one"
+            )
+        if dict(self.conditioning) != dict(now.conditioning):
+            raise AffinityError(
+                f"the affinity was learned from passes with the conditioning {dict(self.conditioning)}, but those of "
+                f"this version have {dict(now.conditioning)}: run `diffseg fit` again"
             )
         for grid, names in self.layers.items():
             found = now.layers.get(grid, ())

@@ -31,6 +31,7 @@ from pipeline.settings import RunSettings
 from pipeline.storage import SourceError, Storage
 from pipeline.storage.folder import is_local
 from pipeline.training.feature_worker import (
+    CollectedFeatures,
     FeatureTask,
     FeatureWorker,
     FitJob,
@@ -192,7 +193,7 @@ def _fit_state(job: FitJob, tasks: Sequence[FeatureTask]) -> tuple[FitReport, by
     from diffseg.affinity.pairs import roc_auc
     from diffseg.affinity.state import AffinityError, AffinityState
 
-    images, problems, layers = _read_all_features(job, tasks)
+    images, problems, last = _read_all_features(job, tasks)
     held_out = [images[number] for number in sorted(images) if number % HELD_OUT == HELD_OUT - 1]
     fitted = [images[number] for number in sorted(images) if number % HELD_OUT != HELD_OUT - 1]
     if not fitted:
@@ -211,7 +212,8 @@ def _fit_state(job: FitJob, tasks: Sequence[FeatureTask]) -> tuple[FitReport, by
         resolution=job.resolution,
         layout=layout,
         tensors=tensors,
-        layers={grid: layers[grid] for grid in layout},
+        layers={grid: last.layers[grid] for grid in layout},
+        conditioning=last.conditioning,
     )
     report = FitReport(
         fingerprint=job.fingerprint,
@@ -230,17 +232,20 @@ def _fit_state(job: FitJob, tasks: Sequence[FeatureTask]) -> tuple[FitReport, by
 
 def _read_all_features(
     job: FitJob, tasks: Sequence[FeatureTask]
-) -> tuple[dict[int, dict[str, Any]], list[str], dict[str, list[str]]]:
-    """Return the features of all images by number, the images that could not be read, and the names of the layers."""
+) -> tuple[dict[int, dict[str, Any]], list[str], CollectedFeatures]:
+    """Return the features of all images by number, the images that could not be read, and the file of the last shard.
+
+    The passes of all shards have the same layers and the same conditioning.
+    """
     images: dict[int, dict[str, Any]] = {}
     problems: list[str] = []
-    layers: dict[str, list[str]] = {}
+    shards: list[CollectedFeatures] = []
     for task in tasks:
         collected = read_features(job, task)
         assert collected is not None
+        shards.append(collected)
         problems += collected.problems
-        layers = collected.layers
         for key, tensor in collected.tensors.items():
             number, _, name = key.partition(".")
             images.setdefault(int(number), {})[name] = tensor
-    return images, problems, layers
+    return images, problems, shards[-1]

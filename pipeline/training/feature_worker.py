@@ -88,7 +88,10 @@ class FeatureWorker:
                 weights.model, vae=weights.vae, device=job.device, dtype=getattr(torch, job.model.dtype)
             )
         self.job, self.backbone, self.kind = job, Backbone(checkpoint), kind_module(job.settings.kind)
-        self.layers = layers_by_grid(checkpoint.unet, job.resolution)
+        self.conditions = {
+            "layers": layers_by_grid(checkpoint.unet, job.resolution),
+            "conditioning": self.backbone.conditioning(job.resolution),
+        }
 
     def collect(self, task: FeatureTask) -> str:
         """Write the features of a label shard, and return the shard's name."""
@@ -103,7 +106,7 @@ class FeatureWorker:
             )
             if features is not None:
                 tensors |= {f"{number}.{name}": value.contiguous() for name, value in features.items()}
-        about = {"problems": problems, "layers": self.layers}
+        about = {"problems": problems, **self.conditions}
         metadata = {"fingerprint": self.job.fingerprint} | {name: json.dumps(value) for name, value in about.items()}
         self.job.parts.write_bytes(features_path(task.shard), save(tensors, metadata=metadata))
         return task.shard
@@ -170,11 +173,13 @@ class CollectedFeatures(NamedTuple):
         tensors: The features of each image, by `NUMBER.NAME`.
         problems: The images that could not be read.
         layers: Names of the self-attention layers that the model has at each resolution.
+        conditioning: What besides text conditioned the passes.
     """
 
     tensors: dict[str, Any]
     problems: list[str]
     layers: dict[str, list[str]]
+    conditioning: dict[str, float]
 
 
 def read_features(job: FitJob, task: FeatureTask) -> CollectedFeatures | None:
@@ -189,6 +194,7 @@ def read_features(job: FitJob, task: FeatureTask) -> CollectedFeatures | None:
         metadata = read_metadata(data)
         if metadata["fingerprint"] != job.fingerprint:
             return None
-        return CollectedFeatures(load(data), json.loads(metadata["problems"]), json.loads(metadata["layers"]))
+        about = [json.loads(metadata[name]) for name in ("problems", "layers", "conditioning")]
+        return CollectedFeatures(load(data), *about)
     except (FileNotFoundError, SafetensorError, ValueError, KeyError):
         return None

@@ -41,6 +41,8 @@ def test_a_state_is_read_back_from_its_bytes(state: AffinityState) -> None:
     bound = read_state(replace(state, layers={"8x8": ("a", "b")}).to_bytes(), "state.safetensors")
     assert bound.layers == {"8x8": ["a", "b"]}
     assert bound.sha256 != state.sha256
+    conditioned = read_state(replace(state, conditioning={"size": 64}).to_bytes(), "state.safetensors")
+    assert conditioned.conditioning == {"size": 64}
 
 
 @pytest.mark.parametrize(
@@ -51,8 +53,12 @@ def test_a_state_is_read_back_from_its_bytes(state: AffinityState) -> None:
         ({"resolution": 256}, r"256 x 256 pixels: run with --timestep 300 --resolution 128"),
         ({"layers": {"8x8": ["second", "first"]}}, "layers first, second at 8x8 tokens, but .* second, first there"),
         ({"layers": {"16x16": ["first", "second"]}}, "has none there"),
+        (
+            {"conditioning": {"size": 128}},
+            r"with the conditioning \{\}, but those of this version have \{'size': 128\}",
+        ),
     ],
-    ids=["model", "timestep", "resolution", "layers", "grid"],
+    ids=["model", "timestep", "resolution", "layers", "grid", "conditioning"],
 )
 def test_a_state_of_other_passes_is_refused_with_what_differs(
     state: AffinityState, conditions: PassConditions, change: dict[str, Any], message: str
@@ -73,8 +79,8 @@ def test_a_file_of_an_earlier_version_keeps_its_hash_and_is_used_where_its_passe
     assert not old.layers
     assert old.sha256 == hashlib.sha256(data).hexdigest()
     old.check_fits(conditions)
-    for change in ({"timestep": 0}, {"resolution": 64}):
-        with pytest.raises(AffinityError, match="the affinity was learned at timestep 300"):
+    for change in ({"timestep": 0}, {"resolution": 64}, {"conditioning": {"guidance": 7.5}}):
+        with pytest.raises(AffinityError, match="the affinity was learned"):
             old.check_fits(replace(conditions, **change))
 
 
