@@ -144,17 +144,22 @@ def test_a_folder_without_a_network_is_refused(folder: Path, capsys: pytest.Capt
     assert "these labels are of a trained network" in " ".join(capsys.readouterr().err.split())
 
 
-def test_rounds_of_self_training_are_commands(folder: Path) -> None:
+def test_rounds_of_self_training_are_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The labels of the oracle train a network, whose own labels have the same classes and train the next one."""
     small = ["--no-ray", "--target", "classes", "--size", "32", "--width", "8", "--batch-size", "2", "--steps", "3"]
     assert label(folder, "out") == 0
     images = str(folder / "images")
-    assert jobs.train.main([str(folder / "out"), str(folder / "first"), *small, "--predict", images]) == 0
+    train = [str(folder / "out"), str(folder / "first"), *small, "--predict"]
+    assert jobs.train.main([*train, images]) == 0
     (row, *_) = rows_of(folder / "first" / "labels")
     assert {segment["name"] for segment in row["segments"]} <= {"background", *NAMES}
     assert jobs.train.main([str(folder / "first" / "labels"), str(folder / "second"), *small]) == 0
     config = load_network(Storage(url=str(folder / "second")))[1]
     assert config["class_names"] == ["background", *NAMES]
+    capsys.readouterr()
+    assert jobs.train.main([*train, str(folder / "truth")]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "holds labels of another network, of other images or of an earlier version; delete it" in message
 
 
 def test_labels_of_an_image_do_not_depend_on_the_batch(folder: Path) -> None:
