@@ -22,6 +22,9 @@ LONGEST_SIDE = 160
 """Largest number of cells along the longer side of an image: borders between the leaves of one segment are known to
 this precision. The attention that they come from has 32 to 128 positions a side."""
 
+SEGMENTS_EXPONENT = 0.45
+"""Chosen on photographs at even positions (docs/levels.md)."""
+
 NEIGHBOURS = ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 """Steps in rows and columns to the neighbouring cells, the nearest first."""
 
@@ -33,7 +36,7 @@ class Cut:
     Attributes:
         tau: Merge what lies closer than this threshold, in nats of symmetric KL.
         segments: Merge until at most this many segments are left.
-        stable: Choose the level of each image by itself, see `diffseg.levels.most_stable_level`.
+        stable: Choose the level of each image by itself, see `best_level`.
     """
 
     tau: float | None = None
@@ -54,17 +57,20 @@ class Cut:
         return f"tau {self.tau:g}" if self.tau is not None else f"{self.segments} segments"
 
 
-def merges_of(levels: Levels, cut: Cut, threshold: float) -> int:
+def merges_of(levels: Levels, cut: Cut, threshold: float, areas: np.ndarray | None = None) -> int:
     """Return how many merges a cut applies.
 
     Args:
+        levels: The levels.
         cut: The cut.
-        threshold: The cut's threshold or, if it has none, that of the run, in the unit of `heights`.
+        threshold: Threshold of the cut, in the unit of `heights`; not used if the cut has none.
+        areas: Pixels of each leaf, [K], which the choice `stable` needs.
     """
+    if cut.stable:
+        return best_level(levels, np.ones(levels.leaves) if areas is None else areas)
     if cut.segments is not None:
         return max(0, levels.leaves - cut.segments)
-    below = int(np.searchsorted(levels.heights, np.float32(threshold)))
-    return most_stable_level(levels.heights, below) if cut.stable else below
+    return int(np.searchsorted(levels.heights, np.float32(threshold)))
 
 
 def groups_after(levels: Levels, merges: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,8 +118,10 @@ def leaf_map(levels: Levels, labels: np.ndarray) -> np.ndarray:
     return leaves
 
 
-def cut_again(levels: Levels, labels: np.ndarray, segments: Sequence[Segment], merges: int) -> Segmentation:
-    """Return the label map after the first merges.
+def cut_again(
+    levels: Levels, labels: np.ndarray, segments: Sequence[Segment], cut: Cut, threshold: float = 0.0
+) -> Segmentation:
+    """Return the label map at another level.
 
     A segment that stays whole keeps its confidence. A merged segment takes the name with the largest sum of area
     times name score, and that sum's share of its area is its name score.
@@ -121,14 +129,15 @@ def cut_again(levels: Levels, labels: np.ndarray, segments: Sequence[Segment], m
     Args:
         labels: The label map of the row, uint16 [H, W].
         segments: The segments of the row.
-        merges: Number of merges.
+        cut: The level.
+        threshold: Threshold of the cut, in the unit of the heights; not used if the cut has none.
     """
-    groups, confidences = groups_after(levels, merges)
+    leaves = leaf_map(levels, labels)
+    areas = np.bincount(leaves[leaves != IGNORE], minlength=levels.leaves)
+    groups, confidences = groups_after(levels, merges_of(levels, cut, threshold, areas))
     table = np.full(IGNORE + 1, IGNORE, np.uint16)
     table[: len(groups)] = groups
-    leaves = leaf_map(levels, labels)
     cut_labels = table[leaves]
-    areas = np.bincount(leaves[leaves != IGNORE], minlength=len(groups))
     boxes = ndimage.find_objects(np.where(cut_labels == IGNORE, 0, cut_labels.astype(np.int32) + 1))
     made, kept = [], [group for group, box in enumerate(boxes) if box is not None]
     for label, group in enumerate(kept):
@@ -179,16 +188,19 @@ def _vote(segments: Sequence[Segment], of_leaves: np.ndarray, areas: np.ndarray)
     return name, min(1.0, votes[name] / max(1, int(areas.sum())))
 
 
-def most_stable_level(heights: np.ndarray, near: int) -> int:
-    """Return how many merges to apply: the longest gap between heights decides.
+def best_level(levels: Levels, areas: np.ndarray) -> int:
+    """Return how many merges give the best level of an image, judged without ground truth.
+
+    It is the level whose mean confidence, weighted by area, times the number of segments to the power of
+    `SEGMENTS_EXPONENT` is highest. A level with one segment is taken only where there is no other.
 
     Args:
-        heights: float32 [K − 1], ascending.
-        near: Number of merges below the threshold of the run.
+        levels: The levels.
+        areas: Pixels of each leaf, [K].
     """
-    if not len(heights):
-        return 0
-    threshold = max(float(heights[near - 1]) if near else 0.0, 1e-6)
-    low, high = threshold / 2, threshold * 2
-    edges = np.concatenate([[low], np.clip(heights, low, high), [high]])
-    return int(np.diff(np.log(edges)).argmax())
+    values = []
+    for merges in range(max(1, levels.leaves - 1)):
+        groups, confidences = groups_after(levels, merges)
+        shares = np.bincount(groups, weights=areas, minlength=len(confidences)) / max(1, areas.sum())
+        values.append(float(shares @ confidences) * len(confidences) ** SEGMENTS_EXPONENT)
+    return int(np.argmax(values))

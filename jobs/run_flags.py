@@ -98,8 +98,7 @@ class CutFlags:
     segments: int | None = None
     """Level of a run with levels: merge until each image has at most this many segments."""
     stable: bool = False
-    """Level of a run with levels, chosen for each image: the one that stays the same over the widest range of
-    thresholds, from half to double that of the run."""
+    """Level of a run with levels, chosen for each image: many segments, as far as they are confident."""
 
     def cut(self) -> Cut | None:
         """Return the level; None for the label maps of the run. Raises ValueError if several are given."""

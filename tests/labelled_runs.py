@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -10,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from diffseg import IGNORE, Segmentation
-from diffseg.segmentation import Segment
+from diffseg.levels import cell_centres, cell_size
+from diffseg.segmentation import Levels, Segment
 from pipeline.output.commit import Commit, tag_of, write_commit
 from pipeline.output.manifest import Manifest, write_manifest
-from pipeline.output.rows import Row, labelled_row
+from pipeline.output.rows import Row, labelled_row, level_values
 from pipeline.output.writer import LabelShardWriter
 from pipeline.readers.find import find_shards
 from pipeline.readers.image_groups import group_images
@@ -34,6 +36,7 @@ def write_run(
     per_shard: int = 2,
     names: Mapping[str, Sequence[str | None]] = MappingProxyType({}),
     vocabulary: Sequence[str] = (),
+    levels: bool = False,
 ) -> None:
     """Write OUT of a run over image files.
 
@@ -44,15 +47,17 @@ def write_run(
         per_shard: The mean number of rows in a label shard.
         names: Names of segments 0, 1, … by key; None for a segment without a name.
         vocabulary: The names of the run.
+        levels: Whether the rows have the levels of `halves`, for a run at tau 0.4.
     """
     storage = Storage(url=str(out))
     groups = shards_of_keys(labels, per_shard)
     inputs = inputs_in(source, per_shard)
     for shard, group in groups.items():
         rows = [_row(shard, index, key, labels[key], names.get(key), vocabulary) for index, key in enumerate(group)]
-        with LabelShardWriter(
-            shard, formats=("parquet",), metadata={"tag": tag_of(FINGERPRINT, inputs.get(shard, ""))}
-        ) as writer:
+        if levels:
+            rows = [row if row.mask is None else replace(row, **level_values(halves(labels[row.key]))) for row in rows]
+        metadata = {"tag": tag_of(FINGERPRINT, inputs.get(shard, ""))}
+        with LabelShardWriter(shard, formats=("parquet",), metadata=metadata, levels=levels) as writer:
             for row in rows:
                 writer.add(row)
             files = writer.publish(storage)
@@ -70,17 +75,45 @@ def write_run(
         )
         write_commit(storage, commit)
     naming = NameSettings(names=tuple(vocabulary))
-    settings = LabelSettings(samples_per_shard=per_shard, naming=naming).plain()
+    settings = LabelSettings(samples_per_shard=per_shard, naming=naming, levels=levels).plain()
     manifest = Manifest(
         source=str(source),
         settings=settings,
         model_sha256="",
-        resolved={},
+        resolved={"tau": [0.4, 0.4, 0.4]} if levels else {},
         environment={},
         fingerprint=FINGERPRINT,
         shards=len(groups),
     )
     write_manifest(storage, manifest)
+
+
+def halves(labels: np.ndarray | None) -> Levels:
+    """Return levels in which each segment has a leaf of its own in the left half and one in the right half.
+
+    The halves merge at 0.1, 0.2, …, the segments from left to right at 1, 2, ….
+    """
+    assert labels is not None
+    count = int(labels[labels != IGNORE].max()) + 1
+    cell = cell_size(*labels.shape)
+    in_right = np.zeros(labels.shape, bool)
+    in_right[:, labels.shape[1] // 2 :] = True
+    node, pairs = [2 * segment for segment in range(count)], []
+    for segment in range(count):
+        pairs.append((2 * segment, 2 * segment + 1))
+        node[segment] = 2 * count + segment
+    for segment in range(1, count):
+        pairs.append((node[0], node[segment]))
+        node[0] = 3 * count + segment - 1
+    heights = [0.1 * (1 + segment) for segment in range(count)] + [float(segment) for segment in range(1, count)]
+    return Levels(
+        numbers=cell_centres(in_right, cell).astype(np.uint8),
+        segment_of_leaf=np.repeat(np.arange(count, dtype=np.int32), 2),
+        leaf_confidences=np.full(2 * count, 0.25, np.float32),
+        pairs=np.array(pairs, np.int32).reshape(-1, 2),
+        heights=np.array(heights, np.float32),
+        confidences=np.full(2 * count - 1, 0.5, np.float32),
+    )
 
 
 def shards_of_keys(keys: Iterable[str], per_shard: int) -> dict[str, tuple[str, ...]]:

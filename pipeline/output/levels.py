@@ -39,7 +39,7 @@ class RunCut:
 
     Attributes:
         cut: The cut.
-        threshold: The cut's threshold or, if it has none, that of the run, in the unit of the heights.
+        threshold: The cut's threshold in the unit of the heights; 0 if it has none.
         names: The run's vocabulary.
     """
 
@@ -61,9 +61,9 @@ class RunCut:
         """
         if not has_levels(manifest):
             raise SourceError(f"{out}: its rows have no levels; label the images with --levels, and then cut again")
-        tau = run_threshold(manifest) if cut.tau is None else cut.tau
+        tau = 0.0 if cut.tau is None else cut.tau
         distance = manifest.settings.get("method", {}).get("distance", "kl")
-        if distance != "kl":  # the imports take seconds
+        if cut.tau is not None and distance != "kl":  # the imports take seconds
             from diffseg.method.calibration import calibrated_threshold
 
             tau = calibrated_threshold(tau, distance)
@@ -134,15 +134,15 @@ def cut_labels(row: Mapping[str, Any], run_cut: RunCut, levels: Levels | None = 
         )
         for segment in row["segments"]
     ]
-    return cut_again(levels, labels, segments, merges_of(levels, run_cut.cut, run_cut.threshold))
+    return cut_again(levels, labels, segments, run_cut.cut, run_cut.threshold)
 
 
 def cut_values(row: Mapping[str, Any], run_cut: RunCut) -> dict[str, Any]:
     """Return the `CUT_COLUMNS` of a row with a label map at a cut; at the run's own level they are those of the row."""
     levels = stored_levels(row)
-    if levels.leaves - merges_of(levels, run_cut.cut, run_cut.threshold) == row["n_segments"]:
-        merged = groups_after(levels, levels.leaves - row["n_segments"])[0]
-        if np.array_equal(merged, levels.segment_of_leaf):
+    if not run_cut.cut.stable:
+        groups, _ = groups_after(levels, merges_of(levels, run_cut.cut, run_cut.threshold))
+        if np.array_equal(groups, levels.segment_of_leaf):
             return {name: row[name] for name in CUT_COLUMNS if name in row}
     made = cut_labels(row, run_cut, levels)
     return {
