@@ -14,7 +14,7 @@ Weights = Literal["paper", "google", "uniform"] | Mapping[int, float]
 """How much each resolution counts: see `diffseg.attention.aggregate.resolution_weights`."""
 AnchorLayout = Literal["even", "google"]
 Consume = Literal["paper", "google"]
-Vote = Literal["share", "mean", "mode"]
+Vote = Literal["share", "mean", "mode", "goca"]
 PromptKind = Literal["names", "empty", "caption"]
 Distance = Literal["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
 Assign = Literal["nearest", "peak"]
@@ -168,8 +168,9 @@ class SegmentNameSettings:
     """What the stages cross and clip share: how a segment gets its name."""
 
     vote: Vote = "share"
-    """How a segment gets its name: from each name's share of the attention, or, as in google/diffseg, from the mean or
-    the mode of the names' maps after all are scaled to the same norm."""
+    """How a segment gets its name: from each name's share of the attention; from that share with weights of heads and
+    layers (goca, stage cross only); or, as in google/diffseg, from the mean or the mode of the names' maps after all
+    are scaled to the same norm."""
     background_below: float = 0.0
     """A segment whose name scores less than this is background; 0 to 1."""
     ignore_below: float = 0.0
@@ -188,7 +189,7 @@ class SegmentNameSettings:
         _require(
             self.prompt in get_args(PromptKind), f"prompt={self.prompt!r}: expected {', '.join(get_args(PromptKind))}"
         )
-        _require(self.vote in get_args(Vote), f"vote={self.vote!r}: expected share, mean or mode")
+        _require(self.vote in get_args(Vote), f"vote={self.vote!r}: expected share, mean, mode or goca")
         _require(
             0 <= self.background_below <= max(self.background_below, self.ignore_below) <= 1,
             f"background_below={self.background_below}, ignore_below={self.ignore_below}: expected scores, 0 to 1",

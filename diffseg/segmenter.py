@@ -99,6 +99,11 @@ class Segmenter:
                 "compile and clip_guide=features exclude each other: features are read by hooks inside the layers, "
                 "which compiled graphs do not call; use clip_guide=attention, or do not compile"
             )
+        if "cross_attention" in self.needs and settings.segment_names.vote == "goca" and backbone.compiled:
+            raise ValueError(
+                "compile and vote=goca exclude each other: the weights of layers are computed outside of compiled graphs; "
+                "use another vote, or do not compile"
+            )
         if "layer_output" in self.needs and backbone.compiled:
             raise ValueError(
                 "compile and ncut_on=features exclude each other: features are read by a hook inside a layer, which "

@@ -153,9 +153,11 @@ class SignalRecorder:
                     step,
                     reads_captions=self.settings.segment_names.prompt == "caption",
                     background_words=self.settings.segment_names.background_words,
+                    weigh=self.settings.segment_names.vote == "goca",
                 )
             else:
-                attention, cross = self.backbone.attention(pixels, self.timestep, prompts, step)
+                weigh = self.settings.segment_names.vote == "goca"
+                attention, cross = self.backbone.attention(pixels, self.timestep, prompts, step, weigh=weigh)
             features = reader.features(list(attention.maps)) if reads_features else None
             return RecordedPass(attention, cross, affinity_of_pass(), features, output_of_pass and output_of_pass())
 

@@ -60,6 +60,13 @@ class CrossAttention(AttentionMaps):
     A value is the probability, 0 to 1, with which a position attends to a chosen token of the prompt.
     """
 
+    def choose_tokens(self, columns: torch.Tensor) -> CrossAttention:
+        """Return the maps of the tokens at int64 [B, C]."""
+        return replace(
+            self,
+            maps={g: maps.gather(1, columns[..., None].expand(-1, -1, maps.shape[2])) for g, maps in self.maps.items()},
+        )
+
     def combine_tokens(self, weights: torch.Tensor) -> CrossAttention:
         """Combine the maps of tokens into maps of names.
 

@@ -73,14 +73,30 @@ class BesideProcessor:
 
     def __call__(self, attn: Attention, hidden_states: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         """Record the layer and run it. Raises PassComplete if it was the last layer that is needed."""
-        queries = split_heads(attn.to_q(hidden_states), attn.heads)
+        projected = attn.to_q(hidden_states)
+        queries = split_heads(projected, attn.heads)
         keys = split_heads(self.keys, attn.heads).expand(len(queries), -1, -1, -1)
         if self.is_padding is not None:
             queries, keys = exclude_tokens(queries, keys, self.is_padding)
         self.record(queries, keys, attn.scale, self.total)
         if self.is_last:
             raise PassComplete
-        return self.processor(attn, hidden_states, *arguments, **options)
+        # A compiler finds by itself that the same projection is computed twice.
+        layer: Any = attn if torch.compiler.is_compiling() else _LayerWithQueries(attn, projected)
+        return self.processor(layer, hidden_states, *arguments, **options)
+
+
+class _LayerWithQueries:
+    """An attention layer whose queries are known already, as its own processor sees it."""
+
+    def __init__(self, attn: Attention, queries: torch.Tensor) -> None:
+        self._attn, self._queries = attn, queries
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._attn, name)
+
+    def to_q(self, *_: Any) -> torch.Tensor:
+        return self._queries
 
 
 def exclude_tokens(

@@ -18,6 +18,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
+from diffseg.attention.attention_weights import SelfMapProcessor, WeighingProcessor, WeightedMaps
 from diffseg.attention.backends import AttentionBackend
 from diffseg.attention.blockwise import BlockwiseAttention
 from diffseg.attention.layers import AttentionLayer, attention_layers, check_layer
@@ -76,6 +77,7 @@ class AttentionRecorder:
         encoder_hidden_states: torch.Tensor,
         *,
         columns: torch.Tensor,
+        weigh: bool = False,
         **unet_options: Any,
     ) -> tuple[SelfAttention, CrossAttention]:
         """Run a pass up to the last attention layer, and return self-attention and cross-attention to chosen tokens.
@@ -85,6 +87,7 @@ class AttentionRecorder:
             timestep: As for the UNet.
             encoder_hidden_states: As for the UNet.
             columns: int64 [B, C] on the UNet's device, positions in each image's prompt of the tokens to return.
+            weigh: Whether heads and layers have weights, see `diffseg.attention.attention_weights`.
             unet_options: Further keyword arguments of the UNet.
 
         Raises:
@@ -92,7 +95,10 @@ class AttentionRecorder:
         """
         self._check_reads_text()
         sums = _Sums(self._all_layers, self.unet, latents, tokens=encoder_hidden_states.shape[1])
-        self._run(sums, latents, timestep, encoder_hidden_states, unet_options, stop_early=True)
+        weighted = WeightedMaps(sums.layers, sums.grids) if weigh else None
+        self._run(sums, latents, timestep, encoder_hidden_states, unet_options, weighted=weighted, stop_early=True)
+        if weighted is not None:
+            return sums.self_attention(), weighted.cross_attention().choose_tokens(columns)
         return sums.self_attention(), sums.cross_attention(columns)
 
     @torch.inference_mode()
@@ -103,6 +109,7 @@ class AttentionRecorder:
         encoder_hidden_states: torch.Tensor,
         *,
         names: NameContext,
+        weigh: bool = False,
         **unet_options: Any,
     ) -> tuple[SelfAttention, CrossAttention]:
         """Run a pass up to the last attention layer, and record a second context beside it.
@@ -112,6 +119,7 @@ class AttentionRecorder:
             timestep: As for the UNet.
             encoder_hidden_states: As for the UNet.
             names: The second context.
+            weigh: Whether heads and layers have weights, see `diffseg.attention.attention_weights`.
             unet_options: Further keyword arguments of the UNet.
 
         Returns:
@@ -122,8 +130,15 @@ class AttentionRecorder:
         """
         self._check_reads_text()
         sums = _Sums(self._all_layers, self.unet, latents, tokens=names.tokens)
-        self._run(sums, latents, timestep, encoder_hidden_states, unet_options, names=names, stop_early=True)
-        return sums.self_attention(), sums.all_cross_attention().combine_tokens(names.weights)
+        weighted = WeightedMaps(sums.layers, sums.grids) if weigh else None
+        self._run(
+            *(sums, latents, timestep, encoder_hidden_states, unet_options),
+            names=names,
+            weighted=weighted,
+            stop_early=True,
+        )
+        cross = sums.all_cross_attention() if weighted is None else weighted.cross_attention()
+        return sums.self_attention(), cross.combine_tokens(names.weights)
 
     def _check_reads_text(self) -> None:
         if len(self._all_layers) == len(self._self_layers):
@@ -164,23 +179,26 @@ class AttentionRecorder:
         *,
         stop_early: bool,
         names: NameContext | None = None,
+        weighted: WeightedMaps | None = None,
     ) -> torch.Tensor | None:
         processors: dict[Attention, Any] = {}
         for layer in sums.layers:
-            is_cross = layer.module.is_cross_attention
             is_last = stop_early and layer is sums.layers[-1]
-            if is_cross and names is not None:
-                own: Any = layer.module.processor
+            own: Any = layer.module.processor
+            total = sums.of(layer)
+            if not layer.module.is_cross_attention:
+                recording = RecordingProcessor(layer.name, self.backend.self_attention, total, is_last=is_last)
+                processors[layer.module] = recording if weighted is None else SelfMapProcessor(recording, weighted)
+            elif weighted is not None:
+                processors[layer.module] = WeighingProcessor(own, layer.name, weighted, names, is_last=is_last)
+            elif names is not None:
                 processors[layer.module] = BesideProcessor(
-                    own, self.backend.record, names, layer.name, sums.of(layer), is_last=is_last
+                    own, self.backend.record, names, layer.name, total, is_last=is_last
                 )
-                continue
-            processors[layer.module] = RecordingProcessor(
-                layer.name,
-                self.backend.cross_attention if is_cross else self.backend.self_attention,
-                sums.of(layer),
-                is_last=is_last,
-            )
+            else:
+                processors[layer.module] = RecordingProcessor(
+                    layer.name, self.backend.cross_attention, total, is_last=is_last
+                )
         try:
             with _replace_processors(processors), _allow_tf32_for_halves(self.unet):
                 return self.unet(latents, timestep, encoder_hidden_states=encoder_hidden_states, **unet_options).sample
@@ -193,6 +211,7 @@ class _Sums:
 
     Attributes:
         layers: The layers that are recorded, in order.
+        grids: Height and width in tokens by level.
     """
 
     def __init__(
@@ -209,7 +228,7 @@ class _Sums:
         if height % multiple or width % multiple:
             raise ValueError(f"latents of {height} x {width}: both sides must be multiples of {multiple}")
         self.layers = layers
-        self._grids = {level: (height >> level, width >> level) for level in range(multiple.bit_length())}
+        self.grids = {level: (height >> level, width >> level) for level in range(multiple.bit_length())}
         self._sums: dict[tuple[bool, Grid], torch.Tensor] = {}
         self._counts = Counter(self._key(layer) for layer in layers)
         for is_cross, (rows, columns) in self._counts:
@@ -246,7 +265,7 @@ class _Sums:
         return CrossAttention(maps=maps, layers=counts)
 
     def _key(self, layer: AttentionLayer) -> tuple[bool, Grid]:
-        return layer.module.is_cross_attention, self._grids[layer.level]
+        return layer.module.is_cross_attention, self.grids[layer.level]
 
     def _counts_of(self, *, is_cross: bool) -> dict[Grid, int]:
         return {grid: count for (kind, grid), count in self._counts.items() if kind == is_cross}

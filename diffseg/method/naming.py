@@ -45,7 +45,9 @@ def vote_names(
     inside = _memberships(proposals, (maps.shape[-2], maps.shape[-1]))
     area = inside.sum(dim=-1, keepdim=True).clamp_min(1e-6)
     flat = maps.flatten(2)
-    index, score = _vote_by_share(flat, inside, area) if vote == "share" else _vote_by_norm(flat, inside, area, vote)
+    index, score = (
+        _vote_by_share(flat, inside, area) if vote in ("share", "goca") else _vote_by_norm(flat, inside, area, vote)
+    )
     nameless = (counts == 0)[:, None]
     return torch.where(nameless, BACKGROUND_INDEX, index), torch.where(nameless, 0.0, score.clamp(0, 1))
 

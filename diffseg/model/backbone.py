@@ -129,7 +129,13 @@ class Backbone:
             return self.recorder.self_attention(inputs.latents, inputs.timesteps, context, **inputs.options)
 
     def attention(
-        self, pixels: torch.Tensor, timestep: int, prompts: Sequence[Sequence[Prompt]], step: Step = no_step
+        self,
+        pixels: torch.Tensor,
+        timestep: int,
+        prompts: Sequence[Sequence[Prompt]],
+        step: Step = no_step,
+        *,
+        weigh: bool = False,
     ) -> tuple[SelfAttention, CrossAttention]:
         """Run one pass per prompt of an image, and return self-attention and cross-attention.
 
@@ -138,6 +144,7 @@ class Backbone:
             timestep: Diffusion timestep, 0 to 999.
             prompts: One or more prompts for each image; each after the first costs one more pass.
             step: Timer of steps.
+            weigh: Whether heads and layers have weights, see `diffseg.attention.attention_weights`.
 
         Returns:
             The self-attention of the first pass, and the cross-attention [B, T, h·w] of names, in the order of the
@@ -156,6 +163,7 @@ class Backbone:
                     inputs.timesteps,
                     conditioning.context,
                     columns=conditioning.columns,
+                    weigh=weigh,
                     **inputs.options,
                 )
             cross_of_names = cross_of_tokens.combine_tokens(conditioning.weights)
@@ -174,6 +182,7 @@ class Backbone:
         *,
         reads_captions: bool = False,
         background_words: Sequence[str] = (),
+        weigh: bool = False,
     ) -> tuple[SelfAttention, CrossAttention]:
         """Run one pass whose names are recorded beside it, see `diffseg.attention.name_context`.
 
@@ -184,6 +193,7 @@ class Backbone:
             step: Timer of steps.
             reads_captions: Whether the text of the prompts conditions the pass, instead of the empty prompt.
             background_words: W words that are recorded as further names of all images.
+            weigh: Whether heads and layers have weights, see `diffseg.attention.attention_weights`.
 
         Returns:
             Self-attention, and the cross-attention [B, T + W, h·w] of names and then words. T is the largest number of
@@ -205,7 +215,7 @@ class Backbone:
         with step("unet"):
             inputs = self.inputs(latents, timestep, added)
             return self.recorder.attention_beside(
-                inputs.latents, inputs.timesteps, context, names=names, **inputs.options
+                inputs.latents, inputs.timesteps, context, names=names, weigh=weigh, **inputs.options
             )
 
     def _conditioning(self, prompts: Sequence[Sequence[Prompt]], turn: int, latents: torch.Tensor) -> _Conditioning:

@@ -33,6 +33,17 @@ NAMING_VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "method diffseg,walk,cross": {"method": ("diffseg", "walk", "cross")},
     "method cross,walk": {"method": ("cross", "walk")},
 }
+WORDS = ("sky", "grass", "water", "sand", "snow", "road", "lava", "ball", "sun", "bush", "flag", "star", "leopard")
+MANY_NAMES = (*WORDS, *(f"{first} {second}" for first in WORDS for second in WORDS if first != second))[:150]
+"""As many names as ADE20K has, most of them of two tokens."""
+BESIDE_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    f"{len(MANY_NAMES)} names beside the pass": {"method": ("diffseg", "cross"), "prompt": "empty"},
+    f"{len(MANY_NAMES)} names beside the pass, vote goca": {
+        "method": ("diffseg", "cross"),
+        "prompt": "empty",
+        "vote": "goca",
+    },
+}
 TOKENS_64 = 512
 """Side of a model input of 64 x 64 tokens, in pixels."""
 
@@ -52,7 +63,9 @@ def measure_settings(checkpoint: Checkpoint, images: Sequence[np.ndarray], *, re
 
 
 def measure_names(checkpoint: Checkpoint, images: Sequence[np.ndarray], *, repetitions: int) -> Comparison:
-    """Measure naming by cross-attention with the vocabulary `NAMES`, and random walks, at 64 x 64 tokens.
+    """Measure naming by cross-attention, and random walks, at 64 x 64 tokens.
+
+    The names are `NAMES`, and those that are recorded beside the pass are `MANY_NAMES`.
 
     Args:
         checkpoint: The model, with its text encoders.
@@ -62,7 +75,8 @@ def measure_names(checkpoint: Checkpoint, images: Sequence[np.ndarray], *, repet
     Returns:
         The times. Its notes hold the mean number of segments by variant.
     """
-    return _measure("names", checkpoint, images, NAMING_VARIANTS, names=NAMES, repetitions=repetitions)
+    variants = {**NAMING_VARIANTS, **BESIDE_VARIANTS}
+    return _measure("names", checkpoint, images, variants, names=NAMES, repetitions=repetitions)
 
 
 def _measure(
@@ -83,7 +97,7 @@ def _measure(
 
     def labelling(name: str) -> Callable[[], None]:
         def run() -> None:
-            results = segmenters[name]([*images], names=names)
+            results = segmenters[name]([*images], names=MANY_NAMES if name in BESIDE_VARIANTS else names)
             segments[name] = round(float(np.mean([len(result.segments) for result in results])), 1)
 
         return run

@@ -18,7 +18,14 @@ from jobs import bench
 from jobs.benchmarks import merging, settings
 from jobs.benchmarks.measure import Comparison, alternate
 from jobs.benchmarks.planted import planted_attention
-from jobs.benchmarks.settings import NAMING_VARIANTS, VARIANTS, measure_names, measure_settings
+from jobs.benchmarks.settings import (
+    BESIDE_VARIANTS,
+    MANY_NAMES,
+    NAMING_VARIANTS,
+    VARIANTS,
+    measure_names,
+    measure_settings,
+)
 from jobs.benchmarks.whole import bare_pass, flop_of, measure_whole
 
 
@@ -76,7 +83,8 @@ def test_part_names_measures_names_and_walks_beside_the_plain_pass(monkeypatch: 
     monkeypatch.setattr(settings, "TOKENS_64", 64)
     images = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
     comparison = measure_names(load_checkpoint("tiny-text", text=True), images, repetitions=1)
-    assert set(comparison.seconds) == {"plain", *NAMING_VARIANTS}
+    assert set(comparison.seconds) == {"plain", *NAMING_VARIANTS, *BESIDE_VARIANTS}
+    assert len(set(MANY_NAMES)) == 150
 
 
 def test_floating_point_operations_are_counted() -> None:

@@ -108,6 +108,13 @@ def test_a_learned_affinity_cannot_be_read_in_a_compiled_model(monkeypatch: pyte
         Segmenter(backbone, settings_of(), affinity=state)
 
 
+def test_weights_of_layers_cannot_be_computed_in_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffseg.model.backbone.compile_model", lambda vae, unet: None)
+    backbone = Backbone(load_checkpoint("tiny-text", text=True), compile=True)
+    with pytest.raises(ValueError, match="compile and vote=goca exclude each other"):
+        Segmenter(backbone, settings_of(vote="goca"), naming=True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_gpu_gives_the_same_labels_compiled(dtype: Any) -> None:
