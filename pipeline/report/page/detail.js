@@ -63,7 +63,7 @@ async function showPicture(picture) {
   shown.picture = picture;
   stage.style.setProperty("--ratio", tile.size[0] / tile.size[1]);
   stage.style.setProperty("--width", `${picture.pixels[0]}px`);
-  stage.classList.toggle("coarse", picture.pixels[0] < tile.size[0]);
+  stage.classList.toggle("enlarged", picture.pixels[0] < stage.clientWidth);
   stage.replaceChildren(...images);
   const middle = region ? middleOf(picture.pixels, map, region) : null;
   if (middle) stage.append(nameTag(tile.segments[region - 1], middle));
