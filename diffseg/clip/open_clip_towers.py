@@ -127,13 +127,12 @@ class _OwnValue(torch.nn.Module):
 
 
 def _timm_transformer(folder: Path, visual: Any) -> Tower:
-    """Return how a vision transformer of timm is read, with attention pooling as in SigLIP or a class token."""
+    """Return how a vision transformer of timm is read: with a class token, attention pooling (SigLIP) or a mean."""
     trunk = visual.trunk
     prefix, patch = trunk.num_prefix_tokens, trunk.patch_embed.feat_ratio()
     _accept_any_size(folder, trunk)
-    own = None
-    if getattr(trunk, "attn_pool", None) is None and trunk.global_pool == "token":
-        own = trunk.blocks[-1].attn = _OwnValue(trunk.blocks[-1].attn)
+    own = trunk.blocks[-1].attn = _OwnValue(trunk.blocks[-1].attn)
+    has_class_token = getattr(trunk, "attn_pool", None) is None and trunk.global_pool == "token"
 
     def tokens_of(pixels: torch.Tensor) -> torch.Tensor:
         if getattr(trunk, "rope", None) is not None:  # Eva's positions within attention
@@ -146,18 +145,14 @@ def _timm_transformer(folder: Path, visual: Any) -> Tower:
         return visual.head(trunk.forward_head(repeated)).unflatten(0, tokens.shape[:2])
 
     def values(pixels: torch.Tensor) -> torch.Tensor:
+        """Return what makes the vector of the image: the values of the class token's attention, or the tokens."""
         tokens = tokens_of(pixels)
-        return tokens if own is None else own.values[:, prefix:]
+        return own.values[:, prefix:] if has_class_token else tokens
 
     def project(values: torch.Tensor) -> torch.Tensor:
-        return pool_each(values if own is None else trunk.norm(own.project(values)))
+        return pool_each(trunk.norm(own.project(values)) if has_class_token else values)
 
-    return Tower(
-        patch=trunk.patch_embed.feat_ratio(),
-        dense=lambda pixels: pool_each(tokens_of(pixels)),
-        values=values,
-        project=project,
-    )
+    return Tower(patch=patch, dense=lambda pixels: pool_each(tokens_of(pixels)), values=values, project=project)
 
 
 def _accept_any_size(folder: Path, trunk: Any) -> None:

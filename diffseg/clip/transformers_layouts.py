@@ -134,13 +134,13 @@ def clip_layout(model: Any, tokenizer: Any, mean: torch.Tensor, std: torch.Tenso
 
 
 def siglip_layout(model: Any, tokenizer: Any, mean: torch.Tensor, std: torch.Tensor) -> ClipLayout:
-    """Return the layout of a SiglipModel: no class token, and a pooling head whose attention is the mixing."""
+    """Return the layout of a SiglipModel: no class token, and a head that pools positions by attention."""
 
-    def encode(pixels: torch.Tensor) -> torch.Tensor:
-        return model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
+    def last_input(pixels: torch.Tensor) -> torch.Tensor:
+        return model.vision_model(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-2]
 
     config = model.config.vision_config
-    return _with_pooling_head(model, tokenizer, mean, std, encode, config.image_size)
+    return _with_pooling_head(model, tokenizer, mean, std, last_input, config.image_size)
 
 
 def siglip2_layout(model: Any, tokenizer: Any, mean: torch.Tensor, std: torch.Tensor) -> ClipLayout:
@@ -148,14 +148,17 @@ def siglip2_layout(model: Any, tokenizer: Any, mean: torch.Tensor, std: torch.Te
     config = model.config.vision_config
     patch = config.patch_size
 
-    def encode(pixels: torch.Tensor) -> torch.Tensor:
+    def last_input(pixels: torch.Tensor) -> torch.Tensor:
         grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
         patches = pixels.unflatten(3, (grid[1], patch)).unflatten(2, (grid[0], patch))  # [B, 3, h, patch, w, patch]
         patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # as the image processor orders them
         shapes = torch.tensor([grid] * len(pixels), device=pixels.device)
-        return model.vision_model(patches, pixel_attention_mask=None, spatial_shapes=shapes).last_hidden_state
+        vision = model.vision_model(
+            patches, pixel_attention_mask=None, spatial_shapes=shapes, output_hidden_states=True
+        )
+        return vision.hidden_states[-2]
 
-    return _with_pooling_head(model, tokenizer, mean, std, encode, round(config.num_patches**0.5) * patch)
+    return _with_pooling_head(model, tokenizer, mean, std, last_input, round(config.num_patches**0.5) * patch)
 
 
 def _with_pooling_head(
@@ -163,11 +166,21 @@ def _with_pooling_head(
     tokenizer: Any,
     mean: torch.Tensor,
     std: torch.Tensor,
-    encode: Callable[[torch.Tensor], torch.Tensor],
+    last_input: Callable[[torch.Tensor], torch.Tensor],
     image_size: int,
 ) -> ClipLayout:
-    """Return the layout of a model that pools the tokens that `encode` returns by attention, [B, N, W]."""
-    head, longest = model.vision_model.head, model.config.text_config.max_position_embeddings
+    """Return the layout of a model with a pooling head; `last_input` returns what its last block reads, [B, N, W].
+
+    Both the attention of the last block and that of the head mix positions. Neither does here: see docs/decisions.md.
+    """
+    vision, longest = model.vision_model, model.config.text_config.max_position_embeddings
+    last, head = vision.encoder.layers[-1], vision.head
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        """Return what the head reads, [B, N, W], when each position of the last block attends to itself alone."""
+        states = last_input(pixels)
+        tokens = states + last.self_attn.out_proj(last.self_attn.v_proj(last.layer_norm1(states)))
+        return vision.post_layernorm(tokens + last.mlp(last.layer_norm2(tokens)))
 
     def pool_each(tokens: torch.Tensor) -> torch.Tensor:
         """Pool each token by itself. The attention to one token is 1, so that its value takes the place of the mean."""

@@ -92,10 +92,15 @@ def test_each_image_encoder_is_read_position_by_position(name: str, tmp_path: Pa
     count = (side // PATCHES[name]) ** 2
     assert dense.shape == (2, count, 24)
     assert values.shape[:2] == (2, count)
-    if name in ("mobileclip", "pooling head"):
+    if name == "mobileclip":
         pooled = clip.layout.project(values.mean(dim=1, keepdim=True))[:, 0]
         torch.testing.assert_close(pooled, model.encode_image(prepared), rtol=0, atol=1e-5)
         torch.testing.assert_close(dense, clip.layout.project(values), rtol=0, atol=1e-5)
+    elif name == "pooling head":  # its attention is uniform
+        tokens = model.visual.trunk.forward_features(prepared)
+        pooled = clip.layout.project(tokens[:, 1:].mean(dim=1, keepdim=True))[:, 0]
+        torch.testing.assert_close(pooled, model.encode_image(prepared), rtol=0, atol=1e-5)
+        torch.testing.assert_close(dense, attending_to_oneself(model.visual, prepared), rtol=0, atol=1e-5)
     elif name != "resnet":
         torch.testing.assert_close(dense, attending_to_oneself(model.visual, prepared), rtol=0, atol=1e-5)
     larger = clip.dense_features(torch.rand(1, 3, 2 * side, 2 * side) * 2 - 1)
@@ -120,7 +125,10 @@ def attending_to_oneself(visual: Any, prepared: torch.Tensor) -> torch.Tensor:
     if trunk is None:
         return (visual.ln_post(last(states, attn_mask=mask)) @ visual.proj)[:, 1:]
     tokens = last(states, attn_mask=mask) if rope is None else last(states, rope=rope, attn_mask=mask)
-    return visual.head(trunk.head(trunk.fc_norm(trunk.norm(tokens))))[:, trunk.num_prefix_tokens :]
+    normed = trunk.norm(tokens)[:, trunk.num_prefix_tokens :]
+    if trunk.attn_pool is not None:
+        normed = trunk.attn_pool(normed.flatten(0, 1)[:, None]).unflatten(0, normed.shape[:2])
+    return visual.head(trunk.head(trunk.fc_norm(normed)))
 
 
 @pytest.mark.usefixtures("installed")

@@ -1,4 +1,4 @@
-"""SigLIP and SigLIP 2: dense features by the pooling head, sigmoid probabilities, and what their texts need."""
+"""SigLIP and SigLIP 2: dense features without mixing, sigmoid probabilities, and what their texts need."""
 
 from __future__ import annotations
 
@@ -53,18 +53,24 @@ def image_embedding(clip: Clip, prepared: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("side", [SIDE, 2 * SIDE])
-def test_values_mixed_by_the_heads_attention_give_the_embedding_of_the_image(
-    kind: str, side: int, clips: dict[str, Clip]
-) -> None:
-    """The mixing is the only difference between the dense features and the embedding, at the size of training too."""
+def test_only_the_mixing_differs_from_the_embedding_of_the_image(kind: str, side: int, clips: dict[str, Clip]) -> None:
+    """Tokens of the model's last block, mixed by its head's attention, give the embedding. Dense features are those of
+    a last block whose attention is masked to the diagonal, and of a head that sees one token."""
     clip = clips[kind]
-    prepared = clip.preprocess(pictures(side))
+    vision, prepared = clip.layout.model.vision_model, clip.preprocess(pictures(side))
+    last, seen = vision.encoder.layers[-1], list[torch.Tensor]()
     with torch.no_grad():
-        values, head = clip.layout.values(prepared), clip.layout.model.vision_model.head
-        _, weights = head.attention(head.probe.expand(len(values), -1, -1), values, values)
-        pooled = clip.layout.project(weights @ values)[:, 0]
-        torch.testing.assert_close(pooled, image_embedding(clip, prepared), rtol=0, atol=2e-5)
-        torch.testing.assert_close(clip.layout.dense(prepared), clip.layout.project(values))
+        handle = last.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
+        embedding = image_embedding(clip, prepared)
+        handle.remove()
+        states, tokens = seen[0], vision.post_layernorm(seen[1])
+        _, weights = vision.head.attention(vision.head.probe.expand(len(tokens), -1, -1), tokens, tokens)
+        torch.testing.assert_close(clip.layout.project(weights @ tokens)[:, 0], embedding, rtol=0, atol=2e-5)
+        diagonal = torch.zeros(tokens.shape[1], tokens.shape[1]).fill_diagonal_(1).log()
+        unmixed = vision.post_layernorm(last(states, attention_mask=diagonal[None, None]))
+        torch.testing.assert_close(clip.layout.values(prepared), unmixed, rtol=0, atol=2e-5)
+        each = [vision.head(unmixed[:, place : place + 1]) for place in range(unmixed.shape[1])]
+        torch.testing.assert_close(clip.layout.dense(prepared), torch.stack(each, dim=1), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
