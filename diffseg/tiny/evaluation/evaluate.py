@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
 from rich.console import Console
 
+from diffseg.component_settings import Vote
 from diffseg.drawing.overlay import contact_sheet, overlay
 from diffseg.scoring.baselines import LEFT_OUT
 from diffseg.scoring.bootstrap import Interval
@@ -50,6 +52,8 @@ class Evaluation:
         model: Folder in the layout of the embedded checkpoint.
         text_model: Folder of a text model. Its masks are scored like those of the other methods, and its names are
             scored on captioned scenes.
+        votes: Votes whose names are scored.
+        prompts: What conditions the passes whose names are scored, see the flag --prompt of `diffseg label`.
         untrained: Number of random initialisations of the same network over which the scores of that baseline are
             averaged.
         pictures: Images of each set to draw, with their ground truth, the labels of the model and those of
@@ -61,6 +65,8 @@ class Evaluation:
     samples: tyro.conf.OmitArgPrefixes[SampleChoice] = field(default_factory=lambda: SampleChoice(captioned=60))
     model: Path = CHECKPOINT
     text_model: Path = TEXT_CHECKPOINT
+    votes: tuple[Vote, ...] = ("share",)
+    prompts: tuple[Literal["names", "empty"], ...] = ("names",)
     untrained: int = 3
     pictures: int = 12
     threads: int = 1
@@ -97,7 +103,11 @@ def _score_names(settings: Evaluation) -> list[NamingRow]:
     """Score the names that the text model and the same network with random weights give to captioned scenes."""
     choice = settings.samples
     samples = captioned_samples(SEEDS[choice.scenes][: choice.captioned], choice.size)
-    models: list[tuple[str, Path, dict[str, Any]]] = [("text model", settings.text_model, {})]
+    models: list[tuple[str, Path, dict[str, Any]]] = []
+    for prompt, vote in product(settings.prompts, settings.votes):
+        changed = {"vote": vote, "prompt": prompt}
+        title = ", ".join(["text model", *(f"{name} {value}" for name, value in changed.items())])
+        models.append((title, settings.text_model, changed))
     if settings.untrained:
         untrained = _write_untrained(settings, "untrained-text", settings.text_model, 0)
         models.append(("the same network, random weights", untrained, {"tau": UNTRAINED_TAU}))

@@ -66,7 +66,8 @@ class Namer:
     def __init__(self, model: Path, **settings: Any) -> None:
         """Load the checkpoint in the folder `model`, with settings of the segmenter."""
         self.segmenter = Segmenter.from_pretrained(model, naming=True, **settings)
-        self.cross_only = Segmenter(self.segmenter.backbone, settings_of(method=("cross",)), naming=True)
+        alone = self.segmenter.settings.with_values(method=("cross",))
+        self.cross_only = Segmenter(self.segmenter.backbone, alone, naming=True)
 
     def __call__(self, image: np.ndarray, ground_truth: np.ndarray, classes: Sequence[int]) -> NamedImage:
         """Name the true regions and the segments of an image.
@@ -82,9 +83,9 @@ class Namer:
         assert signals.cross_attention is not None
         segmenters = (self.segmenter, self.cross_only)
         named, cross_only = (_result(segmenter, signals, model_input) for segmenter in segmenters)
-        maps, _ = average_cross_attention(signals.cross_attention, include_coarsest=False)
-        masks = np.stack([ground_truth == c for c in visible_classes(ground_truth)])[None].astype(np.float32)
         vote = self.segmenter.settings.segment_names.vote
+        maps, _ = average_cross_attention(signals.cross_attention, include_coarsest=vote != "share")
+        masks = np.stack([ground_truth == c for c in visible_classes(ground_truth)])[None].astype(np.float32)
         indices, _ = vote_names(torch.from_numpy(masks), maps, torch.tensor([len(names)]), vote)
         return NamedImage(
             region_classes=[classes[index] for index in indices[0].tolist()],
