@@ -67,6 +67,9 @@ class LabelSettings:
     levels: bool = False
     """Store how the segments divide and merge at other thresholds as well, so that `diffseg recut` can change the
     granularity later. The label maps stay the same."""
+    features: bool = False
+    """Store one feature of the model's pass for each image and each segment, 512 bytes each, from which `diffseg fit
+    references` learns what names look like. The label maps stay the same."""
     include_image: bool = False
     """Store the source images in the WebDataset tars too."""
     image_field: str | None = None
@@ -108,7 +111,7 @@ class LabelSettings:
         given += ["dtype"] * (self.dtype not in ("auto", "float32"))
         method, default = self.method.flat(), SegmenterSettings().flat()
         given += [name for name in method if method[name] != default[name]]
-        given += ["levels"] * self.levels
+        given += ["levels"] * self.levels + ["features"] * self.features
         if given:
             raise ValueError(
                 f"network {redact(network)}: takes the place of Stable Diffusion and of the method, so "
@@ -150,7 +153,9 @@ class LabelSettings:
         plain = dataclasses.asdict(self) | {"method": method, "naming": naming}
         if self._places_cells_anew():
             plain["edges"] = 2
-        for name in ("key_field", "network", "levels"):
+        if self.affinity is not None and self.method.attention.flip:
+            plain["mirrored_affinity"] = 1  # earlier versions did not mirror it, and gave other labels
+        for name in ("key_field", "network", "levels", "features"):
             if plain[name] in (None, False):
                 del plain[name]  # so that runs from before this setting keep their fingerprint
         return plain

@@ -126,6 +126,15 @@ def test_only_runs_whose_labels_changed_have_another_fingerprint_than_in_earlier
     assert ("edges" in settings.plain()) == marked
 
 
+@pytest.mark.parametrize(("flip", "affinity"), [(False, "/state"), (True, None), (True, "/state")])
+def test_a_flip_beside_an_affinity_has_another_fingerprint_than_in_earlier_versions(
+    flip: bool, affinity: str | None
+) -> None:
+    method = settings_of(flip=flip, method="diffseg,walk")
+    settings = LabelSettings(method=method, affinity=affinity)
+    assert ("mirrored_affinity" in settings.plain()) == (flip and affinity is not None)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

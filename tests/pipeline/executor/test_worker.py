@@ -78,15 +78,15 @@ def test_the_fingerprint_of_cuts_differs_from_that_of_versions_that_cut_in_two(w
 def run_out_of_memory_above(batch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make larger batches request more memory than there is. The list that is returned collects all batch sizes."""
     batch_sizes: list[int] = []
-    launch = Segmenter.launch
+    attention_of = Segmenter.attention_of
 
     def greedy(self: Segmenter, *arguments: Any) -> Any:
         batch_sizes.append(self.batch_size)
         if self.batch_size > batch:
             torch.empty(MORE_THAN_ANY_MACHINE_HAS)
-        return launch(self, *arguments)
+        return attention_of(self, *arguments)
 
-    monkeypatch.setattr(Segmenter, "launch", greedy)
+    monkeypatch.setattr(Segmenter, "attention_of", greedy)
     return batch_sizes
 
 
@@ -116,7 +116,7 @@ def test_another_error_leaves_the_batch_size_unchanged(
     def broken(*_: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(Segmenter, "launch", broken)
+    monkeypatch.setattr(Segmenter, "attention_of", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         worker.label(shards[0], 1)
     assert worker.segmenter.batch_size == 8
