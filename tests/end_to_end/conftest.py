@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from clusters import Cluster
     from faulty_proxy import FaultyProxy
     from object_store import ObjectStore
+    from playwright.sync_api import Browser, Page
     from sleeping_run import SleepingRun
 
 
@@ -58,3 +59,29 @@ def start_run(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Sleepi
     for driver in drivers:
         driver.process.kill()
         driver.process.wait()
+
+
+@pytest.fixture(scope="module")  # the driver of the browser runs an event loop, which other modules must not meet
+def browser() -> Iterator[Browser]:
+    """Start one headless Chromium for all tests of a module."""
+    from report_browser import start_chromium
+
+    with start_chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """Open an empty tab. The test fails if a script fails, or if the page requests anything but a file."""
+    from report_browser import open_tab
+
+    with open_tab(browser) as tab:
+        yield tab
+
+
+@pytest.fixture(scope="session")
+def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the report page of a small run with names, failures and hostile rows, and return its path."""
+    from report_browser import write_small_page
+
+    return write_small_page(tmp_path_factory.mktemp("small"))
