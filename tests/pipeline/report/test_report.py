@@ -5,58 +5,22 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import re
-import zlib
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from labelled_runs import shards_of_keys
 from PIL import Image
+from report_pages import HOSTILE, STRIPES, data_of, regions_of, report
 from report_runs import SECONDS_PER_SHARD, failed, labelled, write_rows
 
-import jobs.report
-from diffseg import IGNORE
-from diffseg.drawing.overlay import class_colour, hexadecimal
-from diffseg.scoring.scores import IMAGE_SCORES, ImageScores
-from pipeline.evaluation.pairing import RowLocation
-from pipeline.evaluation.report import write_csv
-from pipeline.evaluation.score import ScoredImage
 from pipeline.output.commit import Commit
 from pipeline.report import write
-from pipeline.report.colours import oklab
 from pipeline.report.html import _flatten
 from pipeline.report.shard import TILES_PER_FILE
 from pipeline.report.throughput import throughput
-
-HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(1)">&amp;\u2028\u202e.png'
-STRIPES = np.repeat(np.arange(3, dtype=np.uint16), 20)[None].repeat(40, 0)  # 40 x 60 pixels
-
-
-def report(out: Path | str, *flags: str) -> int:
-    return jobs.report.main([str(out), "--processes", "1", *flags])
-
-
-def data_of(out: Path) -> dict[str, Any]:
-    """Return the contents of the data files by name."""
-    data = {}
-    for path in out.glob("report/data/*/*.js"):
-        match = re.fullmatch(r'reportData\("([a-z0-9-]+)",(.*)\)\n', path.read_text(), re.DOTALL)
-        if match:
-            data[match[1]] = json.loads(match[2])
-    return data
-
-
-def lightness(colour: str) -> float:
-    return float(oklab(tuple(bytes.fromhex(colour[1:])))[0])
-
-
-def hue(colour: str) -> float:
-    _, a, b = oklab(tuple(bytes.fromhex(colour[1:])))
-    return math.atan2(b, a)
 
 
 class Reader(HTMLParser):
@@ -75,24 +39,6 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OUT of 60 rows, of which two failed and some have named segments; its page is written."""
-    folder = tmp_path_factory.mktemp("report")
-    (folder / "in").mkdir()
-    rows = []
-    for number in range(58):
-        key = f"{number:03d}.png"
-        Image.fromarray(np.full((40, 60, 3), 4 * number, np.uint8)).save(folder / "in" / key)
-        labels = STRIPES.copy()
-        labels[:5] = IGNORE if number == 0 else labels[:5]
-        rows.append(labelled(key, labels, {0: "sky", 2: HOSTILE} if number < 10 else None, number / 58))
-    rows += [failed(HOSTILE, "undecodable", HOSTILE), failed("b.png", "too_large", "has 2³² pixels")]
-    write_rows(str(folder / "out"), rows, per_shard=10**9, source=str(folder / "in"), failures=[HOSTILE])
-    assert report(folder / "out") == 0
-    return folder / "out"
 
 
 def test_settings_of_the_method_have_the_names_of_the_command_line() -> None:
@@ -122,96 +68,6 @@ def test_every_row_is_in_the_list_and_has_its_pictures(out: Path) -> None:
         picture = data[f"tiles-{shard}-{tile // TILES_PER_FILE}"][tile % TILES_PER_FILE]
         image = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture["photograph"]))))
         np.testing.assert_allclose(image, 4 * number, atol=2)
-
-
-def regions_of(picture: dict[str, Any]) -> np.ndarray:
-    """Return the map of regions of a picture, uint8 [H, W]."""
-    width, height = picture["pixels"]
-    return np.frombuffer(zlib.decompress(base64.b64decode(picture["regions"])), np.uint8).reshape(height, width)
-
-
-def test_pictures_hold_the_region_of_each_pixel(out: Path) -> None:
-    data = data_of(out)
-    for number, tile in enumerate(data["tiles-0-0"]):
-        regions = regions_of(tile)
-        assert tile["size"] == tile["pixels"] == [60, 40]
-        assert not tile["full"]  # it would not be larger
-        for region, (label, area, *_) in enumerate(tile["segments"], 1):
-            np.testing.assert_array_equal(regions[5:, 20 * label : 20 * label + 20], region)
-            assert area == (regions == region).sum()
-        assert (regions[:5] == 0).all() == (number == 0)  # pixels in no segment
-
-
-def test_names_have_one_colour_and_segments_that_touch_differ_in_lightness(out: Path) -> None:
-    data = data_of(out)
-    names = dict(data["run"]["names"])
-    assert names.keys() == {"sky", HOSTILE}
-    assert hue(names["sky"]) == pytest.approx(hue(hexadecimal(class_colour("sky"))), abs=0.05)
-    named, unnamed = data["tiles-0-0"][1], data["tiles-0-0"][12]
-    assert {segment[3]: segment[5] is None for segment in named["segments"]} == {
-        "sky": True,
-        HOSTILE: True,
-        None: False,
-    }
-    first, second, third = (lightness(segment[5]) for segment in sorted(unnamed["segments"]))
-    assert min(abs(first - second), abs(second - third)) > 0.1  # stripes: the first and the third do not touch
-
-
-def test_full_size_pictures_are_stored_for_galleries_of_limited_length(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    labels = np.repeat(np.arange(3, dtype=np.uint16), 200)[None].repeat(400, 0)
-    (tmp_path / "in").mkdir()
-    for number in range(3):
-        Image.fromarray(np.full((400, 600, 3), 80 * number, np.uint8)).save(tmp_path / f"in/{number}.png")
-    rows = [labelled(f"{number}.png", labels) for number in range(3)]
-    write_rows(str(tmp_path / "out"), rows, per_shard=10, source=str(tmp_path / "in"))
-    assert report(tmp_path / "out") == 0
-    data = data_of(tmp_path / "out")
-    assert [(tile["full"], tile["pixels"]) for tile in data["tiles-0-0"]] == [(True, [256, 171])] * 3
-    for number in range(3):
-        full = data[f"full-0-{number}"]
-        np.testing.assert_array_equal(np.unique(regions_of(full), return_counts=True)[1], [80_000] * 3)
-        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(full["photograph"]))))
-        assert image.shape == (400, 600, 3)
-        np.testing.assert_allclose(image, 80 * number, atol=2)
-    monkeypatch.setattr(write, "FULL_SIZE_ROWS", 2)
-    assert report(tmp_path / "out", "--rows", "1000") == 0
-    assert not any(name.startswith("full-") for name in data_of(tmp_path / "out"))
-    assert report(tmp_path / "out", "--where", "stem != '1'") == 0
-    assert {name for name in data_of(tmp_path / "out") if name.startswith("full-")} == {"full-0-0", "full-0-1"}
-
-
-def test_scores_of_evaluations_are_shown_for_the_images_that_were_scored(tmp_path: Path) -> None:
-    rows = [labelled(f"{number}.png", STRIPES) for number in range(4)]
-    out = write_rows(str(tmp_path), rows, per_shard=10, source="gone")
-    scores = {0: 0.25, 1: 0.75, 2: float("nan"), 3: 0.5}
-    scored = [
-        ScoredImage(
-            location=RowLocation("images-000000", number),
-            key=f"{number}.png" if number != 3 else "another.png",  # the row was another image when it was scored
-            size=(40, 60),
-            scores={
-                method: ImageScores(
-                    values=dict.fromkeys(IMAGE_SCORES, value), regions=3, segments=3, missed=0.0, table=None
-                )
-                for method in ("this run", "grid")
-            },
-        )
-        for number, value in scores.items()
-    ]
-    write_csv(out.at(f"{out.url}/report/paper"), "images.csv", scored)
-    out.write_bytes("report/damaged/images.csv", b"method,key\nthis run,\xff\n")
-    assert report(tmp_path) == 0
-    data = data_of(tmp_path)
-    assert data["run"]["evaluations"] == ["paper"]
-    assert [row[9] for row in data["rows-0"]] == [{"0": 0.25}, {"0": 0.75}, {}, {}]
-    assert [list(tile["scores"]) for tile in data["tiles-0-0"]] == [["paper"]] * 3 + [[]]
-    assert data["tiles-0-0"][1]["scores"]["paper"] == [0.75] * len(IMAGE_SCORES)
-    assert data["tiles-0-0"][2]["scores"]["paper"] == [None] * len(IMAGE_SCORES)
-    text = Reader((tmp_path / "report/index.html").read_text("utf-8")).text
-    assert "Covering (paper)" in text
-    assert "report/damaged/images.csv cannot be read" in text
 
 
 def test_the_distribution_of_names(out: Path) -> None:
