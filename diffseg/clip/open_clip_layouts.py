@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from diffseg.clip.json_tokenizer import load_json_tokenizer
 from diffseg.clip.layout import MEAN, STD, ClipLayout, colour_statistics
 from diffseg.clip.open_clip_config import read_config
 from diffseg.clip.open_clip_towers import tower_of
@@ -122,14 +123,9 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], open_clip: Any) -> Calla
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(f"{folder}: looked for tokenizer.json; found {listing(folder)}")
     from open_clip.tokenizer import get_clean_fn
-    from transformers import PreTrainedTokenizerFast
 
     clean = get_clean_fn((config.get("tokenizer_kwargs") or {}).get("clean", "whitespace"))
-    try:
-        # A class of ours, and not the one that the folder names: a folder's own class could be code.
-        fast = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # tokenizers raises no class of its own
-        raise CheckpointError(f"tokenizer of {folder}: its files do not load: {error}") from error
+    fast = load_json_tokenizer(folder)
 
     def tokenize(texts: Sequence[str]) -> torch.Tensor:
         options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from diffseg.clip.json_tokenizer import load_json_tokenizer, tokenizer_config
 from diffseg.clip.layout import MEAN, STD, ClipLayout, colour_statistics
 from diffseg.model.config_fields import check_clip
 from diffseg.model.files import CLIP_FILES
@@ -75,26 +76,30 @@ def _checked_config(folder: Path) -> dict[str, Any]:
 
 def _siglip_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a SigLIP, whose class depends on the release: tokenizer.json, or else spiece.model."""
-    from transformers import PreTrainedTokenizerFast, SiglipTokenizer
-
-    fast = (folder / "tokenizer.json").is_file()
-    if not fast and not (folder / "spiece.model").is_file():
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = load_json_tokenizer(folder)
+    elif (folder / "spiece.model").is_file():
+        tokenizer = _sentencepiece_tokenizer(folder)
+    else:
         raise CheckpointError(f"{folder}: looked for tokenizer.json or spiece.model; found {listing(folder)}")
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    # The first release was trained without punctuation (google-research/big_vision), the second with it.
+    tokenizer.without_punctuation = (
+        tokenizer_config(folder).get("tokenizer_class", "SiglipTokenizer") == "SiglipTokenizer"
+    )
+    return tokenizer
+
+
+def _sentencepiece_tokenizer(folder: Path) -> Any:
+    from transformers import SiglipTokenizer
+
     try:
-        tokenizer_class = PreTrainedTokenizerFast if fast else SiglipTokenizer
-        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+        return SiglipTokenizer.from_pretrained(folder, local_files_only=True)
     except ImportError as error:
         raise CheckpointError(
             f"{folder}: reading its spiece.model needs two libraries: pip install sentencepiece protobuf"
         ) from error
-    except Exception as error:  # tokenizers raises no class of its own
+    except Exception as error:  # sentencepiece raises no class of its own
         raise CheckpointError(f"tokenizer of {folder}: its files do not load: {error}") from error
-    if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{folder}: its tokenizer has no token for padding, with which SigLIP was trained")
-    # The first release was trained without punctuation (google-research/big_vision), the second with it.
-    tokenizer.without_punctuation = config.get("tokenizer_class", "SiglipTokenizer") == "SiglipTokenizer"
-    return tokenizer
 
 
 def clip_layout(model: Any, tokenizer: Any, mean: torch.Tensor, std: torch.Tensor) -> ClipLayout:

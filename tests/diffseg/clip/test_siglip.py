@@ -109,6 +109,21 @@ def test_texts_are_padded_to_the_length_of_training(
     assert torch.equal(dashed, joined) == (kind == "siglip"), "only the first release was trained without punctuation"
 
 
+def test_an_end_token_that_the_configuration_asks_for_follows_the_text(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """In the files of SigLIP 2 it may stand in tokenizer.json, in tokenizer_config.json or in both."""
+    folder = Path(shutil.copytree(folders["siglip2"], tmp_path / "changed"))
+    vectors = []
+    for _ in range(2):
+        change_json(folder / "tokenizer_config.json", add_eos_token=True, add_bos_token=False)
+        vectors.append(load_clip(folder).layout.embed_texts(["a red cat"]).detach())
+        change_json(folder / "tokenizer.json", post_processor=None)
+    assert torch.equal(*vectors)
+    change_json(folder / "tokenizer_config.json", add_eos_token=False)
+    assert not torch.equal(load_clip(folder).layout.embed_texts(["a red cat"]), vectors[0])
+
+
 def test_a_tokenizer_may_be_a_sentencepiece_model(tmp_path: Path) -> None:
     """The first release has spiece.model. The end token comes after the text, and again as padding."""
     sentencepiece = pytest.importorskip("sentencepiece")
