@@ -19,6 +19,7 @@ from diffseg.method.absorb import absorb
 from diffseg.method.decision import Decision, Stat, to_segmentation
 from diffseg.method.leaves import LeafSignals, levels_of
 from diffseg.method.merge_names import merge_same_names
+from diffseg.method.segment_features import labelled_region, pool
 from diffseg.segmentation import Segmentation
 
 
@@ -38,6 +39,8 @@ class PendingBatch:
         merge_names: Whether segments of the same name are merged into one.
         leaves: What the levels of each image are made of, on the device; empty unless levels are requested.
         threshold: The threshold of the segments, in the unit of the distances between leaves.
+        features: The features of each image's positions, float32 [E, h, w] on the device, see
+            `diffseg.method.segment_features`; empty unless features are requested.
     """
 
     inputs: Sequence[ModelInput]
@@ -47,6 +50,7 @@ class PendingBatch:
     merge_names: bool = False
     leaves: Sequence[LeafSignals] = ()
     threshold: float = 0.0
+    features: Sequence[torch.Tensor] = ()
 
     def __post_init__(self) -> None:
         """Begin to copy the results to host memory."""
@@ -54,18 +58,27 @@ class PendingBatch:
         self._parts_of_image = len(parts[0])
         images = len(self.inputs)
         of_leaves = [(leaf.scores, leaf.fine_scores, leaf.distances) for leaf in self.leaves[:images]]
-        self._copy = HostCopy([self.finite, *chain.from_iterable(parts), *chain.from_iterable(of_leaves)])
+        features = self.features[:images]
+        self._copy = HostCopy([self.finite, *chain.from_iterable(parts), *chain.from_iterable(of_leaves), *features])
 
     def results(self) -> list[Segmentation | NonFiniteError]:
         """Wait for the results, and return a label map or an error for each image."""
         finite, *arrays = self._copy.arrays()
+        features: list[np.ndarray | None] = [None] * len(self.inputs)
+        if self.features:
+            arrays, features = arrays[: -len(self.inputs)], [*arrays[-len(self.inputs) :]]
         count, decided = self._parts_of_image, len(self.decisions) * self._parts_of_image
         images = [arrays[start : start + count] for start in range(0, decided, count)]
         leaves = [arrays[start : start + 3] for start in range(decided, len(arrays), 3)] or [[]] * len(images)
-        return [self._result(*image) for image in zip(self.inputs, finite, images, leaves, strict=False)]
+        return [self._result(*image) for image in zip(self.inputs, finite, images, leaves, features, strict=False)]
 
     def _result(
-        self, model_input: ModelInput, is_finite: bool, arrays: Sequence[np.ndarray], leaves: Sequence[np.ndarray]
+        self,
+        model_input: ModelInput,
+        is_finite: bool,
+        arrays: Sequence[np.ndarray],
+        leaves: Sequence[np.ndarray],
+        features: np.ndarray | None,
     ) -> Segmentation | NonFiniteError:
         if not is_finite:
             return NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16")
@@ -78,6 +91,10 @@ class PendingBatch:
         segmentation = to_segmentation(
             labels=labels, stats=stats, size=model_input.size, region=model_input.region, names=names
         )
+        if features is not None:
+            content = model_input.content_on_grid((features.shape[1], features.shape[2]))
+            pooled = pool(features, labelled_region(segmentation.labels, model_input.region), content)
+            segmentation = dataclasses.replace(segmentation, features=pooled)
         if not leaves:
             return segmentation
         scores, fine_scores, distances = leaves

@@ -78,6 +78,19 @@ class Levels:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """Features of an image and of its segments, pooled from the model's pass; see `diffseg.method.segment_features`.
+
+    Attributes:
+        image: float16 [256], of all labelled pixels.
+        segments: float16 [K, 256], of each segment.
+    """
+
+    image: np.ndarray
+    segments: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Segmentation:
     """The label map of an image.
 
@@ -86,12 +99,14 @@ class Segmentation:
         segments: The segment of each label, in order.
         confidence: Mean over the labelled pixels of the margin between the best and the second proposal, 0 to 1.
         levels: Its levels, at which it can be refined and coarsened; None unless they were requested.
+        features: Its features; None unless they were requested.
     """
 
     labels: np.ndarray
     segments: tuple[Segment, ...]
     confidence: float
     levels: Levels | None = None
+    features: Features | None = None
 
 
 def borders(labels: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from diffseg.method.calibration import calibrated_threshold
 from diffseg.method.decide import Region, decide_images
 from diffseg.method.decision import Decision
 from diffseg.method.leaves import LeafSignals
+from diffseg.method.segment_features import project
 from diffseg.method.signals import Scores, Signals
 from diffseg.method.stages import Stage, classes_to_segments, run_stages, stages_of, with_levels
 from diffseg.model.backbone import Backbone, Step, no_step
@@ -55,6 +56,7 @@ class Segmenter:
         affinity: AffinityState | None = None,
         stages: Sequence[StageName | Stage] | None = None,
         levels: bool = False,
+        features: bool = False,
     ) -> None:
         """Combine a loaded model with settings.
 
@@ -68,6 +70,7 @@ class Segmenter:
             stages: The stages in order, instead of those of the setting `method`: names, or objects of your own with
                 the interface of `diffseg.method.stages.Stage`.
             levels: Whether results have levels (`diffseg.levels`), which the stage diffseg can give.
+            features: Whether results have features (`diffseg.segmentation.Features`).
 
         Raises:
             ValueError: The settings do not fit the model, the CLIP or the affinity.
@@ -93,7 +96,8 @@ class Segmenter:
                 "folder, hub id or URL of one (clip=…, --clip)"
             )
         self._check_affinity(affinity)
-        self.needs = frozenset[str]().union(*(stage.needs for stage in self.stages))
+        self.features = features
+        self.needs = frozenset[str](["layer_output"] if features else ()).union(*(stage.needs for stage in self.stages))
         if "clip" in self.needs and settings.clip.clip_guide == "features" and backbone.compiled:
             raise ValueError(
                 "compile and clip_guide=features exclude each other: features are read by hooks inside the layers, "
@@ -105,9 +109,12 @@ class Segmenter:
                 "graphs; use another vote, or do not compile"
             )
         if "layer_output" in self.needs and backbone.compiled:
+            reader, instead = (
+                ("features", "leave out features") if features else ("ncut_on=features", "use ncut_on=attention")
+            )
             raise ValueError(
-                "compile and ncut_on=features exclude each other: features are read by a hook inside a layer, which "
-                "compiled graphs do not call; use ncut_on=attention, or do not compile"
+                f"compile and {reader} exclude each other: features are read by a hook inside a layer, which compiled "
+                f"graphs do not call; {instead}, or do not compile"
             )
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
@@ -159,6 +166,7 @@ class Segmenter:
         affinity: str | os.PathLike[str] | None = None,
         stages: Sequence[StageName | Stage] | None = None,
         levels: bool = False,
+        features: bool = False,
         preset: Preset = "default",
         **settings: Any,
     ) -> Segmenter:
@@ -181,6 +189,8 @@ class Segmenter:
             stages: The stages in order, instead of the setting `method`: names, or objects of your own with the
                 interface of `diffseg.method.stages.Stage`.
             levels: Whether results have levels (`diffseg.levels`), at which `recut` gives other label maps.
+            features: Whether results have features of the image and of its segments, from which references of names
+                are learned.
             preset: Settings to start from.
             settings: Fields of SegmenterSettings and of its components, by name.
 
@@ -210,6 +220,7 @@ class Segmenter:
             affinity=None if affinity is None else read_state(Path(affinity).read_bytes(), str(affinity)),
             stages=stages,
             levels=levels,
+            features=features,
         )
 
     def __call__(
@@ -311,9 +322,12 @@ class Segmenter:
         images_at_once = 1 if signals.self_attention.device.type == "cpu" else self.batch_size
         decisions: list[Decision] = []
         leaves: list[LeafSignals | None] = []
+        features: list[torch.Tensor] = []
         for start in range(0, len(inputs), images_at_once):
             part = signals.of_images(start, start + images_at_once)
             scores = run_stages(self.stages, part, step)
+            if self.features and part.layer_output is not None:
+                features += project(part.layer_output)
             leaves += [scores.leaves and scores.leaves.of_image(image) for image in range(len(scores.maps))]
             segments = classes_to_segments(scores, self.settings.segment_names)
             with step("decide"):
@@ -326,6 +340,7 @@ class Segmenter:
             merge_names=self.settings.segment_names.merge_names,
             leaves=[of_image for of_image in leaves if of_image is not None],
             threshold=calibrated_threshold(self.tau[-1], self.settings.proposals.distance),
+            features=features,
         )
 
     def _decide(self, scores: Scores, inputs: Sequence[ModelInput]) -> list[Decision]:

@@ -128,6 +128,7 @@ def label_shard(
             fence=fence,
             batch_size=segmenter.batch_size,
             levels=settings.levels,
+            features=settings.features,
             notes=notes,
             on_sample=on_sample,
             before_commit=check.finish,

@@ -53,6 +53,7 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
     weights = find_weights(settings, job.source)  # before the imports, which take seconds
 
     from diffseg import Segmenter
+    from diffseg.attention.layer_output import feature_layer
     from diffseg.devices import keep_freed_memory
     from diffseg.model.backbone import Backbone
     from diffseg.model.files import with_digest
@@ -68,6 +69,7 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
         clip=clip,
         affinity=affinity,
         levels=settings.levels,
+        features=settings.features,
     )
     resolved: dict[str, Any] = {
         "tau": list(segmenter.tau),
@@ -77,6 +79,8 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
     } | ({"affinity": affinity.sha256} if affinity else {})
     if conditioning := segmenter.backbone.conditioning(segmenter.resolution):
         resolved["conditioning"] = conditioning
+    if segmenter.features:
+        resolved["features"] = feature_layer(checkpoint.unet).name
     if "ncut" in segmenter.method:
         resolved["ncut"] = "k-way"  # earlier versions cut in two, again and again
     environment = {"attention": segmenter.backbone.recorder.backend.name}

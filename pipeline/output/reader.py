@@ -40,7 +40,7 @@ def label_rows(
     if cut is not None:
         yield from cut.rows(label_rows(out, shard, cut.columns(columns)), columns)
         return
-    path, schema = output_paths(shard, ("parquet",))["parquet"], schema_of(levels=True)
+    path, schema = output_paths(shard, ("parquet",))["parquet"], schema_of(levels=True, features=True)
     with out.open(path) as file:
         try:
             parquet = pq.ParquetFile(file)

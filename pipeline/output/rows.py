@@ -17,7 +17,7 @@ from pipeline.readers.samples import Sample
 
 if TYPE_CHECKING:
     from diffseg import Segmentation  # loads torch, which reading masks does not need
-    from diffseg.segmentation import Levels, Segment
+    from diffseg.segmentation import Features, Levels, Segment
 
 IGNORE_8_BIT = 255
 """Value of ignored pixels in an 8-bit mask."""
@@ -66,10 +66,16 @@ LEVEL_FIELDS = (
 )
 """Further columns of a run with levels, which `pipeline.output.levels` describes."""
 
+FEATURE_COLUMNS = ("image_feature", "segment_features")
+"""Further columns of a run with features: little-endian float16 [256] of the image and [n_segments, 256] of its
+segments in their order; null unless the status is ok."""
 
-def schema_of(*, levels: bool = False) -> pa.Schema:
+
+def schema_of(*, levels: bool = False, features: bool = False) -> pa.Schema:
     """Return the columns of a label shard."""
-    return pa.schema([*SCHEMA, *LEVEL_FIELDS]) if levels else SCHEMA
+    more = [*(LEVEL_FIELDS if levels else ())]
+    more += [pa.field(name, pa.large_binary()) for name in FEATURE_COLUMNS if features]
+    return pa.schema([*SCHEMA, *more]) if more else SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +99,8 @@ class Row:
             levels.
         leaves: The leaves as values of `LEVEL_FIELDS`.
         merges: The merges as values of `LEVEL_FIELDS`.
+        image_feature: Feature of the image, see `FEATURE_COLUMNS`; None unless the run has features.
+        segment_features: Features of its segments.
     """
 
     key: str
@@ -110,6 +118,8 @@ class Row:
     leaf_mask: bytes | None = None
     leaves: tuple[dict[str, Any], ...] = ()
     merges: tuple[dict[str, Any], ...] = ()
+    image_feature: bytes | None = None
+    segment_features: bytes | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Row:
@@ -119,9 +129,9 @@ class Row:
         }
         return cls(**values)
 
-    def fields(self, *, levels: bool = False) -> dict[str, Any]:
+    def fields(self, *, levels: bool = False, features: bool = False) -> dict[str, Any]:
         """Return the values by column name, in the order of `schema_of`."""
-        values = {name: getattr(self, name) for name in schema_of(levels=levels).names}
+        values = {name: getattr(self, name) for name in schema_of(levels=levels, features=features).names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -149,6 +159,8 @@ def labelled_row(sample: Sample, shard: str, result: Segmentation, names: Sequen
         confidence=float32(result.confidence),
         meta=sample.meta,
     )
+    if result.features is not None:
+        row = replace(row, **feature_values(result.features))
     return row if result.levels is None else replace(row, **level_values(result.levels))
 
 
@@ -232,6 +244,12 @@ def level_values(levels: Levels) -> dict[str, Any]:
             )
         ),
     }
+
+
+def feature_values(features: Features) -> dict[str, Any]:
+    """Return the feature columns of a row, see `FEATURE_COLUMNS`."""
+    values = zip(FEATURE_COLUMNS, (features.image, features.segments), strict=True)
+    return {name: array.astype("<f2").tobytes() for name, array in values}
 
 
 def encode_mask(labels: np.ndarray) -> bytes:

@@ -35,6 +35,7 @@ def write_shard(
     fence: Fence | None,
     batch_size: int = 0,
     levels: bool = False,
+    features: bool = False,
     notes: Sequence[str] = (),
     on_sample: Callable[[], None] = lambda: None,
     before_commit: Callable[[], None] = lambda: None,
@@ -53,6 +54,7 @@ def write_shard(
         fence: What run.json must say when the shard is committed; None if no other run can use OUT.
         batch_size: Images in one pass of the model.
         levels: Whether the rows have levels.
+        features: Whether the rows have features.
         notes: Sentences about the input for the summary of the run, complete when the last row has been taken.
         on_sample: Called once for each row.
         before_commit: Called when all rows have been taken; an error that it raises prevents the commit.
@@ -68,7 +70,8 @@ def write_shard(
     counts: Counter[str] = Counter()
     fingerprint = metadata["fingerprint"]
     tag = tag_of(fingerprint, inputs)
-    with LabelShardWriter(shard, formats=formats, metadata={**metadata, "tag": tag}, levels=levels) as writer:
+    metadata = {**metadata, "tag": tag}
+    with LabelShardWriter(shard, formats=formats, metadata=metadata, levels=levels, features=features) as writer:
         for row, image in rows:
             with step("write"):
                 writer.add(row, image=image)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.digest import file_sha256
-from pipeline.output.rows import Row, schema_of
+from pipeline.output.rows import FEATURE_COLUMNS, Row, schema_of
 from pipeline.settings import Format
 from pipeline.storage import Storage
 from pipeline.storage.scratch import ScratchFolder
@@ -26,6 +26,8 @@ ROW_GROUP_ROWS = 4096
 COMPRESSION = "zstd"
 METADATA_KEY = "diffseg"
 """Key of the metadata in the footer of a label shard's Parquet file."""
+BINARY_COLUMNS = ("mask", "leaf_mask", *FEATURE_COLUMNS)
+"""Columns that the JSON of a WebDataset sample leaves out."""
 MAY_REPEAT = ("duplicate_key", "truncated", "damaged")
 """Statuses of rows that may share their key with another row of the shard."""
 
@@ -67,16 +69,25 @@ class LabelShardWriter:
         formats: Formats to write.
         metadata: Written as JSON into the Parquet footer. Its "tag" is that of the commit record.
         levels: Whether the rows have levels.
+        features: Whether the rows have features. Tars do not hold them.
     """
 
     def __init__(
-        self, shard: str, *, formats: tuple[Format, ...], metadata: Mapping[str, Any], levels: bool = False
+        self,
+        shard: str,
+        *,
+        formats: tuple[Format, ...],
+        metadata: Mapping[str, Any],
+        levels: bool = False,
+        features: bool = False,
     ) -> None:
         self._shard = shard
         self._levels = levels
+        self._features = features
         self._formats = formats
         self._folder = ScratchFolder()
-        schema = schema_of(levels=levels).with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+        schema = schema_of(levels=levels, features=features)
+        schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
         self._schema = schema
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
@@ -104,15 +115,14 @@ class LabelShardWriter:
             self._add(row, image)
 
     def _add(self, row: Row, image: tuple[str, bytes] | None) -> None:
-        fields = row.fields(levels=self._levels)
+        fields = row.fields(levels=self._levels, features=self._features)
         self._rows.append(fields)
-        self._bytes += (
-            len(row.mask or b"") + len(row.leaf_mask or b"") + len(row.meta) + len(row.key) + len(row.error) + 1024
-        )
+        self._bytes += len(row.key) + len(row.meta) + len(row.error) + 1024
+        self._bytes += sum(len(fields.get(name) or b"") for name in BINARY_COLUMNS)
         if self._bytes >= ROW_GROUP_BYTES or len(self._rows) >= ROW_GROUP_ROWS:
             self._flush()
         if self._tar is not None:
-            described = {name: value for name, value in fields.items() if name not in ("mask", "leaf_mask")}
+            described = {name: value for name, value in fields.items() if name not in BINARY_COLUMNS}
             if self._levels:
                 described |= {name: _columns(described[name]) for name in ("leaves", "merges")}
             separators = (",", ":") if self._levels else None

@@ -22,7 +22,7 @@ from diffseg.model.backbone import Step, no_step
 from diffseg.pending import PendingBatch
 from pipeline.label import Decoded, Outcome, decode_samples, encode_rows, label_samples, label_shard
 from pipeline.output.commit import read_commits
-from pipeline.output.rows import decode_mask, failed_row
+from pipeline.output.rows import FEATURE_COLUMNS, decode_mask, failed_row
 from pipeline.output.verify import verify_commit
 from pipeline.prefetch import THREAD_NAME
 from pipeline.readers.find import find_shards
@@ -225,3 +225,15 @@ def test_an_error_of_the_shard_follows_the_rows_before_it_and_is_no_error_of_the
     assert [next(outcomes)[0].index for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ShardError, match="it ends early"):
         next(outcomes)
+
+
+def test_features_are_further_columns_and_leave_the_others_unchanged(
+    scene_folder: Path, tmp_path: Path, segmenter: Segmenter
+) -> None:
+    plain = label(scene_folder, tmp_path / "plain", segmenter)
+    with_features = Segmenter(segmenter.backbone, segmenter.settings, features=True)
+    rows = label(scene_folder, tmp_path / "features", with_features, features=True)
+    for key, row in rows.items():
+        image, segments = (row.pop(name) for name in FEATURE_COLUMNS)
+        assert row == plain[key]
+        assert (len(image), len(segments)) == (512, 512 * row["n_segments"])

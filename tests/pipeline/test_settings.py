@@ -161,3 +161,8 @@ def test_locations_with_secrets_or_needless_revisions_are_refused(settings: dict
     with pytest.raises(ValueError, match=message) as refused:
         LabelSettings(**settings)  # type: ignore[arg-type]
     assert "planted" not in str(refused.value)
+
+
+def test_a_run_without_features_has_the_fingerprint_of_earlier_versions() -> None:
+    assert "features" not in LabelSettings().plain()
+    assert LabelSettings(features=True).plain()["features"] is True
