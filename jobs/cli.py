@@ -11,11 +11,13 @@ from jobs.streams import print_text, printing
 
 COMMANDS = (
     "label",
+    "recut",
     "estimate",
     "submit",
     "status",
     "verify",
     "evaluate",
+    "tune",
     "show",
     "report",
     "fit",

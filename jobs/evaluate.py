@@ -38,6 +38,7 @@ from pipeline.evaluation.pairing import pair_rows, read_run_rows
 from pipeline.evaluation.protocols import ProtocolName
 from pipeline.evaluation.report import IMAGES_PER_PICTURE, draw_picture, rank_by_covering, write_csv
 from pipeline.evaluation.score import THIS_RUN, EvaluationContext, ScoredImage, ScoringTask
+from pipeline.output.levels import curve_cuts, has_levels
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.readers.names import NameSettings
 from pipeline.readers.samples import Shard
@@ -76,7 +77,8 @@ class EvaluateCommand(ParallelFlags, SourceImageFlags):
     """Score at this length of the shorter side in pixels, with nearest-neighbour resizing of both label maps.
     Default: the size of the image."""
     baseline_images: int = 200
-    """Images that the baselines segment, a seeded random sample of the scored ones; 0 for no baselines."""
+    """Images that the baselines segment, a seeded random sample of the scored ones; 0 for no baselines. A run with
+    levels is scored at other levels on the same images."""
     compare: str | None = None
     """OUT of another run: score it in the same way, and print the differences on the images that both runs have."""
     report: str | None = None
@@ -98,7 +100,7 @@ def _evaluate(command: EvaluateCommand) -> int:
         store,
         layout=chosen.layout if chosen else command.layout,
         field=command.truth_field,
-        ignore=_parse_ids(command.ignore),
+        ignore=parse_ids(command.ignore),
     )
     if chosen:
         ground_truth = dataclasses.replace(ground_truth, merges=chosen.merges)
@@ -115,6 +117,7 @@ def _evaluate(command: EvaluateCommand) -> int:
         has_names=bool(naming),
         unnamed=chosen.unnamed if chosen else IGNORE,
         protocol=chosen.protocol if chosen else None,
+        levels=curve_cuts(manifest, out.redacted) if has_levels(manifest) else (),
     )
     with progress_bar("scoring label shards", len(tasks)) as advance:
         evaluation = evaluate(
@@ -160,7 +163,7 @@ def _compare(
     other = command.store().at(command.compare)
     pairing = pair_rows(read_run_rows(other, require_manifest(other)), ground_truth)
     tasks = make_tasks(pairing, ground_truth, sources={}, baseline_images=0)
-    other_context = dataclasses.replace(context, out=other, classes={}, protocol=None)
+    other_context = dataclasses.replace(context, out=other, levels=(), classes={}, protocol=None)
     with progress_bar("scoring the other run", len(tasks)) as advance:
         evaluation = evaluate(
             other_context, tasks, processes=command.process_count, address=command.ray_address, on_shard=advance
@@ -193,7 +196,7 @@ def _parse_classes(text: str | None, store: Storage) -> dict[str, int]:
     return classes
 
 
-def _parse_ids(text: str | None) -> tuple[int, ...] | None:
+def parse_ids(text: str | None) -> tuple[int, ...] | None:
     """Return the ids of --ignore; None for those of the layout. Raises ValueError."""
     try:
         return None if text is None else tuple(int(word) for word in text.split(",") if word.strip())

@@ -48,6 +48,19 @@ COMPARISON_CAPTION = (
     "± is half of the 95 % bootstrap interval of the paired differences: both scores of an image enter a resample "
     "together. Differences that are larger than it are marked with *. For VI, split and merged, less is better."
 )
+LEVEL_SCORES = {
+    "accuracy": "accuracy",
+    "miou": "mIoU",
+    "best_iou": "best IoU",
+    "covering": "covering",
+    "vi": "VI",
+    "boundary_f": "boundary F",
+}
+"""Scores in the table of levels, with their heads; accuracy and mIoU are matched for each image."""
+LEVELS_CAPTION = (
+    "segments: mean number per image. stable: a level chosen for each image. The other scores are those above, "
+    f"accuracy and mIoU matched {PER_IMAGE}. `diffseg tune` finds the level that scores best."
+)
 NAMES_CAPTION = (
     "Pixels of each class over all images, without classes that occur neither in the ground truth nor in the labels. "
     "Pixels without a name count as missed. Pixels of classes that --classes does not name count as wrong if they have "
@@ -103,6 +116,7 @@ def as_document(context: EvaluationContext, rows: RunRows, pairing: Pairing, eva
         ],
         "named": None if evaluation.named is None else dataclasses.asdict(evaluation.named),
         "problems": [dataclasses.asdict(problem) for problem in evaluation.problems],
+        **({"levels": [dataclasses.asdict(level) for level in evaluation.levels]} if evaluation.levels else {}),
     }
 
 
@@ -138,8 +152,25 @@ def print_document(console: Console, document: Mapping[str, Any]) -> None:
         console.print(_classes_table(f"Names of segments, without matching ({pixels})", document["named"]))
     heads = ["best IoU", "covering", "VI", "boundary F", "split", "merged"]
     console.print(_table(f"Regions, without matching ({pixels})", REGIONS_CAPTION, methods, IMAGE_SCORES[2:], heads))
+    if levels := document.get("levels"):
+        console.print(_levels_table(levels))
     if comparison := document.get("comparison"):
         console.print(_comparison_table(comparison))
+
+
+def _levels_table(levels: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of the scores of each level."""
+    images = next(iter(levels[0]["figures"].values()))["count"] if levels[0]["figures"] else 0
+    title = f"Levels of the run ({images:,} images): `diffseg recut` makes the labels of any of them"
+    table = Table(title=title, caption=LEVELS_CAPTION, title_justify="left", caption_justify="left")
+    table.add_column("level", no_wrap=True)
+    table.add_column("segments", justify="right")
+    for head in LEVEL_SCORES.values():
+        table.add_column(head, justify="right")
+    for level in levels:
+        cells = [_cell(name, level["figures"].get(name)) for name in LEVEL_SCORES]
+        table.add_row(level["name"], f"{level['segments']:.1f}", *cells)
+    return table
 
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:

@@ -28,7 +28,7 @@ import tyro
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import CleanConsole, print_json, print_line, progress_bar
-from jobs.run_flags import ParallelFlags, SelectionFlags, SourceImageFlags, check_val_share
+from jobs.run_flags import CutFlags, ParallelFlags, SelectionFlags, SourceImageFlags, check_val_share
 from pipeline.exports.card import UNNAMED_WARNING
 from pipeline.exports.hub import push
 from pipeline.exports.items import Export
@@ -36,12 +36,13 @@ from pipeline.exports.label_studio import LocalStorage, local_storage
 from pipeline.exports.plan import done_shards, make_tasks, sources_of, survey_shard
 from pipeline.exports.tally import Tally
 from pipeline.exports.write import FORMATS, FormatName, claim, export_shards
+from pipeline.output.levels import RunCut
 from pipeline.storage import SourceError, redact, scheme
 from pipeline.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportCommand(ParallelFlags, SelectionFlags, SourceImageFlags):
+class ExportCommand(CutFlags, ParallelFlags, SelectionFlags, SourceImageFlags):
     """The flags of `diffseg export`."""
 
     dest: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DEST")]
@@ -73,7 +74,8 @@ def _export(command: ExportCommand) -> int:
     out, manifest = command.open()
     export_format = FORMATS[command.to]
     copy_images = export_format.needs_images or command.copy_images
-    selection = command.selection()
+    selection, cut = command.selection(), command.cut()
+    run_cut = None if cut is None else RunCut.of(cut, manifest, out.redacted)
     shards = done_shards(out, manifest)
     sources = sources_of(out, shards, command.source_shards(manifest)) if copy_images else {}
     names = manifest.settings.get("naming", {}).get("names", ())
@@ -94,6 +96,7 @@ def _export(command: ExportCommand) -> int:
         min_confidence=command.min_confidence,
         min_segment_confidence=command.min_segment_confidence,
         image_prefix=served.prefix if command.image_prefix is None else command.image_prefix,
+        cut=run_cut,
     )
     _check_names(command, export)
     claim(export, command.to, len(tasks))

@@ -91,7 +91,7 @@ def write_run(
 def halves(labels: np.ndarray | None) -> Levels:
     """Return levels in which each segment has a leaf of its own in the left half and one in the right half.
 
-    The halves merge at 0.1, 0.2, …, the segments from left to right at 1, 2, ….
+    The halves merge at equal steps below 0.4, and the segments from left to right at 1, 2, ….
     """
     assert labels is not None
     count = int(labels[labels != IGNORE].max()) + 1
@@ -105,7 +105,9 @@ def halves(labels: np.ndarray | None) -> Levels:
     for segment in range(1, count):
         pairs.append((node[0], node[segment]))
         node[0] = 3 * count + segment - 1
-    heights = [0.1 * (1 + segment) for segment in range(count)] + [float(segment) for segment in range(1, count)]
+    heights = [0.4 * (1 + segment) / (1 + count) for segment in range(count)] + [
+        float(segment) for segment in range(1, count)
+    ]
     return Levels(
         numbers=cell_centres(in_right, cell).astype(np.uint8),
         segment_of_leaf=np.repeat(np.arange(count, dtype=np.int32), 2),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -56,6 +56,21 @@ class NamedScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LevelScores:
+    """Scores of one level over the images of the baselines.
+
+    Attributes:
+        name: Text of the cut.
+        figures: Mean and interval by score.
+        segments: Mean number of segments.
+    """
+
+    name: str
+    figures: Mapping[str, Interval]
+    segments: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Result of an evaluation.
 
@@ -64,12 +79,14 @@ class Evaluation:
         scored: Scored images in the order of the run.
         problems: Images that could not be scored, or not by the baselines.
         named: Scores of segment names; None if names are not scored.
+        levels: Scores of the levels of a run with levels, in the order of the context.
     """
 
     methods: list[MethodScores]
     scored: list[ScoredImage]
     problems: list[Problem]
     named: NamedScores | None = None
+    levels: list[LevelScores] = field(default_factory=list)
 
 
 def make_tasks(
@@ -137,7 +154,20 @@ def evaluate(
     names = [name for name in BASELINES if sample and name in sample[0].scores]
     methods += [_method_scores(name, sample, name, context) for name in names]
     named = _named_scores(scored, context.classes)
-    return Evaluation(methods=methods, scored=scored, problems=problems, named=named)
+    return Evaluation(
+        methods=methods, scored=scored, problems=problems, named=named, levels=_level_scores(scored, context)
+    )
+
+
+def _level_scores(scored: list[ScoredImage], context: EvaluationContext) -> list[LevelScores]:
+    count = context.ground_truth.layout.classes
+    sample = [image for image in scored if image.levels]
+    levels = []
+    for name in map(str, (run_cut.cut for run_cut in context.levels if sample)):
+        scores = [image.levels[name] for image in sample]
+        figures = pool_scores(scores, None if count is None else range(count), once=False)
+        levels.append(LevelScores(name=name, figures=figures, segments=float(np.mean([s.segments for s in scores]))))
+    return levels
 
 
 def _named_scores(scored: list[ScoredImage], classes: Mapping[str, int]) -> NamedScores | None:

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from diffseg.levels import groups_after, leaf_map, merges_of
 from diffseg.scoring.baselines import BASELINES
 from diffseg.scoring.overlap import Overlap, overlap
 from diffseg.scoring.protocols import Protocol
@@ -21,6 +22,7 @@ from pipeline.evaluation.decoders import GroundTruthError
 from pipeline.evaluation.ground_truth import GroundTruth, GroundTruthLocation, LabelMaps
 from pipeline.evaluation.pairing import RowLocation
 from pipeline.output.commit import LabelShard
+from pipeline.output.levels import LEVEL_COLUMNS, RunCut, stored_levels
 from pipeline.output.reader import label_rows
 from pipeline.output.rows import decode_mask
 from pipeline.output.source_images import read_source_images
@@ -41,6 +43,7 @@ class ScoredImage:
         size: Height and width of the label map, in pixels.
         scores: Scores by method; baselines are included for the sample of images that they segment.
         named: Pixels that ground-truth classes share with the classes that segments are named by, if names are scored.
+        levels: Scores at `EvaluationContext.levels` by the text of the cut, for the images of the baselines.
     """
 
     location: RowLocation
@@ -48,6 +51,7 @@ class ScoredImage:
     size: tuple[int, int]
     scores: Mapping[str, ImageScores]
     named: Overlap | None = None
+    levels: Mapping[str, ImageScores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,7 @@ class EvaluationContext:
         has_names: True if the run names its segments. Without names an id means nothing beyond its image.
         unnamed: Class of segments whose name is not in `classes`; 65535 for none.
         protocol: Published protocol whose accuracy and mIoU are computed too; its view is `view`.
+        levels: Levels of a run with levels that are scored too, on the images of the baselines.
     """
 
     out: Storage
@@ -88,6 +93,7 @@ class EvaluationContext:
     has_names: bool = False
     unnamed: int = IGNORE
     protocol: Protocol | None = None
+    levels: tuple[RunCut, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +104,7 @@ class ScoringTask:
         shard: Name of the label shard.
         locations: Location of the ground truth by row index.
         source: Source shard with the images; None if it was not found.
-        for_baselines: Indices of the rows whose images the baselines segment.
+        for_baselines: Indices of the rows whose images the baselines segment, and that are scored at other levels.
     """
 
     shard: LabelShard
@@ -109,11 +115,8 @@ class ScoringTask:
 
 def score_shard(context: EvaluationContext, task: ScoringTask) -> tuple[list[ScoredImage], list[Problem]]:
     """Score the rows of one label shard that have ground truth."""
-    rows = {
-        row["index"]: row
-        for row in label_rows(context.out, task.shard, ("key", "index", "height", "width", "mask", "segments"))
-        if row["index"] in task.locations
-    }
+    columns = ["key", "index", "height", "width", "mask", "segments", *(LEVEL_COLUMNS if context.levels else ())]
+    rows = {row["index"]: row for row in label_rows(context.out, task.shard, columns) if row["index"] in task.locations}
     images, problems = _read_images(context, task, {number: rows[number] for number in task.for_baselines})
     scored: dict[int, ScoredImage] = {}
     for number, ground_truth in context.ground_truth.read(task.locations):
@@ -123,6 +126,8 @@ def score_shard(context: EvaluationContext, task: ScoringTask) -> tuple[list[Sco
                 raise ground_truth
             name = task.locations[number].name
             scored[number] = _score_row(context, location, row, ground_truth, name, images.get(number))
+            if context.levels and number in task.for_baselines:
+                scored[number] = replace(scored[number], levels=_score_levels(context, row, ground_truth))
         except GroundTruthError as error:
             problems.append(Problem(key=row["key"], what="truth", message=str(error)))
     return [scored[number] for number in sorted(scored)], problems
@@ -149,6 +154,25 @@ def _score_row(
         scores={method: score_image(ground_truth, prediction, context.view) for method, prediction in maps.items()},
         named=_overlap_of_names(context, ground_truth, labels, row["segments"]),
     )
+
+
+def _score_levels(
+    context: EvaluationContext, row: Mapping[str, Any], ground_truth: LabelMaps
+) -> dict[str, ImageScores]:
+    """Score a row at each cut; cuts that give the same label map are scored once."""
+    levels = stored_levels(row)
+    leaves = leaf_map(levels, decode_mask(row["mask"]))
+    areas = np.bincount(leaves[leaves != IGNORE], minlength=levels.leaves)
+    by_merges: dict[int, ImageScores] = {}
+    scores = {}
+    for run_cut in context.levels:
+        merges = merges_of(levels, run_cut.cut, run_cut.threshold, areas)
+        if merges not in by_merges:
+            table = np.full(IGNORE + 1, IGNORE, np.uint16)
+            table[: levels.leaves] = groups_after(levels, merges)[0]
+            by_merges[merges] = score_image(ground_truth, table[leaves], context.view)
+        scores[str(run_cut.cut)] = by_merges[merges]
+    return scores
 
 
 def _overlap_of_names(

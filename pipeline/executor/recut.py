@@ -56,9 +56,10 @@ class RecutSettings(LabelSettings):
     run_cut: RunCut
 
     def plain(self) -> dict[str, Any]:
-        """Return the settings of the first run and the cut; the new rows have no levels."""
+        """Return the settings of the first run and the cut; the new rows have neither levels nor features."""
         cut = dataclasses.asdict(self.run_cut.cut) | {"run": self.origin.fingerprint}
-        return {**self.origin.settings, "format": self.format, "include_image": False, "levels": False, "recut": cut}
+        kept = {name: value for name, value in self.origin.settings.items() if name not in ("levels", "features")}
+        return {**kept, "format": self.format, "include_image": False, "recut": cut}
 
     @property
     def fingerprint(self) -> str:

@@ -14,6 +14,7 @@ from diffseg.segmentation import BACKGROUND
 from pipeline.exports.names import flat_name, is_plain_path, unique_name
 from pipeline.exports.tally import Part, Tally
 from pipeline.output.commit import LabelShard
+from pipeline.output.levels import RunCut
 from pipeline.output.manifest import Manifest
 from pipeline.output.portable_image import portable_image
 from pipeline.output.reader import is_uncertain, label_rows, selected_keys
@@ -47,6 +48,7 @@ class Export:
         min_confidence: Images below this confidence are left out.
         min_segment_confidence: Segments below this confidence become unlabelled.
         image_prefix: Prefix of the source images' URLs in Label Studio.
+        cut: Another level of the run's label maps; None exports those of the rows.
     """
 
     out: Storage
@@ -61,6 +63,7 @@ class Export:
     min_confidence: float = 0.0
     min_segment_confidence: float = 0.0
     image_prefix: str = ""
+    cut: RunCut | None = None
 
     @cached_property
     def category_ids(self) -> dict[str, int]:
@@ -167,7 +170,7 @@ def read_labelled_images(export: Export, task: ExportTask, tally: Tally) -> Iter
     """Yield the images of a label shard that are exported, one in memory at a time, and count the others."""
     source_images = _source_images(export, task)
     columns = {"key", "index", "status", "mask", "segments", "confidence", *export.selection.columns}
-    for row in label_rows(export.out, task.shard, sorted(columns)):
+    for row in label_rows(export.out, task.shard, sorted(columns), export.cut):
         if not export.selection.accepts(row):
             tally.counts["not_selected"] += 1
         elif row["status"] != "ok":
@@ -187,7 +190,7 @@ def read_labelled_images(export: Export, task: ExportTask, tally: Tally) -> Iter
 def _source_images(export: Export, task: ExportTask) -> SourceImages | None:
     if not export.copy_images or task.source is None:
         return None
-    keys = selected_keys(export.out, task.shard, export.selection)
+    keys = selected_keys(export.out, task.shard, export.selection, export.cut)
     return SourceImages(task.source, keys, export.out, export.manifest.settings["image_field"])
 
 

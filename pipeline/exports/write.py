@@ -93,9 +93,11 @@ def claim(export: Export, format_name: FormatName, shards: int) -> None:
     settings = {
         field.name: getattr(export, field.name)
         for field in dataclasses.fields(export)
-        if field.name not in ("out", "dest", "copy_images", "manifest", "selection")
+        if field.name not in ("out", "dest", "copy_images", "manifest", "selection", "cut")
     }
     settings["selection"] = export.selection.plain()
+    if export.cut is not None:
+        settings["level"] = str(export.cut.cut)
     run = {"fingerprint": export.manifest.fingerprint, "shards": shards}
     record = settings | run | {"format": format_name, "photographs": export.copy_images}
     text = json.dumps(record, indent=1, sort_keys=True).encode() + b"\n"

@@ -84,6 +84,21 @@ class RunCut:
             yield {name: row[name] for name in columns}
 
 
+def curve_cuts(manifest: Manifest, out: str, *, steps: int = 2) -> tuple[RunCut, ...]:
+    """Return the cuts of a curve: thresholds from half to four times that of the run, and the choice per image.
+
+    Args:
+        manifest: run.json of a run with levels.
+        out: OUT without secrets.
+        steps: Number of equal steps from a threshold to its double.
+    """
+    tau = run_threshold(manifest)
+    taus = [float(f"{tau * 2 ** (step / steps):.3g}") for step in range(-steps, 2 * steps + 1)]
+    taus[steps] = tau
+    cuts = [*(Cut(tau=value) for value in taus), Cut(stable=True)]
+    return tuple(RunCut.of(cut, manifest, out) for cut in cuts)
+
+
 def has_levels(manifest: Manifest) -> bool:
     """Return whether the rows of a run have levels."""
     return bool(manifest.settings.get("levels", False))

@@ -40,7 +40,7 @@ def label_rows(
     if cut is not None:
         yield from cut.rows(label_rows(out, shard, cut.columns(columns)), columns)
         return
-    path, schema = output_paths(shard, ("parquet",))["parquet"], schema_of(levels=True, features=True)
+    path, schema = output_paths(shard, ("parquet",))["parquet"], schema_of(levels=True, features=True, quality=True)
     with out.open(path) as file:
         try:
             parquet = pq.ParquetFile(file)
@@ -61,9 +61,11 @@ def label_rows(
             raise SourceError(f"{out.joined(path)}: cannot be read as Parquet ({error}). {_REPAIR}") from error
 
 
-def selected_keys(out: Storage, shard: LabelShard, selection: RowSelection) -> dict[int, str]:
+def selected_keys(
+    out: Storage, shard: LabelShard, selection: RowSelection, cut: RunCut | None = None
+) -> dict[int, str]:
     """Return the key of each selected row with a label map, by the index of its sample in the source shard."""
-    rows = label_rows(out, shard, sorted({"key", "index", "status", *selection.columns}))
+    rows = label_rows(out, shard, sorted({"key", "index", "status", *selection.columns}), cut)
     return {row["index"]: row["key"] for row in rows if row["status"] == "ok" and selection.accepts(row)}
 
 

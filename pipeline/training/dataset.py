@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from diffseg.segmentation import BACKGROUND
 from pipeline.output.commit import LabelShard
+from pipeline.output.levels import RunCut
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.reader import label_rows
 from pipeline.output.records import read_run_commits
@@ -76,6 +77,8 @@ class LabelDataset(IterableDataset):
         if settings.target == "classes" and not self._names:
             raise SourceError(f"{self._out.redacted}: its segments have no names, so there are no classes to train on")
         self._image_field = manifest.settings["image_field"]
+        level = settings.level
+        self._cut = None if level is None else RunCut.of(level, manifest, self._out.redacted)
         self._sources = find_source_shards(manifest, self._out, images)
         self._index = self._read_index(manifest)
         if len(self) == 0:
@@ -88,7 +91,7 @@ class LabelDataset(IterableDataset):
         columns = sorted({"index", *self.settings.rows.columns})
         accepts = self.settings.rows.accepts
         index = {
-            shard: np.array([row["index"] for row in label_rows(self._out, shard, columns) if accepts(row)], np.int32)
+            shard: np.array([row["index"] for row in self._rows(shard, columns) if accepts(row)], np.int32)
             for shard in sorted(read_run_commits(self._out, manifest).done)
         }
         missing = [shard for shard, rows in index.items() if len(rows) and shard not in self._sources]
@@ -158,7 +161,7 @@ class LabelDataset(IterableDataset):
         columns = ("key", "index", "mask", "segments")
         for shard, start, stop in ranges:
             wanted = set(self._index[shard][start:stop].tolist())
-            rows = (row for row in label_rows(self._out, shard, columns) if row["index"] in wanted)
+            rows = (row for row in self._rows(shard, columns) if row["index"] in wanted)
             samples = read_samples(self._sources[shard], wanted, self._out, self._image_field)
             for row, (index, sample) in zip(rows, samples, strict=True):
                 if (index, sample.key) != (row["index"], row["key"]) or sample.image is None:
@@ -169,6 +172,10 @@ class LabelDataset(IterableDataset):
                     )
                 targets = self._targets(row["segments"])
                 yield EncodedSample(row["key"], shard, index, sample.image, row["mask"], targets)
+
+    def _rows(self, shard: LabelShard, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield these columns of a label shard at the level of the settings."""
+        return label_rows(self._out, shard, columns, self._cut)
 
     def _targets(self, segments: Sequence[Mapping[str, Any]]) -> dict[int, int]:
         confident = [s for s in segments if s["confidence"] >= self.settings.rows.segment_confidence]

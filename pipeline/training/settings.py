@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from diffseg.levels import Cut
 from pipeline.output.selection import RowSelection
 
 Target = Literal["segments", "classes"]
@@ -62,6 +63,8 @@ class DatasetSettings:
     name thresholds are ignored."""
     rows: RowFilter = field(default_factory=RowFilter)
     """Which rows and which segments are used."""
+    level: Cut | None = None
+    """Another level of the label maps of a run with levels; None takes those of the rows."""
     shuffle_buffer: int = 1000
     """Encoded samples that are held in memory to be shuffled; 1 keeps the order within label shards."""
     ignore_index: int = IGNORE_INDEX

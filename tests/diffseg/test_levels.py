@@ -105,7 +105,7 @@ def test_levels_leave_the_label_map_as_it_is_and_their_cut_at_its_threshold_is_t
     plain = Segmenter.from_pretrained(checkpoints["sd1"], tau=0.1, fit=fit, batch_size=batch_size, anchors_per_side=6)
     levelled = Segmenter(plain.backbone, plain.settings, batch_size=batch_size, levels=True)
     generator = np.random.default_rng(0)
-    images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(64, 90), (1, 1)]]
+    images: list[Any] = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(64, 90), (1, 1)]]
     for before, now in zip(plain(images), levelled(images), strict=True):
         check_same(before, now)
         assert now.levels is not None
