@@ -135,7 +135,7 @@ class Clip:
     def preprocess(self, pixels: torch.Tensor) -> torch.Tensor:
         """Resize pixels on the device to whole patches, no fewer than in training, and normalise their colours."""
         layout = self.layout
-        side = max(round(pixels.shape[-1] / layout.patch) * layout.patch, layout.image_size)
+        side = round(max(pixels.shape[-1], layout.image_size) / layout.patch) * layout.patch
         pixels = to_device(pixels, layout.mean.device)
         if side != pixels.shape[-1]:
             pixels = F.interpolate(pixels, side, mode="bicubic", antialias=True)

@@ -35,7 +35,7 @@ VISION_FIELDS: Rules = {
     "layers": integers(1, 128, items=4, shortest=4, scalar=True),
     "head_width": integer(1, WIDTH),
     "image_size": integer(1, 2048),
-    "patch_size": integer(1, 256),
+    "patch_size": integer(1, 256, optional=True),
     "attentional_pool": off("models that pool by several queries are not supported", False),
     # A name in the catalogue of timm, and no place from which timm would fetch a model.
     "timm_model_name": Rule(

@@ -46,7 +46,7 @@ def tower_of(folder: Path, visual: Any) -> Tower:
     elif isinstance(visual, TimmModel) and not hasattr(visual.head, "pool"):
         if hasattr(visual.trunk, "blocks"):
             return _timm_transformer(folder, visual)
-        if hasattr(visual.trunk, "feature_info"):
+        if hasattr(visual.trunk, "feature_info") and getattr(visual.trunk, "output_fmt", "NCHW") == "NCHW":
             return _timm_convolutional(visual)
     raise CheckpointError(
         f"{folder}: its image encoder is a {type(visual).__name__} whose last layer this program does not know; "

@@ -38,7 +38,11 @@ def timm_config(name: str, pool: str, **fields: Any) -> dict[str, Any]:
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
 CONFIGS: dict[str, dict[str, Any]] = {
     "transformer": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT},
-    "resnet": {"embed_dim": 24, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}, "text_cfg": TEXT},
+    "resnet": {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+        "text_cfg": TEXT,
+    },
     "mobileclip": timm_config("fastvit_mci0", "avg"),
     "token": timm_config("vit_tiny_patch16_224", "token", image_size=224),
     "pooling head": timm_config("vit_tiny_patch16_224", "map", image_size=224) | {"init_logit_bias": -10},

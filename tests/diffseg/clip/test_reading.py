@@ -57,6 +57,13 @@ def test_a_window_as_large_as_the_image_reads_it_at_once(clip: Clip) -> None:
     assert not torch.allclose(windows, whole, atol=1e-3)
 
 
+def test_an_image_size_of_training_that_is_no_whole_number_of_patches_is_rounded(clip: Clip) -> None:
+    """SigLIP so400m-patch14-384 was trained on 384 pixels, of which it reads 27 · 14."""
+    odd = dataclasses.replace(clip, layout=dataclasses.replace(clip.layout, image_size=SIDE + 1))
+    assert odd.preprocess(pictures(PATCH)).shape == (1, 3, SIDE, SIDE)
+    assert odd.dense_features(pictures(PATCH)).shape[2:] == (GRID, GRID)
+
+
 def test_the_imagenet_templates_are_the_80_texts_of_clips_authors(clip: Clip) -> None:
     assert len(IMAGENET) == len(set(IMAGENET)) == 80
     assert {text.count("{}") for text in (*IMAGENET, *SHORT)} == {1}
