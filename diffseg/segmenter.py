@@ -25,7 +25,6 @@ from diffseg.method.calibration import calibrated_threshold
 from diffseg.method.decide import Region, decide_images
 from diffseg.method.decision import Decision
 from diffseg.method.leaves import LeafSignals
-from diffseg.method.segment_features import project
 from diffseg.method.signals import Scores, Signals
 from diffseg.method.stages import Stage, classes_to_segments, run_stages, stages_of, with_levels
 from diffseg.model.backbone import Backbone, Step, no_step
@@ -97,7 +96,7 @@ class Segmenter:
             )
         self._check_affinity(affinity)
         self.features = features
-        self.needs = frozenset[str](["layer_output"] if features else ()).union(*(stage.needs for stage in self.stages))
+        self.needs = frozenset[str](["features"] if features else ()).union(*(stage.needs for stage in self.stages))
         if "clip" in self.needs and settings.clip.clip_guide == "features" and backbone.compiled:
             raise ValueError(
                 "compile and clip_guide=features exclude each other: features are read by hooks inside the layers, "
@@ -108,7 +107,7 @@ class Segmenter:
                 "compile and vote=goca exclude each other: the weights of layers are computed outside of compiled "
                 "graphs; use another vote, or do not compile"
             )
-        if "layer_output" in self.needs and backbone.compiled:
+        if self.needs & {"layer_output", "features"} and backbone.compiled:
             reader, instead = (
                 ("features", "leave out features") if features else ("ncut_on=features", "use ncut_on=attention")
             )
@@ -326,8 +325,8 @@ class Segmenter:
         for start in range(0, len(inputs), images_at_once):
             part = signals.of_images(start, start + images_at_once)
             scores = run_stages(self.stages, part, step)
-            if self.features and part.layer_output is not None:
-                features += project(part.layer_output)
+            if part.features is not None:
+                features += part.features
             leaves += [scores.leaves and scores.leaves.of_image(image) for image in range(len(scores.maps))]
             segments = classes_to_segments(scores, self.settings.segment_names)
             with step("decide"):

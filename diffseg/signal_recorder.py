@@ -23,6 +23,7 @@ from diffseg.images.canvas import ModelInput
 from diffseg.images.device_resize import squares_of
 from diffseg.method.clip_guide import guide_of_attention, guide_of_features
 from diffseg.method.proposals import aggregate_attention
+from diffseg.method.segment_features import project
 from diffseg.method.signals import Signals
 from diffseg.model.backbone import Backbone, Step
 from diffseg.model.text import Prompt
@@ -36,7 +37,7 @@ class RecordedPass(NamedTuple):
         self_attention: Self-attention at each resolution.
         cross_attention: Cross-attention of the prompts' names; None without prompts.
         affinity: Learned affinity; None without a file of it.
-        features: Input of the last self-attention layer of each resolution; None if no stage needs it.
+        features: Input of the last self-attention layer of each resolution; None unless it is needed.
         layer_output: Output of one self-attention layer; None if no stage needs it.
     """
 
@@ -109,6 +110,7 @@ class SignalRecorder:
             clip_probabilities=probabilities,
             name_counts=None if counts is None else to_device(counts, aggregated.device),
             background_words=len(self.settings.segment_names.background_words) if has_names else 0,
+            features=project(recorded.features) if recorded.features and "features" in self.needs else None,
             affinity=recorded.affinity,
             layer_output=recorded.layer_output,
         )
@@ -137,7 +139,8 @@ class SignalRecorder:
 
     def _run_once(self, pixels: torch.Tensor, prompts: list[list[Prompt]] | None, step: Step) -> RecordedPass:
         unet, reader = self.backbone.checkpoint.unet, FeatureReader()
-        reads_features = "clip" in self.needs and self.settings.clip.clip_guide == "features"
+        guided_by_features = "clip" in self.needs and self.settings.clip.clip_guide == "features"
+        reads_features = guided_by_features or "features" in self.needs
         with (
             record_affinity(self.affinity, unet) as affinity_of_pass,
             hook_self_attention(unet, reader) if reads_features else nullcontext(),

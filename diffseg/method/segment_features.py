@@ -1,25 +1,35 @@
-"""One vector for each segment and one for the image, pooled from the output of a layer (ReCo; Shin et al., 2022).
+"""One vector for each segment and one for the image, pooled from what the self-attention layers of the UNet read.
 
-References for names are learned from these vectors over many images (`diffseg.references`). The layer is that of
-`diffseg.attention.layer_output`. Positions are normalised before they are averaged, so that none dominates and half
-precision suffices.
+References of names are learned from these vectors over many images (`diffseg.references`). They join the inputs of the
+last self-attention layer of each of the three finest resolutions: the coarsest ones know objects and the finest one
+knows materials. Each position of a resolution has length 1 before they are averaged, so that no position and no
+resolution dominates, and half precision suffices.
 
-Axes: D channels of the layer, E = `FEATURE_SIZE` numbers of a vector, h and w positions of the layer's grid, H and W
-pixels of the labelled region, K segments.
+Axes: B images of the batch, D channels of all resolutions, E = `FEATURE_SIZE` numbers of a vector, h and w positions of
+the finest grid, H and W pixels of the labelled region, K segments.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 
-from diffseg.attention.layer_output import LayerOutput
+from diffseg.affinity.features import Features as Inputs
+from diffseg.affinity.state import layers_by_grid, parse_grid
+from diffseg.attention.maps import Grid
 from diffseg.segmentation import IGNORE, Box, Features
 
 FEATURE_SIZE = 256
 """Numbers of a vector, 2 bytes each."""
+
+RESOLUTIONS = 3
+"""Number of resolutions that are joined. On captioned scenes, names were right more often with two or three than with
+one or with all (docs/references.md)."""
 
 SEED = 0
 """Seed of the projection. Another one would make all stored vectors useless."""
@@ -30,8 +40,8 @@ def projection(channels: int) -> torch.Tensor:
     """Return the fixed projection to `FEATURE_SIZE` numbers, float32 [E, D].
 
     Its entries are random signs over √E, which keeps cosines up to about 1 / √E (Achlioptas, 2003). They come from the
-    bits of PCG64, which are the same in every version of numpy. A layer of at most E channels is kept as it is, with
-    zeros behind its channels.
+    bits of PCG64, which are the same in every version of numpy. At most E channels are kept as they are, with zeros
+    behind them.
     """
     if channels <= FEATURE_SIZE:
         return torch.eye(FEATURE_SIZE, channels)
@@ -40,18 +50,49 @@ def projection(channels: int) -> torch.Tensor:
     return torch.from_numpy(signs.reshape(FEATURE_SIZE, channels) / np.float32(FEATURE_SIZE**0.5))
 
 
-def project(output: LayerOutput) -> torch.Tensor:
-    """Normalise the output of a layer at each position and project it, float32 [B, E, h, w]; NaN becomes 0."""
-    maps = torch.nan_to_num(output.maps.float(), nan=0.0, posinf=0.0, neginf=0.0)
-    unit = torch.nn.functional.normalize(maps, dim=1)
-    return (projection(maps.shape[1]).to(maps.device) @ unit).unflatten(-1, output.grid)
+def project(inputs: Inputs) -> torch.Tensor:
+    """Join and project the features of a pass.
+
+    Args:
+        inputs: float [B, D, h·w] by grid, see `diffseg.affinity.features.FeatureReader`; NaN and infinity count as 0.
+
+    Returns:
+        float16 [B, E, h, w]: the sum over the resolutions of their projected unit vectors. Coarse positions are
+        repeated, so that a mean over positions is that at their own resolution.
+    """
+    grids = _finest(inputs)
+    matrix = projection(sum(inputs[grid].shape[1] for grid in grids)).to(inputs[grids[0]].device)
+    total, start = torch.zeros(()), 0
+    for grid in grids:
+        maps = torch.nan_to_num(inputs[grid].float(), nan=0.0, posinf=0.0, neginf=0.0)
+        part = matrix[:, start : start + maps.shape[1]]
+        projected = (part @ F.normalize(maps, dim=1)).unflatten(-1, grid)
+        total = projected if start == 0 else total + F.interpolate(projected, grids[0], mode="nearest-exact")
+        start += maps.shape[1]
+    return total.half()
+
+
+def feature_layers(unet: UNet2DConditionModel, resolution: int) -> list[str]:
+    """Return the names of the layers whose inputs are joined, the finest first.
+
+    Args:
+        unet: The model.
+        resolution: Side of the model's square in pixels.
+    """
+    names = {parse_grid(name): layers[-1] for name, layers in layers_by_grid(unet, resolution).items()}
+    return [names[grid] for grid in _finest(names)]
+
+
+def _finest(grids: Iterable[Grid]) -> list[Grid]:
+    """Return the finest `RESOLUTIONS` grids, the finest first."""
+    return sorted(grids, key=lambda grid: grid[0] * grid[1], reverse=True)[:RESOLUTIONS]
 
 
 def pool(maps: np.ndarray, labels: np.ndarray, content: Box) -> Features:
     """Average the vectors of positions over the pixels of each segment and over all labelled pixels.
 
     Args:
-        maps: float32 [E, h, w], see `project`.
+        maps: float [E, h, w], see `project`.
         labels: uint16 [H, W] of the labelled region: 0 … K−1, and `IGNORE`.
         content: The part of the grid that the region fills, in positions.
     """
@@ -61,15 +102,15 @@ def pool(maps: np.ndarray, labels: np.ndarray, content: Box) -> Features:
     column_of_pixel = _positions(content.left, content.right, width, columns)
     known = labels != IGNORE
     count = 1 + int(labels[known].max(initial=0))
-    sums, areas = np.zeros((count, size)), np.zeros(count)
+    pixels = np.zeros((count, rows, columns), np.float32)
     for row in np.unique(row_of_pixel):  # the pixels of one row of the grid at a time, to bound memory
         of_row = row_of_pixel == row
         places = labels[of_row].astype(np.int64) * columns + column_of_pixel
-        pixels = np.bincount(places[known[of_row]], minlength=count * columns).reshape(count, columns)
-        sums += pixels @ maps[:, row].T.astype(np.float64)
-        areas += pixels.sum(axis=1)
+        pixels[:, row] = np.bincount(places[known[of_row]], minlength=count * columns).reshape(count, columns)
+    areas = pixels.sum(axis=(1, 2), dtype=np.float64)
+    sums = pixels.reshape(count, -1) @ maps.reshape(size, -1).T.astype(np.float32)
     return Features(
-        image=(sums.sum(axis=0) / max(1.0, areas.sum())).astype(np.float16),
+        image=(sums.sum(axis=0, dtype=np.float64) / max(1.0, areas.sum())).astype(np.float16),
         segments=(sums / np.maximum(1, areas)[:, None]).astype(np.float16),
     )
 

@@ -16,7 +16,7 @@ from diffseg.attention.layer_output import LayerOutput
 from diffseg.attention.maps import CrossAttention, Grid
 from diffseg.method.leaves import LeafSignals
 
-Need = Literal["self_attention", "cross_attention", "clip", "affinity", "layer_output"]
+Need = Literal["self_attention", "cross_attention", "clip", "affinity", "features", "layer_output"]
 """A signal that a stage cannot run without."""
 
 
@@ -34,6 +34,7 @@ class Signals:
             over the names of an image is at most 1. The last maps may belong to background words.
         name_counts: int64 [B], the number of names of each image.
         background_words: W, how many of the last maps belong to background words and not to names.
+        features: float16 [B, E, h', w'], features of positions, see `diffseg.method.segment_features`.
         affinity: Learned affinity, if a file of it was given.
         layer_output: Output of one self-attention layer, see `diffseg.attention.layer_output`.
     """
@@ -46,6 +47,7 @@ class Signals:
     clip_probabilities: torch.Tensor | None = None
     name_counts: torch.Tensor | None = None
     background_words: int = 0
+    features: torch.Tensor | None = None
     affinity: Affinity | None = None
     layer_output: LayerOutput | None = None
 
@@ -61,6 +63,7 @@ class Signals:
             clip_probabilities=None if self.clip_probabilities is None else self.clip_probabilities[part],
             name_counts=None if self.name_counts is None else self.name_counts[part],
             background_words=self.background_words,
+            features=None if self.features is None else self.features[part],
             affinity=self.affinity and self.affinity.of_images(start, stop),
             layer_output=self.layer_output and self.layer_output.of_images(start, stop),
         )

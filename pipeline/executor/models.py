@@ -53,8 +53,8 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
     weights = find_weights(settings, job.source)  # before the imports, which take seconds
 
     from diffseg import Segmenter
-    from diffseg.attention.layer_output import feature_layer
     from diffseg.devices import keep_freed_memory
+    from diffseg.method.segment_features import feature_layers
     from diffseg.model.backbone import Backbone
     from diffseg.model.files import with_digest
     from pipeline.readers.names import NameReader
@@ -80,7 +80,7 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
     if conditioning := segmenter.backbone.conditioning(segmenter.resolution):
         resolved["conditioning"] = conditioning
     if segmenter.features:
-        resolved["features"] = feature_layer(checkpoint.unet).name
+        resolved["features"] = feature_layers(checkpoint.unet, segmenter.resolution)
     if "ncut" in segmenter.method:
         resolved["ncut"] = "k-way"  # earlier versions cut in two, again and again
     environment = {"attention": segmenter.backbone.recorder.backend.name}

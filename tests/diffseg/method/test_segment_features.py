@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 
 from diffseg import IGNORE, Segmenter
-from diffseg.attention.layer_output import LayerOutput
-from diffseg.method.segment_features import FEATURE_SIZE, labelled_region, pool, project, projection
+from diffseg.affinity.state import hook_self_attention
+from diffseg.attention.layers import attention_layers
+from diffseg.method.segment_features import FEATURE_SIZE, feature_layers, labelled_region, pool, project, projection
 from diffseg.segmentation import Box
 
 
@@ -34,16 +36,42 @@ def test_pooling_is_the_mean_over_pixels_of_a_float64_brute_force() -> None:
 def test_each_position_counts_alike_however_large_its_channels_are() -> None:
     maps = torch.zeros(1, 4, 2)
     maps[0, 0, 0], maps[0, 1, 1] = 1e6, 1e-3
-    projected = project(LayerOutput(maps=maps, grid=(1, 2)))[0].numpy()
+    projected = project({(1, 2): maps})[0].numpy()
     pooled = pool(projected, np.zeros((2, 2), np.uint16), Box(top=0, left=0, bottom=1, right=2))
     np.testing.assert_array_equal(pooled.image[:4], [0.5, 0.5, 0, 0])
+
+
+def test_the_three_finest_resolutions_are_joined_and_coarse_positions_repeated() -> None:
+    sides = {1: 5, 2: 4, 4: 3, 8: 2}  # channels by side
+    inputs = {(side, side): torch.randn(2, channels, side * side) for side, channels in sides.items()}
+    joined = project(inputs).float()
+    first = 0
+    for side in (8, 4, 2):
+        wanted = torch.nn.functional.normalize(inputs[side, side], dim=1).unflatten(2, (side, side))
+        repeated = wanted.repeat_interleave(8 // side, 2).repeat_interleave(8 // side, 3)
+        torch.testing.assert_close(joined[:, first : first + sides[side]], repeated, atol=1e-3, rtol=0)
+        first += sides[side]
+    assert not joined[:, first:].any()
+
+
+def test_the_layers_that_are_read_are_the_last_ones_of_the_finest_resolutions() -> None:
+    unet = Segmenter.from_pretrained("tiny").backbone.checkpoint.unet
+    last: dict[int, str] = {}
+    names = {layer.module: layer.name for layer in attention_layers(unet)}
+
+    def remember(number: int, layer: Attention, inputs: torch.Tensor) -> None:
+        last[inputs.shape[1]] = names[layer]
+
+    with hook_self_attention(unet, remember), torch.inference_mode():
+        unet(torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 1, unet.config.cross_attention_dim))
+    assert feature_layers(unet, 64) == [last[64], last[16], last[4]]
 
 
 def test_numbers_that_are_not_finite_count_as_zero() -> None:
     maps = torch.ones(1, 4, 1)
     maps[0, :2, 0] = torch.tensor([float("nan"), float("inf")])
-    projected = project(LayerOutput(maps=maps, grid=(1, 1)))
-    assert projected[0, :4, 0, 0].tolist() == pytest.approx([0, 0, 0.5**0.5, 0.5**0.5])
+    projected = project({(1, 1): maps})
+    assert projected[0, :4, 0, 0].tolist() == pytest.approx([0, 0, 0.5**0.5, 0.5**0.5], abs=1e-3)
 
 
 def test_the_projection_keeps_cosines_and_never_changes() -> None:
