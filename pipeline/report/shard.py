@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.output.commit import LabelShard
+from pipeline.output.levels import LEVEL_COLUMNS
 from pipeline.output.reader import label_rows, segment_name, selected_keys
 from pipeline.output.selection import RowSelection
 from pipeline.output.source_images import SourceImages
@@ -34,12 +35,14 @@ class ReportContext:
         images_missing: Why there are no source images at all; empty if there are.
         selection: Rows that the page is about.
         full: Whether pictures are stored in full size too.
+        levels: Whether the rows have levels.
     """
 
     out: Storage
     data: DataFolder
     image_field: str | None
     full: bool = False
+    levels: bool = False
     images_missing: str = ""
     selection: RowSelection = field(default_factory=RowSelection)
 
@@ -107,6 +110,8 @@ def report_shard(context: ReportContext, task: ReportTask) -> tuple[RowStatistic
     tiles = _TileWriter(context.data, task.number)
     source_images = _source_images(context, task) if task.shown else ""
     columns = {*COLUMNS, *context.selection.columns, *(("mask", "meta") if task.shown else ())}
+    if task.shown and context.levels:
+        columns |= {*LEVEL_COLUMNS}
     for row in label_rows(context.out, task.shard, sorted(columns)):
         if not context.selection.accepts(row):
             continue

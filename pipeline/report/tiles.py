@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import io
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +24,9 @@ from pipeline.output.reader import segment_name
 from pipeline.output.rows import decode_mask
 from pipeline.output.source_images import SourceImageError, SourceImages
 from pipeline.report.colours import find_contacts, segment_colours
+from pipeline.report.levels import level_data
+from pipeline.report.packing import SIDE, packed, reduced
 
-SIDE = 256
-"""Longer side of a picture of the gallery, in pixels."""
 FULL_SIDE = 2048
 """Longest side of a picture in full size, in pixels; larger images are reduced to it."""
 JPEG_QUALITY = 80
@@ -90,6 +89,8 @@ def make_tile(
         "scores": scores or {},
         "meta": (row["meta"] or "")[:MAX_META_LENGTH],
     }
+    if "merges" in row and (levels := level_data(row)):
+        data["levels"] = levels
     return Tile(
         data=data,
         full=_pictures(reduced(regions, FULL_SIDE), image, FULL_JPEG_QUALITY) if data["full"] else None,
@@ -110,21 +111,6 @@ def region_map(labels: np.ndarray, ids: Sequence[int]) -> np.ndarray:
     return region_of[labels]
 
 
-def reduced(regions: np.ndarray, side: int) -> np.ndarray:
-    """Reduce a map to sides of at most `side` pixels, by taking the nearest pixel."""
-    rows, columns = regions.shape
-    height, width = reduced_size(rows, columns, side)
-    y = ((np.arange(height) + 0.5) * rows / height).astype(int)
-    x = ((np.arange(width) + 0.5) * columns / width).astype(int)
-    return np.ascontiguousarray(regions[y][:, x])
-
-
-def reduced_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Return the height and width of an image of this size, reduced to sides of at most `side` pixels."""
-    scale = min(1.0, side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
 def _pictures(regions: np.ndarray, image: np.ndarray | str, quality: int) -> dict[str, Any]:
     """Return the map of regions, compressed by zlib, and the source image in its size, as base64."""
     height, width = regions.shape
@@ -136,8 +122,7 @@ def _pictures(regions: np.ndarray, image: np.ndarray | str, quality: int) -> dic
             picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
         picture.save(buffer, "JPEG", quality=quality)
         photograph = base64.b64encode(buffer.getvalue()).decode()
-    packed = base64.b64encode(zlib.compress(regions.tobytes(), 4)).decode()
-    return {"pixels": [width, height], "regions": packed, "photograph": photograph}
+    return {"pixels": [width, height], "regions": packed(regions), "photograph": photograph}
 
 
 def _source_image(row: Mapping[str, Any], source_images: SourceImages | str) -> np.ndarray | str:

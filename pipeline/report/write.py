@@ -18,6 +18,7 @@ from diffseg.scoring.scores import IMAGE_SCORES
 from pipeline.digest import short_digest
 from pipeline.executor.parallel import parallel_map
 from pipeline.output.commit import Commit, LabelShard
+from pipeline.output.levels import has_levels
 from pipeline.output.manifest import Manifest
 from pipeline.output.selection import RowSelection
 from pipeline.readers.samples import Shard
@@ -36,7 +37,17 @@ FULL_SIZE_ROWS = 2000
 """Largest number of rows of a gallery whose pictures are stored in full size too."""
 DELETERS = 8
 """Files of an earlier page that are deleted at the same time."""
-SCRIPTS = ("data.js", "draw.js", "filters.js", "marks.js", "gallery.js", "detail.js", "address.js", "page.js")
+SCRIPTS = (
+    "data.js",
+    "draw.js",
+    "filters.js",
+    "marks.js",
+    "gallery.js",
+    "levels.js",
+    "detail.js",
+    "address.js",
+    "page.js",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +101,7 @@ def write_report(
         images_missing=report.images_missing,
         selection=report.selection,
         full=min(selected, sum(report.commits[task.shard].rows for task in tasks if task.shown)) <= FULL_SIZE_ROWS,
+        levels=has_levels(report.manifest),
     )
     statistics, rows = RowStatistics(), RowList(data)
     for shard_statistics, entries in run(report_shard, context, tasks):

@@ -130,6 +130,7 @@ function fillDetail(row, tile) {
     more.append(element("p", `The picture is reduced: pages of at most ${limit} rows have pictures in full size. ` +
       "Select fewer rows with --keys.", "quiet"));
   }
+  if (tile.levels) more.append(levelSlider(row, tile));
   more.append(segmentTable(tile));
   if (tile.segments.length < row.segments) {
     more.append(element("p", `and ${row.segments - tile.segments.length} smaller segments`, "quiet"));
