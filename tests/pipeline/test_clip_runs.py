@@ -105,6 +105,26 @@ def test_a_url_without_a_clip_is_refused(tmp_path: Path) -> None:
         find_weights(settings, Storage(url="."))
 
 
+def test_a_url_with_a_model_of_open_clip_is_copied(tmp_path: Path) -> None:
+    """Its files count in the digest of the model; where a URL has both layouts, those of transformers are copied."""
+    store = Storage(url=f"memory://{tmp_path.name}/open_clip")
+    settings, here = LabelSettings(clip=store.url, naming=NAMING), Storage(url=".")
+    store.write_bytes("open_clip_config.json", b"{}")
+    store.write_bytes("open_clip_model.safetensors", b"1")
+    store.write_bytes("open_clip_pytorch_model.bin", b"never read")
+    weights = find_weights(settings, here)
+    assert weights.clip is not None
+    copied = {path.name for path in weights.clip.iterdir()}
+    assert copied == {"open_clip_config.json", "open_clip_model.safetensors", "record.json"}
+    store.write_bytes("open_clip_model.safetensors", b"2")
+    assert find_weights(settings, here).fingerprint() != weights.fingerprint()
+    store.write_bytes("config.json", b"{}")
+    store.write_bytes("model.safetensors", b"3")
+    both = find_weights(settings, here).clip
+    assert both is not None
+    assert {path.name for path in both.iterdir()} == {"config.json", "model.safetensors", "record.json"}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
