@@ -19,6 +19,7 @@ PromptKind = Literal["names", "empty", "caption"]
 Distance = Literal["kl", "js", "hellinger", "pearson", "wasserstein", "sliced", "gaussian"]
 Assign = Literal["nearest", "peak"]
 CutSignal = Literal["attention", "features"]
+CovarianceCount = Literal["correlation", "diffseg"]
 Fit = Literal["resize", "letterbox", "crop"]
 
 
@@ -139,6 +140,35 @@ class NcutSettings:
         _require(
             self.ncut_on == "attention" or self.ncut_steps == 1,
             f"ncut_on={self.ncut_on}, ncut_steps={self.ncut_steps}: only attention has steps",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CovarianceSettings:
+    """Stage covariance, and the score that `diffseg label --quality` stores: variants of an image by noise."""
+
+    variants: int = 16
+    """Stage covariance, and --quality: number of variants of each image, each of which costs one more pass of the
+    UNet."""
+    variant_timestep: int = 10
+    """Stage covariance, and --quality: diffusion timestep of the variants, 0 to 999: how much noise is added."""
+    covariance_segments: int | CovarianceCount = "correlation"
+    """Stage covariance: number of segments, 1 to 256; or diffseg, for as many as that stage finds; or correlation, to
+    join clusters that respond alike to the noise."""
+    covariance_above: float = 0.2
+    """Stage covariance: correlation above which two clusters are joined, −1 to 1."""
+
+    def __post_init__(self) -> None:
+        _require(2 <= self.variants <= 1024, f"variants={self.variants}: expected 2 to 1024")
+        _require(0 <= self.variant_timestep < 1000, f"variant_timestep={self.variant_timestep}: expected 0 to 999")
+        count = self.covariance_segments
+        _require(
+            count in get_args(CovarianceCount) or (isinstance(count, int) and 1 <= count <= 256),
+            f"covariance_segments={count!r}: expected 1 to 256, {' or '.join(get_args(CovarianceCount))}",
+        )
+        _require(
+            -1 <= self.covariance_above <= 1,
+            f"covariance_above={self.covariance_above}: expected a correlation, -1 to 1",
         )
 
 

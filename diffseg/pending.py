@@ -17,10 +17,12 @@ from diffseg.devices import HostCopy
 from diffseg.images.canvas import ModelInput
 from diffseg.method.absorb import absorb
 from diffseg.method.decision import Decision, Stat, to_segmentation
-from diffseg.method.leaves import LeafSignals, levels_of
+from diffseg.method.leaves import LeafSignals, levels_of, segments_on_grid
 from diffseg.method.merge_names import merge_same_names
 from diffseg.method.segment_features import labelled_region, pool
 from diffseg.segmentation import Segmentation
+from diffseg.variants.correlation import correlations_of
+from diffseg.variants.record import VariantResponse
 
 
 class NonFiniteError(ValueError):
@@ -41,6 +43,7 @@ class PendingBatch:
         threshold: The threshold of the segments, in the unit of the distances between leaves.
         features: The features of each image's positions, float32 [E, h, w] on the device, see
             `diffseg.method.segment_features`; empty unless features are requested.
+        response: How the positions of the images respond to noise; None unless the score of quality is requested.
     """
 
     inputs: Sequence[ModelInput]
@@ -51,6 +54,7 @@ class PendingBatch:
     leaves: Sequence[LeafSignals] = ()
     threshold: float = 0.0
     features: Sequence[torch.Tensor] = ()
+    response: VariantResponse | None = None
 
     def __post_init__(self) -> None:
         """Begin to copy the results to host memory."""
@@ -59,18 +63,25 @@ class PendingBatch:
         images = len(self.inputs)
         of_leaves = [(leaf.scores, leaf.fine_scores, leaf.distances) for leaf in self.leaves[:images]]
         features = self.features[:images]
-        self._copy = HostCopy([self.finite, *chain.from_iterable(parts), *chain.from_iterable(of_leaves), *features])
+        units = () if self.response is None else self.response.units[:images]
+        self._copy = HostCopy(
+            [self.finite, *chain.from_iterable(parts), *chain.from_iterable(of_leaves), *features, *units]
+        )
 
     def results(self) -> list[Segmentation | NonFiniteError]:
         """Wait for the results, and return a label map or an error for each image."""
         finite, *arrays = self._copy.arrays()
         features: list[np.ndarray | None] = [None] * len(self.inputs)
+        units = features
+        if self.response is not None:
+            arrays, units = arrays[: -len(self.inputs)], [*arrays[-len(self.inputs) :]]
         if self.features:
             arrays, features = arrays[: -len(self.inputs)], [*arrays[-len(self.inputs) :]]
         count, decided = self._parts_of_image, len(self.decisions) * self._parts_of_image
         images = [arrays[start : start + count] for start in range(0, decided, count)]
         leaves = [arrays[start : start + 3] for start in range(decided, len(arrays), 3)] or [[]] * len(images)
-        return [self._result(*image) for image in zip(self.inputs, finite, images, leaves, features, strict=False)]
+        of_images = zip(self.inputs, finite, images, leaves, features, units, strict=False)
+        return [self._result(*image) for image in of_images]
 
     def _result(
         self,
@@ -79,6 +90,7 @@ class PendingBatch:
         arrays: Sequence[np.ndarray],
         leaves: Sequence[np.ndarray],
         features: np.ndarray | None,
+        units: np.ndarray | None,
     ) -> Segmentation | NonFiniteError:
         if not is_finite:
             return NonFiniteError("self-attention is not finite; try dtype float32 or bfloat16")
@@ -95,6 +107,12 @@ class PendingBatch:
             content = model_input.content_on_grid((features.shape[1], features.shape[2]))
             pooled = pool(features, labelled_region(segmentation.labels, model_input.region), content)
             segmentation = dataclasses.replace(segmentation, features=pooled)
+        if units is not None:
+            assert self.response is not None
+            grid = self.response.grid
+            on_grid = segments_on_grid(segmentation.labels, grid, model_input.content_on_grid(grid), model_input.region)
+            within, between = correlations_of(on_grid.ravel(), units)
+            segmentation = dataclasses.replace(segmentation, within_rho=within, between_rho=between)
         if not leaves:
             return segmentation
         scores, fine_scores, distances = leaves

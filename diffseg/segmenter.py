@@ -56,6 +56,7 @@ class Segmenter:
         stages: Sequence[StageName | Stage] | None = None,
         levels: bool = False,
         features: bool = False,
+        quality: bool = False,
     ) -> None:
         """Combine a loaded model with settings.
 
@@ -70,6 +71,7 @@ class Segmenter:
                 the interface of `diffseg.method.stages.Stage`.
             levels: Whether results have levels (`diffseg.levels`), which the stage diffseg can give.
             features: Whether results have features (`diffseg.segmentation.Features`).
+            quality: Whether results have `within_rho` and `between_rho`, see `diffseg.variants.correlation`.
 
         Raises:
             ValueError: The settings do not fit the model, the CLIP or the affinity.
@@ -96,7 +98,11 @@ class Segmenter:
             )
         self._check_affinity(affinity)
         self.features = features
-        self.needs = frozenset[str](["features"] if features else ()).union(*(stage.needs for stage in self.stages))
+        self.quality = quality
+        asked = {"features": features, "variants": quality}
+        self.needs = frozenset(need for need, is_asked in asked.items() if is_asked).union(
+            *(stage.needs for stage in self.stages)
+        )
         if "clip" in self.needs and settings.clip.clip_guide == "features" and backbone.compiled:
             raise ValueError(
                 "compile and clip_guide=features exclude each other: features are read by hooks inside the layers, "
@@ -113,6 +119,12 @@ class Segmenter:
             )
             raise ValueError(
                 f"compile and {reader} exclude each other: features are read by a hook inside a layer, which compiled "
+                f"graphs do not call; {instead}, or do not compile"
+            )
+        if "variants" in self.needs and backbone.compiled:
+            reader, instead = ("quality", "leave out quality") if quality else ("covariance", "use another stage")
+            raise ValueError(
+                f"compile and {reader} exclude each other: variants are compared by a hook at a layer, which compiled "
                 f"graphs do not call; {instead}, or do not compile"
             )
         if self.resolution % backbone.pixel_multiple:
@@ -166,6 +178,7 @@ class Segmenter:
         stages: Sequence[StageName | Stage] | None = None,
         levels: bool = False,
         features: bool = False,
+        quality: bool = False,
         preset: Preset = "default",
         **settings: Any,
     ) -> Segmenter:
@@ -190,6 +203,8 @@ class Segmenter:
             levels: Whether results have levels (`diffseg.levels`), at which `recut` gives other label maps.
             features: Whether results have features of the image and of its segments, from which references of names
                 are learned.
+            quality: Whether results have `within_rho` and `between_rho`, a score of quality without ground truth, which
+                costs one more pass of the UNet for each of `variants`.
             preset: Settings to start from.
             settings: Fields of SegmenterSettings and of its components, by name.
 
@@ -220,6 +235,7 @@ class Segmenter:
             stages=stages,
             levels=levels,
             features=features,
+            quality=quality,
         )
 
     def __call__(
@@ -340,6 +356,7 @@ class Segmenter:
             leaves=[of_image for of_image in leaves if of_image is not None],
             threshold=calibrated_threshold(self.tau[-1], self.settings.proposals.distance),
             features=features,
+            response=signals.variants if self.quality else None,
         )
 
     def _decide(self, scores: Scores, inputs: Sequence[ModelInput]) -> list[Decision]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from diffseg.component_settings import (
     AttentionSettings,
     ClipSettings,
+    CovarianceSettings,
     MergeSettings,
     ModelInputSettings,
     NcutSettings,
@@ -22,12 +23,12 @@ from diffseg.component_settings import (
     WalkSettings,
 )
 
-StageName = Literal["diffseg", "ncut", "affinity", "par", "walk", "cross", "clip"]
+StageName = Literal["diffseg", "ncut", "covariance", "affinity", "par", "walk", "cross", "clip"]
 Preset = Literal["default", "paper", "google"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
-PROPOSING: tuple[StageName, ...] = ("diffseg", "ncut")
-"""Stages that propose segments from self-attention."""
+PROPOSING: tuple[StageName, ...] = ("diffseg", "ncut", "covariance")
+"""Stages that propose segments."""
 
 NAMING: tuple[StageName, ...] = ("cross", "clip")
 """Stages that name segments."""
@@ -38,11 +39,12 @@ class SegmenterSettings:
     """How an image becomes a label map. Where a field is None, the checkpoint's own value holds."""
 
     method: tuple[StageName, ...] | None = None
-    """Stages in order. diffseg or ncut find segments, by merging or by normalised cuts of self-attention; par aligns
-    their borders with the image; walk spreads scores along the attention from confident positions; affinity, which must
-    be first, replaces the attention by the affinity that `diffseg fit` learned; cross or clip name segments, by
-    cross-attention or by a CLIP that you provide, or, as the first stage, find classes. None uses the checkpoint's own
-    stages, else diffseg, followed, where names are given, by clip if there is a CLIP and else by cross."""
+    """Stages in order. diffseg or ncut find segments, by merging or by normalised cuts of self-attention, and
+    covariance finds them by how positions respond to noise; par aligns their borders with the image; walk spreads
+    scores along the attention from confident positions; affinity, which must be first, replaces the attention by
+    the affinity that `diffseg fit` learned; cross or clip name segments, by cross-attention or by a CLIP that you
+    provide, or, as the first stage, find classes. None uses the checkpoint's own stages, else diffseg, followed,
+    where names are given, by clip if there is a CLIP and else by cross."""
     min_area: float = 0.0
     """Merge connected pieces smaller than this share of the image into the neighbour with the longest common border. 0
     keeps all pieces."""
@@ -56,6 +58,8 @@ class SegmenterSettings:
     """How stage diffseg merges attention maps."""
     cuts: NcutSettings = field(default_factory=NcutSettings)
     """How stage ncut divides an image by normalised cuts."""
+    covariance: CovarianceSettings = field(default_factory=CovarianceSettings)
+    """How stage covariance varies an image and finds segments."""
     walk: WalkSettings = field(default_factory=WalkSettings)
     """How stage walk spreads scores along the attention."""
     segment_names: SegmentNameSettings = field(default_factory=SegmentNameSettings)

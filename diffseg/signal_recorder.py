@@ -28,6 +28,7 @@ from diffseg.method.signals import Signals
 from diffseg.model.backbone import Backbone, Step
 from diffseg.model.text import Prompt
 from diffseg.settings import SegmenterSettings
+from diffseg.variants.record import VariantResponse, record_variants
 
 
 class RecordedPass(NamedTuple):
@@ -94,6 +95,9 @@ class SignalRecorder:
             attention = self._with_crops(attention, padded, step)
         with step("aggregate"):
             aggregated, grid, finite = self._aggregate(attention, len(inputs))
+        variants = self._record_variants(pixels, step)
+        if variants is not None:
+            finite = finite & variants.finite[: len(finite)]
         probabilities = None
         if self.clip is not None and "clip" in self.needs:
             with step("clip"):
@@ -113,6 +117,7 @@ class SignalRecorder:
             features=project(recorded.features) if recorded.features and "features" in self.needs else None,
             affinity=recorded.affinity,
             layer_output=recorded.layer_output,
+            variants=variants,
         )
         return signals.of_images(0, len(aggregated))
 
@@ -163,6 +168,15 @@ class SignalRecorder:
                 attention, cross = self.backbone.attention(pixels, self.timestep, prompts, step, weigh=weigh)
             features = reader.features(list(attention.maps)) if reads_features else None
             return RecordedPass(attention, cross, affinity_of_pass(), features, output_of_pass and output_of_pass())
+
+    def _record_variants(self, pixels: torch.Tensor, step: Step) -> VariantResponse | None:
+        if "variants" not in self.needs:
+            return None
+        settings = self.settings.covariance
+        with step("variants"):
+            return record_variants(
+                self.backbone, pixels, variants=settings.variants, timestep=settings.variant_timestep
+            )
 
     def _clip_probabilities(
         self, pixels: torch.Tensor, names: Sequence[Sequence[str]], guide: Guide | None

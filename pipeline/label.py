@@ -129,6 +129,7 @@ def label_shard(
             batch_size=segmenter.batch_size,
             levels=settings.levels,
             features=settings.features,
+            quality=settings.quality,
             notes=notes,
             on_sample=on_sample,
             before_commit=check.finish,

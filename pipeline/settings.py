@@ -22,6 +22,7 @@ ADDED_METHOD_FIELDS = (
     *("clip_guide", "clip_guide_shift", "clip_guide_scale"),
     *("prompt", "background_words", "merge_names"),
     "ncut_on",
+    *("variants", "variant_timestep", "covariance_segments", "covariance_above"),
 )
 """Fields of the method that runs of earlier versions lack. At their defaults they stay out of run.json and of the
 fingerprint, so that such runs can go on."""
@@ -70,6 +71,10 @@ class LabelSettings:
     features: bool = False
     """Store one feature of the model's pass for each image and each segment, 512 bytes each, from which `diffseg fit
     references` learns what names look like. The label maps stay the same."""
+    quality: bool = False
+    """Store the columns within_rho and between_rho: how much positions of one segment, and of different segments,
+    correlate over variants of the image by noise. A large gap is a sign of a good label map. This costs one more pass
+    of the UNet for each of the variants; the label maps stay the same."""
     include_image: bool = False
     """Store the source images in the WebDataset tars too."""
     image_field: str | None = None
@@ -111,7 +116,7 @@ class LabelSettings:
         given += ["dtype"] * (self.dtype not in ("auto", "float32"))
         method, default = self.method.flat(), SegmenterSettings().flat()
         given += [name for name in method if method[name] != default[name]]
-        given += ["levels"] * self.levels + ["features"] * self.features
+        given += ["levels"] * self.levels + ["features"] * self.features + ["quality"] * self.quality
         if given:
             raise ValueError(
                 f"network {redact(network)}: takes the place of Stable Diffusion and of the method, so "
@@ -155,7 +160,7 @@ class LabelSettings:
             plain["edges"] = 2
         if self.affinity is not None and self.method.attention.flip:
             plain["mirrored_affinity"] = 1  # earlier versions did not mirror it, and gave other labels
-        for name in ("key_field", "network", "levels", "features"):
+        for name in ("key_field", "network", "levels", "features", "quality"):
             if plain[name] in (None, False):
                 del plain[name]  # so that runs from before this setting keep their fingerprint
         return plain

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from diffseg.attention.maps import Grid
 from diffseg.levels import cell_centres, cell_size
 from diffseg.method.linkage import link
 from diffseg.segmentation import IGNORE, Box, Levels, Segmentation
@@ -73,7 +74,7 @@ def levels_of(
     labels = segmentation.labels
     region = region or Box(top=0, left=0, bottom=labels.shape[0], right=labels.shape[1])
     view = _View(labels, scores.shape[1:], content, region)
-    tokens = view.segment_of_token()
+    tokens = segments_on_grid(labels, (scores.shape[1], scores.shape[2]), content, region)
     fine = fine_scores[_largest(fine_scores)]
     distances = _without_unused(distances, len(scores), _largest(fine_scores))
     owner = _owners(fine, tokens)
@@ -115,6 +116,27 @@ def levels_of(
     )
 
 
+def segments_on_grid(labels: np.ndarray, grid: Grid, content: Box, region: Box) -> np.ndarray:
+    """Return the label at the centre of each position of a grid, int64 [h, w]; `IGNORE` outside the region.
+
+    Args:
+        labels: uint16 [H, W].
+        grid: Height and width of the grid, in tokens.
+        content: The part of the grid that the region fills, in tokens.
+        region: The labelled region, in whole pixels of the image.
+    """
+    pixels, inside = [], []
+    for count, start, stop, first, last in (
+        (grid[0], content.top, content.bottom, region.top, region.bottom),
+        (grid[1], content.left, content.right, region.left, region.right),
+    ):
+        share = (np.arange(count) + 0.5 - start) / (stop - start)
+        inside.append((share >= 0) & (share < 1))
+        pixels.append(np.clip(first + np.floor(share * (last - first)), first, last - 1).astype(np.int64))
+    found = labels[pixels[0][:, None], pixels[1]].astype(np.int64)
+    return np.where(inside[0][:, None] & inside[1], found, IGNORE)
+
+
 def _rounded(confidences: list[float]) -> np.ndarray:
     """Return confidences in steps of 1/256, float32, which take fewer bytes."""
     return np.rint(np.array(confidences, np.float32) * 256) / np.float32(256)
@@ -129,16 +151,6 @@ class _View:
             (grid[0], content.top, content.bottom, region.top, region.bottom),
             (grid[1], content.left, content.right, region.left, region.right),
         )
-
-    def segment_of_token(self) -> np.ndarray:
-        """Return the label at the centre of each position, int64 [h, w]; `IGNORE` outside the region."""
-        pixels, inside = [], []
-        for count, start, stop, first, last in self._axes:
-            share = (np.arange(count) + 0.5 - start) / (stop - start)
-            inside.append((share >= 0) & (share < 1))
-            pixels.append(np.clip(first + np.floor(share * (last - first)), first, last - 1).astype(np.int64))
-        found = self.labels[pixels[0][:, None], pixels[1]].astype(np.int64)
-        return np.where(inside[0][:, None] & inside[1], found, IGNORE)
 
     def sample(self, maps: np.ndarray, cell: int) -> np.ndarray:
         """Interpolate maps [L, h, w] at the centres of the cells, float32 [L, rows, columns]."""

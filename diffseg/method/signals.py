@@ -15,8 +15,9 @@ from diffseg.affinity.affinity import Affinity
 from diffseg.attention.layer_output import LayerOutput
 from diffseg.attention.maps import CrossAttention, Grid
 from diffseg.method.leaves import LeafSignals
+from diffseg.variants.record import VariantResponse
 
-Need = Literal["self_attention", "cross_attention", "clip", "affinity", "features", "layer_output"]
+Need = Literal["self_attention", "cross_attention", "clip", "affinity", "features", "layer_output", "variants"]
 """A signal that a stage cannot run without."""
 
 
@@ -37,6 +38,7 @@ class Signals:
         features: float16 [B, E, h', w'], features of positions, see `diffseg.method.segment_features`.
         affinity: Learned affinity, if a file of it was given.
         layer_output: Output of one self-attention layer, see `diffseg.attention.layer_output`.
+        variants: How positions respond to noise.
     """
 
     pixels: torch.Tensor
@@ -50,6 +52,7 @@ class Signals:
     features: torch.Tensor | None = None
     affinity: Affinity | None = None
     layer_output: LayerOutput | None = None
+    variants: VariantResponse | None = None
 
     def of_images(self, start: int, stop: int) -> Signals:
         """Return the signals of the images from `start` up to `stop` of the batch, as views."""
@@ -66,6 +69,7 @@ class Signals:
             features=None if self.features is None else self.features[part],
             affinity=self.affinity and self.affinity.of_images(start, stop),
             layer_output=self.layer_output and self.layer_output.of_images(start, stop),
+            variants=self.variants and self.variants.of_images(start, stop),
         )
 
 

@@ -27,8 +27,16 @@ from diffseg.method.random_walk import random_walk, resize_maps
 from diffseg.method.signals import Need, Scores, Signals
 from diffseg.model.backbone import Step, no_step
 from diffseg.settings import NAMING, PROPOSING, SegmenterSettings, StageName
+from diffseg.variants.cluster import propose_by_covariance
 
-TIMER_NAMES = {"diffseg": "merge", "ncut": "merge", "par": "refine", "cross": "name", "clip": "name"}
+TIMER_NAMES = {
+    "diffseg": "merge",
+    "ncut": "merge",
+    "covariance": "cluster",
+    "par": "refine",
+    "cross": "name",
+    "clip": "name",
+}
 """Names of the stages in timings, where they differ from the names in the settings."""
 
 
@@ -69,6 +77,29 @@ class Propose:
         output = signals.layer_output if "layer_output" in self.needs else None
         maps = propose(attention, signals.finite, grid, self.settings, self.tau, cuts=cuts, layer_output=output)
         return Scores(maps=maps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Covariance:
+    """Stage covariance: segments of positions that respond alike to noise (after Network-free)."""
+
+    settings: SegmenterSettings
+    tau: tuple[float, ...]
+    name: StageName = "covariance"
+    needs: frozenset[Need] = frozenset({"self_attention", "variants"})
+
+    def run(self, signals: Signals, scores: Scores | None) -> Scores:
+        """Propose segments."""
+        if signals.variants is None:
+            raise ValueError("stage covariance compares variants of an image, but none were recorded")
+        settings, counts = (
+            self.settings.covariance,
+            [self.settings.covariance.covariance_segments] * len(signals.finite),
+        )
+        if settings.covariance_segments == "diffseg":
+            merged = propose(signals.self_attention, signals.finite, signals.grid, self.settings, self.tau)
+            counts = [int(labels.unique().numel()) for labels in merged.argmax(dim=1)]
+        return Scores(maps=propose_by_covariance(signals.variants, counts, settings.covariance_above))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +268,8 @@ def stage_of(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...
             needs: list[Need] = ["self_attention"]
             needs += ["layer_output"] if settings.cuts.ncut_on == "features" else []
             return Propose(name=name, settings=settings, tau=tau, needs=frozenset(needs))
+        case "covariance":
+            return Covariance(settings=settings, tau=tau)
         case "par":
             return PixelAdaptive()
         case "affinity":

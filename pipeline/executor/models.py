@@ -10,6 +10,7 @@ from pipeline.settings import LabelSettings
 from pipeline.weights import Weights, find_affinity, find_weights
 
 if TYPE_CHECKING:
+    from diffseg import Segmenter
     from diffseg.clip.clip import Clip
     from diffseg.model.checkpoint import Checkpoint
     from pipeline.label import ImageSegmenter
@@ -70,6 +71,7 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
         affinity=affinity,
         levels=settings.levels,
         features=settings.features,
+        quality=settings.quality,
     )
     resolved: dict[str, Any] = {
         "tau": list(segmenter.tau),
@@ -93,7 +95,7 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
             "context": CONTEXTS[
                 settings.method.segment_names.prompt if "cross_attention" in segmenter.needs else "empty"
             ],
-            "noise": "none",
+            "noise": _noise_of(segmenter),
         },
         names=NameReader(settings.naming) if settings.naming else None,
         environment=environment | ({"resizing": "on the GPU"} if segmenter.resizes_on_device else {}),
@@ -102,6 +104,14 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
 
 CONTEXTS = {"names": "names of the image", "empty": "empty prompt", "caption": "caption of the image"}
 """What conditions the passes, for the metadata of label files, by the setting `prompt`."""
+
+
+def _noise_of(segmenter: Segmenter) -> str:
+    """Return what noise the passes have, for the metadata of label files."""
+    if "variants" not in segmenter.needs:
+        return "none"
+    settings = segmenter.settings.covariance
+    return f"none; {settings.variants} variants at timestep {settings.variant_timestep}"
 
 
 def _load_parts(weights: Weights, settings: LabelSettings, device: str) -> tuple[Checkpoint, Clip | None]:

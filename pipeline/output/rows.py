@@ -71,10 +71,16 @@ FEATURE_COLUMNS = ("image_feature", "segment_features")
 segments in their order; null unless the status is ok."""
 
 
-def schema_of(*, levels: bool = False, features: bool = False) -> pa.Schema:
+QUALITY_COLUMNS = ("within_rho", "between_rho")
+"""Further columns of a run with a score of quality, see `diffseg.variants.correlation`; null unless the status is ok,
+and where a label map has no such pairs of positions."""
+
+
+def schema_of(*, levels: bool = False, features: bool = False, quality: bool = False) -> pa.Schema:
     """Return the columns of a label shard."""
     more = [*(LEVEL_FIELDS if levels else ())]
     more += [pa.field(name, pa.large_binary()) for name in FEATURE_COLUMNS if features]
+    more += [pa.field(name, pa.float32()) for name in QUALITY_COLUMNS if quality]
     return pa.schema([*SCHEMA, *more]) if more else SCHEMA
 
 
@@ -101,6 +107,9 @@ class Row:
         merges: The merges as values of `LEVEL_FIELDS`.
         image_feature: Feature of the image, see `FEATURE_COLUMNS`; None unless the run has features.
         segment_features: Features of its segments.
+        within_rho: Mean correlation of positions of one segment, −1 to 1, see `QUALITY_COLUMNS`; None unless the run
+            has a score of quality.
+        between_rho: Mean correlation of positions of different segments.
     """
 
     key: str
@@ -120,6 +129,8 @@ class Row:
     merges: tuple[dict[str, Any], ...] = ()
     image_feature: bytes | None = None
     segment_features: bytes | None = None
+    within_rho: float | None = None
+    between_rho: float | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Row:
@@ -129,9 +140,10 @@ class Row:
         }
         return cls(**values)
 
-    def fields(self, *, levels: bool = False, features: bool = False) -> dict[str, Any]:
+    def fields(self, *, levels: bool = False, features: bool = False, quality: bool = False) -> dict[str, Any]:
         """Return the values by column name, in the order of `schema_of`."""
-        values = {name: getattr(self, name) for name in schema_of(levels=levels, features=features).names}
+        names = schema_of(levels=levels, features=features, quality=quality).names
+        values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -158,6 +170,8 @@ def labelled_row(sample: Sample, shard: str, result: Segmentation, names: Sequen
         segments=segments,
         confidence=float32(result.confidence),
         meta=sample.meta,
+        within_rho=None if result.within_rho is None else float32(result.within_rho),
+        between_rho=None if result.between_rho is None else float32(result.between_rho),
     )
     if result.features is not None:
         row = replace(row, **feature_values(result.features))

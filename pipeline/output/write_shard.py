@@ -36,6 +36,7 @@ def write_shard(
     batch_size: int = 0,
     levels: bool = False,
     features: bool = False,
+    quality: bool = False,
     notes: Sequence[str] = (),
     on_sample: Callable[[], None] = lambda: None,
     before_commit: Callable[[], None] = lambda: None,
@@ -55,6 +56,7 @@ def write_shard(
         batch_size: Images in one pass of the model.
         levels: Whether the rows have levels.
         features: Whether the rows have features.
+        quality: Whether the rows have a score of quality.
         notes: Sentences about the input for the summary of the run, complete when the last row has been taken.
         on_sample: Called once for each row.
         before_commit: Called when all rows have been taken; an error that it raises prevents the commit.
@@ -71,7 +73,8 @@ def write_shard(
     fingerprint = metadata["fingerprint"]
     tag = tag_of(fingerprint, inputs)
     metadata = {**metadata, "tag": tag}
-    with LabelShardWriter(shard, formats=formats, metadata=metadata, levels=levels, features=features) as writer:
+    further = {"levels": levels, "features": features, "quality": quality}
+    with LabelShardWriter(shard, formats=formats, metadata=metadata, **further) as writer:
         for row, image in rows:
             with step("write"):
                 writer.add(row, image=image)

@@ -70,6 +70,7 @@ class LabelShardWriter:
         metadata: Written as JSON into the Parquet footer. Its "tag" is that of the commit record.
         levels: Whether the rows have levels.
         features: Whether the rows have features. Tars do not hold them.
+        quality: Whether the rows have a score of quality.
     """
 
     def __init__(
@@ -80,13 +81,14 @@ class LabelShardWriter:
         metadata: Mapping[str, Any],
         levels: bool = False,
         features: bool = False,
+        quality: bool = False,
     ) -> None:
         self._shard = shard
         self._levels = levels
-        self._features = features
+        self._further = {"levels": levels, "features": features, "quality": quality}
         self._formats = formats
         self._folder = ScratchFolder()
-        schema = schema_of(levels=levels, features=features)
+        schema = schema_of(**self._further)
         schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
         self._schema = schema
         self._rows: list[dict[str, Any]] = []
@@ -115,7 +117,7 @@ class LabelShardWriter:
             self._add(row, image)
 
     def _add(self, row: Row, image: tuple[str, bytes] | None) -> None:
-        fields = row.fields(levels=self._levels, features=self._features)
+        fields = row.fields(**self._further)
         self._rows.append(fields)
         self._bytes += len(row.key) + len(row.meta) + len(row.error) + 1024
         self._bytes += sum(len(fields.get(name) or b"") for name in BINARY_COLUMNS)

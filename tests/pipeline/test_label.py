@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from diffseg.model.backbone import Step, no_step
 from diffseg.pending import PendingBatch
 from pipeline.label import Decoded, Outcome, decode_samples, encode_rows, label_samples, label_shard
 from pipeline.output.commit import read_commits
-from pipeline.output.rows import FEATURE_COLUMNS, decode_mask, failed_row
+from pipeline.output.rows import FEATURE_COLUMNS, QUALITY_COLUMNS, decode_mask, failed_row
 from pipeline.output.verify import verify_commit
 from pipeline.prefetch import THREAD_NAME
 from pipeline.readers.find import find_shards
@@ -237,3 +238,22 @@ def test_features_are_further_columns_and_leave_the_others_unchanged(
         image, segments = (row.pop(name) for name in FEATURE_COLUMNS)
         assert row == plain[key]
         assert (len(image), len(segments)) == (512, 512 * row["n_segments"])
+
+
+def test_the_score_of_quality_is_further_columns_and_leaves_the_others_unchanged(
+    scene_folder: Path, tmp_path: Path, segmenter: Segmenter
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in sorted(path for path in scene_folder.rglob("*") if path.is_file())[:2]:
+        shutil.copy(path, source)
+    plain = label(source, tmp_path / "plain", segmenter)
+    scoring = Segmenter(segmenter.backbone, segmenter.settings.with_values(variants=2), quality=True)
+    rows = label(source, tmp_path / "quality", scoring, quality=True)
+    assert rows == label(source, tmp_path / "again", scoring, quality=True)
+    assert len(rows) == 2
+    for key, row in rows.items():
+        within, between = (row.pop(name) for name in QUALITY_COLUMNS)
+        assert row == plain[key]
+        assert -1 <= within <= 1
+        assert (between is None) == (row["n_segments"] == 1)

@@ -166,3 +166,12 @@ def test_locations_with_secrets_or_needless_revisions_are_refused(settings: dict
 def test_a_run_without_features_has_the_fingerprint_of_earlier_versions() -> None:
     assert "features" not in LabelSettings().plain()
     assert LabelSettings(features=True).plain()["features"] is True
+
+
+def test_a_run_without_a_score_of_quality_has_the_fingerprint_of_earlier_versions() -> None:
+    plain = LabelSettings().plain()
+    assert "quality" not in plain
+    assert not {"variants", "variant_timestep", "covariance_segments", "covariance_above"} & set(plain["method"])
+    assert LabelSettings(quality=True).plain()["quality"] is True
+    with pytest.raises(ValueError, match="quality would have no effect"):
+        LabelSettings(network="trained", quality=True)

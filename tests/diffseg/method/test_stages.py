@@ -16,6 +16,7 @@ from diffseg.component_settings import SegmentNameSettings
 from diffseg.method.signals import Scores, Signals
 from diffseg.method.stages import Stage, classes_to_segments, stage_of
 from diffseg.settings import NAMING, PROPOSING, StageName, settings_of
+from diffseg.variants.record import VariantResponse
 
 SIDE = 12
 """Side of the working grid, in tokens."""
@@ -26,6 +27,7 @@ NAME_COUNTS = (3, 0, 2)
 STAGES: dict[StageName, dict[str, Any]] = {
     "diffseg": {},
     "ncut": {},
+    "covariance": {"covariance_segments": 4},
     "affinity": {},
     "par": {},
     "walk": {},
@@ -51,6 +53,9 @@ def example_signals(seed: int = 0) -> Signals:
     )
     probabilities = torch.rand(3, max(NAME_COUNTS), SIDE // 2, SIDE // 2, generator=generator) / max(NAME_COUNTS)
     name_maps = torch.rand(3, max(NAME_COUNTS), SIDE * SIDE, generator=generator)
+    regions = torch.stack([torch.from_numpy(mask).flatten() for mask in masks])
+    responses = torch.randn(3, 4, 24, generator=generator)[torch.arange(3)[:, None], regions]
+    responses += 0.5 * torch.randn(responses.shape, generator=generator)
     for image, count in enumerate(NAME_COUNTS):
         name_maps[image, count:] = probabilities[image, count:] = 0
     return Signals(
@@ -62,6 +67,11 @@ def example_signals(seed: int = 0) -> Signals:
         clip_probabilities=probabilities,
         name_counts=torch.tensor(NAME_COUNTS),
         affinity=Affinity(grid=(SIDE // 2, SIDE // 2), dense=torch.rand(3, 36, 36, generator=generator)),
+        variants=VariantResponse(
+            units=torch.nn.functional.normalize(responses, dim=2),
+            grid=(SIDE, SIDE),
+            finite=torch.ones(3, dtype=torch.bool),
+        ),
     )
 
 

@@ -1,0 +1,1 @@
+"""Variants of an image by noise, and what the correlation of its positions over them tells."""
