@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -132,37 +133,77 @@ def cut_again(
         cut: The level.
         threshold: Threshold of the cut, in the unit of the heights; not used if the cut has none.
     """
-    leaves = leaf_map(levels, labels)
-    areas = np.bincount(leaves[leaves != IGNORE], minlength=levels.leaves)
-    groups, confidences = groups_after(levels, merges_of(levels, cut, threshold, areas))
+    pieces = _segments_as_pieces(levels, labels, segments, cut, threshold) or _leaves_as_pieces(levels, labels)
+    merges = merges_of(levels, cut, threshold, pieces.areas)
+    leaf_groups, confidences = groups_after(levels, merges)
+    groups = leaf_groups[pieces.first_leaf]
     table = np.full(IGNORE + 1, IGNORE, np.uint16)
-    table[: len(groups)] = groups
-    cut_labels = table[leaves]
-    boxes = ndimage.find_objects(np.where(cut_labels == IGNORE, 0, cut_labels.astype(np.int32) + 1))
-    made, kept = [], [group for group, box in enumerate(boxes) if box is not None]
-    for label, group in enumerate(kept):
-        rows, columns = boxes[group]
-        members = np.flatnonzero(groups == group)
-        of_members = np.unique(levels.segment_of_leaf[members])
-        whole = len(of_members) == 1 and len(members) == np.sum(levels.segment_of_leaf == of_members[0])
-        name, score = _vote(segments, levels.segment_of_leaf[members], areas[members])
+    made: list[Segment] = []
+    for group, confidence in enumerate(confidences.tolist()):
+        members = np.flatnonzero((groups == group) & (pieces.areas > 0))
+        if not len(members):  # a leaf that no pixel belongs to
+            continue
+        table[members] = len(made)
+        of_leaves = levels.segment_of_leaf[leaf_groups == group]
+        is_whole = of_leaves[0] == of_leaves[-1] and len(of_leaves) == np.sum(levels.segment_of_leaf == of_leaves[0])
+        name, score = _vote(segments, levels.segment_of_leaf[pieces.first_leaf[members]], pieces.areas[members])
+        (left, top), (right, bottom) = pieces.boxes[members, :2].min(axis=0), pieces.boxes[members, 2:].max(axis=0)
         made.append(
             Segment(
-                id=label,
-                area=int(areas[members].sum()),
-                bbox=(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start),
-                confidence=segments[of_members[0]].confidence if whole else float(confidences[group]),
+                id=len(made),
+                area=int(pieces.areas[members].sum()),
+                bbox=(int(left), int(top), int(right - left), int(bottom - top)),
+                confidence=segments[of_leaves[0]].confidence if is_whole else confidence,
                 name=name,
                 name_score=score,
             )
         )
-    if len(kept) < len(confidences):  # a leaf that no pixel belongs to
-        relabel = np.full(IGNORE + 1, IGNORE, np.uint16)
-        relabel[kept] = np.arange(len(kept))
-        cut_labels = relabel[cut_labels]
     total = sum(segment.area for segment in made)
     confidence = sum(segment.area * segment.confidence for segment in made) / total if total else 0.0
-    return Segmentation(labels=cut_labels, segments=tuple(made), confidence=confidence)
+    return Segmentation(labels=table[pieces.map], segments=tuple(made), confidence=confidence)
+
+
+class _Pieces(NamedTuple):
+    """The pieces that a level joins: leaves, or whole segments where no segment is divided.
+
+    Attributes:
+        map: Piece of each pixel, uint16 [H, W], and `IGNORE`.
+        first_leaf: A leaf of each piece.
+        areas: Pixels of each piece.
+        boxes: Left, top, right and bottom of each piece, int64 [pieces, 4], exclusive on the right and at the bottom.
+    """
+
+    map: np.ndarray
+    first_leaf: np.ndarray
+    areas: np.ndarray
+    boxes: np.ndarray
+
+
+def _segments_as_pieces(
+    levels: Levels, labels: np.ndarray, segments: Sequence[Segment], cut: Cut, threshold: float
+) -> _Pieces | None:
+    """Return the segments if a cut only joins segments, which saves finding the leaf of each pixel."""
+    within = levels.leaves - len(segments)
+    if cut.stable or merges_of(levels, cut, threshold) < within:
+        return None
+    x, y, width, height = np.array([segment.bbox for segment in segments]).reshape(-1, 4).T
+    return _Pieces(
+        map=labels,
+        first_leaf=np.searchsorted(levels.segment_of_leaf, np.arange(len(segments))),
+        areas=np.array([segment.area for segment in segments], np.int64),
+        boxes=np.stack([x, y, x + width, y + height], axis=1),
+    )
+
+
+def _leaves_as_pieces(levels: Levels, labels: np.ndarray) -> _Pieces:
+    leaves = leaf_map(levels, labels)
+    boxes = np.zeros((levels.leaves, 4), np.int64)
+    found = ndimage.find_objects(np.where(leaves == IGNORE, 0, leaves.astype(np.int32) + 1))
+    for leaf, box in enumerate(found):
+        if box is not None:
+            boxes[leaf] = box[1].start, box[0].start, box[1].stop, box[0].stop
+    areas = np.bincount(leaves[leaves != IGNORE], minlength=levels.leaves)
+    return _Pieces(map=leaves, first_leaf=np.arange(levels.leaves), areas=areas, boxes=boxes)
 
 
 def cell_size(height: int, width: int) -> int:

@@ -24,11 +24,13 @@ from diffseg.tiny.scenes.scenes import generate_scene
 LABELS = np.repeat(np.repeat(np.array([[0, 1], [2, IGNORE]], np.uint16), 4, axis=0), 6, axis=1)
 
 
-def segments_of(labels: np.ndarray, **changes: Any) -> list[Segment]:
-    return [
-        Segment(id=label, area=int((labels == label).sum()), bbox=(0, 0, 1, 1), confidence=0.75, **changes)
-        for label in range(int(labels[labels != IGNORE].max()) + 1)
-    ]
+def segments_of(labels: np.ndarray) -> list[Segment]:
+    segments = []
+    for label in range(int(labels[labels != IGNORE].max()) + 1):
+        y, x = np.nonzero(labels == label)
+        bbox = (int(x.min()), int(y.min()), int(np.ptp(x)) + 1, int(np.ptp(y)) + 1)
+        segments.append(Segment(id=label, area=len(x), bbox=bbox, confidence=0.75))
+    return segments
 
 
 @pytest.mark.parametrize("choice", [{}, {"tau": 1.0, "stable": True}, {"tau": -1.0}, {"segments": 0}])
