@@ -60,6 +60,11 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "method=ncut,par, ncut_steps=4": {"method": "ncut,par", "ncut_steps": 4},
     "method=ncut,par, stable": {"method": "ncut,par", "stable": True},
     "method=ncut,par, ncut_on=features": {"method": "ncut,par", "ncut_on": "features"},
+    "method=covariance,par": {"method": "covariance,par"},
+    "method=covariance,par, covariance_segments=diffseg": {
+        "method": "covariance,par",
+        "covariance_segments": "diffseg",
+    },
     "distance=js": {"distance": "js"},
     "distance=hellinger": {"distance": "hellinger"},
     "distance=pearson": {"distance": "pearson"},

@@ -60,6 +60,7 @@ class SampleChoice:
             in which 255 means that there is no ground truth.
         half: Half of each set of photographs, sorted by name: development is the even-numbered ones, held-out the
             odd-numbered ones.
+        per_set: Most photographs of each set; 0 takes all of them.
     """
 
     images: int = 60
@@ -68,6 +69,7 @@ class SampleChoice:
     size: int = 256
     photographs: Path | None = None
     half: Half = "development"
+    per_set: int = 0
 
     def __post_init__(self) -> None:
         for name in ("images", "captioned"):
@@ -85,7 +87,8 @@ def sample_sets(choice: SampleChoice) -> Mapping[str, Sequence[Sample]]:
     if choice.photographs is not None:
         half = "" if choice.half == "all" else f"{choice.half} half of "
         for name, label in (("coco", "coco, 27 supercategories"), ("voc", "voc, 20 classes and background")):
-            sets[f"{half}{label}"] = photograph_samples(choice.photographs, name, choice.half)
+            samples = photograph_samples(choice.photographs, name, choice.half)
+            sets[f"{half}{label}"] = samples[: choice.per_set or None]
     return {f"{name}: {len(samples)} images": samples for name, samples in sets.items() if samples}
 
 
