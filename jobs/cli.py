@@ -12,6 +12,7 @@ from jobs.streams import print_text, printing
 COMMANDS = (
     "label",
     "recut",
+    "name",
     "estimate",
     "submit",
     "status",

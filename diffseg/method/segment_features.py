@@ -11,6 +11,7 @@ the finest grid, H and W pixels of the labelled region, K segments.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from functools import cache
 
@@ -101,14 +102,17 @@ def pool(maps: np.ndarray, labels: np.ndarray, content: Box) -> Features:
     row_of_pixel = _positions(content.top, content.bottom, height, rows)
     column_of_pixel = _positions(content.left, content.right, width, columns)
     known = labels != IGNORE
-    count = 1 + int(labels[known].max(initial=0))
+    everywhere = bool(known.all())
+    count = 1 + int(labels.max() if everywhere else labels[known].max(initial=0))
     pixels = np.zeros((count, rows, columns), np.float32)
-    for row in np.unique(row_of_pixel):  # the pixels of one row of the grid at a time, to bound memory
-        of_row = row_of_pixel == row
-        places = labels[of_row].astype(np.int64) * columns + column_of_pixel
-        pixels[:, row] = np.bincount(places[known[of_row]], minlength=count * columns).reshape(count, columns)
+    starts = np.searchsorted(row_of_pixel, np.arange(rows + 1))
+    for row, (start, stop) in enumerate(itertools.pairwise(starts)):  # a row of the grid at a time, to bound memory
+        places = labels[start:stop].astype(np.int64) * columns + column_of_pixel
+        of_known = places.ravel() if everywhere else places[known[start:stop]]
+        pixels[:, row] = np.bincount(of_known, minlength=count * columns).reshape(count, columns)
     areas = pixels.sum(axis=(1, 2), dtype=np.float64)
-    sums = pixels.reshape(count, -1) @ maps.reshape(size, -1).T.astype(np.float32)
+    vectors = torch.from_numpy(maps.reshape(size, -1)).float().numpy()  # numpy converts half precision slowly
+    sums = pixels.reshape(count, -1) @ vectors.T
     return Features(
         image=(sums.sum(axis=0, dtype=np.float64) / max(1.0, areas.sum())).astype(np.float16),
         segments=(sums / np.maximum(1, areas)[:, None]).astype(np.float16),

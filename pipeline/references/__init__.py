@@ -1,0 +1,1 @@
+"""References of names from the features of a run: what a name looks like, learned from many images."""

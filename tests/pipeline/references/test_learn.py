@@ -1,0 +1,133 @@
+"""References that are learned from the rows of planted runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from reference_runs import SIZE, PlantedImage, write_feature_run
+
+from diffseg.references import Elimination
+from pipeline.output.manifest import require_manifest
+from pipeline.readers.names import NameSettings
+from pipeline.references.learn import ReferenceReport, learn_references, load_references
+from pipeline.references.retrieve import ReferenceSettings
+from pipeline.storage import SourceError, Storage
+
+NAMES = ("cat", "dog", "sky")
+DIRECTIONS = dict(zip(NAMES, np.eye(SIZE)[:3], strict=True))
+BY_LABELS = NameSettings(names=NAMES, labels_field="labels")
+
+
+def planted_images(count: int = 24) -> dict[str, PlantedImage | None]:
+    """Return images of a cat or a dog in a random place, all with a sky; every fifth shows neither and no sky."""
+    generator = np.random.default_rng(0)
+    images: dict[str, PlantedImage | None] = {}
+    for number in range(count):
+        shown = [] if number % 5 == 4 else [NAMES[number % 2], "sky"]
+        features = generator.standard_normal((5, SIZE)) / SIZE**0.5
+        places = generator.permutation(5)
+        for place, name in zip(places, shown, strict=False):
+            features[place] = DIRECTIONS[name] + (0.2 if name == "sky" else 0.5) * features[place]
+        names = [dict(zip(places, shown, strict=False)).get(place) for place in range(5)]
+        key = f"{number:03}.png"
+        images[key] = PlantedImage(features=0.5 * features, fields={"labels": shown}, names=names)
+    return images
+
+
+def learn(out: Path, state: Path, **settings: Any) -> ReferenceReport:
+    storage = Storage(url=str(out))
+    chosen = ReferenceSettings(**{"naming": BY_LABELS, "contexts": 1} | settings)
+    return learn_references(storage, require_manifest(storage), chosen, Storage(url=str(state)))
+
+
+def test_references_point_at_the_objects_and_leave_out_the_most_frequent_name(tmp_path: Path) -> None:
+    write_feature_run(tmp_path / "out", planted_images() | {"bad.png": None})
+    report = learn(tmp_path / "out", tmp_path / "state")
+    assert (report.images, report.unused, report.contexts) == (24, 0, ["sky"])
+    assert {name: facts["images"] for name, facts in report.names.items()} == {"cat": 10, "dog": 10, "sky": 20}
+    references = load_references(Storage(url=str(tmp_path / "state")))
+    assert references.names == NAMES
+    cosines = references.cosines(np.stack([*DIRECTIONS.values()]) + references.mean)
+    assert cosines.argmax(axis=0).tolist() == [0, 1, 2]
+    learn(tmp_path / "out", tmp_path / "alike", elimination=Elimination(alike=1.0, temperature=1e-9))
+    confused = load_references(Storage(url=str(tmp_path / "alike")))
+    assert confused.cosines(np.stack([*DIRECTIONS.values()]) + confused.mean)[2].tolist() == pytest.approx(
+        [1, 1, 1], abs=0.3
+    ), "without elimination every name is the sky, which all images share"
+
+
+def test_the_table_of_retrieved_images_names_the_seed_of_each(tmp_path: Path) -> None:
+    images = planted_images()
+    first = images["000.png"]
+    assert first is not None
+    write_feature_run(tmp_path / "out", images | {"copy.png": first})
+    learn(tmp_path / "out", tmp_path / "state")
+    rows = pq.read_table(tmp_path / "state" / "retrieval.parquet").to_pylist()
+    cats = [row for row in rows if row["name"] == "cat"]
+    assert [row["rank"] for row in cats] == [*range(11)]
+    for row in cats:
+        image = images.get(row["key"])
+        if row["key"] == "copy.png":
+            assert row["segment"] is None, "a copy counts once"
+        else:
+            assert image is not None
+            assert image.names[row["segment"]] == "cat"
+            assert 0 < row["support"] <= 1
+
+
+def test_the_same_rows_in_other_shards_give_the_same_bytes(tmp_path: Path) -> None:
+    images = planted_images()
+    shuffled = {key: images[key] for key in np.random.default_rng(1).permutation([*images])}
+    write_feature_run(tmp_path / "a", images, per_shard=4)
+    write_feature_run(tmp_path / "b", shuffled, per_shard=7)
+    for name in "ab":
+        learn(tmp_path / name, tmp_path / f"state {name}", images=6)
+    a, b = ((tmp_path / f"state {name}" / "references.safetensors").read_bytes() for name in "ab")
+    assert a == b
+
+
+def test_the_images_of_a_name_are_those_with_the_best_scores(tmp_path: Path) -> None:
+    write_feature_run(tmp_path / "out", planted_images())
+    report = learn(tmp_path / "out", tmp_path / "state", by="names", naming=NameSettings(names=NAMES), images=3)
+    assert {name: facts["retrieved"] for name, facts in report.names.items()} == dict.fromkeys(NAMES, 3)
+    rows = pq.read_table(tmp_path / "state" / "retrieval.parquet").to_pylist()
+    assert {row["score"] for row in rows} == {0.25}
+    whole = learn(tmp_path / "out", tmp_path / "whole", by="names", naming=NameSettings(names=NAMES), images=100)
+    assert whole.names["sky"]["retrieved"] == 20
+    of_whole = pq.read_table(tmp_path / "whole" / "retrieval.parquet").to_pylist()
+    for name in NAMES:
+        best = [row["key"] for row in of_whole if row["name"] == name][:3]
+        assert [row["key"] for row in rows if row["name"] == name] == best, "dropping candidates early changes nothing"
+
+
+def test_images_without_the_field_are_counted_and_the_others_used(tmp_path: Path) -> None:
+    images = planted_images()
+    images["none.png"] = PlantedImage(features=np.eye(SIZE)[:2] / 2)
+    write_feature_run(tmp_path / "out", images)
+    report = learn(tmp_path / "out", tmp_path / "state")
+    assert report.unused == 1
+    assert "none.png: field 'labels': is not there" in report.problems[0]
+
+
+def test_a_second_call_reads_no_rows(tmp_path: Path) -> None:
+    write_feature_run(tmp_path / "out", planted_images())
+    report = learn(tmp_path / "out", tmp_path / "state")
+    shutil.rmtree(tmp_path / "out" / "labels")
+    assert learn(tmp_path / "out", tmp_path / "state") == report
+    with pytest.raises(FileNotFoundError):
+        learn(tmp_path / "out", tmp_path / "state", contexts=2)
+
+
+def test_a_run_without_features_or_names_is_refused(tmp_path: Path) -> None:
+    write_feature_run(tmp_path / "out", {"a.png": PlantedImage(features=np.eye(SIZE)[:2], fields={"labels": []})})
+    with pytest.raises(SourceError, match="no labelled image shows a name"):
+        learn(tmp_path / "out", tmp_path / "state")
+    with pytest.raises(ValueError, match="--labels-field"):
+        ReferenceSettings(naming=NameSettings(names=NAMES))
+    with pytest.raises(SourceError, match="STATE of `diffseg fit references`"):
+        load_references(Storage(url=str(tmp_path / "missing")))
