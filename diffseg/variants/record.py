@@ -9,7 +9,9 @@ Axes: B images in the batch, V variants, P = h·w positions, D channels of the l
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -17,6 +19,7 @@ from torch.nn.functional import normalize
 
 from diffseg.attention.layers import AttentionLayer, attention_layers
 from diffseg.attention.maps import Grid
+from diffseg.attention.processor import PassComplete
 from diffseg.devices import to_device
 from diffseg.model.backbone import Backbone
 from diffseg.model.conditioning import noise_to_signal
@@ -61,7 +64,7 @@ def response_layer(unet: UNet2DConditionModel) -> AttentionLayer:
 
 @torch.inference_mode()
 def record_variants(backbone: Backbone, pixels: torch.Tensor, *, variants: int, timestep: int) -> VariantResponse:
-    """Run one unconditional pass for each variant.
+    """Run one unconditional pass for each variant, up to the layer whose output is recorded.
 
     The noise of variant v is that of torch's CPU generator with the seed v, the same for all images: it depends on
     nothing but the settings and the resolution.
@@ -75,14 +78,20 @@ def record_variants(backbone: Backbone, pixels: torch.Tensor, *, variants: int, 
     checkpoint, latents = backbone.checkpoint, backbone.latents(pixels)
     context = checkpoint.context.expand(len(pixels), -1, -1)
     layer, outputs = response_layer(checkpoint.unet), list[torch.Tensor]()
-    handle = layer.module.register_forward_hook(lambda _, __, output: outputs.append(output))
+
+    def keep(_: Any, __: Any, output: torch.Tensor) -> None:
+        outputs.append(output)
+        raise PassComplete
+
+    handle = layer.module.register_forward_hook(keep)
     sums: ResponseSum | None = None
     try:
         for variant in range(variants):
             noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(variant))
             noisy = add_noise(latents, to_device(noise, latents.device), timestep, checkpoint.sigma_data)
             inputs = backbone.inputs(noisy, timestep, checkpoint.added)
-            checkpoint.unet(inputs.latents, inputs.timesteps, encoder_hidden_states=context, **inputs.options)
+            with suppress(PassComplete):
+                checkpoint.unet(inputs.latents, inputs.timesteps, encoder_hidden_states=context, **inputs.options)
             features = outputs.pop().float()
             sums = sums or ResponseSum(features, variants)
             sums.add(features)

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffseg import Segmenter
 from diffseg.tiny.evaluation import reliability
-from diffseg.tiny.evaluation.quality_score import ImageScores, image_scores, report, rows_of_set
+from diffseg.tiny.evaluation.quality_score import (
+    ImageScores,
+    image_scores,
+    methods_table,
+    report,
+    rows_of_set,
+    segmenters,
+)
 from diffseg.tiny.evaluation.samples import SampleChoice, sample_sets, scene_samples
+from diffseg.tiny.recipe.export import CHECKPOINT
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +27,9 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scores_of(confidence: float, gap: float, quality: float) -> ImageScores:
-    return ImageScores(confidence=confidence, within=gap + 0.1, between=0.1, covering=quality, miou=quality / 2)
+    return ImageScores(
+        confidence=confidence, within=gap + 0.1, between=0.1, segments=2, covering=quality, miou=quality / 2
+    )
 
 
 def test_a_score_in_the_order_of_the_truth_correlates_fully_and_one_in_reverse_order_not_at_all() -> None:
@@ -48,12 +57,18 @@ def test_both_together_predict_what_each_predicts_in_part() -> None:
 
 
 def test_an_image_has_scores_with_and_without_ground_truth() -> None:
-    segmenter = Segmenter.from_pretrained("tiny", quality=True, variants=2, resolution=64)
-    (scores,) = image_scores(segmenter, scene_samples([0], 64))
-    assert 0 < scores.covering <= 1
-    assert 0 < scores.miou <= scores.covering + 0.5
-    assert -1 <= scores.between <= 1
-    assert scores.within != 0
+    methods = segmenters(CHECKPOINT, variants=2, resolution=64)
+    (sample,) = scene_samples([0], 64)
+    (scores,) = image_scores(methods, [sample])
+    for name, segmenter in methods.items():
+        found, of_method = segmenter(sample.load()[0]), scores[name]
+        assert of_method.confidence == found.confidence
+        assert (of_method.within, of_method.between) == (found.within_rho or 0, found.between_rho or 0)
+        assert 0 < of_method.covering <= 1
+        assert 0 < of_method.miou <= 1
+    table = methods_table([scores, scores])
+    assert f"{scores['default'].covering:.3f} |" in table
+    assert table.count("±") == 2 * (len(methods) - 1)
 
 
 def test_sets_of_photographs_are_cut_to_a_number(tmp_path: Path) -> None:
