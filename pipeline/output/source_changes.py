@@ -17,6 +17,9 @@ from pipeline.wording import counted
 RETRY_TIMEOUT_SECONDS = 10.0
 """How long requests to a store of SRC that does not answer are retried."""
 
+REWRITTEN = ("recut", "named")
+"""Settings in run.json of a run whose rows were made from those of another run (`pipeline.executor.rewrite`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceChanges:
@@ -65,6 +68,8 @@ def compare_with_source(
     """
     store = dataclasses.replace(store, retry_timeout=RETRY_TIMEOUT_SECONDS)
     settings = manifest.settings
+    if any(name in settings for name in REWRITTEN):
+        return SourceChanges(unknown="its rows come from those of another run, which can be compared")
     try:
         files = find_files(manifest.source, store, image_field=settings.get("image_field"))
         found = shards_of(

@@ -11,10 +11,11 @@ import pytest
 from reference_runs import SIZE, PlantedImage, write_feature_run
 
 from diffseg.references import References
+from jobs.verify import main as verify
 from pipeline.errors import RunRefused
 from pipeline.executor.rename import rename_run
 from pipeline.executor.summary import RunSummary
-from pipeline.output.manifest import require_manifest
+from pipeline.output.manifest import require_manifest, write_manifest
 from pipeline.output.reader import label_rows
 from pipeline.output.records import read_run_commits
 from pipeline.output.rows import FEATURE_COLUMNS, schema_of
@@ -99,6 +100,17 @@ def test_a_new_run_has_the_same_bytes_each_time_and_can_be_named_again(out: Path
     assert [path.read_bytes() for path in files["new"]] == [path.read_bytes() for path in files["again"]]
     assert len(files["third"]) == 2
     assert rename(out, tmp_path / "new").done_before == 2
+
+
+def test_a_new_run_is_not_compared_with_images_that_its_rows_were_not_made_from(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = Storage(url=str(out))
+    (tmp_path / "images").mkdir()
+    write_manifest(storage, dataclasses.replace(require_manifest(storage), source=str(tmp_path / "images")))
+    rename(out, tmp_path / "new")
+    assert verify([str(tmp_path / "new")]) == 0
+    assert "not compared with this run: its rows come from those of another run" in capsys.readouterr().out
 
 
 def test_segments_like_no_reference_are_background_on_request(out: Path, tmp_path: Path) -> None:
