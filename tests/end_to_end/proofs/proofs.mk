@@ -1,5 +1,5 @@
 # The long proofs, started by `make proof NAME=…` from the root of the repository. docs/proofs.md says what each one shows.
-.PHONY: list ablation affinity chaos cluster full-size gpu image-groups launches metrics ncut-share outage photographs read-speed reliability scale soak source-changes suite tools training tune-baselines weights
+.PHONY: list ablation affinity chaos cluster full-size gpu image-groups launches metrics ncut-share outage photographs read-speed reference-pass reliability scale soak source-changes suite tools training tune-baselines weights
 
 PROOFS := tests/end_to_end/proofs
 PYTEST := $(BIN)/python -m pytest -s
@@ -45,6 +45,9 @@ photographs: # Identical masks from tars, Parquet and folders with 0 to 2 actors
 
 read-speed: # LabelDataset beside plain webdataset on the same files
 	$(BIN)/python $(PROOFS)/read_speed.py $(ARGS)
+
+reference-pass: # A whole pass beside google/diffseg's TensorFlow model on the same weights: CHECKOUT=… ARGS="--tensorflow … --images …"
+	$(BIN)/python $(PROOFS)/reference_pass.py --checkout $(CHECKOUT) $(ARGS)
 
 reliability: # The confidence of segments against their IoU: a table and a plot
 	$(BIN)/python -m diffseg.tiny.evaluation.reliability $(SAMPLES)
