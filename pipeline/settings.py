@@ -73,8 +73,8 @@ class LabelSettings:
     references` learns what names look like. The label maps stay the same."""
     quality: bool = False
     """Store the columns within_rho and between_rho: how much positions of one segment, and of different segments,
-    correlate over variants of the image by noise. A large gap is a sign of a good label map. This costs one more pass
-    of the UNet for each of the variants; the label maps stay the same."""
+    correlate over variants of the image by noise. A large gap is meant as a sign of a good label map; docs/quality.md
+    says how good a sign. This costs one more pass of the UNet for each variant; the label maps stay the same."""
     include_image: bool = False
     """Store the source images in the WebDataset tars too."""
     image_field: str | None = None

@@ -16,7 +16,7 @@ from diffseg.segmentation import IGNORE
 
 
 class Correlations(NamedTuple):
-    """Correlations of a label map, −1 to 1. A large gap between the two is a sign of a good label map.
+    """Correlations of a label map, −1 to 1. A large gap between the two is meant as a sign of a good label map.
 
     Attributes:
         within: Mean over the segments, weighted by area, of the mean correlation of two of their positions; None if no
