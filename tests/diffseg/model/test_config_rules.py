@@ -20,8 +20,8 @@ from small_checkpoints import TEXT, change_json, write_json
 from small_clip import write_clip
 from small_models import UNETS
 
-from diffseg.model.checkpoint import Checkpoint, load_checkpoint
 from diffseg.clip.clip import load_clip
+from diffseg.model.checkpoint import Checkpoint, load_checkpoint
 from diffseg.model.config_fields import (
     CLIP_FIELDS,
     DIFFSEG_FIELDS,
