@@ -40,7 +40,7 @@ class RenameSettings(RewriteSettings):
     own_names: bool = False
     background_below: float = 0.0
     name: ClassVar[str] = "named"
-    keeps: ClassVar[tuple[str, ...]] = ("levels", "features")
+    keeps: ClassVar[tuple[str, ...]] = ("levels", "features", "quality")
 
     def change(self) -> dict[str, Any]:
         """Return the digest of the references, and how they are used."""
