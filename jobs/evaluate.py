@@ -113,7 +113,7 @@ def _evaluate(command: EvaluateCommand) -> int:
         ground_truth=dataclasses.replace(ground_truth, locations={}),
         view=chosen.protocol.view if chosen else View(crop=command.crop, size=command.size),
         image_field=manifest.settings["image_field"],
-        classes=(chosen.class_of_word if chosen else {}) | _parse_classes(command.classes, store),
+        classes=(chosen.class_of_word if chosen else {}) | parse_classes(command.classes, store),
         has_names=bool(naming),
         unnamed=chosen.unnamed if chosen else IGNORE,
         protocol=chosen.protocol if chosen else None,
@@ -173,7 +173,7 @@ def _compare(
     return compare(this, scored, other.redacted, None if count is None else range(count))
 
 
-def _parse_classes(text: str | None, store: Storage) -> dict[str, int]:
+def parse_classes(text: str | None, store: Storage) -> dict[str, int]:
     """Return the id in TRUTH of each class name.
 
     Args:

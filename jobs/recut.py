@@ -1,7 +1,8 @@
 """Make new labels from the levels of a run, without a model: coarser, finer, or chosen per image.
 
-OUT must have been labelled with --levels. NEW becomes a run of its own, which every command reads; its rows are those
-of OUT, with the label maps of another level. After a stop or a kill at any moment, the same command continues.
+For another level, OUT must have been labelled with --levels; for --background-below, with names. NEW becomes a run of
+its own, which every command reads; its rows are those of OUT, with the label maps of another level or with some names
+replaced. After a stop or a kill at any moment, the same command continues.
 
 Exit codes:
   0: every shard of OUT is cut.
@@ -31,9 +32,11 @@ class RecutCommand(CutFlags):
     """The flags of `diffseg recut`."""
 
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
-    """Folder or URL of a run with levels."""
+    """Folder or URL of a run."""
     new: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NEW")]
     """Folder or URL of the new run."""
+    background_below: float = 0.0
+    """Segments whose name has a lower score become background, 0 to 1, as with `diffseg label --background-below`."""
     format: Literal["parquet", "parquet,webdataset"] | None = None
     """Formats to write; default: those of OUT. Source images are not copied."""
     storage_options: str = ""
@@ -47,8 +50,10 @@ def _recut(command: RecutCommand) -> int:
     from pipeline.executor.recut import recut_run  # imported here to keep --help fast: ray takes seconds
 
     cut = command.cut()
-    if cut is None:
-        raise ValueError("give one of --tau, --segments and --stable: which level to take")
+    if not 0 <= command.background_below <= 1:
+        raise ValueError(f"--background-below is {command.background_below}; expected 0 to 1")
+    if cut is None and not command.background_below:
+        raise ValueError("give one of --tau, --segments and --stable (which level to take), or --background-below")
     console = CleanConsole(stderr=command.json)
     if command.run.log_format == "json":
         log_json()
@@ -57,6 +62,7 @@ def _recut(command: RecutCommand) -> int:
         command.new,
         cut,
         run=command.run,
+        background_below=command.background_below,
         format=command.format,
         options=storage_options(command.storage_options),
         console=None if command.run.log_format == "json" else console,

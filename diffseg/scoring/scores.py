@@ -35,6 +35,7 @@ __all__ = [
     "IMAGE_SCORES",
     "MAX_CLASSES",
     "ImageScores",
+    "named_counts",
     "named_scores",
     "pool_scores",
     "score_image",
@@ -170,13 +171,19 @@ def named_scores(tables: Sequence[Overlap], classes: Sequence[int]) -> tuple[Int
         Accuracy and mIoU, with bootstrap intervals over images, and the IoU of each class. The mean is over classes
         that occur or were predicted.
     """
+    counts = named_counts(tables, classes)
+    accuracy, miou = bootstrap(counts.reshape(len(tables), -1), scores_of_counts, rounds=ROUNDS)
+    hit, wrong, missed = counts.sum(axis=0)
+    union = hit + wrong + missed
+    return accuracy, miou, {class_id: float(hit[i] / union[i]) for i, class_id in enumerate(classes) if union[i]}
+
+
+def named_counts(tables: Sequence[Overlap], classes: Sequence[int]) -> np.ndarray:
+    """Return true positives, false positives and false negatives of each class, float64 [N, 3, C], without matching."""
     counts = np.zeros((len(tables), 3, len(classes)))
     for number, table in enumerate(tables):
         for index, class_id in enumerate(classes):
             row, column = table.truth_ids == class_id, table.segment_ids == class_id
             hit = table.shared[np.ix_(row, column)].sum()
             counts[number, :, index] = hit, table.shared[:, column].sum() - hit, table.truth_area[row].sum() - hit
-    accuracy, miou = bootstrap(counts.reshape(len(tables), -1), scores_of_counts, rounds=ROUNDS)
-    hit, wrong, missed = counts.sum(axis=0)
-    union = hit + wrong + missed
-    return accuracy, miou, {class_id: float(hit[i] / union[i]) for i, class_id in enumerate(classes) if union[i]}
+    return counts

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,20 @@ THIS_RUN = "this run"
 """Method name of the run's own label maps; the other methods are those of `BASELINES`."""
 
 
+class SegmentName(NamedTuple):
+    """The name of a segment in a row.
+
+    Attributes:
+        id: Its label.
+        name: The name; None if it has none.
+        score: Score of the name, 0 to 1.
+    """
+
+    id: int
+    name: str | None
+    score: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoredImage:
     """Scores of one image.
@@ -44,6 +58,7 @@ class ScoredImage:
         scores: Scores by method; baselines are included for the sample of images that they segment.
         named: Pixels that ground-truth classes share with the classes that segments are named by, if names are scored.
         levels: Scores at `EvaluationContext.levels` by the text of the cut, for the images of the baselines.
+        names: The names of the segments, if names are scored.
     """
 
     location: RowLocation
@@ -52,6 +67,7 @@ class ScoredImage:
     scores: Mapping[str, ImageScores]
     named: Overlap | None = None
     levels: Mapping[str, ImageScores] = field(default_factory=dict)
+    names: Sequence[SegmentName] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +169,16 @@ def _score_row(
         size=labels.shape,
         scores={method: score_image(ground_truth, prediction, context.view) for method, prediction in maps.items()},
         named=_overlap_of_names(context, ground_truth, labels, row["segments"]),
+        names=_names_of(row["segments"]) if context.classes else (),
     )
+
+
+def _names_of(segments: list[dict[str, Any]]) -> list[SegmentName]:
+    """Return the names of a row's segments. Where a name was proposed itself, its score is 1."""
+    return [
+        SegmentName(segment["id"], segment["name"], 1.0 if segment["name_score"] is None else segment["name_score"])
+        for segment in segments
+    ]
 
 
 def _score_levels(

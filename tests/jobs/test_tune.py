@@ -15,6 +15,8 @@ import jobs.evaluate
 import jobs.export
 import jobs.tune
 from diffseg.levels import Cut
+from pipeline.evaluation import score
+from pipeline.evaluation.score import SegmentName
 from pipeline.evaluation.tune import tune
 from pipeline.training.dataset import DatasetSettings, LabelDataset
 
@@ -92,3 +94,36 @@ def test_the_training_reader_takes_a_level(level: Any, expected: int, run: Path)
     assert len(samples) == len(KEYS)
     for sample in samples:
         assert len(np.unique(sample["mask"].numpy())) == expected
+
+
+def test_tune_finds_the_name_score_below_which_segments_are_background(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segment 0 is background in truth; its name has a score of .2, and the names of the others one of .6."""
+    for key in KEYS:
+        write_png(tmp_path / "truth" / key, LABELS.astype(np.uint8))
+    names = dict.fromkeys(KEYS, ("dog", "dog", "cat"))
+    write_run(tmp_path / "out", dict.fromkeys(KEYS, LABELS), names=names, vocabulary=("dog", "cat"))
+    monkeypatch.setattr(
+        score,
+        "_names_of",
+        lambda segments: [SegmentName(s["id"], s["name"], (0.2, 0.6, 0.6)[s["id"]]) for s in segments],
+    )
+    classes = json.dumps({"background": 0, "dog": 1, "cat": 2})
+    words = [str(tmp_path / "out"), str(tmp_path / "truth"), "--ignore", "", "--classes", classes, "--processes", "1"]
+    assert jobs.tune.main([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["thresholds"]["0"]["mean"] == pytest.approx((0 + 0.5 + 1) / 3)
+    assert (facts["best"], facts["thresholds"]["0.6"]["mean"]) == (0.6, 1)
+    assert facts["gain"] == {"mean": pytest.approx(0.5), "half_width": pytest.approx(0), "count": 6}
+    assert facts["command"] == f"diffseg recut {tmp_path / 'out'} NEW --background-below 0.6"
+    assert jobs.tune.main(words) == 0
+    assert facts["command"] in "".join(capsys.readouterr().out.split("\n"))
+
+
+def test_a_threshold_of_names_needs_the_id_of_background(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(run / "out"), str(run / "truth"), "--processes", "1", "--classes"]
+    assert jobs.tune.main([*words, '{"dog": 1}']) == 2
+    assert 'the id of "background"' in " ".join(capsys.readouterr().err.split())
+    assert jobs.tune.main([*words, '{"background": 0, "dog": 1}']) == 2
+    assert "no names" in " ".join(capsys.readouterr().err.split())

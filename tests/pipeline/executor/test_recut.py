@@ -129,3 +129,31 @@ def test_actors_of_ray_write_the_same_bytes(out: Path, tmp_path: Path) -> None:
     recut_run(str(out), str(tmp_path / "ray"), Cut(segments=2), run=settings, format="parquet,webdataset")
     recut(out, tmp_path / "new", Cut(segments=2))
     assert files_in(tmp_path / "ray") == files_in(tmp_path / "new")
+
+
+@pytest.mark.parametrize(("below", "changed"), [(0.75, False), (0.8, True)])
+def test_names_with_a_low_score_become_background(below: float, changed: bool, tmp_path: Path) -> None:
+    """All names of the run have a score of .75."""
+    names = {key: ("dog",) + ("cat",) * int(labels.max()) for key, labels in LABELS.items()}
+    write_run(tmp_path / "out", LABELS, names=names, vocabulary=("dog", "cat"))
+    recut_run(str(tmp_path / "out"), str(tmp_path / "new"), None, run=RunSettings(no_ray=True), background_below=below)
+    out, new = (Storage(url=str(tmp_path / name)) for name in ("out", "new"))
+    rows, changed_rows = (
+        [
+            row
+            for shard in sorted(read_run_commits(at, require_manifest(at)).done)
+            for row in label_rows(at, shard, SCHEMA.names)
+        ]
+        for at in (out, new)
+    )
+    for before, after in zip(rows, changed_rows, strict=True):
+        if changed:
+            assert {(segment["name"], segment["class_id"]) for segment in after["segments"]} == {("background", 0)}
+            for segment, original in zip(after["segments"], before["segments"], strict=True):
+                segment |= {"name": original["name"], "class_id": original["class_id"]}
+        assert after == before
+
+
+def test_a_run_without_names_has_no_threshold(out: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no names"):
+        recut_run(str(out), str(tmp_path / "new"), None, run=RunSettings(no_ray=True), background_below=0.5)
