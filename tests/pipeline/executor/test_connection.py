@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.executor import connection
 from pipeline.executor.connection import _cluster_to_join, _read_own_file
 from pipeline.executor.head import Head
 from pipeline.executor.missing_modules import missing_module_error
-from pipeline.executor.private_ray import _session_folder, private_environment
+from pipeline.executor.private_ray import _session_folder, private_environment, set_environment
 
 OTHER_USER = 12345
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -144,12 +144,20 @@ def test_only_this_user_may_enter_the_folder_of_a_private_ray(tmp_path: Path, mo
     assert other.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_token_of_a_private_ray_is_in_the_environment_alone_and_for_its_time_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+@pytest.fixture
+def without_authentication(tmp_path: Path) -> Iterator[None]:
+    """Disable authentication, and let Ray read its own mode and token again afterwards.
+
+    A Ray that other tests of this process share would otherwise get requests without its token, and end the process.
+    """
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "HOME")}
+    set_environment({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": None, "HOME": str(tmp_path)})
+    yield
+    set_environment(before)
+
+
+@pytest.mark.usefixtures("without_authentication")
+def test_the_token_of_a_private_ray_is_in_the_environment_alone_and_for_its_time_only(tmp_path: Path) -> None:
     tokens = set()
     for _ in range(2):
         with private_environment():

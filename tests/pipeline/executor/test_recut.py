@@ -124,6 +124,7 @@ def test_stores_are_read_and_written_through_their_urls(out: Path, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray")
 def test_actors_of_ray_write_the_same_bytes(out: Path, tmp_path: Path) -> None:
     settings = RunSettings(workers=1)
     recut_run(str(out), str(tmp_path / "ray"), Cut(segments=2), run=settings, format="parquet,webdataset")
