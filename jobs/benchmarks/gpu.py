@@ -30,7 +30,7 @@ class GpuBenchCommand:
 
     device: str = "cuda"
     """Device to measure."""
-    repetitions: int = 3
+    repetitions: int = 2
     """Turns that are measured, after one turn to warm up."""
     small: bool = False
     """Measure tiny models of the same layouts on few images, which says nothing about speed."""
