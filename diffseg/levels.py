@@ -95,7 +95,7 @@ def leaf_map(levels: Levels, labels: np.ndarray) -> np.ndarray:
     """Return the leaf of each pixel, uint16 [H, W], from the label map of the row, with `IGNORE` where it has it.
 
     The cell of a pixel may belong to another segment than the pixel; then a neighbouring cell of the pixel's
-    segment gives the number, or, if there is none, the pixel belongs to the largest leaf.
+    segment gives the number, or, if no cell does, the pixel belongs to the largest leaf.
     """
     cell = cell_size(*labels.shape)
     # Row and column 0 stand for a border of cells without a segment.

@@ -29,6 +29,6 @@ def load_json_tokenizer(folder: Path) -> Any:
 
 
 def tokenizer_config(folder: Path) -> dict[str, Any]:
-    """Return the content of tokenizer_config.json, empty if there is none."""
+    """Return the content of tokenizer_config.json, empty if the file is missing."""
     path = folder / "tokenizer_config.json"
     return read_json(path) if path.is_file() else {}

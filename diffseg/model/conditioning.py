@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 GUIDANCE_SCALE = 8.5
-"""Guidance scale that latent consistency models are told, which is the default of diffusers' pipeline for them. They
+"""Guidance scale that latent consistency models receive, which is the default of diffusers' pipeline for them. They
 were trained on scales of about 3 to 15. With the empty prompt guidance changes nothing that they were to predict."""
 
 FIRST_BETA, LAST_BETA, TRAINING_STEPS = 0.00085, 0.012, 1000

@@ -133,7 +133,7 @@ class NamesInPhrases:
             names: The vocabulary.
             phrases: Finds phrases.
             words: Further words for a name, by the name.
-            wordnet: Whether a noun stands for the nearest more general name, by WordNet, if it is none itself.
+            wordnet: Whether a noun stands for the nearest more general name, by WordNet, if it is not a name itself.
 
         Raises:
             ValueError: A library or its data is not installed.

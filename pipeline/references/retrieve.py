@@ -159,13 +159,20 @@ def stored_features(row: Mapping[str, Any]) -> np.ndarray:
 
 
 def unique_key(candidate: Candidate) -> str:
-    """Return what tells images apart, by which they are ordered: keys may repeat in a run."""
+    """Return a text that is unique to an image, by which images are ordered. Keys may repeat in a run."""
     return f"{candidate.key}\0{candidate.shard}\0{candidate.row}"
 
 
 def retrieval_file(
     names: Collection[str], ranked: Mapping[str, list[Candidate]], seeds: Mapping[str, list[Seed]]
 ) -> bytes:
+    """Return retrieval.parquet: the ranked images of each name, with the seed of those that gave one.
+
+    Args:
+        names: The names.
+        ranked: The images of each name, the best first.
+        seeds: The seeds of each name.
+    """
     rows = []
     for name in names:
         of_image = {seed.key: seed for seed in seeds[name]}

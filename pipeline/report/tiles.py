@@ -126,7 +126,7 @@ def _pictures(regions: np.ndarray, image: np.ndarray | str, quality: int) -> dic
 
 
 def _source_image(row: Mapping[str, Any], source_images: SourceImages | str) -> np.ndarray | str:
-    """Return the source image of a row, uint8 [H, W, 3], or why there is none."""
+    """Return the source image of a row, uint8 [H, W, 3], or why it is missing."""
     if isinstance(source_images, str):
         return source_images
     try:
