@@ -99,34 +99,12 @@ class Segmenter:
         self._check_affinity(affinity)
         self.features = features
         self.quality = quality
-        asked = {"features": features, "variants": quality}
-        self.needs = frozenset(need for need, is_asked in asked.items() if is_asked).union(
+        for_columns = {"features": features, "variants": quality}
+        self.needs = frozenset(need for need, is_wanted in for_columns.items() if is_wanted).union(
             *(stage.needs for stage in self.stages)
         )
-        if "clip" in self.needs and settings.clip.clip_guide == "features" and backbone.compiled:
-            raise ValueError(
-                "compile and clip_guide=features exclude each other: features are read by hooks inside the layers, "
-                "which compiled graphs do not call; use clip_guide=attention, or do not compile"
-            )
-        if "cross_attention" in self.needs and settings.segment_names.vote == "goca" and backbone.compiled:
-            raise ValueError(
-                "compile and vote=goca exclude each other: the weights of layers are computed outside of compiled "
-                "graphs; use another vote, or do not compile"
-            )
-        if self.needs & {"layer_output", "features"} and backbone.compiled:
-            reader, instead = (
-                ("features", "leave out features") if features else ("ncut_on=features", "use ncut_on=attention")
-            )
-            raise ValueError(
-                f"compile and {reader} exclude each other: features are read by a hook inside a layer, which compiled "
-                f"graphs do not call; {instead}, or do not compile"
-            )
-        if "variants" in self.needs and backbone.compiled:
-            reader, instead = ("quality", "leave out quality") if quality else ("covariance", "use another stage")
-            raise ValueError(
-                f"compile and {reader} exclude each other: variants are compared by a hook at a layer, which compiled "
-                f"graphs do not call; {instead}, or do not compile"
-            )
+        if backbone.compiled:
+            self._check_compiled()
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
                 f"resolution={self.resolution}: expected a multiple of {backbone.pixel_multiple} for this checkpoint"
@@ -136,6 +114,33 @@ class Segmenter:
         self.recorder = SignalRecorder(
             backbone, settings, timestep=self.timestep, needs=self.needs, clip=clip, affinity=affinity
         )
+
+    def _check_compiled(self) -> None:
+        """Check that nothing reads a compiled model in a way that compiled graphs do not support."""
+        if "clip" in self.needs and self.settings.clip.clip_guide == "features":
+            raise ValueError(
+                "compile and clip_guide=features exclude each other: features are read by hooks inside the layers, "
+                "which compiled graphs do not call; use clip_guide=attention, or do not compile"
+            )
+        if "cross_attention" in self.needs and self.settings.segment_names.vote == "goca":
+            raise ValueError(
+                "compile and vote=goca exclude each other: the weights of layers are computed outside of compiled "
+                "graphs; use another vote, or do not compile"
+            )
+        if self.needs & {"layer_output", "features"}:
+            reader, instead = (
+                ("features", "leave out features") if self.features else ("ncut_on=features", "use ncut_on=attention")
+            )
+            raise ValueError(
+                f"compile and {reader} exclude each other: features are read by a hook inside a layer, which compiled "
+                f"graphs do not call; {instead}, or do not compile"
+            )
+        if "variants" in self.needs:
+            reader, instead = ("quality", "leave out quality") if self.quality else ("covariance", "use another stage")
+            raise ValueError(
+                f"compile and {reader} exclude each other: variants are compared by a hook at a layer, which compiled "
+                f"graphs do not call; {instead}, or do not compile"
+            )
 
     def _check_affinity(self, affinity: AffinityState | None) -> None:
         """Check that a learned affinity, if there is one, fits the model, the passes and the method."""
