@@ -39,13 +39,14 @@ def write_csv(target: Storage, path: str, scored: Sequence[ScoredImage]) -> None
     """Write one line per image and method with the scores of `IMAGE_SCORES`; NaN scores are left empty."""
     text = io.StringIO()
     writer = csv.writer(text)
-    columns = ("method", "key", "shard", "row", "height", "width", "regions", "segments", "missed")
+    columns = ("method", "key", "shard", "row", "tag", "height", "width", "regions", "segments", "missed")
     writer.writerow((*columns, *IMAGE_SCORES))
     for image in scored:
         for method, scores in image.scores.items():
             numbers = [scores.missed, *(scores.values[name] for name in IMAGE_SCORES)]
             formatted = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
-            location = (text_cell(str(image.location.shard)), image.location.row)
+            shard = image.location.shard
+            location = (text_cell(str(shard)), image.location.row, shard.tag)
             facts = (method, text_cell(image.key), *location, *image.size, f"{scores.regions:g}", scores.segments)
             writer.writerow((*facts, *formatted))
     target.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))

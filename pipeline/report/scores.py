@@ -47,8 +47,14 @@ class Evaluations:
         return self.by_shard.get(text_cell(shard), {})
 
 
-def read_evaluations(out: Storage) -> Evaluations:
-    """Read OUT/report/images.csv, and those of evaluations with a name."""
+def read_evaluations(out: Storage, tags: Mapping[str, str]) -> Evaluations:
+    """Read OUT/report/images.csv, and those of evaluations with a name.
+
+    Args:
+        out: OUT of the run.
+        tags: The tag of each label shard of the run. Scores of labels that have been replaced since are left out.
+    """
+    tag_of_cell = {text_cell(shard): tag for shard, tag in tags.items()}
     by_shard: defaultdict[str, defaultdict[tuple[int, str], dict[str, ImageScores]]]
     by_shard = defaultdict(lambda: defaultdict(dict))
     names, problems = [], {}
@@ -56,8 +62,9 @@ def read_evaluations(out: Storage) -> Evaluations:
     for path in paths[:MAX_EVALUATIONS]:
         name = path.removeprefix(f"{FOLDER}/").rpartition("/")[0] or NAMELESS
         try:
-            for shard, row, scores in _read(out, path):
-                by_shard[shard][row][name] = scores
+            for shard, tag, row, scores in _read(out, path):
+                if tag in (None, tag_of_cell.get(shard)):
+                    by_shard[shard][row][name] = scores
             names.append(name)
         except (csv.Error, KeyError, TypeError, ValueError, OSError) as error:
             problems[path] = f"{type(error).__name__}: {error}"
@@ -69,12 +76,12 @@ def key_cell(key: str) -> str:
     return text_cell(key).encode("utf-8", "backslashreplace").decode()
 
 
-def _read(out: Storage, path: str) -> list[tuple[str, tuple[int, str], ImageScores]]:
-    """Return shard, row and key, and scores of each image in a CSV file."""
+def _read(out: Storage, path: str) -> list[tuple[str, str | None, tuple[int, str], ImageScores]]:
+    """Return shard, tag, row and key, and scores of each image in a CSV file; older files have no tags."""
     found = []
     with out.open(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         for line in csv.DictReader(text):
             if line["method"] == THIS_RUN:
                 scores = tuple(float(line[name]) if line[name] else None for name in IMAGE_SCORES)
-                found.append((line["shard"], (int(line["row"]), line["key"]), scores))
+                found.append((line["shard"], line.get("tag"), (int(line["row"]), line["key"]), scores))
     return found

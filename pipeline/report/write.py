@@ -90,7 +90,7 @@ def write_report(
         Statistics over all rows.
     """
     run = partial(parallel_map, processes=processes, address=address)
-    evaluations = read_evaluations(report.out)
+    evaluations = read_evaluations(report.out, {shard: commit.tag for shard, commit in report.commits.items()})
     selected = _count_selected(report, run)
     tasks = make_tasks(report, evaluations, selected)
     data = DataFolder(out=report.out, path=f"{DATA}/{_digest(report)}")

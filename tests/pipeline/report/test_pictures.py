@@ -18,6 +18,7 @@ from diffseg.scoring.scores import IMAGE_SCORES, ImageScores
 from pipeline.evaluation.pairing import RowLocation
 from pipeline.evaluation.report import write_csv
 from pipeline.evaluation.score import ScoredImage
+from pipeline.output.commit import LabelShard, read_commits
 from pipeline.report import write
 from pipeline.report.colours import oklab
 
@@ -84,12 +85,14 @@ def test_full_size_pictures_are_stored_for_galleries_of_limited_length(
 
 
 def test_scores_of_evaluations_are_shown_for_the_images_that_were_scored(tmp_path: Path) -> None:
-    rows = [labelled(f"{number}.png", STRIPES) for number in range(4)]
+    rows = [labelled(f"{number}.png", STRIPES) for number in range(5)]
     out = write_rows(str(tmp_path), rows, per_shard=10, source="gone")
-    scores = {0: 0.25, 1: 0.75, 2: float("nan"), 3: 0.5}
+    (shard,) = (LabelShard(commit.shard, commit.tag) for commit in read_commits(out).values())
+    before = LabelShard(shard, "0" * 24)
+    scores = {0: 0.25, 1: 0.75, 2: float("nan"), 3: 0.5, 4: 0.5}
     scored = [
         ScoredImage(
-            location=RowLocation("images-000000", number),
+            location=RowLocation(shard if number != 4 else before, number),  # the labels have been replaced since
             key=f"{number}.png" if number != 3 else "another.png",  # the row was another image when it was scored
             size=(40, 60),
             scores={
@@ -106,8 +109,8 @@ def test_scores_of_evaluations_are_shown_for_the_images_that_were_scored(tmp_pat
     assert report(tmp_path) == 0
     data = data_of(tmp_path)
     assert data["run"]["evaluations"] == ["paper"]
-    assert [row[9] for row in data["rows-0"]] == [{"0": 0.25}, {"0": 0.75}, {}, {}]
-    assert [list(tile["scores"]) for tile in data["tiles-0-0"]] == [["paper"]] * 3 + [[]]
+    assert [row[9] for row in data["rows-0"]] == [{"0": 0.25}, {"0": 0.75}, {}, {}, {}]
+    assert [list(tile["scores"]) for tile in data["tiles-0-0"]] == [["paper"]] * 3 + [[], []]
     assert data["tiles-0-0"][1]["scores"]["paper"] == [0.75] * len(IMAGE_SCORES)
     assert data["tiles-0-0"][2]["scores"]["paper"] == [None] * len(IMAGE_SCORES)
     text = (tmp_path / "report/index.html").read_text("utf-8")
