@@ -126,7 +126,7 @@ def _fit(command: FitCommand) -> int:
         device=command.device,
         threads=command.threads,
     )
-    tasks = plan_tasks(job, manifest, find_source_shards(manifest, store, command.source))
+    tasks = plan_tasks(job, manifest, find_source_shards(manifest, store, command.source, out=out))
     with progress_bar("reading the attention of label shards", len(tasks)) as advance:
         report = fit(
             job,

@@ -60,7 +60,7 @@ class SourceImageFlags(RunFlags):
         from pipeline.output.source_images import find_source_shards
 
         try:
-            return find_source_shards(manifest, self.store(), self.images)
+            return find_source_shards(manifest, self.store(), self.images, out=self.store().at(self.out))
         except (SourceError, OSError) as error:
             raise RunFailed(f"{error}; {MOVED_IMAGES_ADVICE}") from error
 

@@ -26,18 +26,17 @@ from pipeline.executor.shard_run import guard_out, run_shards
 from pipeline.executor.summary import RunSummary
 from pipeline.output.commit import Commit, LabelShard
 from pipeline.output.fence import Fence
-from pipeline.output.manifest import Manifest, check_same_run, read_manifest, versions
+from pipeline.output.manifest import Manifest, check_same_run, is_generated, read_manifest, versions
 from pipeline.output.reader import label_rows
 from pipeline.output.records import read_run_commits
 from pipeline.output.rows import Row, schema_of
+from pipeline.output.source_images import label_shard_source
 from pipeline.output.write_shard import RowAndImage, write_shard
-from pipeline.output.writer import output_paths
 from pipeline.prefetch import prefetch_map
 from pipeline.readers.samples import Shard
-from pipeline.settings import Format, LabelSettings, RunSettings, WorkerSettings
+from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import SourceError, Storage
 from pipeline.storage.retries import waiting
-from pipeline.storage.urls import join_url
 from pipeline.timing import StepTimer
 
 AHEAD_PER_THREAD = 4
@@ -80,7 +79,8 @@ class RewriteSettings(LabelSettings):
 
     def further(self) -> dict[str, Any]:
         """Return which further columns the new rows have, for `schema_of`."""
-        return {name: bool(self.origin.settings.get(name, False)) for name in self.keeps}
+        further = {name: bool(self.origin.settings.get(name, False)) for name in self.keeps}
+        return further | {"generated": is_generated(self.origin.settings)}
 
     def plain(self) -> dict[str, Any]:
         """Return the settings of the first run and the change."""
@@ -228,13 +228,4 @@ def _label_shards(out: Storage, manifest: Manifest) -> list[Shard]:
     done = sorted(read_run_commits(out, manifest).done)
     if not done:
         raise SourceError(f"{out.redacted}: no shard of this run is done, so there is nothing to change")
-    formats: tuple[Format, ...] = ("parquet",)
-    return [
-        Shard(
-            name=str(shard),
-            url=join_url(out.url, output_paths(shard, formats)["parquet"]),
-            kind="parquet",
-            version=shard.tag,
-        )
-        for shard in done
-    ]
+    return [label_shard_source(out, shard) for shard in done]

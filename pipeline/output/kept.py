@@ -20,7 +20,7 @@ from pipeline.digest import short_digest
 from pipeline.output.commit import Commit, CommitName, LabelShard, read_records, tag_of, write_commit
 from pipeline.output.fence import Fence, delete_label_shard, publication
 from pipeline.output.reader import label_metadata, label_rows
-from pipeline.output.rows import FEATURE_COLUMNS, QUALITY_COLUMNS, Row, schema_of
+from pipeline.output.rows import FEATURE_COLUMNS, GENERATED_FIELDS, QUALITY_COLUMNS, Row, schema_of
 from pipeline.output.writer import LabelShardWriter, member_key, output_paths
 from pipeline.settings import Format
 from pipeline.storage import Storage
@@ -80,6 +80,7 @@ def _write_lost(
         "levels": "merges" in stored.names,
         "features": FEATURE_COLUMNS[0] in stored.names,
         "quality": QUALITY_COLUMNS[0] in stored.names,
+        "generated": GENERATED_FIELDS[0].name in stored.names,
     }
     with LabelShardWriter(shard, formats=formats, metadata=metadata, **further) as writer:
         images = _images(out, commit.shard) if "webdataset" in formats else {}

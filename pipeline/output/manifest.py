@@ -69,6 +69,11 @@ def versions() -> dict[str, str]:
     return by_package
 
 
+def is_generated(settings: Mapping[str, Any]) -> bool:
+    """Return True if a run with these settings in run.json generated its images, which are then in its rows."""
+    return "generation" in settings
+
+
 def is_run(out: Storage) -> bool:
     """Return True if a folder is the OUT of a run."""
     return out.is_file(PATH)

@@ -40,7 +40,8 @@ def label_rows(
     if cut is not None:
         yield from cut.rows(label_rows(out, shard, cut.columns(columns)), columns)
         return
-    path, schema = output_paths(shard, ("parquet",))["parquet"], schema_of(levels=True, features=True, quality=True)
+    path = output_paths(shard, ("parquet",))["parquet"]
+    schema = schema_of(levels=True, features=True, quality=True, generated=True)
     with out.open(path) as file:
         try:
             parquet = pq.ParquetFile(file)

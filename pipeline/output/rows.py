@@ -75,12 +75,28 @@ QUALITY_COLUMNS = ("within_rho", "between_rho")
 """Further columns of a run with a score of quality, see `diffseg.variants.correlation`; null unless the status is ok,
 and where a label map has no such pairs of positions."""
 
+GENERATED_FIELDS = (
+    pa.field("image", pa.large_binary()),
+    pa.field("prompt", pa.string()),
+    pa.field("generation_seed", pa.int64()),
+    pa.field("steps", pa.int32()),
+    pa.field("guidance", pa.float32()),
+    pa.field("classes", pa.list_(pa.string())),
+    pa.field("threshold", pa.list_(pa.float32())),
+    pa.field("agree_iou", pa.list_(pa.float32())),
+)
+"""Further columns of a run that generated its images, see docs/generate.md. `threshold` and `agree_iou` have one value
+for each of `classes`. The image is null, and the lists of values are empty, unless the status is ok."""
 
-def schema_of(*, levels: bool = False, features: bool = False, quality: bool = False) -> pa.Schema:
+
+def schema_of(
+    *, levels: bool = False, features: bool = False, quality: bool = False, generated: bool = False
+) -> pa.Schema:
     """Return the columns of a label shard."""
     more = [*(LEVEL_FIELDS if levels else ())]
     more += [pa.field(name, pa.large_binary()) for name in FEATURE_COLUMNS if features]
     more += [pa.field(name, pa.float32()) for name in QUALITY_COLUMNS if quality]
+    more += [*(GENERATED_FIELDS if generated else ())]
     return pa.schema([*SCHEMA, *more]) if more else SCHEMA
 
 
@@ -110,6 +126,14 @@ class Row:
         within_rho: Mean correlation of positions of one segment, −1 to 1, see `QUALITY_COLUMNS`; None unless the run
             has a score of quality.
         between_rho: Mean correlation of positions of different segments.
+        image: The generated image, encoded; None unless the status is ok and the run generated its images.
+        prompt: What the image was generated from; None unless the run generated its images, as are the next columns.
+        generation_seed: Seed of the noise that the generation started from.
+        steps: Steps of the generation.
+        guidance: Scale of the guidance.
+        classes: Classes that the label map may have.
+        threshold: For each class, the value above which its refined map became a mask.
+        agree_iou: For each class, the IoU of the raw and the refined map at that threshold, 0 to 1.
     """
 
     key: str
@@ -131,6 +155,14 @@ class Row:
     segment_features: bytes | None = None
     within_rho: float | None = None
     between_rho: float | None = None
+    image: bytes | None = None
+    prompt: str | None = None
+    generation_seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    classes: tuple[str, ...] = ()
+    threshold: tuple[float, ...] = ()
+    agree_iou: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Row:
@@ -140,9 +172,9 @@ class Row:
         }
         return cls(**values)
 
-    def fields(self, *, levels: bool = False, features: bool = False, quality: bool = False) -> dict[str, Any]:
-        """Return the values by column name, in the order of `schema_of`."""
-        names = schema_of(levels=levels, features=features, quality=quality).names
+    def fields(self, **further: bool) -> dict[str, Any]:
+        """Return the values by column name, in the order of `schema_of` with the same further columns."""
+        names = schema_of(**further).names
         values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

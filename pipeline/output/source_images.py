@@ -8,29 +8,39 @@ from dataclasses import replace
 import numpy as np
 
 from diffseg.images.decode import ImageError, decode_image
-from pipeline.output.manifest import Manifest
+from pipeline.output.commit import LabelShard
+from pipeline.output.manifest import Manifest, is_generated
+from pipeline.output.records import read_run_commits
+from pipeline.output.writer import output_paths
 from pipeline.readers.find import find_shards
 from pipeline.readers.kinds import without_query
 from pipeline.readers.read import read_shard
 from pipeline.readers.samples import Sample, Shard, ShardError, utf8
 from pipeline.storage import Storage
+from pipeline.storage.urls import join_url
 
 
 class SourceImageError(ValueError):
     """The source image of a row is missing, or is no longer the image that was labelled."""
 
 
-def find_source_shards(manifest: Manifest, store: Storage, source: str | None = None) -> dict[str, Shard]:
-    """Return the shards of the run's SRC by name.
+def find_source_shards(
+    manifest: Manifest, store: Storage, source: str | None = None, *, out: Storage
+) -> dict[str, Shard]:
+    """Return the shards of the run's SRC by name. A run that generated its images holds them in its own label shards.
 
     Args:
         manifest: Manifest of the run.
         store: Options for the store of SRC.
         source: Where SRC is now, if it has moved.
+        out: OUT of the run.
 
     Raises:
         SourceError: SRC is missing or holds no shards.
     """
+    if is_generated(manifest.settings) and source is None:
+        done = sorted(read_run_commits(out, manifest).done)
+        return {str(shard): label_shard_source(out, shard) for shard in done}
     shards = find_shards(
         source or manifest.source,
         store,
@@ -38,6 +48,12 @@ def find_source_shards(manifest: Manifest, store: Storage, source: str | None = 
         key_field=manifest.settings.get("key_field"),
     )
     return {shard.name: shard for shard in shards}
+
+
+def label_shard_source(out: Storage, shard: LabelShard) -> Shard:
+    """Return a label shard of a run as a shard to read; the tag of its record is its version."""
+    url = join_url(out.url, output_paths(shard, ("parquet",))["parquet"])
+    return Shard(name=str(shard), url=url, kind="parquet", version=shard.tag, key_field="key")
 
 
 def read_source_images(

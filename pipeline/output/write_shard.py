@@ -37,6 +37,7 @@ def write_shard(
     levels: bool = False,
     features: bool = False,
     quality: bool = False,
+    generated: bool = False,
     notes: Sequence[str] = (),
     on_sample: Callable[[], None] = lambda: None,
     before_commit: Callable[[], None] = lambda: None,
@@ -57,6 +58,7 @@ def write_shard(
         levels: Whether the rows have levels.
         features: Whether the rows have features.
         quality: Whether the rows have a score of quality.
+        generated: Whether the rows have generated images.
         notes: Sentences about the input for the summary of the run, complete when the last row has been taken.
         on_sample: Called once for each row.
         before_commit: Called when all rows have been taken; an error that it raises prevents the commit.
@@ -73,7 +75,7 @@ def write_shard(
     fingerprint = metadata["fingerprint"]
     tag = tag_of(fingerprint, inputs)
     metadata = {**metadata, "tag": tag}
-    further = {"levels": levels, "features": features, "quality": quality}
+    further = {"levels": levels, "features": features, "quality": quality, "generated": generated}
     with LabelShardWriter(shard, formats=formats, metadata=metadata, **further) as writer:
         for row, image in rows:
             with step("write"):

@@ -26,7 +26,7 @@ ROW_GROUP_ROWS = 4096
 COMPRESSION = "zstd"
 METADATA_KEY = "diffseg"
 """Key of the metadata in the footer of a label shard's Parquet file."""
-BINARY_COLUMNS = ("mask", "leaf_mask", *FEATURE_COLUMNS)
+BINARY_COLUMNS = ("mask", "leaf_mask", "image", *FEATURE_COLUMNS)
 """Columns that the JSON of a WebDataset sample leaves out."""
 MAY_REPEAT = ("duplicate_key", "truncated", "damaged")
 """Statuses of rows that may share their key with another row of the shard."""
@@ -71,6 +71,7 @@ class LabelShardWriter:
         levels: Whether the rows have levels.
         features: Whether the rows have features. Tars do not hold them.
         quality: Whether the rows have a score of quality.
+        generated: Whether the rows have generated images.
     """
 
     def __init__(
@@ -82,10 +83,11 @@ class LabelShardWriter:
         levels: bool = False,
         features: bool = False,
         quality: bool = False,
+        generated: bool = False,
     ) -> None:
         self._shard = shard
         self._levels = levels
-        self._further = {"levels": levels, "features": features, "quality": quality}
+        self._further = {"levels": levels, "features": features, "quality": quality, "generated": generated}
         self._formats = formats
         self._folder = ScratchFolder()
         schema = schema_of(**self._further)

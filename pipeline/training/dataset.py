@@ -24,8 +24,9 @@ from pipeline.output.reader import label_rows
 from pipeline.output.records import read_run_commits
 from pipeline.output.source_images import find_source_shards, read_samples
 from pipeline.storage import SourceError, Storage
-from pipeline.training.sample import EncodedSample, TrainingSample, decode_sample
+from pipeline.training.sample import TrainingSample, decode_sample
 from pipeline.training.settings import DatasetSettings, RowFilter
+from pipeline.training.splice import EncodedSample, TileDrawer, Tiles
 
 __all__ = ["DatasetSettings", "LabelDataset", "RowFilter", "TrainingSample"]
 
@@ -79,7 +80,7 @@ class LabelDataset(IterableDataset):
         self._image_field = manifest.settings["image_field"]
         level = settings.level
         self._cut = None if level is None else RunCut.of(level, manifest, self._out.redacted)
-        self._sources = find_source_shards(manifest, self._out, images)
+        self._sources = find_source_shards(manifest, self._out, images, out=self._out)
         self._index = self._read_index(manifest)
         if len(self) == 0:
             raise SourceError(
@@ -140,8 +141,8 @@ class LabelDataset(IterableDataset):
         batches = self._skipped_batches // workers + (worker < self._skipped_batches % workers)
         rng = np.random.default_rng([self.settings.seed, self._epoch, self.rank, worker])
         shuffled = self._shuffle(self._read(self._row_ranges(worker, workers)), rng)
-        for encoded in islice(shuffled, batches * self._batch_size, None):
-            yield decode_sample(encoded, self.settings, self._epoch)
+        for tiles in islice(shuffled, batches * self._batch_size, None):
+            yield decode_sample(tiles, self.settings, self._epoch)
 
     def _row_ranges(self, worker: int, workers: int) -> list[_RowRange]:
         """Return the part of the epoch that this worker reads."""
@@ -183,14 +184,15 @@ class LabelDataset(IterableDataset):
             return {s["id"]: s["id"] for s in confident}
         return {s["id"]: s["class_id"] for s in confident if s["class_id"] is not None and s["class_id"] >= 0}
 
-    def _shuffle(self, samples: Iterator[EncodedSample], rng: np.random.Generator) -> Iterator[EncodedSample]:
+    def _shuffle(self, samples: Iterator[EncodedSample], rng: np.random.Generator) -> Iterator[Tiles]:
         buffer: list[EncodedSample] = []
+        drawer = TileDrawer(self.settings, self._epoch)
         for sample in samples:
             buffer.append(sample)
             if len(buffer) >= self.settings.shuffle_buffer:
-                yield _pop_random(buffer, rng)
+                yield drawer.draw(_pop_random(buffer, rng), buffer)
         while buffer:
-            yield _pop_random(buffer, rng)
+            yield drawer.draw(_pop_random(buffer, rng), buffer)
 
 
 def _rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, int]:
