@@ -1,9 +1,8 @@
-"""Decode and augment one training sample: a source image and its label map, cropped and mirrored together."""
+"""Decode and augment a training sample: images and their label maps, cropped, mirrored and spliced together."""
 
 from __future__ import annotations
 
-import zlib
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from diffseg.images.decode import decode_image
 from pipeline.output.rows import decode_mask
 from pipeline.storage import SourceError
 from pipeline.training.settings import DatasetSettings
+from pipeline.training.splice import EncodedSample, Tiles
 
 
 class TrainingSample(TypedDict):
@@ -29,36 +29,48 @@ class TrainingSample(TypedDict):
     mask: torch.Tensor
 
 
-class EncodedSample(NamedTuple):
-    """A source image and its label map as they are stored.
+def decode_sample(tiles: Tiles, settings: DatasetSettings, epoch: int) -> TrainingSample:
+    """Decode the tiles of a sample, and apply a random crop and flip to each.
 
-    Attributes:
-        key: Key of the sample.
-        shard: Name of the label shard.
-        row: Index of the row in the shard.
-        image: Stored bytes of the source image.
-        mask: PNG of the label map.
-        targets: Mask value by segment id; all other pixels are ignored.
-    """
-
-    key: str
-    shard: str
-    row: int
-    image: bytes
-    mask: bytes
-    targets: dict[int, int]
-
-
-def decode_sample(encoded: EncodedSample, settings: DatasetSettings, epoch: int) -> TrainingSample:
-    """Decode a sample and apply its random crop and flip.
-
-    The random numbers follow from seed, epoch, shard and row, so every worker would make the same sample.
+    The random numbers follow from seed, epoch, shard and row, so every worker would make the same sample. The segments
+    of different tiles have different ids for target `segments`; classes mean the same in all tiles.
 
     Raises:
-        SourceError: The source image and the label map differ in size.
+        SourceError: A source image and its label map differ in size.
     """
-    name_hash = zlib.crc32(encoded.shard.encode())
-    rng = np.random.default_rng([settings.seed, epoch, name_hash, encoded.row])
+    first = tiles.samples[0]
+    rng = first.random_numbers(settings, epoch)
+    pixels = np.empty((settings.size, settings.size, 3), np.uint8)
+    labels = np.empty((settings.size, settings.size), np.int32)
+    next_id = 0
+    for number, encoded in enumerate(tiles.samples):
+        row, column = divmod(number, tiles.columns)
+        at = _part(row, tiles.rows, settings.size), _part(column, tiles.columns, settings.size)
+        shape = at[0].stop - at[0].start, at[1].stop - at[1].start
+        pixels[at], labels[at] = _decode_tile(encoded, shape, settings, rng, first_id=next_id)
+        if settings.target == "segments":
+            next_id += max(encoded.targets.values(), default=-1) + 1
+    return TrainingSample(
+        key=first.key,
+        image=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+        mask=torch.from_numpy(labels.astype(np.int64)),
+    )
+
+
+def _part(number: int, count: int, size: int) -> slice:
+    """Return the pixels of one of `count` nearly equal parts of a side."""
+    return slice(size * number // count, size * (number + 1) // count)
+
+
+def _decode_tile(
+    encoded: EncodedSample,
+    shape: tuple[int, int],
+    settings: DatasetSettings,
+    rng: np.random.Generator,
+    *,
+    first_id: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return uint8 [h, w, 3] pixels and int32 [h, w] labels of a random crop; `first_id` is added to segment ids."""
     image, mask = decode_image(encoded.image), decode_mask(encoded.mask)
     if image.shape[:2] != mask.shape:
         raise SourceError(
@@ -66,28 +78,31 @@ def decode_sample(encoded: EncodedSample, settings: DatasetSettings, epoch: int)
             f"{mask.shape[1]} x {mask.shape[0]}; pass the location of the run's images as images="
         )
     table = np.full(np.iinfo(mask.dtype).max + 1, settings.ignore_index, np.int32)
-    table[list(encoded.targets)] = list(encoded.targets.values())
-    box = _random_square(rng, image.shape[0], image.shape[1], settings.crop)
-    size = (settings.size, settings.size)
+    table[list(encoded.targets)] = [value + first_id for value in encoded.targets.values()]
+    height, width = shape
+    box = _random_box(rng, image.shape[0], image.shape[1], settings.crop, width / height)
+    size = (width, height)
     pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0))
     labels = np.asarray(Image.fromarray(table[mask]).resize(size, Image.Resampling.NEAREST, box=box))
     if settings.flip and rng.random() < 0.5:
         pixels, labels = pixels[:, ::-1], labels[:, ::-1]
-    return TrainingSample(
-        key=encoded.key,
-        image=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
-        mask=torch.from_numpy(labels.astype(np.int64)),
-    )
+    return pixels, labels
 
 
-def _random_square(
-    rng: np.random.Generator, height: int, width: int, smallest: float
+def _random_box(
+    rng: np.random.Generator, height: int, width: int, smallest: float, aspect: float
 ) -> tuple[float, float, float, float]:
-    """Draw a square whose side is `smallest` to 1 of the shorter side; return (left, upper, right, lower) in pixels.
+    """Draw a box whose sides are `smallest` to 1 of the largest box; return (left, upper, right, lower) in pixels.
 
-    If `smallest` is 1, the square is the centre square.
+    Args:
+        rng: Random numbers.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        smallest: Smallest share; with 1, the box is the largest one in the centre.
+        aspect: Width of the box divided by its height.
     """
-    side = min(height, width) * (rng.uniform(smallest, 1.0) if smallest < 1 else 1.0)
+    box_width = min(width, height * aspect) * (rng.uniform(smallest, 1.0) if smallest < 1 else 1.0)
+    box_height = box_width / aspect
     y, x = rng.random(2) if smallest < 1 else (0.5, 0.5)
-    top, left = y * (height - side), x * (width - side)
-    return left, top, left + side, top + side
+    top, left = y * (height - box_height), x * (width - box_width)
+    return left, top, left + box_width, top + box_height

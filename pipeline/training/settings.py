@@ -11,6 +11,7 @@ from pipeline.output.selection import RowSelection
 
 Target = Literal["segments", "classes"]
 NetworkName = Literal["unet", "segformer", "dinov2-linear"]
+RecipeName = Literal["plain"]
 
 IGNORE_INDEX = -100
 """Label of ignored pixels; the default `ignore_index` of PyTorch's losses."""
@@ -57,6 +58,11 @@ class DatasetSettings:
     square."""
     flip: bool = True
     """Mirror each sample with probability ½."""
+    splice: int = 1
+    """Largest number of tiles in a row and in a column of a spliced sample, which is a grid of images, each cropped and
+    mirrored by itself with its label map. 1 splices nothing."""
+    splice_share: float = 0.5
+    """Share of the samples that are spliced, 0 to 1, if `splice` is above 1."""
     target: Target = "segments"
     """What masks hold. segments: segment ids, which mean something within their image only. classes: class ids, for a
     run with names: 0 is the background, and 1, 2, … are the names in run.json in their order. Segments between the two
@@ -78,6 +84,13 @@ class DatasetSettings:
                 f"size={self.size}, shuffle_buffer={self.shuffle_buffer}, crop={self.crop}: expected size and "
                 "shuffle_buffer of at least 1, and crop in (0, 1]"
             )
+        check_splice(self.splice, self.splice_share, self.size)
+
+
+def check_splice(splice: int, share: float, size: int) -> None:
+    """Raise ValueError for grids that do not fit into a sample of `size` x `size` pixels, or for a wrong share."""
+    if not 1 <= splice <= size or not 0 <= share <= 1:
+        raise ValueError(f"splice {splice}, share {share}: expected 1 to {size} tiles, and a share from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +100,8 @@ class TrainSettings:
     target: Target = "segments"
     """What the network learns. segments: whether pixels belong together, which needs no names. classes: the class of
     each pixel, which needs a run with names."""
+    recipe: RecipeName = "plain"
+    """How it learns. plain: from the pixels of the label maps."""
     network: NetworkName = "unet"
     """unet: a small U-Net of this program. segformer: SegFormer. dinov2-linear: a linear layer on the tokens of DINOv2
     or of a plain ViT. The last two come from transformers."""
@@ -109,6 +124,11 @@ class TrainSettings:
     """Train only on images with at least this confidence, 0 to 1."""
     segment_confidence: float = 0.0
     """Ignore the pixels of segments below this confidence, 0 to 1."""
+    splice: int = 1
+    """Splice samples from up to this many images in each direction, as an augmentation: 3 makes grids of 1 x 2 to
+    3 x 3 images. 1 splices nothing."""
+    splice_share: float = 0.5
+    """Share of the samples that --splice makes from several images, 0 to 1."""
     seed: int = 0
     """Seed of weights, orders, crops and sampled pixels."""
 
@@ -120,6 +140,7 @@ class TrainSettings:
             )
         if self.size < 32 or self.size % 32:
             raise ValueError(f"size {self.size}: expected a multiple of 32 pixels")
+        check_splice(self.splice, self.splice_share, self.size)
         if self.width % 8:
             raise ValueError(f"width {self.width}: expected a multiple of 8")
         if self.network == "unet" and self.backbone is not None:
@@ -130,7 +151,7 @@ class TrainSettings:
     def plain(self) -> dict[str, Any]:
         """Return the settings as train.json holds them."""
         plain = asdict(self)
-        for name in ("network", "backbone"):
+        for name in ("recipe", "network", "backbone", "splice", "splice_share"):
             if plain[name] == getattr(TrainSettings, name):
                 del plain[name]  # so that a training from before these settings continues
         return plain
@@ -138,7 +159,14 @@ class TrainSettings:
     def dataset(self, selection: RowSelection) -> DatasetSettings:
         """Return the settings of the training samples, which are taken from these rows."""
         rows = RowFilter(confidence=self.confidence, segment_confidence=self.segment_confidence, selection=selection)
-        return DatasetSettings(size=self.size, target=self.target, seed=self.seed, rows=rows)
+        return DatasetSettings(
+            size=self.size,
+            target=self.target,
+            seed=self.seed,
+            rows=rows,
+            splice=self.splice,
+            splice_share=self.splice_share,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
