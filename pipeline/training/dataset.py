@@ -2,8 +2,8 @@
 
 An epoch is a list of rows: the label shards in an order drawn for the epoch, and within a shard its rows in order.
 Ranks, and within a rank the workers of its data loader, take equal contiguous parts of that list, so that no row is
-read twice, and each shuffles its part in a buffer. The order follows from (seed, epoch) alone, so reading can start at
-any point of an epoch.
+read twice, and each shuffles its part in a buffer. Ranks can share each batch of the epoch instead. The order follows
+from (seed, epoch) alone, so reading can start at any point of an epoch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LabelDataset(IterableDataset):
     """The rows of a label run with their source images, for a `torch.utils.data.DataLoader` with any number of workers.
 
     Every rank yields the same number of samples, so that no rank waits for another: up to world_size − 1 rows are left
-    out of an epoch, and different rows in every epoch.
+    out of an epoch (with `share_batches`, for each worker of the data loader), and different rows in every epoch.
 
     Args:
         out: OUT of a label run, a folder or any fsspec URL.
@@ -52,6 +52,9 @@ class LabelDataset(IterableDataset):
         rank: Rank of this process; by default that of torch.distributed if it is initialised, else 0.
         world_size: Number of ranks; by default that of torch.distributed if it is initialised, else 1.
         options: fsspec storage options for both URLs.
+        share_batches: Whether ranks share each batch of world_size times the batch size given to `start_at`, and the
+            order of samples is that of one rank with so large a batch. Every rank then reads all stored images, but
+            decodes only its own. By default each rank reads its own rows, and the order depends on world_size.
 
     Raises:
         SourceError: The run, its rows or its source images do not exist, or the run has no classes for target
@@ -68,9 +71,11 @@ class LabelDataset(IterableDataset):
         rank: int | None = None,
         world_size: int | None = None,
         options: Mapping[str, Any] | None = None,
+        share_batches: bool = False,
     ) -> None:
         self.settings = settings = settings or DatasetSettings()
         self.rank, self.world_size = _rank_and_world_size(rank, world_size)
+        self._share_batches = share_batches
         self._epoch, self._skipped_batches, self._batch_size = 0, 0, 1
         self._out = Storage(url=out, options=options)
         manifest = require_manifest(self._out)
@@ -114,7 +119,12 @@ class LabelDataset(IterableDataset):
 
     def __len__(self) -> int:
         """Return the number of samples per epoch on this rank, over all its workers."""
-        return sum(map(len, self._index.values())) // self.world_size
+        return self.rows // self.world_size
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that are used, over all ranks."""
+        return sum(map(len, self._index.values()))
 
     def start_at(self, epoch: int, *, batches: int = 0, batch_size: int = 1) -> None:
         """Start the next iteration in an epoch after some of its batches.
@@ -139,8 +149,11 @@ class LabelDataset(IterableDataset):
         # A data loader starts with its first worker, so that worker must read the part of the one whose turn is next.
         worker = (number + self._skipped_batches) % workers
         batches = self._skipped_batches // workers + (worker < self._skipped_batches % workers)
-        rng = np.random.default_rng([self.settings.seed, self._epoch, self.rank, worker])
+        rank = 0 if self._share_batches else self.rank
+        rng = np.random.default_rng([self.settings.seed, self._epoch, rank, worker])
         shuffled = self._shuffle(self._read(self._row_ranges(worker, workers)), rng)
+        if self._share_batches:
+            shuffled = self._own_parts(shuffled)
         for tiles in islice(shuffled, batches * self._batch_size, None):
             yield decode_sample(tiles, self.settings, self._epoch)
 
@@ -148,8 +161,8 @@ class LabelDataset(IterableDataset):
         """Return the part of the epoch that this worker reads."""
         shards = sorted(self._index)
         order = np.random.default_rng([self.settings.seed, self._epoch]).permutation(len(shards))
-        first = self.rank * len(self)
-        start, stop = (first + len(self) * boundary // workers for boundary in (worker, worker + 1))
+        first, count = (0, self.rows) if self._share_batches else (self.rank * len(self), len(self))
+        start, stop = (first + count * boundary // workers for boundary in (worker, worker + 1))
         ranges, offset = [], 0
         for shard in (shards[i] for i in order):
             count = len(self._index[shard])
@@ -193,6 +206,12 @@ class LabelDataset(IterableDataset):
                 yield drawer.draw(_pop_random(buffer, rng), buffer)
         while buffer:
             yield drawer.draw(_pop_random(buffer, rng), buffer)
+
+    def _own_parts(self, samples: Iterator[Tiles]) -> Iterator[Tiles]:
+        """Yield this rank's part of each batch of all ranks, and of what is left after the last whole one."""
+        while batch := list(islice(samples, self.world_size * self._batch_size)):
+            size = len(batch) // self.world_size
+            yield from batch[self.rank * size : (self.rank + 1) * size]
 
 
 def _rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, int]:

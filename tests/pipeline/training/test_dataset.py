@@ -63,6 +63,25 @@ def test_reading_starts_in_the_middle_of_an_epoch(labelled: Path) -> None:
         assert batches(after) == uninterrupted[after:]
 
 
+@pytest.mark.parametrize(("ranks", "workers", "batch_size"), [(2, 0, 4), (4, 0, 2), (3, 2, 2)])
+def test_ranks_that_share_batches_read_those_of_one_rank(
+    ranks: int, workers: int, batch_size: int, labelled: Path
+) -> None:
+    """20 rows: the last batch of 8 is cut short, and of what is left of 6 each of the ranks gets as much."""
+
+    def batches(rank: int, world_size: int, size: int) -> list[list[str]]:
+        settings = DatasetSettings(size=SIDE, shuffle_buffer=6)
+        dataset = LabelDataset(str(labelled), settings, rank=rank, world_size=world_size, share_batches=True)
+        dataset.start_at(2, batches=1, batch_size=size)
+        return [batch["key"] for batch in DataLoader(dataset, batch_size=size, num_workers=workers)]
+
+    whole = batches(0, 1, ranks * batch_size)
+    parts = [batches(rank, ranks, batch_size) for rank in range(ranks)]
+    together = [[key for part in step for key in part] for step in zip(*parts, strict=True)]
+    for step, expected in zip(together, whole, strict=True):
+        assert step == expected[: len(expected) // ranks * ranks]
+
+
 def test_the_seed_determines_the_samples(labelled: Path) -> None:
     first, again, other = (
         list(LabelDataset(str(labelled), DatasetSettings(size=SIDE, seed=seed))) for seed in (3, 3, 4)
