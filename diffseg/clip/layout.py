@@ -6,7 +6,7 @@ its own, which still lies in the space that images share with texts (MaskCLIP; Z
 model says which positions belong together, its attention can mix the values instead (ProxyCLIP; Lan et al., ECCV 2024).
 
 Axes: B images, S pixels per side, N = h·w positions of the image encoder, V features of a value, D dimensions of the
-shared space, T texts.
+shared space, T texts, L tokens of a text, W features of a token.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class ClipLayout:
             any mixing of positions in the last layer that mixes them.
         values: From normalised pixels to what that layer mixes, float32 [B, N, V].
         project: From mixtures of values, float32 [B, P, V], whose weights sum to 1, to vectors, float32 [B, P, D].
-        embed_texts: From texts to their vectors, float32 [T, D].
+        tokenize: From texts to the ids of their tokens, int64 [T, L], on the CPU.
+        encode_tokens: From ids to the vectors of the texts, float32 [T, D].
+        token_embedding: From ids to what the text encoder reads, [T, L, W]. None if the encoder has none of its own.
         scale: Factor of similarities.
         bias: Added to scaled similarities whose sigmoid is the probability of a text. None if the probabilities of all
             texts together are a softmax.
@@ -52,9 +54,15 @@ class ClipLayout:
     dense: Callable[[torch.Tensor], torch.Tensor]
     values: Callable[[torch.Tensor], torch.Tensor]
     project: Callable[[torch.Tensor], torch.Tensor]
-    embed_texts: Callable[[Sequence[str]], torch.Tensor]
+    tokenize: Callable[[Sequence[str]], torch.Tensor]
+    encode_tokens: Callable[[torch.Tensor], torch.Tensor]
+    token_embedding: Any
     scale: torch.Tensor
     bias: torch.Tensor | None = None
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the vectors of texts, float32 [T, D]."""
+        return self.encode_tokens(self.tokenize(texts).to(self.mean.device))
 
 
 def colour_statistics(

@@ -56,7 +56,6 @@ def load(folder: Path, device: str) -> ClipLayout:
     given = config.get("preprocess_cfg") or {}
     mean, std = colour_statistics(path, given.get("mean", MEAN), given.get("std", STD), ("mean", "std"), device)
     tower = tower_of(folder, model.visual)
-    tokenize = _tokenizer(folder, model_config["text_cfg"], open_clip)
     image_size = model_config["vision_cfg"].get("image_size", 224)
     return ClipLayout(
         model=model,
@@ -64,7 +63,9 @@ def load(folder: Path, device: str) -> ClipLayout:
         std=std,
         image_size=image_size,
         **tower._asdict(),
-        embed_texts=lambda texts: model.encode_text(tokenize(texts).to(mean.device)),
+        tokenize=_tokenizer(folder, model_config["text_cfg"], open_clip),
+        encode_tokens=model.encode_text,
+        token_embedding=getattr(getattr(model, "text", model), "token_embedding", None),
         scale=model.logit_scale.exp(),
         bias=model.logit_bias,
     )

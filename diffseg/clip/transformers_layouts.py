@@ -118,10 +118,9 @@ def clip_layout(model: Any, tokenizer: Any, mean: torch.Tensor, std: torch.Tenso
         tokens = tokens + last.mlp(last.layer_norm2(tokens))
         return model.visual_projection(vision.post_layernorm(tokens[:, 1:]))
 
-    def embed_texts(texts: Sequence[str]) -> torch.Tensor:
-        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        # No mask is needed: a token attends to none of the padding behind it, and only the end token is read.
-        return model.text_projection(model.text_model(tokens.input_ids.to(mean.device)).pooler_output)
+    def tokenize(texts: Sequence[str]) -> torch.Tensor:
+        options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
+        return tokenizer(list(texts), **options).input_ids
 
     return ClipLayout(
         model=model,
@@ -133,7 +132,10 @@ def clip_layout(model: Any, tokenizer: Any, mean: torch.Tensor, std: torch.Tenso
         values=lambda pixels: last.self_attn.v_proj(last.layer_norm1(last_input(pixels)))[:, 1:],
         # As in ProxyCLIP, without the residual and the MLP, which keep what each position was before.
         project=lambda values: model.visual_projection(vision.post_layernorm(last.self_attn.out_proj(values))),
-        embed_texts=embed_texts,
+        tokenize=tokenize,
+        # No mask is needed: a token attends to none of the padding behind it, and only the end token is read.
+        encode_tokens=lambda ids: model.text_projection(model.text_model(ids).pooler_output),
+        token_embedding=model.text_model.embeddings.token_embedding,
         scale=model.logit_scale.exp(),
     )
 
@@ -191,11 +193,10 @@ def _with_pooling_head(
         """Pool each token by itself. The attention to one token is 1, so that its value takes the place of the mean."""
         return head(tokens.flatten(0, 1)[:, None]).unflatten(0, tokens.shape[:2])
 
-    def embed_texts(texts: Sequence[str]) -> torch.Tensor:
+    def tokenize(texts: Sequence[str]) -> torch.Tensor:
         prepared = [siglip_text(text, without_punctuation=tokenizer.without_punctuation) for text in texts]
-        tokens = tokenizer(prepared, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
-        # Without a mask, as in training: the vector of a text is read at the last token, which may be padding.
-        return model.text_model(tokens.input_ids.to(mean.device)).pooler_output
+        options = {"padding": "max_length", "truncation": True, "max_length": longest, "return_tensors": "pt"}
+        return tokenizer(prepared, **options).input_ids
 
     return ClipLayout(
         model=model,
@@ -207,7 +208,10 @@ def _with_pooling_head(
         # Mixing tokens before the head is mixing values in it, since the weights sum to 1.
         values=encode,
         project=pool_each,
-        embed_texts=embed_texts,
+        tokenize=tokenize,
+        # Without a mask, as in training: the vector of a text is read at the last token, which may be padding.
+        encode_tokens=lambda ids: model.text_model(ids).pooler_output,
+        token_embedding=model.text_model.embeddings.token_embedding,
         scale=model.logit_scale.exp(),
         bias=model.logit_bias,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,24 @@ CHECKPOINT_FILES = ModelFiles(
     example=_DIFFUSERS_EXAMPLE,
 )
 """A Stable Diffusion checkpoint."""
+
+GENERATING_FILES = replace(
+    CHECKPOINT_FILES,
+    parts=(*CHECKPOINT_FILES.parts, Part(folder="scheduler", files=("scheduler_config.json",))),
+)
+"""A Stable Diffusion checkpoint that generates images, for which it also needs its noise schedule."""
+
+TEXT_FILES = ModelFiles(
+    library="diffusers",
+    parts=(
+        Part(files=("model_index.json",)),
+        *_parts(_TRANSFORMERS_WEIGHTS, "text_encoder"),
+        Part(folder="tokenizer", files=("*",)),
+    ),
+    main_folders=("text_encoder",),
+    example="text_encoder/, tokenizer/, …",
+)
+"""The first text encoder of a Stable Diffusion checkpoint."""
 
 VAE_FILES = ModelFiles(
     library="diffusers",

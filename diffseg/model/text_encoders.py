@@ -42,7 +42,7 @@ def load_text_encoders(folder: Path, unet: UNet2DConditionModel, dtype: Dtype) -
     if not has_first:
         return TextEncoders(parts=[], width=unet.config.cross_attention_dim)
     suffixes = ("", "_2") if has_second else ("",)
-    parts = [_load(folder, f"text_encoder{suffix}", f"tokenizer{suffix}", dtype) for suffix in suffixes]
+    parts = [load_text_encoder(folder, f"text_encoder{suffix}", f"tokenizer{suffix}", dtype) for suffix in suffixes]
     return combine(folder, parts, unet, zeros_for_empty=bool(index.get("force_zeros_for_empty_prompt", True)))
 
 
@@ -142,8 +142,10 @@ def check_size(folder: Path, shown: str, part: Part, dtype: Dtype, model_class: 
         )
 
 
-def _load(folder: Path, encoder: str, tokenizer: str, dtype: Dtype) -> tuple[Any, Any]:
-    """Return a tokenizer and its text encoder in float32."""
+def load_text_encoder(
+    folder: Path, encoder: str = "text_encoder", tokenizer: str = "tokenizer", dtype: Dtype = "float32"
+) -> tuple[Any, Any]:
+    """Return a tokenizer of a checkpoint and its text encoder in float32. Raises CheckpointError."""
     # transformers is slow to import, and `tiny` has no text encoder.
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
