@@ -1,7 +1,8 @@
 """The training loop of one worker. It is the same with and without Ray, for one worker and for many.
 
 All random numbers of a step follow from (seed, step, rank), so a training that was killed and continues from its last
-checkpoint ends with the same weights as an uninterrupted one.
+checkpoint ends with the same weights as an uninterrupted one. The samples of a step follow from (seed, step), whatever
+the number of workers that share them.
 """
 
 from __future__ import annotations
@@ -16,23 +17,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from diffseg.optim import cosine, descend, optimiser_of, set_lr
-from pipeline.networks.build import create_network
+from diffseg.optim import descend, set_lr
 from pipeline.networks.files import save_network
 from pipeline.storage import SourceError, Storage
 from pipeline.training.dataset import LabelDataset
-from pipeline.training.objective import objective
+from pipeline.training.recipes import create_recipe
 from pipeline.training.settings import TrainRunSettings, TrainSettings
 from pipeline.training.state import Record, load_checkpoint, save_checkpoint
-
-DIMENSIONS = 16
-"""Dimensions of the embedding: up to this many segments of an image can have orthogonal vectors."""
+from pipeline.training.workers import place, total
 
 RECORDS = 100
 """Number of progress records of a training; its curves are drawn from them."""
-
-WARM_UP = 0.05
-"""Share of the steps during which the learning rate rises."""
 
 
 def train(
@@ -65,33 +60,25 @@ def train(
         SourceError: The run has too few images for one batch per worker.
     """
     torch.set_num_threads(run.threads)
-    dimensions = DIMENSIONS if settings.target == "segments" else dataset.classes
     torch.manual_seed(settings.seed)
-    class_names = dataset.class_names if settings.target == "classes" else ()
-    network, about = create_network(
-        settings.network,
-        dimensions=dimensions,
-        width=settings.width,
-        class_names=class_names,
-        backbone=settings.backbone,
-    )
-    network = network.to(device)
-    optimiser = optimiser_of(network)
+    recipe = create_recipe(settings, dataset.class_names)
+    network = recipe.network.to(device)
+    optimiser = recipe.optimiser()
     step, history = load_checkpoint(model, network, optimiser)
     wrapped = wrap(network)
     recorder = _Recorder(settings, history, on_record)
     for batch in _batches(dataset, settings, step, run.loaders):
         torch.manual_seed(_seed_of_step(settings.seed, step, dataset.rank))  # for dropout
-        set_lr(optimiser, settings.learning_rate * _schedule(step / settings.steps))
-        losses = objective(wrapped, batch, settings.target, device=device, seed=(settings.seed, step, dataset.rank))
+        set_lr(optimiser, settings.learning_rate * recipe.learning_rate(step / settings.steps))
+        seed = (settings.seed, step, dataset.rank)
+        losses = recipe.losses(wrapped, batch, step=step, seed=seed, device=device)
         descend(losses["loss"], wrapped, optimiser)
         step += 1
         recorder.add(step, losses)
         if dataset.rank == 0 and (step % run.save_every == 0 or step == settings.steps):
             save_checkpoint(model, network, optimiser, step, history)
     if dataset.rank == 0:
-        config = {"target": settings.target, "dimensions": dimensions, "size": settings.size}
-        save_network(model, network, about | config | {"class_names": class_names})
+        save_network(model, recipe.trained(), recipe.config)
     return history
 
 
@@ -101,7 +88,7 @@ def _seed_of_step(*numbers: int) -> int:
 
 
 class _Recorder:
-    """Appends the mean losses of every few steps to the history."""
+    """Appends the mean losses of every few steps, over all workers, to the history."""
 
     def __init__(self, settings: TrainSettings, history: list[Record], on_record: Callable[[Record], None]) -> None:
         self._steps, self._every = settings.steps, max(1, settings.steps // RECORDS)
@@ -118,26 +105,25 @@ class _Recorder:
             self._sums[name] += value.detach()  # reading the value here would wait for the GPU
         if step % self._every == 0 or step == self._steps:
             now = time.perf_counter()
-            means = {name: float(total) / self._count for name, total in self._sums.items()}
+            sums = total(torch.stack(list(self._sums.values()))) / place()[1]
+            means = {name: float(value) / self._count for name, value in zip(self._sums, sums, strict=True)}
             self._history.append({"step": step, "seconds": round(now - self._started, 3), **means})
             self._on_record(self._history[-1])
             self._reset(now)
 
 
-def _schedule(progress: float) -> float:
-    """Return the learning rate as a share of its maximum, after a share `progress` of the steps."""
-    return progress / WARM_UP if progress < WARM_UP else cosine((progress - WARM_UP) / (1 - WARM_UP))
-
-
 def _batches(dataset: LabelDataset, settings: TrainSettings, step: int, loaders: int) -> Iterator[dict[str, Any]]:
-    """Yield the batches of all steps after `step` over as many epochs as needed; incomplete batches are dropped."""
-    workers = max(1, loaders)
-    samples = [len(dataset) * (n + 1) // workers - len(dataset) * n // workers for n in range(workers)]
-    batches_per_epoch = sum(count // settings.batch_size for count in samples)
+    """Yield the batches of all steps after `step` over as many epochs as needed; incomplete batches are dropped.
+
+    The samples of a step over all workers do not depend on their number, only on the product with the batch size.
+    """
+    parts, images = max(1, loaders), settings.batch_size * dataset.world_size
+    samples = [dataset.rows * (n + 1) // parts - dataset.rows * n // parts for n in range(parts)]
+    batches_per_epoch = sum(count // images for count in samples)
     if batches_per_epoch == 0:
         raise SourceError(
-            f"{len(dataset)} images for each of {dataset.world_size} workers with {workers} loaders are fewer than one "
-            f"batch of {settings.batch_size}; use more images or a smaller --batch-size"
+            f"{dataset.rows} images for {parts} loaders are fewer than one batch of {settings.batch_size} on each of "
+            f"{dataset.world_size} workers; use more images or a smaller --batch-size"
         )
     while step < settings.steps:
         epoch, done = divmod(step, batches_per_epoch)

@@ -16,7 +16,7 @@ from pipeline.networks.regions import region_scores
 from pipeline.networks.unet import SegmentationNetwork
 from pipeline.storage import SourceError, Storage
 from pipeline.training.curves import draw_curves
-from pipeline.training.objective import sample_vectors
+from pipeline.training.recipes.objective import sample_vectors
 from pipeline.training.settings import TrainRunSettings, TrainSettings
 from pipeline.training.state import claim, load_checkpoint, save_checkpoint
 

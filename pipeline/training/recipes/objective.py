@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.training.losses import affinity_loss, balanced_cross_entropy
-from pipeline.training.settings import IGNORE_INDEX, Target
+from pipeline.training.recipes.losses import affinity_loss, balanced_cross_entropy
+from pipeline.training.recipes.settings import IGNORE_INDEX, Target
+from pipeline.training.workers import own_part, place
 
 SAMPLED = 256
 """Pixels sampled from each image; the affinity loss compares all their pairs."""
@@ -30,7 +31,7 @@ def objective(
         batch: `image`, uint8 [B, 3, S, S], and `mask`, int64 [B, S, S].
         target: What the network learns.
         device: Device of the network.
-        seed: Seed of the sampled pixels.
+        seed: Seed of the sampled pixels, of which the last number is the rank of the worker.
 
     Returns:
         `loss`, which carries the gradient, and for target `segments` its parts `same` and `other`; each [].
@@ -41,8 +42,10 @@ def objective(
         scores = F.interpolate(output, labels.shape[1:], mode="bilinear")
         return {"loss": balanced_cross_entropy(scores, labels, IGNORE_INDEX)}
     size = labels.shape[-1]
-    rng = np.random.default_rng(seed)
-    positions = torch.from_numpy(rng.integers(size, size=(2, len(images), SAMPLED))).to(device)
+    # All workers draw for the images of the whole batch, and each takes its part.
+    rng = np.random.default_rng((*seed[:-1], 0))
+    drawn = rng.integers(size, size=(2, place()[1] * len(images), SAMPLED))
+    positions = torch.from_numpy(own_part(drawn, axis=1)).to(device)
     affinity = affinity_loss(sample_vectors(output, positions, size), _labels_at(labels, positions), IGNORE_INDEX)
     return affinity._asdict()
 

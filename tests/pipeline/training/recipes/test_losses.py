@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.training.losses import affinity_loss, balanced_cross_entropy
+from pipeline.training.recipes.losses import affinity_loss, balanced_cross_entropy
 
 IGNORED = -100
 

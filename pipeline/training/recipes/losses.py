@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from pipeline.training.workers import place, total
+
 
 class AffinityLoss(NamedTuple):
     """The affinity loss of a batch and its parts, each [], 0 to 1.
@@ -54,6 +56,8 @@ def affinity_loss(features: torch.Tensor, labels: torch.Tensor, ignore_index: in
 def balanced_cross_entropy(logits: torch.Tensor, classes: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """Compute the mean of the cross-entropy over background pixels and that over all other pixels.
 
+    Several workers divide by the pixels of all of them, so that the mean of their losses is the loss of the whole batch.
+
     Args:
         logits: [B, C, H, W].
         classes: int64 [B, H, W]; 0 is the background.
@@ -64,6 +68,7 @@ def balanced_cross_entropy(logits: torch.Tensor, classes: torch.Tensor, ignore_i
     """
     losses = F.cross_entropy(logits, classes, ignore_index=ignore_index, reduction="none")
     sides = [classes == 0, (classes != 0) & (classes != ignore_index)]
-    means = torch.stack([(losses * side).sum() / side.sum().clamp_min(1) for side in sides])
-    present = torch.stack([side.any() for side in sides])
-    return means.sum() / present.sum().clamp_min(1)
+    pixels = total(torch.stack([side.sum() for side in sides]))
+    sums = torch.stack([(losses * side).sum() for side in sides])
+    means = sums * place()[1] / pixels.clamp_min(1)
+    return means.sum() / (pixels > 0).sum().clamp_min(1)
