@@ -5,10 +5,12 @@ Axes: B images in the batch, H heads, P token positions of one resolution, K key
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float, torch.Tensor], torch.Tensor | None]
@@ -73,3 +75,34 @@ class RecordingProcessor:
 def split_heads(projected: torch.Tensor, heads: int) -> torch.Tensor:
     """Return queries, keys or values [B, P, H·D] as [B, H, P, D]."""
     return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+@contextmanager
+def replace_processors(unet: UNet2DConditionModel, processors: Mapping[Attention, Any]) -> Iterator[None]:
+    """Give attention layers of a UNet other processors within the block, and restore their own afterwards."""
+    before = {layer: layer.processor for layer in processors}
+    try:
+        for layer, processor in processors.items():
+            layer.processor = processor
+        with _allow_tf32_for_halves(unet):
+            yield
+    finally:
+        for layer, processor in before.items():
+            layer.processor = processor
+
+
+@contextmanager
+def _allow_tf32_for_halves(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Let tensor cores compute the float32 products of queries and keys that came out of bfloat16 or float16 weights.
+
+    TF32 keeps 10 bits of each factor, and these factors have no more (float16 has 10, bfloat16 has 7), so the products
+    are as exact as without it; sums are float32 either way. Models in float32 keep the setting as it is.
+    """
+    setting = torch.backends.cuda.matmul
+    before = setting.allow_tf32
+    if unet.dtype in (torch.bfloat16, torch.float16):
+        setting.allow_tf32 = True
+    try:
+        yield
+    finally:
+        setting.allow_tf32 = before

@@ -9,9 +9,7 @@ Axes: B images in the batch, P token positions of one resolution, L tokens of th
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,15 +19,11 @@ from diffusers.models.attention_processor import Attention
 from diffseg.attention.attention_weights import SelfMapProcessor, WeighingProcessor, WeightedMaps
 from diffseg.attention.backends import AttentionBackend
 from diffseg.attention.blockwise import BlockwiseAttention
-from diffseg.attention.layers import AttentionLayer, attention_layers, check_layer
-from diffseg.attention.maps import CrossAttention, Grid, SelfAttention
+from diffseg.attention.layers import attention_layers, check_layer
+from diffseg.attention.maps import CrossAttention, SelfAttention
 from diffseg.attention.name_context import BesideProcessor, NameContext
-from diffseg.attention.processor import PassComplete, RecordingProcessor
-
-
-def latent_multiple(unet: UNet2DConditionModel) -> int:
-    """Return the divisor that both sides of the latents need, so that every resolution has whole tokens."""
-    return 2 ** (len(unet.config.block_out_channels) - 1)
+from diffseg.attention.processor import PassComplete, RecordingProcessor, replace_processors
+from diffseg.attention.sums import AttentionSums
 
 
 class AttentionRecorder:
@@ -65,7 +59,7 @@ class AttentionRecorder:
         self, latents: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **unet_options: Any
     ) -> SelfAttention:
         """Run a pass up to the last self-attention layer, and return self-attention."""
-        sums = _Sums(self._self_layers, self.unet, latents)
+        sums = AttentionSums(self._self_layers, self.unet, latents)
         self._run(sums, latents, timestep, encoder_hidden_states, unet_options, stop_early=True)
         return sums.self_attention()
 
@@ -94,7 +88,7 @@ class AttentionRecorder:
             ValueError: The UNet reads no text.
         """
         self._check_reads_text()
-        sums = _Sums(self._all_layers, self.unet, latents, tokens=encoder_hidden_states.shape[1])
+        sums = AttentionSums(self._all_layers, self.unet, latents, tokens=encoder_hidden_states.shape[1])
         weighted = WeightedMaps(sums.layers, sums.grids) if weigh else None
         self._run(sums, latents, timestep, encoder_hidden_states, unet_options, weighted=weighted, stop_early=True)
         if weighted is not None:
@@ -129,7 +123,7 @@ class AttentionRecorder:
             ValueError: The UNet reads no text.
         """
         self._check_reads_text()
-        sums = _Sums(self._all_layers, self.unet, latents, tokens=names.tokens)
+        sums = AttentionSums(self._all_layers, self.unet, latents, tokens=names.tokens)
         weighted = WeightedMaps(sums.layers, sums.grids) if weigh else None
         self._run(
             *(sums, latents, timestep, encoder_hidden_states, unet_options),
@@ -164,14 +158,14 @@ class AttentionRecorder:
             unet_options: Further keyword arguments of the UNet.
         """
         layers = self._all_layers if record_cross else self._self_layers
-        sums = _Sums(layers, self.unet, latents, tokens=encoder_hidden_states.shape[1])
+        sums = AttentionSums(layers, self.unet, latents, tokens=encoder_hidden_states.shape[1])
         output = self._run(sums, latents, timestep, encoder_hidden_states, unet_options, stop_early=False)
         assert output is not None
         return sums.self_attention(), output
 
     def _run(
         self,
-        sums: _Sums,
+        sums: AttentionSums,
         latents: torch.Tensor,
         timestep: Any,
         encoder_hidden_states: torch.Tensor,
@@ -200,102 +194,7 @@ class AttentionRecorder:
                     layer.name, self.backend.cross_attention, total, is_last=is_last
                 )
         try:
-            with _replace_processors(processors), _allow_tf32_for_halves(self.unet):
+            with replace_processors(self.unet, processors):
                 return self.unet(latents, timestep, encoder_hidden_states=encoder_hidden_states, **unet_options).sample
         except PassComplete:
             return None
-
-
-class _Sums:
-    """The sums of a pass over the layers of each resolution, which the processors add to.
-
-    Attributes:
-        layers: The layers that are recorded, in order.
-        grids: Height and width in tokens by level.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[AttentionLayer],
-        unet: UNet2DConditionModel,
-        latents: torch.Tensor,
-        *,
-        tokens: int = 0,
-    ) -> None:
-        """Make sums of zeros, with `tokens` keys for cross-attention."""
-        multiple = latent_multiple(unet)
-        height, width = latents.shape[-2:]
-        if height % multiple or width % multiple:
-            raise ValueError(f"latents of {height} x {width}: both sides must be multiples of {multiple}")
-        self.layers = layers
-        self.grids = {level: (height >> level, width >> level) for level in range(multiple.bit_length())}
-        self._sums: dict[tuple[bool, Grid], torch.Tensor] = {}
-        self._counts = Counter(self._key(layer) for layer in layers)
-        for is_cross, (rows, columns) in self._counts:
-            positions = rows * columns
-            keys = tokens if is_cross else positions
-            self._sums[is_cross, (rows, columns)] = torch.zeros(
-                len(latents), positions, keys, dtype=torch.float32, device=latents.device
-            )
-
-    def of(self, layer: AttentionLayer) -> torch.Tensor:
-        """Return the sum of a layer's kind and resolution, float32 [B, P, P] or [B, P, L]."""
-        return self._sums[self._key(layer)]
-
-    def self_attention(self) -> SelfAttention:
-        """Return the means over layers, computed in place."""
-        counts = self._counts_of(is_cross=False)
-        return SelfAttention(
-            maps={grid: self._sums[False, grid].div_(count) for grid, count in counts.items()}, layers=counts
-        )
-
-    def cross_attention(self, columns: torch.Tensor) -> CrossAttention:
-        """Return the means over layers, for the tokens at int64 [B, C]."""
-        counts, maps = self._counts_of(is_cross=True), {}
-        for grid, count in counts.items():
-            total_BPL = self._sums[True, grid]
-            chosen_BPC = total_BPL.gather(2, columns[:, None].expand(-1, total_BPL.shape[1], -1))
-            maps[grid] = chosen_BPC.transpose(1, 2) / count
-        return CrossAttention(maps=maps, layers=counts)
-
-    def all_cross_attention(self) -> CrossAttention:
-        """Return the means over layers for all tokens, computed in place."""
-        counts = self._counts_of(is_cross=True)
-        maps = {grid: self._sums[True, grid].div_(count).transpose(1, 2) for grid, count in counts.items()}
-        return CrossAttention(maps=maps, layers=counts)
-
-    def _key(self, layer: AttentionLayer) -> tuple[bool, Grid]:
-        return layer.module.is_cross_attention, self.grids[layer.level]
-
-    def _counts_of(self, *, is_cross: bool) -> dict[Grid, int]:
-        return {grid: count for (kind, grid), count in self._counts.items() if kind == is_cross}
-
-
-@contextmanager
-def _replace_processors(processors: Mapping[Attention, Any]) -> Iterator[None]:
-    """Give attention layers other processors within the block, and restore their own afterwards."""
-    before = {layer: layer.processor for layer in processors}
-    try:
-        for layer, processor in processors.items():
-            layer.processor = processor
-        yield
-    finally:
-        for layer, processor in before.items():
-            layer.processor = processor
-
-
-@contextmanager
-def _allow_tf32_for_halves(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Let tensor cores compute the float32 products of queries and keys that came out of bfloat16 or float16 weights.
-
-    TF32 keeps 10 bits of each factor, and these factors have no more (float16 has 10, bfloat16 has 7), so the products
-    are as exact as without it; sums are float32 either way. Models in float32 keep the setting as it is.
-    """
-    setting = torch.backends.cuda.matmul
-    before = setting.allow_tf32
-    if unet.dtype in (torch.bfloat16, torch.float16):
-        setting.allow_tf32 = True
-    try:
-        yield
-    finally:
-        setting.allow_tf32 = before

@@ -17,7 +17,9 @@ from diffusers import AutoencoderTiny
 from diffseg.attention.backends import choose_backend
 from diffseg.attention.columns import pad_columns
 from diffseg.attention.maps import CrossAttention, SelfAttention
-from diffseg.attention.recorder import AttentionRecorder, latent_multiple
+from diffseg.attention.name_context import NameContext
+from diffseg.attention.recorder import AttentionRecorder
+from diffseg.attention.sums import latent_multiple
 from diffseg.devices import to_device
 from diffseg.model.checkpoint import Checkpoint
 from diffseg.model.compilation import compile_model
@@ -105,6 +107,19 @@ class Backbone:
         else:
             scaled = (raw - self._latents_mean) * vae.config.scaling_factor / self._latents_std
         return scaled.to(self.checkpoint.unet.dtype)
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the images of scaled latents [B, 4, h, w], uint8 [B, 8 h, 8 w, 3]; it undoes `latents`.
+
+        The checkpoint must have been loaded with its decoder.
+        """
+        vae = self.checkpoint.vae
+        raw = latents.to(vae.dtype) / vae.config.scaling_factor
+        if self._latents_mean is not None and self._latents_std is not None:
+            raw = raw * self._latents_std + self._latents_mean
+        pixels = vae.decode(raw).sample.float()
+        return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
     def _of_channels(self, key: str) -> torch.Tensor | None:
         """Return numbers of the autoencoder's configuration as a tensor [1, 4, 1, 1], None if it has none."""
@@ -199,24 +214,27 @@ class Backbone:
             Self-attention, and the cross-attention [B, T + W, h·w] of names and then words. T is the largest number of
             names of an image, at least 1; maps of the names that an image lacks are 0.
         """
-        text = self.checkpoint.text
-        assert text is not None
         with step("encode"):
             latents = self.latents(pixels)
         with step("text"):
-            if self._name_keys is None:
-                self._name_keys = NameKeys(text, self.checkpoint.unet)
-            names = self._name_keys.context(
-                [prompt.names for prompt in prompts], prompts[0].template, words=background_words
-            )
+            names = self.name_context([prompt.names for prompt in prompts], prompts[0].template, background_words)
             context, added = self.checkpoint.context.expand(len(pixels), -1, -1), self.checkpoint.added
             if reads_captions:
-                context, added = self._embed([prompt.text for prompt in prompts], latents)
+                context, added = self.embed([prompt.text for prompt in prompts])
         with step("unet"):
             inputs = self.inputs(latents, timestep, added)
             return self.recorder.attention_beside(
                 inputs.latents, inputs.timesteps, context, names=names, weigh=weigh, **inputs.options
             )
+
+    def name_context(
+        self, names: Sequence[Sequence[str]], template: str = "{}", words: Sequence[str] = ()
+    ) -> NameContext:
+        """Return the second context of a batch, see `diffseg.model.name_keys.NameKeys.context`."""
+        if self._name_keys is None:
+            assert self.checkpoint.text is not None
+            self._name_keys = NameKeys(self.checkpoint.text, self.checkpoint.unet)
+        return self._name_keys.context(names, template, words)
 
     def _conditioning(self, prompts: Sequence[Sequence[Prompt]], turn: int, latents: torch.Tensor) -> _Conditioning:
         """Return the conditioning by each image's prompt at index `turn`; images with fewer get an empty prompt."""
@@ -233,17 +251,20 @@ class Backbone:
             for name, name_tokens in enumerate(tokens_of_names, start=first):
                 weights_of_image[name, start : start + len(name_tokens)] = 1 / max(1, len(name_tokens))
                 start += len(name_tokens)
-        context, added = self._embed([prompt.text for prompt in prompts_of_pass], latents)
+        context, added = self.embed([prompt.text for prompt in prompts_of_pass])
         return _Conditioning(context, added, columns, to_device(weights, latents.device))
 
-    def _embed(self, texts: Sequence[str], latents: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the context [B, L, D] of a pass with the given prompts, and its further conditioning."""
-        text = self.checkpoint.text
+    def embed(self, texts: Sequence[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the context [B, L, D] of a pass with the given prompts, and its further conditioning, each [B, …].
+
+        The checkpoint must have been loaded with its text encoders.
+        """
+        text, unet = self.checkpoint.text, self.checkpoint.unet
         assert text is not None
         embeddings = [text.embed(prompt) for prompt in texts]
-        context = torch.cat([embedding.context for embedding in embeddings]).to(latents.device, latents.dtype)
+        context = torch.cat([embedding.context for embedding in embeddings]).to(unet.device, unet.dtype)
         added = {
-            name: torch.cat([embedding.added[name] for embedding in embeddings]).to(latents.device, latents.dtype)
+            name: torch.cat([embedding.added[name] for embedding in embeddings]).to(unet.device, unet.dtype)
             for name in embeddings[0].added
         }
         return context, added

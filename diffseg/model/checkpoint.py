@@ -1,8 +1,9 @@
-"""Load what DiffSeg needs of a Stable Diffusion checkpoint: VAE encoder, UNet and the empty prompt's embedding."""
+"""Load what DiffSeg needs of a Stable Diffusion checkpoint: autoencoder, UNet and the empty prompt's embedding."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,7 +15,7 @@ from diffseg.attention.layers import self_attention_layers
 from diffseg.devices import fastest_memory_format
 from diffseg.model.config_fields import DIFFSEG_FIELDS, check_unet, check_vae
 from diffseg.model.config_rules import check_config
-from diffseg.model.files import CHECKPOINT_FILES, VAE_FILES, fingerprint
+from diffseg.model.files import CHECKPOINT_FILES, GENERATING_FILES, VAE_FILES, fingerprint
 from diffseg.model.layout import CheckpointError, check_part, load_part, read_json, resolve, weights_variant
 from diffseg.model.single_file import SingleFile
 from diffseg.model.text import TextEncoders
@@ -38,7 +39,7 @@ class Checkpoint:
     Attributes:
         name: What the user named, with the revision after an @.
         sha256: Digest of all files that were read.
-        vae: The autoencoder, without its decoder.
+        vae: The autoencoder, without its decoder unless that was requested.
         unet: The UNet, whose transformer blocks are recorded.
         context: [1, tokens, D], the embedding of the empty prompt.
         tau: Merging threshold of each round, in nats.
@@ -48,6 +49,8 @@ class Checkpoint:
         added: Further conditioning of SDXL (text_embeds), each [1, …].
         text: Encoders of other prompts; None unless they were requested.
         sigma_data: Standard deviation of the latents in the formulation of EDM; None for a network that is not in it.
+        scheduler: Configuration of the checkpoint's own sampling method; empty if it has none or the decoder was not
+            requested.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Checkpoint:
     added: dict[str, torch.Tensor] = field(default_factory=dict)
     text: TextEncoders | None = None
     sigma_data: float | None = None
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_checkpoint(
@@ -72,6 +76,7 @@ def load_checkpoint(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     text: bool = False,
+    decoder: bool = False,
 ) -> Checkpoint:
     """Load any Stable Diffusion checkpoint with 4 latent channels.
 
@@ -84,14 +89,17 @@ def load_checkpoint(
         dtype: Dtype of the weights. With float16 the VAE stays in float32, because its activations exceed the range
             of float16.
         text: Keep the text encoders.
+        decoder: Keep the decoder of the autoencoder, and read the configuration of the sampling method, which then
+            counts in the digest.
 
     Raises:
         CheckpointError: A part is missing or of another kind.
     """
     precision = _dtype_name(dtype)
-    location = resolve(model, revision, dtype=precision)
+    location = resolve(model, revision, GENERATING_FILES if decoder else CHECKPOINT_FILES, precision)
     load = _load_single_file if location.is_file() else _load_folder
-    parts = load(location, dtype, None if vae is None else resolve(vae, files=VAE_FILES, dtype=precision))
+    other_vae = None if vae is None else resolve(vae, files=VAE_FILES, dtype=precision)
+    parts = load(location, dtype, other_vae, decoder=decoder)
     if text and not parts.encoders.parts:
         raise CheckpointError(
             f"{model}: has no text encoder, which is needed to read names; the embedded model with one is tiny-text"
@@ -110,6 +118,7 @@ def load_checkpoint(
         method=tuple(parts.settings.get("method", ("diffseg",))),
         text=parts.encoders.on(device) if text else None,
         sigma_data=sigma_data_of(parts.vae) if parts.is_edm else None,
+        scheduler=parts.scheduler,
     )
 
 
@@ -123,32 +132,41 @@ class _Parts(NamedTuple):
     unet: UNet2DConditionModel
     encoders: TextEncoders
     is_edm: bool
+    scheduler: Mapping[str, Any]
 
 
-def _load_folder(folder: Path, dtype: torch.dtype, other_vae: Path | None) -> _Parts:
+def _load_folder(folder: Path, dtype: torch.dtype, other_vae: Path | None, *, decoder: bool) -> _Parts:
     """Load a checkpoint in the diffusers layout, with the autoencoder of another folder if there is one."""
     settings = read_json(folder / "diffseg.json") if (folder / "diffseg.json").is_file() else {}
     check_config(folder / "diffseg.json", settings, DIFFSEG_FIELDS)
     config = check_part(folder, "unet", ("UNet2DConditionModel",))
     check_unet(folder / "unet" / "config.json", config)
-    sha256 = fingerprint(folder, vae=other_vae, dtype=_dtype_name(dtype))
-    vae = _load_vae(other_vae or folder, dtype)
+    files = GENERATING_FILES if decoder else CHECKPOINT_FILES
+    sha256 = fingerprint(folder, files, vae=other_vae, dtype=_dtype_name(dtype))
+    vae = _load_vae(other_vae or folder, dtype, decoder=decoder)
     variant = weights_variant(folder / "unet", f"unet of {folder}", CHECKPOINT_FILES.part("unet"), _dtype_name(dtype))
     unet = load_part(folder, "unet", UNet2DConditionModel, torch_dtype=dtype, variant=variant)
     _check_attention(unet, folder)
     resolution = settings.get("resolution", config["sample_size"] * LATENT_PIXELS)
     encoders = load_text_encoders(folder, unet, _dtype_name(dtype))
-    return _Parts(sha256, settings, resolution, vae, unet, encoders, _is_edm(folder, vae))
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = read_json(scheduler_file) if decoder and scheduler_file.is_file() else {}
+    return _Parts(sha256, settings, resolution, vae, unet, encoders, _is_edm(folder, vae), scheduler)
 
 
-def _load_single_file(file: Path, dtype: torch.dtype, other_vae: Path | None) -> _Parts:
+def _load_single_file(file: Path, dtype: torch.dtype, other_vae: Path | None, *, decoder: bool) -> _Parts:
     """Load a checkpoint in a single file, with the autoencoder of a folder if there is one."""
     checkpoint = SingleFile.read(file)
-    vae = checkpoint.vae(_vae_dtype(dtype)) if other_vae is None else _load_vae(other_vae, dtype)
+    vae_dtype = _vae_dtype(dtype)
+    vae = (
+        checkpoint.vae(vae_dtype, decoder=decoder)
+        if other_vae is None
+        else _load_vae(other_vae, dtype, decoder=decoder)
+    )
     unet = checkpoint.unet(dtype)
     resolution = unet.config.sample_size * LATENT_PIXELS
     sha256 = fingerprint(file, vae=other_vae, dtype=_dtype_name(dtype))
-    return _Parts(sha256, {}, resolution, vae, unet, checkpoint.text_encoders(unet), checkpoint.is_edm)
+    return _Parts(sha256, {}, resolution, vae, unet, checkpoint.text_encoders(unet), checkpoint.is_edm, {})
 
 
 def sigma_data_of(vae: Any) -> float:
@@ -181,17 +199,18 @@ def _is_edm(folder: Path, vae: Any) -> bool:
     return True
 
 
-def _load_vae(folder: Path, dtype: torch.dtype) -> Any:
-    """Return the encoder of an autoencoder that lies in a folder, or in the folder `vae` below it."""
+def _load_vae(folder: Path, dtype: torch.dtype, *, decoder: bool) -> Any:
+    """Return an autoencoder that lies in a folder, or in the folder `vae` below it, with or without its decoder."""
     part = "vae" if (folder / "vae").is_dir() or (folder / "unet").is_dir() else ""
     config = check_part(folder, part, tuple(AUTOENCODERS))
     check_vae(folder / part / "config.json", config)
     variant = weights_variant(folder / part, f"vae of {folder}", VAE_FILES.part("vae"), _dtype_name(dtype))
-    unused = ("decoder.", "post_quant_conv.")
+    unused = () if decoder else ("decoder.", "post_quant_conv.")
     vae_class = AUTOENCODERS[config["_class_name"]]
-    encoder = load_part(folder, part, vae_class, unused=unused, torch_dtype=_vae_dtype(dtype), variant=variant)
-    encoder.decoder = encoder.post_quant_conv = None
-    return encoder
+    vae = load_part(folder, part, vae_class, unused=unused, torch_dtype=_vae_dtype(dtype), variant=variant)
+    if not decoder:
+        vae.decoder = vae.post_quant_conv = None
+    return vae
 
 
 def _check_attention(unet: UNet2DConditionModel, folder: Path) -> None:

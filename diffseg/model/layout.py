@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import list_repo_files, snapshot_download
 
-from diffseg.model.files import CHECKPOINT_FILES, CLIP_FILES, OPEN_CLIP_FILES, ModelFiles, Part
+from diffseg.model.files import CHECKPOINT_FILES, CLIP_FILES, GENERATING_FILES, OPEN_CLIP_FILES, ModelFiles, Part
 from diffseg.settings import Dtype
 
 TINY = Path(__file__).parents[1] / "tiny" / "checkpoint"
@@ -109,17 +109,18 @@ def check_single_file(name: str, shown: str, files: ModelFiles = CHECKPOINT_FILE
         CheckpointError: It is pickled, of another kind, or not a whole checkpoint; the message names it as `shown`.
     """
     base, suffix = os.path.splitext(name)
+    is_checkpoint = files in (CHECKPOINT_FILES, GENERATING_FILES)
     if suffix in (".ckpt", ".pt", ".pth", ".bin"):
         line = shlex.join(["python", "-c", CONVERT_CKPT, name, f"{base}.safetensors"])
         raise CheckpointError(
             f"{shown}: is pickled, and pickled files can run code. Convert it once, which runs none of it, in its "
             f"folder: {line}"
         )
-    if suffix != ".safetensors" or files is not CHECKPOINT_FILES:
+    if suffix != ".safetensors" or not is_checkpoint:
         raise CheckpointError(
             f"{shown}: is a file; a folder in the {files.library} layout is needed"
             f"{f' ({files.example})' if files.example else ''}"
-            f"{', or a checkpoint in a single .safetensors file' if files is CHECKPOINT_FILES else ''}"
+            f"{', or a checkpoint in a single .safetensors file' if is_checkpoint else ''}"
         )
 
 

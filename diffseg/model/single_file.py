@@ -120,8 +120,8 @@ class SingleFile:
     def _is_playground(self) -> bool:
         return "edm_mean" in self.weights and "edm_std" in self.weights
 
-    def vae(self, dtype: torch.dtype) -> AutoencoderKL:
-        """Return the autoencoder without its decoder. Raises CheckpointError as `unet` does."""
+    def vae(self, dtype: torch.dtype, *, decoder: bool = False) -> AutoencoderKL:
+        """Return the autoencoder, with or without its decoder. Raises CheckpointError as `unet` does."""
         changes: dict[str, Any] = {}
         if self._is_playground:
             changes = {
@@ -132,7 +132,8 @@ class SingleFile:
 
         def load() -> AutoencoderKL:
             vae = self._convert(AutoencoderKL, "vae", convert_ldm_vae_checkpoint, **changes)
-            vae.decoder = vae.post_quant_conv = None
+            if not decoder:
+                vae.decoder = vae.post_quant_conv = None
             return vae
 
         return self._load("vae", dtype, load)

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffseg.attention import blockwise
 from diffseg.attention.layers import self_attention_layers
 from diffseg.attention.maps import Grid
-from diffseg.attention.recorder import AttentionRecorder, latent_multiple
+from diffseg.attention.recorder import AttentionRecorder
+from diffseg.attention.sums import latent_multiple
 from diffseg.model.checkpoint import load_checkpoint
 
 LAYERS_AT_16 = {

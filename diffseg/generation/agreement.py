@@ -1,0 +1,118 @@
+"""Choose the threshold of each class at which its raw and its refined map agree best (DiffuMask, section 3.3).
+
+DiffuMask has one threshold for the score of all classes against the background, in the range below, and keeps the one
+whose mask overlaps most with the mask of AffinityNet. Here each image and class has its own, and the refined map, which
+the stages after `cross` made, takes the place of AffinityNet's.
+
+Axes: B images, T classes, h and w positions of a map, G thresholds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from diffseg.attention.aggregate import average_cross_attention
+from diffseg.method.naming import class_maps
+from diffseg.method.random_walk import resize_maps
+from diffseg.method.signals import Scores, Signals
+
+THRESHOLDS = tuple(step / 100 for step in range(20, 81))
+"""The thresholds that are compared. Below and above them, masks are nearly the whole image or single positions."""
+
+
+class Agreement(NamedTuple):
+    """The chosen thresholds.
+
+    Attributes:
+        thresholds: float64 [B, T], of scores whose lowest and highest value in the image are 0 and 1.
+        iou: float64 [B, T], intersection over union of the raw and the refined mask at the threshold, 0 to 1.
+    """
+
+    thresholds: torch.Tensor
+    iou: torch.Tensor
+
+
+def raw_class_maps(signals: Signals) -> torch.Tensor:
+    """Return the classes' scores from cross-attention alone, float32 [B, T, h, w], 0 to 1."""
+    assert signals.cross_attention is not None
+    assert signals.name_counts is not None
+    maps, _ = average_cross_attention(signals.cross_attention, include_coarsest=False)
+    return class_maps(maps[:, : maps.shape[1] - signals.background_words], signals.name_counts)
+
+
+def refined_class_maps(scores: Scores, classes: int) -> torch.Tensor:
+    """Return the classes' scores at the end of the method, float32 [B, T, h, w].
+
+    Those of named segments are 1 in all segments with the name, and else 0.
+
+    Args:
+        scores: Scores of classes, or of segments with names.
+        classes: T.
+    """
+    assert scores.names is not None
+    if scores.of_classes:
+        index = torch.where(scores.names >= 0, scores.names, classes)
+        maps = scores.maps.new_zeros(len(scores.maps), classes + 1, *scores.maps.shape[2:])
+        maps.scatter_(1, index[:, :, None, None].expand_as(scores.maps), scores.maps)
+        return maps[:, :classes]
+    best = scores.maps.argmax(dim=1)
+    names = scores.names.gather(1, best.flatten(1)).view_as(best)
+    return torch.stack([names == name for name in range(classes)], dim=1).float()
+
+
+def best_thresholds(raw: torch.Tensor, refined: torch.Tensor) -> Agreement:
+    """Choose for each class the threshold at which the masks of both maps overlap most; of equal ones the lowest.
+
+    Each position is counted at the last threshold that both of its scores reach, and at the last one that either
+    reaches. Sums of these counts from above are intersection and union at every threshold.
+
+    Args:
+        raw: float32 [B, T, h, w].
+        refined: float32 [B, T, h, w]. Both are scaled by `to_unit_range`.
+    """
+    thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64, device=raw.device)
+    reached = [
+        torch.searchsorted(thresholds, to_unit_range(maps).flatten(2).double(), right=True) for maps in (raw, refined)
+    ]
+    intersection, union = (_counts_from(pick(*reached), len(THRESHOLDS)) for pick in (torch.minimum, torch.maximum))
+    iou = intersection.double() / union.clamp_min(1)
+    best = iou.argmax(dim=2, keepdim=True)
+    return Agreement(thresholds[best[..., 0]], iou.gather(2, best)[..., 0])
+
+
+def to_unit_range(maps: torch.Tensor) -> torch.Tensor:
+    """Scale each map [B, T, h, w] linearly, from its lowest value, 0, to its highest, 1; a constant map becomes 0."""
+    low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
+    span = high - low
+    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), 0)
+
+
+def _counts_from(reached: torch.Tensor, thresholds: int) -> torch.Tensor:
+    """Return how many positions reach each threshold, int64 [B, T, G], of the numbers that they reach, [B, T, P]."""
+    counts = reached.new_zeros(*reached.shape[:2], thresholds + 1)
+    counts.scatter_add_(2, reached, torch.ones_like(reached))
+    return counts.flip(2).cumsum(dim=2).flip(2)[..., 1:]
+
+
+def agreement_of(signals: Signals, scores: Scores) -> tuple[Agreement, Scores]:
+    """Compare raw and refined maps, and scale scores of classes so that every threshold becomes 0.5.
+
+    Args:
+        signals: Signals of the images.
+        scores: Scores at the end of the method. Those of segments are returned unchanged.
+    """
+    raw = raw_class_maps(signals)
+    refined = refined_class_maps(scores, raw.shape[1])
+    agreement = best_thresholds(resize_maps(raw, (refined.shape[2], refined.shape[3])), refined)
+    if not scores.of_classes:
+        return agreement, scores
+    threshold = agreement.thresholds[:, :, None, None].float()
+    unit = to_unit_range(refined)
+    scaled = torch.where(unit < threshold, unit / threshold, 1 + (unit - threshold) / (1 - threshold)) / 2
+    present = torch.arange(raw.shape[1], device=raw.device) < signals.name_counts[:, None]  # type: ignore[index]
+    scaled = torch.where(present[:, :, None, None], scaled, 0)
+    names = torch.arange(raw.shape[1], device=raw.device).expand(len(raw), -1)
+    return agreement, replace(scores, maps=scaled, names=names)
