@@ -22,9 +22,9 @@ from pipeline.networks.files import save_network
 from pipeline.storage import SourceError, Storage
 from pipeline.training.dataset import LabelDataset
 from pipeline.training.recipes import create_recipe
+from pipeline.training.recipes.workers import place, total
 from pipeline.training.settings import TrainRunSettings, TrainSettings
 from pipeline.training.state import Record, load_checkpoint, save_checkpoint
-from pipeline.training.workers import place, total
 
 RECORDS = 100
 """Number of progress records of a training; its curves are drawn from them."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from pipeline.training.workers import place, total
+from pipeline.training.recipes.workers import place, total
 
 
 class AffinityLoss(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.training.recipes.losses import affinity_loss, balanced_cross_entropy
 from pipeline.training.recipes.settings import IGNORE_INDEX, Target
-from pipeline.training.workers import own_part, place
+from pipeline.training.recipes.workers import own_part, place
 
 SAMPLED = 256
 """Pixels sampled from each image; the affinity loss compares all their pairs."""
