@@ -15,25 +15,16 @@ Axes: I images of a name, N segments of these images, E numbers of a feature, R 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from diffseg.safetensors_metadata import read_metadata
-
-FORMAT = "diffseg references 1"
-"""Key of the metadata in the file of references; its number is the version of the format."""
+from diffseg.centroids import DECIMALS, k_means, unit
+from diffseg.reference_state import BACKGROUND_OWNER
 
 BLOCK_NUMBERS = 2**22
 """Cosines that are in memory at the same time."""
-
-DECIMALS = 9
-"""Supports are compared after rounding to so many decimals, so that the order of a sum decides no seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +59,14 @@ class ImageSegments:
     Attributes:
         key: Identifies the image.
         features: float [n, E] of its segments, n ≥ 1, relative to the mean of the corpus.
+        names: All names that it shows; needed only for centroids of the background.
+        background: Numbers of its segments that are known to show none of the names; None if that is not known.
     """
 
     key: str
     features: np.ndarray
+    names: tuple[str, ...] = ()
+    background: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +82,6 @@ class Seed:
     key: str
     segment: int
     support: float
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Return vectors [..., E] in float64, scaled to length 1; a zero vector stays zero."""
-    vectors = vectors.astype(np.float64)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def find_seeds(images: Sequence[ImageSegments], contexts: np.ndarray, elimination: Elimination) -> list[Seed]:
@@ -182,57 +171,53 @@ def fit_references(
     return references, seeds
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class References:
-    """References of names, with what they are bound to.
-
-    Attributes:
-        names: The names.
-        vectors: float32 [R, E], of length 1.
-        mean: float32 [E], the mean feature of the corpus, which features are relative to.
-        bound: What features depend on, see `pipeline.training.references.binding`.
-        settings: How the references were learned.
-    """
-
-    names: tuple[str, ...]
-    vectors: np.ndarray
-    mean: np.ndarray
-    bound: Mapping[str, Any]
-    settings: Mapping[str, Any]
-
-    def cosines(self, features: np.ndarray) -> np.ndarray:
-        """Return the cosine of features [N, E] with each reference, float64 [N, R]."""
-        return unit(features.astype(np.float64) - self.mean) @ unit(self.vectors).T
-
-    def to_bytes(self) -> bytes:
-        """Return a safetensors file, which has the same bytes for the same references."""
-        fields = {"names": list(self.names), "bound": dict(self.bound), "settings": dict(self.settings)}
-        metadata = {FORMAT: json.dumps(fields, sort_keys=True)}
-        return save({"mean": self.mean.astype("<f4"), "references": self.vectors.astype("<f4")}, metadata=metadata)
-
-
-def read_references(data: bytes, source: str) -> References:
-    """Read references from the bytes of a file that `diffseg fit references` wrote.
+def centroids_of(
+    images: Mapping[str, Sequence[ImageSegments]], seeds: Mapping[str, Sequence[Seed]], names: Sequence[str], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return several centroids of each name, by k-means over its seeds, in the place of one mean (DiCLIP).
 
     Args:
-        data: The bytes.
-        source: Name of the file in messages.
+        images: The images of each name.
+        seeds: The seeds of each name.
+        names: The names in order.
+        count: Largest number of centroids of a name.
 
-    Raises:
-        ValueError: The bytes are something else.
+    Returns:
+        The centroids, float64 [V, E], and the place of the name of each, int64 [V].
     """
-    try:
-        tensors, metadata = load(data), read_metadata(data)
-        fields = json.loads(metadata[FORMAT])
-        references = References(
-            names=tuple(fields["names"]),
-            vectors=tensors["references"],
-            mean=tensors["mean"],
-            bound=fields["bound"],
-            settings=fields["settings"],
-        )
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{source}: is not a file of `diffseg fit references` ({error!r})") from error
-    if references.vectors.shape != (len(references.names), *references.mean.shape):
-        raise ValueError(f"{source}: its {len(references.names)} names do not fit its tensors")
-    return references
+    vectors, owners = [], []
+    for place, name in enumerate(names):
+        features = {image.key: image.features for image in images[name]}
+        found = k_means(np.stack([features[seed.key][seed.segment] for seed in seeds[name]]), count)
+        vectors.append(found)
+        owners += [place] * len(found)
+    return np.concatenate(vectors), np.array(owners, np.int64)
+
+
+def background_centroids(
+    images: Iterable[ImageSegments], references: Mapping[str, np.ndarray], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a pool of centroids of what shows no name, by k-means over segments of the images (OVDiff, DiCLIP).
+
+    Where it is not known which segments are background, it is the one segment of an image that is least like the
+    references of all its names. An image with as many names as segments may have none.
+
+    Args:
+        images: The images of all names; an image may occur several times.
+        references: The reference of each name.
+        count: Largest number of centroids.
+
+    Returns:
+        The centroids, float64 [V, E], and the owner of each, int64 [V], which is `BACKGROUND_OWNER`. V may be 0.
+    """
+    found, size = [], next(iter(references.values())).shape[-1]
+    for image in {image.key: image for image in images}.values():
+        own = [references[name] for name in image.names if name in references]
+        if image.background is not None:
+            found.append(image.features[[*image.background]])
+        elif own and len(image.features) > len(image.names):
+            likeness = np.round(unit(image.features) @ np.stack(own).T, DECIMALS).max(axis=1)
+            found.append(image.features[[likeness.argmin()]])
+    rows = np.concatenate([np.empty((0, size)), *found])
+    vectors = k_means(rows, count) if len(rows) else rows
+    return vectors, np.full(len(vectors), BACKGROUND_OWNER)

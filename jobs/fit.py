@@ -2,10 +2,11 @@
 
 KIND heads learns one weight for each attention head of a resolution (for the stage affinity).
 KIND features learns a layer on the features that attention reads (for the stage walk).
-KIND references learns what each name looks like (for `diffseg name`), from a run with --features.
-For heads and features the model of the run stays frozen and is applied to images of the run, on a Ray cluster or in
-this process. For references only the rows of OUT are read, in this process. After a stop or a kill, the same command
-continues; learning references, which takes seconds for 10,000 images, then starts again.
+KIND references learns what each name looks like (for the stage references and `diffseg name`), from a run with
+--features.
+For heads and features the model of the run stays frozen and is applied to images of the run. For references only the
+rows of OUT are read. The label shards are read on a Ray cluster or in this process. After a stop or a kill, the same
+command continues.
 
 Exit codes:
   0: everything is learned.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import tyro
@@ -26,11 +28,14 @@ from rich.console import Console
 from diffseg.references import Elimination
 from jobs.common import OK, SOME_FAILED, guarded, parsed, storage_options
 from jobs.printing import CleanConsole, print_json, print_line, progress_bar
+from pipeline.executor.collect import collect
 from pipeline.output.manifest import Manifest, require_manifest
+from pipeline.output.records import read_run_commits
 from pipeline.output.source_images import find_source_shards
 from pipeline.readers.names import NameSettings, parse_names
-from pipeline.references.learn import ReferenceReport, learn_references
+from pipeline.references.learn import learn_references
 from pipeline.references.retrieve import ReferenceSettings
+from pipeline.references.state import ReferenceReport
 from pipeline.settings import LabelSettings, RunSettings
 from pipeline.storage import SourceError, Storage
 from pipeline.training.affinity import FitReport, fit, fit_fingerprint, plan_tasks
@@ -72,6 +77,13 @@ class FitCommand:
     """References: cosine with a context at which a segment counts half, −1 to 1."""
     temperature: float = 0.05
     """References: width of the step around --alike."""
+    centroids: int = 1
+    """References: largest number of vectors of a name, which k-means finds among its seeds; a segment is compared with
+    the nearest. 1 takes their mean."""
+    background: int = 0
+    """References: largest number of vectors of what shows no name, which k-means finds. Segments that are nearer to one
+    of them than to any name are background. By names, they are learned from segments that are `background` in OUT; by
+    labels, from the segment of each image that is least like all its names, so its labels should be complete."""
     confidence: float = 0.0
     """Leave out segments with a lower confidence, 0 to 1."""
     source: str | None = None
@@ -81,7 +93,7 @@ class FitCommand:
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     """Device of the model."""
     workers: int = 1
-    """Ray actors, each with a copy of the model."""
+    """Ray actors, for heads and features each with a copy of the model."""
     threads: int = 1
     """CPU threads of the model in each worker."""
     no_ray: bool = False
@@ -158,8 +170,13 @@ def _fit_references(command: FitCommand, out: Storage, manifest: Manifest, state
         images=ReferenceSettings.images if command.images is None else command.images,
         contexts=command.contexts,
         elimination=Elimination(alike=command.alike, temperature=command.temperature),
+        centroids=command.centroids,
+        background=command.background,
     )
-    report = learn_references(out, manifest, settings, state)
+    run = RunSettings(no_ray=command.no_ray, address=command.address)
+    on_ray = partial(collect, run=run, workers=command.workers)
+    with progress_bar("reading label shards", len(read_run_commits(out, manifest).done)) as advance:
+        report = learn_references(out, manifest, settings, state, collect=on_ray, on_shard=advance)
     if command.json:
         print_json(dataclasses.asdict(report))
     else:
@@ -172,6 +189,7 @@ def _print_references(console: Console, report: ReferenceReport, state: Storage)
         print_line(console, problem)
     images = f"{counted(report.images, 'image')} ({report.unused} left out)"
     print_line(console, f"{state.redacted}: references of {counted(len(report.names), 'name')}, from {images}")
+    print_line(console, f"what an image shows: {report.route}")
     for name, facts in report.names.items():
         of = f"{facts['retrieved']} of {counted(int(facts['images']), 'image')}"
         context = "; a context" if name in report.contexts else ""

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 from rich.console import Console
 
-from diffseg.references import References
-from diffseg.segmentation import BACKGROUND
+from diffseg.reference_state import References, ReferencesError
 from pipeline.errors import RunRefused
 from pipeline.executor.rewrite import RewriteSettings, RewriteWorker, open_pair, rewrite_run
 from pipeline.executor.summary import RunSummary
-from pipeline.output.manifest import Manifest, differences, require_manifest
-from pipeline.output.rows import FEATURE_COLUMNS, class_id, float32
+from pipeline.output.manifest import Manifest, require_manifest
+from pipeline.output.rows import FEATURE_COLUMNS, class_id
 from pipeline.readers.names import NameReader, NamesError, NameSettings
 from pipeline.readers.samples import Sample
-from pipeline.references.learn import binding, load_references
-from pipeline.references.retrieve import stored_features
+from pipeline.references.state import binding, load_references
+from pipeline.references.worker import stored_features
 from pipeline.settings import RunSettings
 from pipeline.storage import SourceError
 
@@ -44,8 +41,8 @@ class RenameSettings(RewriteSettings):
 
     def change(self) -> dict[str, Any]:
         """Return the digest of the references, and how they are used."""
-        digest = hashlib.sha256(self.references.to_bytes()).hexdigest()
-        return {"references": digest, "own_names": self.own_names, "background_below": self.background_below}
+        used = {"own_names": self.own_names, "background_below": self.background_below}
+        return {"references": self.references.sha256} | used
 
     def replaced(self) -> dict[str, Any]:
         """Return the names of the references as the run's vocabulary, which class ids refer to."""
@@ -59,34 +56,26 @@ class RenameSettings(RewriteSettings):
 
     def values(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the segments of a row with their names by the references."""
-        cosines = self.references.cosines(stored_features(row))
-        names = [*self.references.names]
-        chosen = [None] * len(cosines) if (places := self._places(row)) is None else self._choose(cosines, places)
-        segments = []
-        for segment, cosine, place in zip(row["segments"], cosines, chosen, strict=True):
-            score = 0.0 if place is None else float32(max(0.0, cosine[place])) if place >= 0 else 1.0
-            name = None if place is None else names[place] if place >= 0 else BACKGROUND
-            if name is not None and score < self.background_below:
-                name = BACKGROUND
-            segments.append({**segment, "name": name, "name_score": score, "class_id": class_id(name, names)})
+        features, own = stored_features(row), self._own_names(row)
+        if own is None:
+            given: list[tuple[str | None, float]] = [(None, 0.0)] * len(features)
+        else:
+            given = self.references.name_segments(features, own, background_below=self.background_below)
+        segments = [
+            {**segment, "name": name, "name_score": score, "class_id": class_id(name, self.references.names)}
+            for segment, (name, score) in zip(row["segments"], given, strict=True)
+        ]
         return {"segments": segments}
 
-    def _choose(self, cosines: np.ndarray, places: np.ndarray) -> list[int | None]:
-        """Return the place of the best name of each segment, −1 where none is possible."""
-        if not len(places):
-            return [-1] * len(cosines)
-        return [int(places[best]) for best in cosines[:, places].argmax(axis=1)]
-
-    def _places(self, row: Mapping[str, Any]) -> np.ndarray | None:
-        """Return the places of the names that segments of a row may get; None if the row does not say."""
+    def _own_names(self, row: Mapping[str, Any]) -> Sequence[str] | None:
+        """Return the names that segments of a row may get; None if the row does not say."""
         if not self.own_names:
-            return np.arange(len(self.references.names))
+            return self.references.names
         sample = Sample(index=row["index"], key=row["key"], image=None, meta=row["meta"])
         try:
-            own = set(self._reader(sample).names)
+            return self._reader(sample).names
         except NamesError:
             return None
-        return np.array([place for place, name in enumerate(self.references.names) if name in own], np.int64)
 
     @cached_property
     def _reader(self) -> NameReader:
@@ -149,6 +138,7 @@ def _check_bound(references: References, origin: Manifest, out: str) -> None:
         now = binding(origin)
     except ValueError as error:
         raise SourceError(f"{out}: {error}") from None
-    if differing := differences(references.bound, now):
-        lines = [f"  {name}: {value!r} in the references, {other!r} in OUT" for name, value, other in differing]
-        raise RunRefused("\n".join([f"{out}: the references are of other features:", *lines]))
+    try:
+        references.check_fits(now)
+    except ReferencesError as error:
+        raise RunRefused(f"{out}: {error}") from None

@@ -1,73 +1,47 @@
-"""Learn references of names from the features of a run (`label --features`), for `diffseg name`.
+"""Learn references of names from the features of a run (`label --features`); `pipeline.references.state` has the files.
 
-    STATE/references.safetensors   the references, see `diffseg.references.References`
-    STATE/retrieval.parquet        the images that were retrieved for each name, with their seeds
-    STATE/report.json              the report, written last
-
-The rows are read twice: first the names of all images and the mean feature, then the features of the images that were
-retrieved. Memory grows with the number of names times the images of each, not with the run. The same run gives the same
-bytes, whatever the order of its shards.
+The rows are read twice, one label shard at a time: first the names of all images and the mean feature, then the
+features of the images that were retrieved. Memory grows with the number of names times the images of each, not with the
+run. The same run gives the same bytes, whatever the order of its shards and whoever reads them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
 
 import numpy as np
 
-from diffseg.references import References, fit_references, read_references
-from pipeline.bounded_json import read_bounded
+from diffseg.reference_state import References
+from diffseg.references import ImageSegments, Seed, background_centroids, centroids_of, fit_references
 from pipeline.digest import short_digest
+from pipeline.output.commit import LabelShard
 from pipeline.output.manifest import Manifest
 from pipeline.output.records import read_run_commits
-from pipeline.output.schemas import DOCUMENT_BYTES, parse_object
-from pipeline.references.retrieve import ReferenceSettings, Retrieval, features_of, retrieval_file
+from pipeline.references.retrieve import Candidate, ReferenceSettings, Retrieval, unique_key
+from pipeline.references.state import REFERENCES, REPORT, RETRIEVAL, ReferenceReport, binding, read_report
+from pipeline.references.table import retrieval_file
+from pipeline.references.worker import ReferenceJob, ReferenceTask, ReferenceWorker, read_features, read_found
 from pipeline.storage import SourceError, Storage
-
-REFERENCES, RETRIEVAL, REPORT = "references.safetensors", "retrieval.parquet", "report.json"
-MOST_BYTES = 2**30
-"""Largest file of references that is read."""
+from pipeline.storage.folder import is_local
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReferenceReport:
-    """What was learned.
+class Collect(Protocol):
+    """Does tasks with workers of a class, as `pipeline.executor.collect.collect` does on Ray."""
 
-    Attributes:
-        fingerprint: Digest of the settings and of the rows.
-        images: Labelled images of the run.
-        names: For each name the images that show it, those that were retrieved, copies among them, and the mean support
-            of the seeds, at most 1; it is low where the images do not share an object.
-        contexts: Names whose resemblance was eliminated, in order.
-        settings: The settings.
-        problems: Why images could not be used, the first ones.
-        unused: How many images could not be used.
-    """
-
-    fingerprint: str
-    images: int
-    names: Mapping[str, Mapping[str, float]]
-    contexts: list[str]
-    settings: Mapping[str, Any]
-    problems: list[str]
-    unused: int
+    def __call__(
+        self, worker: type[ReferenceWorker], job: ReferenceJob, tasks: Sequence[ReferenceTask]
+    ) -> Iterable[str]: ...
 
 
-def binding(manifest: Manifest) -> dict[str, Any]:
-    """Return what the features of a run depend on. Raises ValueError if it has none."""
-    if not manifest.settings.get("features", False):
-        raise ValueError("its rows have no features; label the images with --features")
-    resolved = manifest.resolved
-    return {
-        "model_sha256": manifest.model_sha256,
-        "timestep": resolved["timestep"],
-        "resolution": resolved["resolution"],
-        "layers": list(resolved["features"]),
-    }
+def in_this_process(worker: type[ReferenceWorker], job: ReferenceJob, tasks: Sequence[ReferenceTask]) -> Iterable[str]:
+    """Do tasks one after the other."""
+    local = worker(job)
+    return map(local.collect, tasks)
 
 
 def learn_references(
@@ -76,16 +50,18 @@ def learn_references(
     settings: ReferenceSettings,
     state: Storage,
     *,
+    collect: Collect = in_this_process,
     on_shard: Callable[[], None] = lambda: None,
 ) -> ReferenceReport:
-    """Learn references from a run and write them to the folder `state`.
+    """Learn references from a run and write them to the folder `state`. After a kill, the same call continues.
 
     Args:
         out: OUT of the run.
         manifest: Its run.json.
         settings: How the references are learned.
         state: Folder to write.
-        on_shard: Called whenever a label shard has been read.
+        collect: Does the work on label shards.
+        on_shard: Called whenever a label shard has been read for the first time.
 
     Returns:
         The report, which may be that of an earlier call with the same fingerprint.
@@ -99,65 +75,145 @@ def learn_references(
     except ValueError as error:
         raise SourceError(f"{out.redacted}: {error}") from None
     shards = sorted(read_run_commits(out, manifest).done)
-    plain = json.loads(json.dumps(dataclasses.asdict(settings)))
-    fingerprint = short_digest(json.dumps([plain, manifest.fingerprint, [shard.tag for shard in shards]]))
-    if (report := _read_report(state)) is not None and report.fingerprint == fingerprint:
+    fingerprint = short_digest(json.dumps([settings.plain(), manifest.fingerprint, [shard.tag for shard in shards]]))
+    if (report := read_report(state)) is not None and report.fingerprint == fingerprint:
         return report
-    found = Retrieval(settings)
-    for shard in shards:
-        found.read(out, shard)
-        on_shard()
+    job = ReferenceJob(settings=settings, fingerprint=fingerprint, out=out, parts=state.at(f"{state.url}.parts"))
+    found = _find_images(job, shards, collect, on_shard)
     if not found.candidates:
         example = f"; for example {found.problems[0]}" if found.problems else ""
         raise SourceError(f"{out.redacted}: no labelled image shows a name{example}")
     ranked = found.ranked()
     mean = found.sum / max(1, found.images)
-    features = features_of(out, {candidate for chosen in ranked.values() for candidate in chosen}, mean)
+    images = _read_images(job, {c for chosen in ranked.values() for c in chosen}, mean, collect)
     contexts = sorted(ranked, key=lambda name: (-found.counts[name], name))[: settings.contexts]
-    vectors, seeds = fit_references(
-        {name: [features[candidate.shard, candidate.row] for candidate in ranked[name]] for name in sorted(ranked)},
-        contexts,
-        settings.elimination,
-    )
+    of_names = {name: [images[c.shard, c.row] for c in ranked[name]] for name in sorted(ranked)}
+    means, seeds = fit_references(of_names, contexts, settings.elimination)
     names = tuple(_order(settings, ranked))
+    vectors, owners = _vectors(names, of_names, means, seeds, settings)
     references = References(
         names=names,
-        vectors=np.stack([vectors[name] for name in names]),
+        vectors=vectors,
+        owners=owners,
         mean=mean,
         bound=bound,
-        settings=plain | {"contexts": contexts, "run": manifest.fingerprint},
+        settings=settings.plain() | {"contexts": contexts, "run": manifest.fingerprint},
     )
     report = ReferenceReport(
         fingerprint=fingerprint,
         images=found.images,
-        names={
-            name: {
-                "images": found.counts[name],
-                "retrieved": len(ranked[name]),
-                "copies": len(ranked[name]) - len(seeds[name]),
-                "support": float(np.mean([seed.support for seed in seeds[name]])),
-            }
-            for name in names
-        },
+        names=_facts(names, found, ranked, seeds),
         contexts=contexts,
-        settings=plain,
+        settings=settings.plain(),
         problems=found.problems,
         unused=found.unused,
+        route=route_of(settings, manifest),
     )
     state.write_bytes(REFERENCES, references.to_bytes())
     state.write_bytes(RETRIEVAL, retrieval_file(names, ranked, seeds))
     state.write_bytes(REPORT, json.dumps(dataclasses.asdict(report), indent=1, sort_keys=True).encode() + b"\n")
+    _delete_parts(job.parts)
     return report
 
 
-def load_references(state: Storage) -> References:
-    """Read the references of a folder that `learn_references` wrote. Raises SourceError if there are none."""
-    try:
-        return read_references(read_bounded(state, REFERENCES, MOST_BYTES), state.joined(REFERENCES))
-    except (FileNotFoundError, ValueError) as error:
-        raise SourceError(
-            f"{state.redacted}: expected the STATE of `diffseg fit references`, a folder ({error})"
-        ) from error
+def route_of(settings: ReferenceSettings, manifest: Manifest) -> str:
+    """Return in words what says that an image shows a name."""
+    if settings.by == "names":
+        stages = manifest.resolved.get("method", [])
+        by = next((words for stage, words in NAMERS.items() if stage in stages), "the run")
+        return f"names of segments, given by {by}"
+    field = settings.naming.labels_field
+    return (
+        f"labels of samples, field {field}" if field else f"captions of samples, field {settings.naming.caption_field}"
+    )
+
+
+NAMERS = {"cross": "cross-attention", "clip": "a CLIP", "references": "references"}
+"""What named the segments of a run, by the stage of its method."""
+
+
+def _find_images(
+    job: ReferenceJob, shards: Sequence[LabelShard], collect: Collect, on_shard: Callable[[], None]
+) -> Retrieval:
+    """Return the images of each name, from the files of earlier calls and those that are still to be written."""
+    found, missing = Retrieval(job.settings), []
+    for shard in shards:
+        if (of_shard := read_found(job, shard)) is None:
+            missing.append(ReferenceTask(shard=shard))
+        else:
+            found.add(of_shard)
+            on_shard()
+    if missing:
+        for _ in collect(ReferenceWorker, job, missing):
+            on_shard()
+    for task in missing:
+        of_shard = read_found(job, task.shard)
+        assert of_shard is not None
+        found.add(of_shard)
+    return found
+
+
+def _read_images(
+    job: ReferenceJob, wanted: Collection[Candidate], mean: np.ndarray, collect: Collect
+) -> dict[tuple[LabelShard, int], ImageSegments]:
+    """Return images with their features relative to the mean, by label shard and index."""
+    of_shard: dict[LabelShard, dict[int, Candidate]] = {}
+    for candidate in wanted:
+        of_shard.setdefault(candidate.shard, {})[candidate.row] = candidate
+    tasks = [ReferenceTask(shard=shard, rows=tuple(sorted(rows))) for shard, rows in sorted(of_shard.items())]
+    if missing := [task for task in tasks if read_features(job, task) is None]:
+        for _ in collect(ReferenceWorker, job, missing):
+            pass
+    images = {}
+    for task in tasks:
+        tensors = read_features(job, task)
+        assert tensors is not None
+        for row, candidate in of_shard[task.shard].items():
+            background = tuple(tensors[f"{row}.background"].tolist()) if job.settings.by == "names" else None
+            images[task.shard, row] = ImageSegments(
+                key=unique_key(candidate),
+                features=tensors[f"{row}"].astype(np.float32) - mean.astype(np.float32),
+                names=candidate.names,
+                background=background,
+            )
+    return images
+
+
+def _vectors(
+    names: Sequence[str],
+    images: Mapping[str, Sequence[ImageSegments]],
+    means: Mapping[str, np.ndarray],
+    seeds: Mapping[str, Sequence[Seed]],
+    settings: ReferenceSettings,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the vectors and owners of `References`."""
+    if settings.centroids == 1 and not settings.background:
+        return np.stack([means[name] for name in names]), None
+    vectors, owners = np.stack([means[name] for name in names]), np.arange(len(names))
+    if settings.centroids > 1:
+        vectors, owners = centroids_of(images, seeds, names, settings.centroids)
+    if settings.background:
+        all_images = (image for of_name in images.values() for image in of_name)
+        others, none = background_centroids(all_images, means, settings.background)
+        vectors, owners = np.concatenate([vectors, others]), np.concatenate([owners, none])
+    return vectors, owners
+
+
+def _facts(
+    names: Sequence[str],
+    found: Retrieval,
+    ranked: Mapping[str, list[Candidate]],
+    seeds: Mapping[str, Sequence[Seed]],
+) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "images": found.counts[name],
+            "retrieved": len(ranked[name]),
+            "copies": len(ranked[name]) - len(seeds[name]),
+            "support": float(np.mean([seed.support for seed in seeds[name]])),
+        }
+        for name in names
+    }
 
 
 def _order(settings: ReferenceSettings, names: Collection[str]) -> list[str]:
@@ -165,10 +221,11 @@ def _order(settings: ReferenceSettings, names: Collection[str]) -> list[str]:
     return [name for name in settings.naming.names if name in names] or sorted(names)
 
 
-def _read_report(state: Storage) -> ReferenceReport | None:
-    """Return the report of an earlier call; None if it did not finish."""
-    try:
-        report = ReferenceReport(**parse_object(read_bounded(state, REPORT, DOCUMENT_BYTES)))
-        return report if state.is_file(REFERENCES) and state.is_file(RETRIEVAL) else None
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
+def _delete_parts(parts: Storage) -> None:
+    """Delete the files of label shards, also those that earlier calls with other settings have left."""
+    for path, _ in parts.files():
+        if path.endswith((".json", ".safetensors")):
+            parts.delete(path)
+    if is_local(parts):
+        with suppress(OSError):  # it holds files of somebody else, or another process has deleted it
+            os.rmdir(parts.url)

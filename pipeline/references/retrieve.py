@@ -1,17 +1,16 @@
-"""Find the images of a run that show a name, and their features."""
+"""Find the images that show a name: in one label shard, and from what was found in all of them."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Collection, Mapping
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from diffseg.references import Elimination, ImageSegments, Seed
+from diffseg.references import Elimination
 from diffseg.segmentation import BACKGROUND
 from pipeline.digest import short_digest
 from pipeline.output.commit import LabelShard
@@ -19,23 +18,12 @@ from pipeline.output.reader import label_rows
 from pipeline.output.rows import FEATURE_COLUMNS
 from pipeline.readers.names import NameReader, NamesError, NameSettings
 from pipeline.readers.samples import Sample
-from pipeline.storage import SourceError, Storage
+from pipeline.storage import Storage
 
 PROBLEMS_KEPT = 100
 
-RETRIEVAL_SCHEMA = pa.schema(
-    [
-        ("name", pa.string()),
-        ("rank", pa.int32()),
-        ("shard", pa.string()),
-        ("index", pa.int32()),
-        ("key", pa.string()),
-        ("score", pa.float32()),
-        ("segment", pa.int32()),
-        ("support", pa.float32()),
-    ]
-)
-"""Columns of retrieval.parquet. An image that is a copy of another one of the name has neither segment nor support."""
+ADDED_FIELDS = {"centroids": 1, "background": 0}
+"""Settings that states of earlier versions lack, and their defaults, at which they are left out of the state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +37,8 @@ class ReferenceSettings:
         images: Largest number of images of a name.
         contexts: How many of the most frequent names are contexts of the others.
         elimination: How segments that resemble a context are left out.
+        centroids: Largest number of centroids of a name; 1 gives the mean of the seeds.
+        background: Largest number of centroids of the background; 0 gives none.
     """
 
     naming: NameSettings
@@ -56,140 +46,168 @@ class ReferenceSettings:
     images: int = 50
     contexts: int = 5
     elimination: Elimination = field(default_factory=Elimination)
+    centroids: int = 1
+    background: int = 0
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.contexts < 0:
             raise ValueError(f"images {self.images}, contexts {self.contexts}: expected at least 1 and at least 0")
+        if self.centroids < 1 or self.background < 0:
+            raise ValueError(
+                f"centroids {self.centroids}, background {self.background}: expected at least 1 and at least 0"
+            )
         if self.by == "labels" and self.naming.labels_field is None and self.naming.caption_field is None:
             raise ValueError(
                 "the run has no field that says which names are in an image: give --labels-field with --names, or "
                 "--caption-field, or retrieve --by names, the names that segments have in the run"
             )
 
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        plain = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {name: value for name, value in plain.items() if name not in ADDED_FIELDS or value != ADDED_FIELDS[name]}
+
 
 class Candidate(NamedTuple):
-    """An image that shows a name. Candidates sort by score, the best first, and then in a fixed random order."""
+    """An image that shows a name. Candidates sort by score, the best first, and then in a fixed random order.
+
+    Attributes:
+        minus_score: The negative score, −1 to 0.
+        order: Digest of the key.
+        shard: Label shard of its row.
+        row: Index of its row.
+        key: Its key.
+        names: All names that it shows.
+    """
 
     minus_score: float
     order: str
     shard: LabelShard
     row: int
     key: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FoundImages:
+    """What one label shard holds.
+
+    Attributes:
+        images: Labelled images.
+        sum: The sum of their features, float64 [256].
+        counts: How many images show each name.
+        candidates: Of each name, the images that may be among the retrieved ones.
+        unused: How many images do not say which names they show.
+        problems: Why, the first ones.
+    """
+
+    images: int
+    sum: np.ndarray
+    counts: Mapping[str, int]
+    candidates: Mapping[str, list[Candidate]]
+    unused: int
+    problems: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values. Python writes float64 numbers so that they are read back exactly."""
+        kept = {
+            name: [(c.minus_score, c.row, c.key, c.names) for c in of_name] for name, of_name in self.candidates.items()
+        }
+        return {**vars(self), "sum": self.sum.tolist(), "candidates": kept}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any], shard: LabelShard) -> FoundImages:
+        """Return what `to_json` returned. Raises ValueError, TypeError or KeyError if it is something else."""
+        candidates = {
+            name: [
+                Candidate(minus, short_digest(key), shard, row, key, tuple(names)) for minus, row, key, names in each
+            ]
+            for name, each in fields["candidates"].items()
+        }
+        return cls(**{**fields, "sum": np.array(fields["sum"], np.float64), "candidates": candidates})
+
+
+def find_images(out: Storage, shard: LabelShard, settings: ReferenceSettings, reader: NameReader | None) -> FoundImages:
+    """Return what a label shard holds.
+
+    Args:
+        out: OUT of the run.
+        shard: The label shard.
+        settings: How images are retrieved.
+        reader: Reads the names of a sample, if labels say what it shows.
+    """
+    sums, images, unused = np.zeros(()), 0, 0
+    counts: dict[str, int] = {}
+    candidates: dict[str, list[Candidate]] = {}
+    problems: list[str] = []
+    for row in label_rows(out, shard, ["key", "index", "status", "segments", "meta", FEATURE_COLUMNS[0]]):
+        if row["status"] != "ok":
+            continue
+        # Sums of half-precision numbers below 1 are exact in float64, so that the order of rows changes no bit.
+        sums = sums + np.frombuffer(row[FEATURE_COLUMNS[0]], "<f2").astype(np.float64)
+        images += 1
+        try:
+            scores = names_of(row, reader)
+        except NamesError as error:
+            unused += 1
+            if len(problems) < PROBLEMS_KEPT:
+                problems.append(f"{row['key']}: {error}")
+            continue
+        for name, score in scores.items():
+            counts[name] = counts.get(name, 0) + 1
+            found = Candidate(-score, short_digest(row["key"]), shard, row["index"], row["key"], tuple(scores))
+            _keep(candidates.setdefault(name, []), [found], settings.images)
+    best = {name: sorted(kept)[: settings.images] for name, kept in candidates.items()}
+    return FoundImages(images=images, sum=sums, counts=counts, candidates=best, unused=unused, problems=problems)
+
+
+def names_of(row: Mapping[str, Any], reader: NameReader | None) -> dict[str, float]:
+    """Return the names that an image shows with their scores, 0 to 1: those of its labels, or else of its segments."""
+    if reader is not None:
+        sample = Sample(index=row["index"], key=row["key"], image=None, meta=row["meta"])
+        return dict.fromkeys(reader(sample).names, 1.0)
+    scores: dict[str, float] = {}
+    for segment in row["segments"]:
+        name = segment["name"]
+        if name is not None and name != BACKGROUND:
+            scores[name] = max(scores.get(name, 0.0), segment["name_score"] or 0.0)
+    return scores
+
+
+def _keep(kept: list[Candidate], found: Iterable[Candidate], images: int) -> None:
+    """Add candidates, and drop those that cannot be among the first `images` any more."""
+    kept += found
+    if len(kept) >= 4 * images:
+        kept.sort()
+        del kept[images:]
 
 
 class Retrieval:
-    """Finds the images of each name, and sums their features."""
+    """The images of each name in a whole run, from what its label shards hold, in any order."""
 
     def __init__(self, settings: ReferenceSettings) -> None:
         self._settings = settings
-        self._reader = NameReader(settings.naming) if settings.by == "labels" else None
         self.candidates: dict[str, list[Candidate]] = {}
         self.counts: dict[str, int] = {}
         self.images = self.unused = 0
         self.sum = np.zeros(())
         self.problems: list[str] = []
 
-    def read(self, out: Storage, shard: LabelShard) -> None:
-        """Add the rows of a label shard."""
-        columns = ["key", "index", "status", "segments", "meta", FEATURE_COLUMNS[0]]
-        for row in label_rows(out, shard, columns):
-            if row["status"] != "ok":
-                continue
-            # Sums of half-precision numbers below 1 are exact in float64, so that the order of rows changes no bit.
-            self.sum = self.sum + np.frombuffer(row[FEATURE_COLUMNS[0]], "<f2").astype(np.float64)
-            self.images += 1
-            try:
-                scores = self._scores(row)
-            except NamesError as error:
-                self.unused += 1
-                if len(self.problems) < PROBLEMS_KEPT:
-                    self.problems.append(f"{row['key']}: {error}")
-                continue
-            for name, score in scores.items():
-                self._add(name, Candidate(-score, short_digest(row["key"]), shard, row["index"], row["key"]))
-
-    def _scores(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """Return the names of an image with their scores, 0 to 1."""
-        if self._reader is not None:
-            sample = Sample(index=row["index"], key=row["key"], image=None, meta=row["meta"])
-            return dict.fromkeys(self._reader(sample).names, 1.0)
-        scores: dict[str, float] = {}
-        for segment in row["segments"]:
-            name = segment["name"]
-            if name is not None and name != BACKGROUND:
-                scores[name] = max(scores.get(name, 0.0), segment["name_score"] or 0.0)
-        return scores
-
-    def _add(self, name: str, candidate: Candidate) -> None:
-        self.counts[name] = self.counts.get(name, 0) + 1
-        kept = self.candidates.setdefault(name, [])
-        kept.append(candidate)
-        if len(kept) >= 4 * self._settings.images:
-            kept.sort()
-            del kept[self._settings.images :]
+    def add(self, found: FoundImages) -> None:
+        """Add what a label shard holds."""
+        self.images += found.images
+        self.unused += found.unused
+        self.sum = self.sum + found.sum
+        self.problems += found.problems[: PROBLEMS_KEPT - len(self.problems)]
+        for name, candidates in found.candidates.items():
+            self.counts[name] = self.counts.get(name, 0) + found.counts[name]
+            _keep(self.candidates.setdefault(name, []), candidates, self._settings.images)
 
     def ranked(self) -> dict[str, list[Candidate]]:
         """Return the retrieved images of each name, the best first."""
         return {name: sorted(kept)[: self._settings.images] for name, kept in self.candidates.items()}
 
 
-def features_of(
-    out: Storage, wanted: Collection[Candidate], mean: np.ndarray
-) -> dict[tuple[LabelShard, int], ImageSegments]:
-    """Return the features of images relative to the mean, by label shard and index."""
-    of_shard: dict[LabelShard, dict[int, Candidate]] = {}
-    for candidate in wanted:
-        of_shard.setdefault(candidate.shard, {})[candidate.row] = candidate
-    found = {}
-    for shard, candidates in sorted(of_shard.items()):
-        for row in label_rows(out, shard, ["index", "n_segments", FEATURE_COLUMNS[1]]):
-            if row["index"] in candidates:
-                stored = stored_features(row).astype(np.float32) - mean.astype(np.float32)
-                key = unique_key(candidates[row["index"]])
-                found[shard, row["index"]] = ImageSegments(key=key, features=stored)
-    return found
-
-
-def stored_features(row: Mapping[str, Any]) -> np.ndarray:
-    """Return the features of a row's segments, float16 [n_segments, 256]. Raises SourceError if they do not fit."""
-    data, count = row[FEATURE_COLUMNS[1]] or b"", row["n_segments"]
-    if not count or len(data) % (2 * count):
-        raise SourceError(f"its {count} segments do not fit {len(data)} bytes of features")
-    return np.frombuffer(data, "<f2").reshape(count, -1)
-
-
 def unique_key(candidate: Candidate) -> str:
     """Return a text that is unique to an image, by which images are ordered. Keys may repeat in a run."""
     return f"{candidate.key}\0{candidate.shard}\0{candidate.row}"
-
-
-def retrieval_file(
-    names: Collection[str], ranked: Mapping[str, list[Candidate]], seeds: Mapping[str, list[Seed]]
-) -> bytes:
-    """Return retrieval.parquet: the ranked images of each name, with the seed of those that gave one.
-
-    Args:
-        names: The names.
-        ranked: The images of each name, the best first.
-        seeds: The seeds of each name.
-    """
-    rows = []
-    for name in names:
-        of_image = {seed.key: seed for seed in seeds[name]}
-        for rank, candidate in enumerate(ranked[name]):
-            seed = of_image.get(unique_key(candidate))
-            rows.append(
-                {
-                    "name": name,
-                    "rank": rank,
-                    "shard": str(candidate.shard),
-                    "index": candidate.row,
-                    "key": candidate.key,
-                    "score": -candidate.minus_score,
-                    "segment": seed and seed.segment,
-                    "support": seed and seed.support,
-                }
-            )
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=RETRIEVAL_SCHEMA), buffer, compression="zstd")
-    return buffer.getvalue()

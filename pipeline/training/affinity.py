@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 
 from pipeline.bounded_json import read_bounded
 from pipeline.digest import short_digest
+from pipeline.executor.collect import collect
 from pipeline.output.manifest import Manifest
 from pipeline.output.records import read_run_commits
 from pipeline.output.schemas import DOCUMENT_BYTES, parse_object
@@ -132,7 +133,8 @@ def fit(
     missing = [task for task in tasks if read_features(job, task) is None]
     for _ in range(len(tasks) - len(missing)):
         on_shard()
-    for _ in _collect(job, missing, run, workers):
+    gpus = run.gpus_per_worker if job.device.startswith("cuda") else 0
+    for _ in collect(FeatureWorker, job, missing, run=run, workers=workers, threads=job.threads, gpus=gpus):
         on_shard()
     report, data = _fit_state(job, tasks)
     folder.write_bytes(name, data)
@@ -163,27 +165,6 @@ def read_report(folder: Storage, name: str) -> FitReport | None:
 def fit_fingerprint(settings: FitSettings, manifest: Manifest) -> str:
     """Return the fingerprint of a fit: 16 hexadecimal digits of its settings and of the run."""
     return short_digest(json.dumps([asdict(settings), manifest.fingerprint, manifest.shards], sort_keys=True))
-
-
-def _collect(job: FitJob, tasks: Sequence[FeatureTask], run: RunSettings, workers: int) -> Iterator[str]:
-    """Collect features in this process or in Ray actors, and yield the name of each finished shard."""
-    if run.no_ray or not tasks:
-        worker = FeatureWorker(job) if tasks else None
-        yield from (worker.collect(task) for task in tasks if worker is not None)
-        return
-    import ray
-    from ray.util import ActorPool
-
-    from pipeline.executor.connection import connected
-
-    with connected(run, ()):
-        gpus = run.gpus_per_worker if job.device.startswith("cuda") else 0
-        # Ray restarts an actor that dies, and repeats the task that it was doing
-        remote = ray.remote(FeatureWorker).options(
-            num_cpus=job.threads, num_gpus=gpus, max_restarts=3, max_task_retries=3
-        )
-        pool = ActorPool([remote.remote(job) for _ in range(min(workers, len(tasks)))])
-        yield from pool.map_unordered(lambda actor, task: actor.collect.remote(task), list(tasks))
 
 
 def _fit_state(job: FitJob, tasks: Sequence[FeatureTask]) -> tuple[FitReport, bytes]:

@@ -10,16 +10,9 @@ import pytest
 
 from diffseg import references
 from diffseg.affinity.pairs import roc_auc
-from diffseg.references import (
-    Elimination,
-    ImageSegments,
-    References,
-    Seed,
-    find_seeds,
-    fit_references,
-    read_references,
-    unit,
-)
+from diffseg.centroids import unit
+from diffseg.reference_state import References, read_references
+from diffseg.references import Elimination, ImageSegments, Seed, find_seeds, fit_references
 
 SIZE = 32
 """Numbers of a planted feature."""

@@ -29,7 +29,10 @@ IMAGES = {
 def test_segments_are_named_by_references_of_the_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, state, new = (str(tmp_path / folder) for folder in ("out", "state", "new"))
     write_feature_run(tmp_path / "out", IMAGES)
-    assert fit(["references", out, state, "--names", "cat,dog", "--labels-field", "has", "--contexts", "0"]) == 0
+    assert (
+        fit(["references", out, state, "--names", "cat,dog", "--labels-field", "has", "--contexts", "0", "--no-ray"])
+        == 0
+    )
     assert "references of 2 names, from 4 images (0 left out)" in capsys.readouterr().out
     assert name([out, new, "--references", state, "--no-ray", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"ok": 4}
@@ -46,5 +49,5 @@ def test_a_run_without_a_field_of_names_is_told_what_to_give(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_feature_run(tmp_path / "out", IMAGES, naming=NameSettings(names=("cat", "dog")))
-    assert fit(["references", str(tmp_path / "out"), str(tmp_path / "state")]) == 2
+    assert fit(["references", str(tmp_path / "out"), str(tmp_path / "state"), "--no-ray"]) == 2
     assert "--labels-field" in capsys.readouterr().err

@@ -18,7 +18,8 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from diffseg.references import Elimination, ImageSegments, fit_references, unit
+from diffseg.centroids import unit
+from diffseg.references import Elimination, ImageSegments, fit_references
 from diffseg.scoring.bootstrap import Interval, bootstrap
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter

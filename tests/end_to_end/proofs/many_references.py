@@ -89,7 +89,7 @@ def main() -> None:
         out, state = Path(folder) / "out", Path(folder) / "state"
         write_planted(out, images)
         started = time.perf_counter()
-        command = [sys.executable, "-m", "jobs.fit", "references", str(out), str(state), "--json"]
+        command = [sys.executable, "-m", "jobs.fit", "references", str(out), str(state), "--json", "--no-ray"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from reference_runs import SIZE, PlantedImage, write_feature_run
 
-from diffseg.references import References
+from diffseg.reference_state import References
 from jobs.verify import main as verify
 from pipeline.errors import RunRefused
 from pipeline.executor.rename import rename_run
@@ -21,7 +21,7 @@ from pipeline.output.records import read_run_commits
 from pipeline.output.rows import FEATURE_COLUMNS, schema_of
 from pipeline.output.verify import verify_run
 from pipeline.readers.names import NameSettings
-from pipeline.references.learn import REFERENCES, binding
+from pipeline.references.state import REFERENCES, binding
 from pipeline.settings import RunSettings
 from pipeline.storage import SourceError, Storage
 
@@ -129,7 +129,7 @@ def test_own_names_are_those_that_the_sample_lists(out: Path, tmp_path: Path) ->
 
 def test_references_of_other_features_and_another_change_are_refused(out: Path, tmp_path: Path) -> None:
     write_state(tmp_path / "other", out, timestep=300)
-    with pytest.raises(RunRefused, match="timestep: 300 in the references, 1 in OUT"):
+    with pytest.raises(RunRefused, match="timestep: 300 in the references, 1 in this run"):
         rename(out, tmp_path / "new", "other")
     rename(out, tmp_path / "new")
     with pytest.raises(RunRefused, match="named"):

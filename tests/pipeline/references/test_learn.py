@@ -14,8 +14,9 @@ from reference_runs import SIZE, PlantedImage, write_feature_run
 from diffseg.references import Elimination
 from pipeline.output.manifest import require_manifest
 from pipeline.readers.names import NameSettings
-from pipeline.references.learn import ReferenceReport, learn_references, load_references
+from pipeline.references.learn import learn_references
 from pipeline.references.retrieve import ReferenceSettings
+from pipeline.references.state import ReferenceReport, load_references
 from pipeline.storage import SourceError, Storage
 
 NAMES = ("cat", "dog", "sky")

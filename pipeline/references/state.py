@@ -1,0 +1,82 @@
+"""The folder STATE of `diffseg fit references`, and what ties it to a run.
+
+STATE/references.safetensors   the references, see `diffseg.reference_state.References`
+STATE/retrieval.parquet        the images that were retrieved for each name, with their seeds
+STATE/report.html              a page with these images and seeds
+STATE/report.json              the report, written last
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffseg.reference_state import References, pass_conditions, read_references
+from pipeline.bounded_json import read_bounded
+from pipeline.output.manifest import Manifest
+from pipeline.output.schemas import DOCUMENT_BYTES, parse_object
+from pipeline.storage import SourceError, Storage
+
+REFERENCES, RETRIEVAL, REPORT = "references.safetensors", "retrieval.parquet", "report.json"
+MOST_BYTES = 2**30
+"""Largest file of references that is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceReport:
+    """What was learned.
+
+    Attributes:
+        fingerprint: Digest of the settings and of the rows.
+        images: Labelled images of the run.
+        names: For each name the images that show it, those that were retrieved, copies among them, and the mean support
+            of the seeds, at most 1; it is low where the images do not share an object.
+        contexts: Names whose resemblance was eliminated, in order.
+        settings: The settings.
+        problems: Why images could not be used, the first ones.
+        unused: How many images could not be used.
+        route: What said that an image shows a name, in words.
+    """
+
+    fingerprint: str
+    images: int
+    names: Mapping[str, Mapping[str, float]]
+    contexts: list[str]
+    settings: Mapping[str, Any]
+    problems: list[str]
+    unused: int
+    route: str = ""
+
+
+def binding(manifest: Manifest) -> dict[str, Any]:
+    """Return what the features of a run depend on. Raises ValueError if it has none."""
+    if not manifest.settings.get("features", False):
+        raise ValueError("its rows have no features; label the images with --features")
+    resolved = manifest.resolved
+    return pass_conditions(
+        model_sha256=resolved.get("checkpoint_sha256", manifest.model_sha256),
+        timestep=resolved["timestep"],
+        resolution=resolved["resolution"],
+        layers=resolved["features"],
+        conditioning=resolved.get("conditioning", {}),
+    )
+
+
+def load_references(state: Storage) -> References:
+    """Read the references of a folder that `diffseg fit references` wrote. Raises SourceError if there are none."""
+    try:
+        return read_references(read_bounded(state, REFERENCES, MOST_BYTES), state.joined(REFERENCES))
+    except (FileNotFoundError, ValueError) as error:
+        raise SourceError(
+            f"{state.redacted}: expected the STATE of `diffseg fit references`, a folder ({error})"
+        ) from error
+
+
+def read_report(state: Storage) -> ReferenceReport | None:
+    """Return the report of an earlier call; None if it did not finish."""
+    try:
+        report = ReferenceReport(**parse_object(read_bounded(state, REPORT, DOCUMENT_BYTES)))
+        return report if state.is_file(REFERENCES) and state.is_file(RETRIEVAL) else None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
