@@ -11,6 +11,7 @@ from jobs.streams import print_text, printing
 
 COMMANDS = (
     "label",
+    "generate",
     "recut",
     "name",
     "estimate",
@@ -22,6 +23,7 @@ COMMANDS = (
     "show",
     "report",
     "fit",
+    "filter",
     "export",
     "train",
     "shard",

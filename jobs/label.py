@@ -169,11 +169,11 @@ def _label(command: LabelCommand) -> int:
         print_json(dataclasses.asdict(summary))
     else:
         print_summary(console, summary)
-    return SOME_FAILED if _has_failed(summary, command.allowed_failures) else OK
+    return SOME_FAILED if has_failed(summary, command.allowed_failures) else OK
 
 
-def _has_failed(summary: RunSummary, allowed: float | None) -> bool:
-    """Return True if shards, or more samples than allowed, have failed."""
+def has_failed(summary: RunSummary, allowed: float | None) -> bool:
+    """Return True if shards, or more samples than allowed, have failed. None stands for the default."""
     if summary.failed or (allowed is None and summary.broken):
         return True
     return summary.failed_share() > (DEFAULT_ALLOWED_FAILURES if allowed is None else allowed)

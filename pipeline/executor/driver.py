@@ -69,7 +69,7 @@ def label_run(
     shown_source = redacted_source(source, source_storage)
     guard_out(target, before, run)
     if before is not None:
-        _check_settings(before, shown_source, settings, target)
+        check_settings(before, shown_source, settings, target)
     job = Job(settings=settings, worker=worker, source=source_storage, out=target)
     return run_shards(
         job,
@@ -79,7 +79,7 @@ def label_run(
         before=before,
         skipped=files.skipped,
         left_out=files.left_out.plain(),
-        check_model=_check_model,
+        check_model=check_model,
         console=console,
         worker_class=worker_class,
     )
@@ -102,7 +102,7 @@ def _find_shards(
     return files, shards
 
 
-def _check_settings(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
+def check_settings(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
     """Refuse a run with other settings before a model is loaded. The model's files are compared later."""
     same_model = {name: before.settings[name] for name in ("model", "revision")}
     for part in ("vae", "clip", "affinity", "network"):
@@ -112,7 +112,7 @@ def _check_settings(before: Manifest, source: str, settings: LabelSettings, out:
     check_same_run(before, dataclasses.replace(before, source=source, settings=plain, fingerprint="unknown"), out)
 
 
-def _check_model(before: Manifest, job: Job) -> None:
+def check_model(before: Manifest, job: Job) -> None:
     """Refuse a run with another model or affinity if nothing is left to label, since no worker compares them then."""
     affinity = job.settings.affinity
     if affinity is not None and affinity != before.settings.get("affinity"):

@@ -27,8 +27,9 @@ def is_environmental(error: BaseException, shard: Shard) -> bool:
     if is_device_error(error) or isinstance(error, (ImportError, ModelFailed, StoreUnavailable)):
         return True
     is_local = isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in _DISK_ERRORS)
-    # A file of an image group that cannot be read is a row, not an error.
-    return is_local and (shard.kind == "images" or redact(shard.url).removeprefix("file://") not in str(error))
+    # A file of an image group that cannot be read is a row, not an error, and a shard of prompts has no file.
+    has_no_file = shard.kind in ("images", "prompts")
+    return is_local and (has_no_file or redact(shard.url).removeprefix("file://") not in str(error))
 
 
 def is_device_error(error: BaseException) -> bool:

@@ -232,7 +232,8 @@ class RunRecorder:
             RunFailed: The store of the shard or of OUT does not answer.
         """
         folder = shard.url if shard.kind == "images" else split_url(shard.url)[0]
-        for storage in (self.job.source.at(folder), self.job.out):
+        of_source = () if shard.kind == "prompts" else (self.job.source.at(folder),)
+        for storage in (*of_source, self.job.out):
             probe = dataclasses.replace(storage, retry_timeout=min(PROBE_SECONDS, storage.retry_timeout))
             try:
                 probe.exists()

@@ -19,7 +19,7 @@ from pipeline.executor.auto_settings import choose_batch_size, run_blank_batch, 
 from pipeline.executor.cores import own_cores
 from pipeline.executor.gpu_meter import meter_of
 from pipeline.executor.logs import limit_actor_to_project
-from pipeline.executor.models import load_model
+from pipeline.executor.models import LoadedModel, load_model
 from pipeline.executor.protocol import Job, WorkerProgress, WorkerReport
 from pipeline.output.commit import Commit
 from pipeline.output.fence import Fence
@@ -52,7 +52,7 @@ class LabelWorker:
         started = time.monotonic()
         settings = with_dtype_of_worker(job)
         self.job = job = dataclasses.replace(job, settings=settings)
-        self.model = load_model(job)
+        self.model = self._load_model(job)
 
         import torch
 
@@ -75,6 +75,21 @@ class LabelWorker:
             gpu=torch.cuda.get_device_name() if job.worker.device.startswith("cuda") else "",
         )
         return self.report
+
+    def _load_model(self, job: Job) -> LoadedModel:
+        """Return what this worker labels with."""
+        return load_model(job)
+
+    def _metadata(self) -> dict[str, Any]:
+        """Return what the footer of each label shard says about its rows."""
+        return {
+            **self.model.about,
+            "fingerprint": self.report.fingerprint,
+            "model": self.job.settings.model,
+            "model_sha256": self.report.model_sha256,
+            "resolved": self.report.resolved,
+            "versions": self.report.environment["versions"],
+        }
 
     def _environment(self) -> dict[str, Any]:
         """Return what may change the last bits of a float, for run.json."""
@@ -152,28 +167,22 @@ class LabelWorker:
         # The number of OpenMP threads is a setting of the calling thread, and an actor's calls come in new threads.
         torch.set_num_threads(self.job.worker.threads)
         self._samples = 0
-        report = self.report
-        metadata = {
-            **self.model.about,
-            "fingerprint": report.fingerprint,
-            "model": self.job.settings.model,
-            "model_sha256": report.model_sha256,
-            "resolved": report.resolved,
-            "versions": report.environment["versions"],
-        }
         return label_shard(
             shard,
             segmenter=self.segmenter,
             settings=self.job.settings,
-            metadata=metadata,
+            metadata=self._metadata(),
             out=self.job.out,
             source=self.job.source,
             attempt=attempt,
             names=self.model.names,
             threads=self.threads,
             on_sample=self._count_sample,
-            fence=Fence(fingerprint=report.fingerprint, listing=self.job.listing),
+            fence=self._fence(),
         )
+
+    def _fence(self) -> Fence:
+        return Fence(fingerprint=self.report.fingerprint, listing=self.job.listing)
 
     def _count_sample(self) -> None:
         self._samples += 1

@@ -24,6 +24,7 @@ STATUSES: tuple[str, ...] = (
     "damaged",
     "unreadable",
     "bad_names",
+    "bad_prompt",
 )
 """Every status of a row. The first means success; each of the others is a reason for a missing mask."""
 
@@ -40,7 +41,7 @@ RARE_EXTENSIONS = frozenset(("avif", "jp2", "j2k", "j2c", "jpc", "jpx", "jpf")) 
 IMAGE_EXTENSIONS = COMMON_EXTENSIONS | RARE_EXTENSIONS
 """File name extensions of images, in lower case."""
 
-ShardKind = Literal["tar", "parquet", "images"]
+ShardKind = Literal["tar", "parquet", "images", "prompts"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +82,8 @@ class Shard:
         url: The URL of the tar or Parquet file, or of the folder of an `images` shard. It may contain a signature, so
             messages show `redact(url)`.
         kind: The kind of reader for it.
-        files: The paths of the files of an `images` shard, relative to `url` and in order.
+        files: The paths of the files of an `images` shard, relative to `url` and in order; the entries of a `prompts`
+            shard (`pipeline.generation.requests`), which has no URL.
         version: A text that changes when the content of the input changes (`pipeline.readers.versions`); "" where the
             listing of the source says nothing about versions.
         key_field: The key column of a Parquet file, or None to look for it.

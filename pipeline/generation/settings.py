@@ -1,0 +1,50 @@
+"""What determines the rows of a run that generates its images."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from diffseg.generation.settings import GenerationSettings
+from pipeline.settings import LabelSettings
+
+ImageFormat = Literal["png", "webp", "jpeg"]
+
+UNUSED = ("network", "clip", "affinity", "levels", "features", "quality")
+"""Settings of `diffseg label` that a generation does not have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings(LabelSettings):
+    """What determines the rows: the model, the sampling, the stages of the method, the vocabulary and the seed.
+
+    The prompts do not belong to it. They determine the shards, so that further prompts can be added to a run.
+
+    Attributes:
+        generation: How images are sampled and label maps are made.
+        seed: Seed of the run, from which the seed of each image follows with its key.
+        image_format: How images are stored.
+    """
+
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    seed: int = 0
+    image_format: ImageFormat = "png"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if given := [name for name in UNUSED if getattr(self, name) not in (None, False)]:
+            raise ValueError(f"{', '.join(given)}: a run that generates its images has no such setting")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed}: expected 0 to {2**63 - 1}")
+
+    def plain(self) -> dict[str, Any]:
+        """Return all settings as plain values.
+
+        The images are in the column `image` of the label shards, where readers of the run look for those of a source.
+        """
+        plain = super().plain() | {"image_field": "image", "key_field": "key", "include_image": True}
+        plain["generation"] = {**dataclasses.asdict(self.generation), "seed": self.seed, "image": self.image_format}
+        plain["method"] = {**plain["method"], "method": list(self.generation.method)}
+        del plain["seed"], plain["image_format"]
+        return plain
