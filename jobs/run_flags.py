@@ -11,6 +11,7 @@ import tyro
 from diffseg.levels import Cut
 from jobs.common import storage_options
 from pipeline.errors import RunFailed
+from pipeline.output.keep import read_kept
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.selection import RowSelection, read_keys
 from pipeline.readers.samples import Shard
@@ -74,6 +75,8 @@ class SelectionFlags(RunFlags):
     It may use the columns of a row, and stem, names (of the segments) and split (from 0 to 1, by the stem alone)."""
     keys: str | None = None
     """Use only rows whose key or stem is a line of this file or URL."""
+    filter: bool = False
+    """Use only rows that `diffseg filter` kept."""
 
     def selection(self, *, split: tuple[float, float] = (0.0, 1.0)) -> RowSelection:
         """Return the rows to use.
@@ -83,9 +86,11 @@ class SelectionFlags(RunFlags):
 
         Raises:
             ValueError: The expression of --where is not valid, or the file of --keys cannot be read.
+            SourceError: There is no table of `diffseg filter` for these labels.
         """
         keys = None if self.keys is None else read_keys(self.store(), self.keys)
-        return RowSelection(where=self.where, keys=keys, split=split)
+        kept = read_kept(*self.open()) if self.filter else None
+        return RowSelection(where=self.where, keys=keys, split=split, kept=kept)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from pipeline.storage import Storage
 
 _LABELS, _TARS, _REPORT = "labels", "webdataset", "report"
 _REPORT_DATA = re.compile(rf"{_REPORT}/data/[0-9a-f]{{16}}/.+")
+_FILTER = re.compile(r"filter/(?:keep\.parquet|filter\.json|parts/[0-9a-f]{16}/.+)")
 _IGNORED_NAMES = frozenset(("lost+found",))
 
 
@@ -66,6 +67,7 @@ def clear_run(out: Storage) -> None:
         *data,
         *_uncommitted_files(out, frozenset(data)),
         *_report_files(out),
+        *_filter_files(out),
         *(intent.path for intent in list_intents(out)),
         *listing_paths(out),
         PROGRESS_PATH,
@@ -101,3 +103,8 @@ def _report_files(out: Storage) -> list[str]:
     paths = [path for path, _ in out.files(_REPORT)]
     data = [path for path in paths if _REPORT_DATA.fullmatch(path)]
     return [*data, f"{_REPORT}/index.html"] if data else []
+
+
+def _filter_files(out: Storage) -> list[str]:
+    """Return the files of `diffseg filter`."""
+    return [path for path, _ in out.files("filter") if _FILTER.fullmatch(path)]

@@ -42,6 +42,24 @@ def split_of(key: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptRows:
+    """The rows that `diffseg filter` kept; `pipeline.output.keep` reads them.
+
+    Attributes:
+        digest: Digest of the decisions.
+        flags: For each label shard a byte for each row, which is 1 if the row is kept.
+    """
+
+    digest: str
+    flags: Mapping[str, bytes] = field(repr=False, compare=False)
+
+    def __contains__(self, row: tuple[str, int]) -> bool:
+        shard, index = row
+        flags = self.flags.get(shard, b"")
+        return index < len(flags) and flags[index] == 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowSelection:
     """The rows of a run that a command uses.
 
@@ -49,6 +67,7 @@ class RowSelection:
         where: A Python expression over `COLUMNS` and the names in `DERIVED`, without calls; "" accepts every row.
         keys: Keys or stems of the rows; None accepts every row.
         split: Lowest `split_of` that is accepted, and the bound below which it must be.
+        kept: Rows that `diffseg filter` kept; None accepts every row.
 
     Raises:
         ValueError: `where` is not such an expression. The message names what it may contain.
@@ -57,6 +76,7 @@ class RowSelection:
     where: str = ""
     keys: frozenset[str] | None = field(default=None, repr=False)  # there may be millions
     split: tuple[float, float] = (0.0, 1.0)
+    kept: KeptRows | None = None
 
     def __post_init__(self) -> None:
         if self.where:
@@ -66,8 +86,9 @@ class RowSelection:
     def columns(self) -> frozenset[str]:
         """Columns of a row that `accepts` reads."""
         names = {column for name in _names(self.where) for column in DERIVED.get(name, (name,))}
-        needs_key = self.keys is not None or self.split != (0.0, 1.0)
-        return frozenset(names | {"key"} if needs_key else names)
+        if self.keys is not None or self.split != (0.0, 1.0):
+            names.add("key")
+        return frozenset(names if self.kept is None else names | {"shard", "index"})
 
     def accepts(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row with at least `columns` is used.
@@ -78,6 +99,8 @@ class RowSelection:
             ValueError: The expression cannot be evaluated for this row, for example because it compares a text with a
                 number.
         """
+        if self.kept is not None and (row["shard"], row["index"]) not in self.kept:
+            return False
         if self.keys is not None and row["key"] not in self.keys and stem_of(row["key"]) not in self.keys:
             return False
         if self.split != (0.0, 1.0) and not self.split[0] <= split_of(row["key"]) < self.split[1]:
@@ -93,7 +116,8 @@ class RowSelection:
     def plain(self) -> dict[str, Any]:
         """Return the selection as JSON values for the record of a command, with a digest in place of the keys."""
         digest = None if self.keys is None else short_digest("\0".join(sorted(self.keys)))
-        return {"where": self.where, "keys": digest, "split": list(self.split)}
+        plain = {"where": self.where, "keys": digest, "split": list(self.split)}
+        return plain if self.kept is None else plain | {"filter": self.kept.digest}
 
 
 def read_keys(store: Storage, url: str) -> frozenset[str]:

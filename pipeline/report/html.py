@@ -103,7 +103,8 @@ def render(page: Page) -> str:
 def _selected(selection: RowSelection) -> str:
     """Return which rows the page is about; "" for all of them."""
     keys = "" if selection.keys is None else f"{len(selection.keys):,} keys"
-    return " and ".join(part for part in (selection.where, keys) if part)
+    kept = "" if selection.kept is None else "kept by diffseg filter"
+    return " and ".join(part for part in (selection.where, keys, kept) if part)
 
 
 def _mean(total: float, count: int) -> float:

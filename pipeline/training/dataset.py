@@ -9,6 +9,7 @@ from (seed, epoch) alone, so reading can start at any point of an epoch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from diffseg.segmentation import BACKGROUND
 from pipeline.output.commit import LabelShard
+from pipeline.output.keep import read_kept
 from pipeline.output.levels import RunCut
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.reader import label_rows
@@ -55,10 +57,12 @@ class LabelDataset(IterableDataset):
         share_batches: Whether ranks share each batch of world_size times the batch size given to `start_at`, and the
             order of samples is that of one rank with so large a batch. Every rank then reads all stored images, but
             decodes only its own. By default each rank reads its own rows, and the order depends on world_size.
+        keep: Whether only the rows are used that `diffseg filter` has kept, by its table in OUT.
 
     Raises:
-        SourceError: The run, its rows or its source images do not exist, or the run has no classes for target
-            `classes`. Iterating raises it for a source image that is not the one that was labelled.
+        SourceError: The run, its rows or its source images do not exist, the run has no classes for target `classes`,
+            or OUT has no table of `diffseg filter` for these labels. Iterating raises it for a source image that is not
+            the one that was labelled.
         ValueError: `rank` is not below `world_size`.
     """
 
@@ -72,13 +76,18 @@ class LabelDataset(IterableDataset):
         world_size: int | None = None,
         options: Mapping[str, Any] | None = None,
         share_batches: bool = False,
+        keep: bool = False,
     ) -> None:
-        self.settings = settings = settings or DatasetSettings()
         self.rank, self.world_size = _rank_and_world_size(rank, world_size)
         self._share_batches = share_batches
         self._epoch, self._skipped_batches, self._batch_size = 0, 0, 1
         self._out = Storage(url=out, options=options)
         manifest = require_manifest(self._out)
+        settings = settings or DatasetSettings()
+        if keep:
+            selection = replace(settings.rows.selection, kept=read_kept(self._out, manifest))
+            settings = replace(settings, rows=replace(settings.rows, selection=selection))
+        self.settings = settings
         self.fingerprint, self._names = manifest.fingerprint, manifest.settings.get("naming", {}).get("names", ())
         if settings.target == "classes" and not self._names:
             raise SourceError(f"{self._out.redacted}: its segments have no names, so there are no classes to train on")

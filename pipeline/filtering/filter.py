@@ -1,0 +1,244 @@
+"""Scores the rows of a run and decides which are kept, on Ray or in this process.
+
+    OUT/filter/parts/<fingerprint>/fold-<n>/   the network of each fold, as `diffseg train` writes it
+    OUT/filter/parts/<fingerprint>/scores/     the scores of each label shard
+    OUT/filter/keep.parquet                    all scores and decisions; the parts are deleted then
+    OUT/filter/filter.json                     the report
+
+A command that was stopped continues with the folds and the label shards that are missing, and ends with the same bytes.
+Other thresholds use the scores of the table and need no network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.digest import short_digest
+from pipeline.executor.collect import collect
+from pipeline.filtering.decide import decide
+from pipeline.filtering.settings import FoldSettings, KeepSettings
+from pipeline.filtering.worker import SCORES, FilterJob, FoldWorker, ScoreTask, ScoreWorker, score_path
+from pipeline.networks.files import CONFIG
+from pipeline.output.commit import LabelShard
+from pipeline.output.keep import FOLDER, REPORT, SCORE_FIELDS, TABLE, labels_digest, read_table, table_bytes
+from pipeline.output.manifest import Manifest, is_generated
+from pipeline.output.records import read_run_commits
+from pipeline.output.source_images import find_source_shards
+from pipeline.readers.samples import Shard
+from pipeline.settings import RunSettings
+from pipeline.storage import SourceError, Storage
+from pipeline.storage.folder import is_local
+
+PARTS = f"{FOLDER}/parts"
+PROBLEMS = 20
+"""Rows without a cv_iou that the report names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterReport:
+    """What `diffseg filter` has decided; OUT/filter/filter.json.
+
+    Attributes:
+        run: Fingerprint of the run.
+        labels: Digest of the contents of its label shards.
+        scores: Fingerprint of the scores.
+        settings: Settings of the folds' networks.
+        thresholds: The `KeepSettings`.
+        rows: Rows with a label map.
+        kept: Those that are kept.
+        classes: For each class, its rows, the kept ones, and the lowest and the mean cv_iou of these.
+        means: Mean of each score over all rows and over the kept ones; None without values.
+        problems: Why rows have no cv_iou, the first ones.
+        unscored: How many rows have no cv_iou.
+    """
+
+    run: str
+    labels: str
+    scores: str
+    settings: Mapping[str, Any]
+    thresholds: Mapping[str, Any]
+    rows: int
+    kept: int
+    classes: Mapping[str, Mapping[str, float | None]]
+    means: Mapping[str, Mapping[str, float | None]]
+    problems: Sequence[str] = field(default_factory=list)
+    unscored: int = 0
+
+
+def filter_run(
+    out: Storage,
+    manifest: Manifest,
+    settings: FoldSettings,
+    thresholds: KeepSettings,
+    *,
+    images: str | None = None,
+    run: RunSettings,
+    workers: int = 1,
+    device: str = "cpu",
+    threads: int = 1,
+    on_start: Callable[[int], None] = lambda parts: None,
+    on_part: Callable[[], None] = lambda: None,
+) -> FilterReport:
+    """Score all rows of a run with a label map, and write OUT/filter.
+
+    Args:
+        out: OUT of the run.
+        manifest: Its run.json.
+        settings: The networks of the folds.
+        thresholds: Which rows are kept.
+        images: Where the images of SRC are now; None for the location in run.json.
+        run: Ray cluster, or none.
+        workers: Number of Ray actors.
+        device: Device of the networks.
+        threads: CPU threads of each worker.
+        on_start: Called with the number of networks and label shards that are not done yet.
+        on_part: Called after each of them.
+
+    Returns:
+        The report.
+
+    Raises:
+        SourceError: The run has no labelled rows, or too few for a batch, or its source images are missing.
+    """
+    commits = read_run_commits(out, manifest).done
+    named = bool(manifest.settings.get("naming", {}).get("names", ()))
+    labels = labels_digest(commits)
+    plain = settings.plain("classes" if named else "segments")
+    fingerprint = short_digest(json.dumps([plain, labels], sort_keys=True))
+    job = FilterJob(
+        settings=settings,
+        target="classes" if named else "segments",
+        out=out,
+        parts=out.at(f"{out.url}/{PARTS}/{fingerprint}"),
+        images=images,
+        image_field=manifest.settings["image_field"],
+        generated=is_generated(manifest.settings),
+        device=device,
+        threads=threads,
+    )
+    about = {"run": manifest.fingerprint, "labels": labels, "scores": fingerprint, "settings": plain}
+    if (earlier := _scores_in_table(out, fingerprint)) is None:
+        shards = [shard for shard, commit in sorted(commits.items()) if commit.counts.get("ok", 0)]
+        if not shards:
+            raise SourceError(f"{out.redacted}: no row of this run has a label map, so there is nothing to filter")
+        sources = find_source_shards(manifest, out, images, out=out)
+        _make_parts(job, shards, sources, run, workers, on_start, on_part)
+        scores, problems = _read_parts(job, shards)
+    else:
+        scores, problems = earlier
+    report, data = _report(decide(scores, thresholds), about, thresholds, problems)
+    out.write_bytes(TABLE, data)
+    out.write_bytes(REPORT, json.dumps(asdict(report), indent=1, sort_keys=True).encode() + b"\n")
+    _delete_parts(out)
+    return report
+
+
+def _delete_parts(out: Storage) -> None:
+    """Delete the networks and the scores of label shards, also those that earlier calls have left."""
+    for path, _ in out.files(PARTS):
+        out.delete(path)
+    if is_local(out):  # whose folders stay
+        for folder, _, _ in os.walk(f"{out.url}/{PARTS}", topdown=False):
+            with suppress(OSError):  # it holds files of somebody else, or another process has deleted it
+                os.rmdir(folder)
+
+
+def _make_parts(
+    job: FilterJob,
+    shards: Sequence[LabelShard],
+    sources: Mapping[str, Shard],
+    run: RunSettings,
+    workers: int,
+    on_start: Callable[[int], None],
+    on_part: Callable[[], None],
+) -> None:
+    """Train the networks of the folds and score the label shards, as far as this was not done before."""
+    missing = [shard for shard in shards if shard not in sources]
+    if missing:
+        raise SourceError(f"{missing[0]}: its source images are no longer at the run's source; pass --images")
+    folds = [fold for fold in range(job.settings.folds) if not job.model(fold).is_file(CONFIG)]
+    done = {path for path, _ in job.parts.files(SCORES)}
+    tasks = [ScoreTask(shard=shard, source=sources[shard]) for shard in shards if score_path(shard) not in done]
+    on_start(len(folds) + len(tasks))
+    with nullcontext() if run.no_ray else _connected(run):
+        gpus = run.gpus_per_worker if job.device.startswith("cuda") else 0.0
+        for _ in collect(FoldWorker, job, folds, run=run, workers=workers, threads=job.threads, gpus=gpus):
+            on_part()
+        for _ in collect(ScoreWorker, job, tasks, run=run, workers=workers, threads=job.threads, gpus=gpus):
+            on_part()
+
+
+def _connected(run: RunSettings) -> Any:
+    """Return one connection to Ray for both steps."""
+    from pipeline.executor.connection import connected  # takes a second and is needed only with Ray
+
+    return connected(run, ())
+
+
+def _read_parts(job: FilterJob, shards: Sequence[LabelShard]) -> tuple[pa.Table, list[str]]:
+    """Return the scores of all label shards in their order, and why rows have no cv_iou."""
+    parts = [read_table(job.parts, score_path(shard))[0] for shard in shards]
+    table = pa.concat_tables(parts)
+    problems = [problem for problem in table["problem"].to_pylist() if problem is not None]
+    return table.select([each.name for each in SCORE_FIELDS]), problems
+
+
+def _scores_in_table(out: Storage, fingerprint: str) -> tuple[pa.Table, list[str]] | None:
+    """Return the scores and the problems of an earlier call; None if its scores are of other labels or settings."""
+    try:
+        table, about = read_table(out, TABLE)
+    except (FileNotFoundError, SourceError):
+        return None
+    if about.get("scores") != fingerprint:
+        return None
+    return table.select([each.name for each in SCORE_FIELDS]), about["problems"]
+
+
+def _report(
+    table: pa.Table, about: Mapping[str, Any], thresholds: KeepSettings, problems: Sequence[str]
+) -> tuple[FilterReport, bytes]:
+    """Return the report of a table, and the bytes of its file."""
+    kept = table.filter(table["keep"])
+    classes = {}
+    for name in sorted({value or "" for value in table["class"].to_pylist()}):
+        of_class = [
+            part.filter(pa.compute.equal(pa.compute.fill_null(part["class"], ""), name)) for part in (table, kept)
+        ]
+        values = _values(of_class[1], "cv_iou")
+        classes[name] = {
+            "rows": len(of_class[0]),
+            "kept": len(of_class[1]),
+            "lowest_cv_iou": float(values.min()) if len(values) else None,
+        }
+    means = {
+        name: {"all": _mean(_values(table, name)), "kept": _mean(_values(kept, name))}
+        for name in ("agree_iou", "cv_iou", "confidence", "n_segments")
+    }
+    report = FilterReport(
+        **about,
+        thresholds=asdict(thresholds),
+        rows=len(table),
+        kept=len(kept),
+        classes=classes,
+        means=means,
+        problems=list(problems)[:PROBLEMS],
+        unscored=table["cv_iou"].null_count,
+    )
+    noted = {**about, "thresholds": asdict(thresholds), "problems": list(problems)[:PROBLEMS]}
+    return report, table_bytes(table, noted)
+
+
+def _values(table: pa.Table, name: str) -> np.ndarray:
+    return table[name].drop_null().to_numpy()
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return round(float(values.mean()), 6) if len(values) else None
