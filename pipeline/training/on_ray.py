@@ -100,7 +100,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     settings = job.settings.dataset(job.selection)
-    dataset = LabelDataset(job.out, settings, images=job.images, rank=rank, world_size=world_size)
+    dataset = LabelDataset(job.out, settings, images=job.images, rank=rank, world_size=world_size, share_batches=True)
     train(
         job.settings,
         job.run,
