@@ -351,7 +351,7 @@ class Segmenter:
             leaves += [scores.leaves and scores.leaves.of_image(image) for image in range(len(scores.maps))]
             segments = classes_to_segments(scores, self.settings.segment_names)
             with step("decide"):
-                decisions += self._decide(segments, inputs[start : start + images_at_once])
+                decisions += decide_segments(segments, inputs[start : start + images_at_once], self.settings)
         return PendingBatch(
             inputs=inputs,
             decisions=decisions,
@@ -364,14 +364,15 @@ class Segmenter:
             response=signals.variants if self.quality else None,
         )
 
-    def _decide(self, scores: Scores, inputs: Sequence[ModelInput]) -> list[Decision]:
-        """Decide each image; `scores` may have more images than `inputs`, which are padding."""
-        grid = (scores.maps.shape[2], scores.maps.shape[3])
-        regions = [Region(image.region_size, image.content_on_grid(grid)) for image in inputs]
-        names = None
-        if scores.names is not None and scores.name_scores is not None:
-            names = scores.names, scores.name_scores
-        return decide_images(scores.maps, regions, keep_margins=self.settings.min_area > 0, names=names)
+
+def decide_segments(scores: Scores, inputs: Sequence[ModelInput], settings: SegmenterSettings) -> list[Decision]:
+    """Decide each image; `scores` may have more images than `inputs`, which are padding."""
+    grid = (scores.maps.shape[2], scores.maps.shape[3])
+    regions = [Region(image.region_size, image.content_on_grid(grid)) for image in inputs]
+    names = None
+    if scores.names is not None and scores.name_scores is not None:
+        names = scores.names, scores.name_scores
+    return decide_images(scores.maps, regions, keep_margins=settings.min_area > 0, names=names)
 
 
 def as_rgb(image: ImageLike) -> np.ndarray:

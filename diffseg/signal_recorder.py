@@ -94,7 +94,7 @@ class SignalRecorder:
         if self.settings.attention.crops:
             attention = self._with_crops(attention, padded, step)
         with step("aggregate"):
-            aggregated, grid, finite = self._aggregate(attention, len(inputs))
+            aggregated, grid, finite = aggregate_batch(attention, self.settings, len(inputs))
         variants = self._record_variants(pixels, step)
         if variants is not None:
             finite = finite & variants.finite[: len(finite)]
@@ -226,15 +226,6 @@ class SignalRecorder:
             lambda crop: self.run_pass(crop, None, step).self_attention,
         )
 
-    def _aggregate(self, attention: SelfAttention, count: int) -> tuple[torch.Tensor, Grid, torch.Tensor]:
-        """Aggregate attention in place: image by image for the first `count` images on a CPU, else the whole batch."""
-        finest = attention.maps[attention.finest]
-        if finest.device.type != "cpu":
-            return aggregate_attention(attention, self.settings, overwrite=True)
-        images = [attention.of_images(image, image + 1) for image in range(count)]
-        finite = [aggregate_attention(image, self.settings, overwrite=True)[2] for image in images]
-        return finest[:count], attention.finest, torch.cat(finite)
-
     def _fitting_prompts(self, inputs: Sequence[ModelInput]) -> list[list[Prompt]] | None:
         """Return the prompts of each image, several if its names do not fit one; None if the UNet reads no names."""
         if "cross_attention" not in self.needs:
@@ -245,6 +236,18 @@ class SignalRecorder:
         if self.settings.segment_names.prompt != "names":
             return [[prompt] for prompt in _prompts(inputs)]
         return [text.split_to_fit(prompt) for prompt in _prompts(inputs)]
+
+
+def aggregate_batch(
+    attention: SelfAttention, settings: SegmenterSettings, count: int
+) -> tuple[torch.Tensor, Grid, torch.Tensor]:
+    """Aggregate attention in place: image by image for the first `count` images on a CPU, else the whole batch."""
+    finest = attention.maps[attention.finest]
+    if finest.device.type != "cpu":
+        return aggregate_attention(attention, settings, overwrite=True)
+    images = [attention.of_images(image, image + 1) for image in range(count)]
+    finite = [aggregate_attention(image, settings, overwrite=True)[2] for image in images]
+    return finest[:count], attention.finest, torch.cat(finite)
 
 
 def _prompts(inputs: Sequence[ModelInput]) -> list[Prompt]:

@@ -1,8 +1,7 @@
 """Choose the threshold of each class at which its raw and its refined map agree best (DiffuMask, section 3.3).
 
-DiffuMask has one threshold for the score of all classes against the background, in the range below, and keeps the one
-whose mask overlaps most with the mask of AffinityNet. Here each image and class has its own, and the refined map, which
-the stages after `cross` made, takes the place of AffinityNet's.
+DiffuMask compares masks at several thresholds with the mask of AffinityNet, and keeps the one that overlaps most. Here
+the map that the stages after `cross` refined takes the place of AffinityNet's, and is compared at the same threshold.
 
 Axes: B images, T classes, h and w positions of a map, G thresholds.
 """
@@ -19,8 +18,8 @@ from diffseg.method.naming import class_maps
 from diffseg.method.random_walk import resize_maps
 from diffseg.method.signals import Scores, Signals
 
-THRESHOLDS = tuple(step / 100 for step in range(20, 81))
-"""The thresholds that are compared. Below and above them, masks are nearly the whole image or single positions."""
+THRESHOLDS = tuple(sorted((step / 100 for step in range(35, 55)), key=lambda threshold: abs(threshold - 0.445)))
+"""The thresholds that DiffuMask compares, from the middle outwards: of equally good ones the first is chosen."""
 
 
 class Agreement(NamedTuple):
@@ -40,7 +39,7 @@ def raw_class_maps(signals: Signals) -> torch.Tensor:
     assert signals.cross_attention is not None
     assert signals.name_counts is not None
     maps, _ = average_cross_attention(signals.cross_attention, include_coarsest=False)
-    return class_maps(maps[:, : maps.shape[1] - signals.background_words], signals.name_counts)
+    return class_maps(maps, signals.name_counts)
 
 
 def refined_class_maps(scores: Scores, classes: int) -> torch.Tensor:
@@ -64,22 +63,24 @@ def refined_class_maps(scores: Scores, classes: int) -> torch.Tensor:
 
 
 def best_thresholds(raw: torch.Tensor, refined: torch.Tensor) -> Agreement:
-    """Choose for each class the threshold at which the masks of both maps overlap most; of equal ones the lowest.
+    """Choose for each class the threshold at which the masks of both maps overlap most.
 
-    Each position is counted at the last threshold that both of its scores reach, and at the last one that either
-    reaches. Sums of these counts from above are intersection and union at every threshold.
+    Each position is counted at the number of thresholds that both of its scores reach, and at the number that one of
+    them reaches. Sums of these counts from above are intersection and union at every threshold.
 
     Args:
-        raw: float32 [B, T, h, w].
-        refined: float32 [B, T, h, w]. Both are scaled by `to_unit_range`.
+        raw: float32 [B, T, h, w], which is scaled by `to_unit_range`.
+        refined: float32 [B, T, h, w], which is scaled likewise.
     """
-    thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64, device=raw.device)
+    ascending = sorted(THRESHOLDS)
+    edges = torch.tensor(ascending, dtype=torch.float64, device=raw.device)
     reached = [
-        torch.searchsorted(thresholds, to_unit_range(maps).flatten(2).double(), right=True) for maps in (raw, refined)
+        torch.searchsorted(edges, to_unit_range(maps).flatten(2).double(), right=True) for maps in (raw, refined)
     ]
-    intersection, union = (_counts_from(pick(*reached), len(THRESHOLDS)) for pick in (torch.minimum, torch.maximum))
-    iou = intersection.double() / union.clamp_min(1)
+    intersection, union = (_counts_from(pick(*reached)) for pick in (torch.minimum, torch.maximum))
+    iou = (intersection.double() / union.clamp_min(1))[..., [ascending.index(threshold) for threshold in THRESHOLDS]]
     best = iou.argmax(dim=2, keepdim=True)
+    thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64, device=raw.device)
     return Agreement(thresholds[best[..., 0]], iou.gather(2, best)[..., 0])
 
 
@@ -90,29 +91,31 @@ def to_unit_range(maps: torch.Tensor) -> torch.Tensor:
     return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), 0)
 
 
-def _counts_from(reached: torch.Tensor, thresholds: int) -> torch.Tensor:
+def _counts_from(reached: torch.Tensor) -> torch.Tensor:
     """Return how many positions reach each threshold, int64 [B, T, G], of the numbers that they reach, [B, T, P]."""
-    counts = reached.new_zeros(*reached.shape[:2], thresholds + 1)
+    counts = reached.new_zeros(*reached.shape[:2], len(THRESHOLDS) + 1)
     counts.scatter_add_(2, reached, torch.ones_like(reached))
     return counts.flip(2).cumsum(dim=2).flip(2)[..., 1:]
 
 
-def agreement_of(signals: Signals, scores: Scores) -> tuple[Agreement, Scores]:
-    """Compare raw and refined maps, and scale scores of classes so that every threshold becomes 0.5.
-
-    Args:
-        signals: Signals of the images.
-        scores: Scores at the end of the method. Those of segments are returned unchanged.
-    """
+def agreement_of(signals: Signals, scores: Scores) -> Agreement:
+    """Compare the maps of cross-attention with scores at the end of the method, on the grid of the scores."""
     raw = raw_class_maps(signals)
     refined = refined_class_maps(scores, raw.shape[1])
-    agreement = best_thresholds(resize_maps(raw, (refined.shape[2], refined.shape[3])), refined)
-    if not scores.of_classes:
-        return agreement, scores
-    threshold = agreement.thresholds[:, :, None, None].float()
-    unit = to_unit_range(refined)
+    return best_thresholds(resize_maps(raw, (refined.shape[2], refined.shape[3])), refined)
+
+
+def scale_to_half(scores: Scores, thresholds: torch.Tensor, counts: torch.Tensor) -> Scores:
+    """Scale scores of classes linearly on both sides of their thresholds, so that every threshold becomes 0.5.
+
+    Args:
+        scores: Scores of classes.
+        thresholds: float64 [B, T], see `Agreement`.
+        counts: int64 [B], the number of classes of each image; the scores of the others become 0.
+    """
+    threshold = thresholds[:, :, None, None].float()
+    unit = to_unit_range(refined_class_maps(scores, thresholds.shape[1]))
     scaled = torch.where(unit < threshold, unit / threshold, 1 + (unit - threshold) / (1 - threshold)) / 2
-    present = torch.arange(raw.shape[1], device=raw.device) < signals.name_counts[:, None]  # type: ignore[index]
-    scaled = torch.where(present[:, :, None, None], scaled, 0)
-    names = torch.arange(raw.shape[1], device=raw.device).expand(len(raw), -1)
-    return agreement, replace(scores, maps=scaled, names=names)
+    classes = torch.arange(thresholds.shape[1], device=unit.device)
+    present = (classes < counts[:, None])[:, :, None, None]
+    return replace(scores, maps=torch.where(present, scaled, 0), names=classes.expand(len(unit), -1))

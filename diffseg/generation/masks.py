@@ -13,18 +13,18 @@ import numpy as np
 import torch
 
 from diffseg.attention.maps import Grid, SelfAttention
-from diffseg.generation.agreement import Agreement, agreement_of
+from diffseg.generation.agreement import Agreement, agreement_of, scale_to_half
 from diffseg.generation.settings import GenerationSettings
 from diffseg.images.canvas import ModelInput
-from diffseg.method.decide import Region, decide_images
 from diffseg.method.decision import Decision
-from diffseg.method.proposals import aggregate_attention
-from diffseg.method.signals import Need, Scores, Signals
-from diffseg.method.stages import classes_to_segments, run_stages, stages_of
+from diffseg.method.signals import Need, Signals
+from diffseg.method.stages import Stage, classes_to_segments, run_stages, stages_of
 from diffseg.model.backbone import Backbone, Step
 from diffseg.pending import NonFiniteError, PendingBatch
 from diffseg.segmentation import IGNORE, Segmentation
-from diffseg.settings import SegmenterSettings
+from diffseg.segmenter import decide_segments
+from diffseg.settings import NAMING, SegmenterSettings
+from diffseg.signal_recorder import aggregate_batch
 
 RECORDED = frozenset({"self_attention", "cross_attention"})
 """Signals that sampling records."""
@@ -50,51 +50,47 @@ class MaskMaker:
             segmenter: Settings of the stages, whose method is replaced.
 
         Raises:
-            ValueError: A stage reads something that sampling does not record.
+            ValueError: A stage or a setting needs something that sampling does not record.
         """
-        half = settings.uncertain / 2
-        names = segmenter.segment_names
-        self.thresholds = dataclasses.replace(names, background_below=0.5 - half, ignore_below=0.5 + half)
         self.settings = dataclasses.replace(segmenter, method=settings.method)
-        tau = segmenter.merging.tau or backbone.checkpoint.tau
-        self.stages = stages_of(settings.method, self.settings, tau)
+        self.stages = stages_of(settings.method, self.settings, segmenter.merging.tau or backbone.checkpoint.tau)
         self.needs = frozenset[Need]().union(*(stage.needs for stage in self.stages))
-        if unrecorded := [stage.name for stage in self.stages if not stage.needs <= RECORDED]:
-            raise ValueError(
-                f"method {','.join(settings.method)}: stage {unrecorded[0]} reads more than attention, which is all "
-                "that is recorded while images are generated; label the images afterwards"
-            )
+        _check_is_recorded(self.stages, self.settings)
+        self.finds_classes = settings.method[0] in NAMING
+        self.names = segmenter.segment_names
+        if self.finds_classes:
+            half = settings.uncertain / 2
+            self.names = dataclasses.replace(self.names, background_below=0.5 - half, ignore_below=0.5 + half)
 
     def aggregate(self, attention: SelfAttention, count: int) -> tuple[torch.Tensor, Grid, torch.Tensor]:
-        """Aggregate attention in place: image by image for the first `count` images on a CPU, else the whole batch."""
-        finest = attention.maps[attention.finest]
-        if finest.device.type != "cpu":
-            return aggregate_attention(attention, self.settings, overwrite=True)
-        images = [attention.of_images(image, image + 1) for image in range(count)]
-        finite = [aggregate_attention(image, self.settings, overwrite=True)[2] for image in images]
-        return finest[:count], attention.finest, torch.cat(finite)
+        """Aggregate the self-attention of a batch, see `diffseg.signal_recorder.aggregate_batch`."""
+        return aggregate_batch(attention, self.settings, count)
 
     @torch.inference_mode()
     def label(self, signals: Signals, inputs: Sequence[ModelInput], step: Step) -> list[Mask | NonFiniteError]:
-        """Return the label map of each image, or an error for an image that is not finite."""
-        on_cpu = signals.self_attention.device.type == "cpu"
+        """Return the label map of each image, or an error for an image that is not finite.
+
+        Args:
+            signals: Signals of the images, and on devices other than the CPU of padding after them.
+            inputs: The images with their classes as prompts.
+            step: Timer of steps.
+        """
+        # As in `diffseg.segmenter`: on a CPU each image has as many proposals as it needs.
+        images_at_once = 1 if signals.self_attention.device.type == "cpu" else len(signals.finite)
         decisions: list[Decision] = []
         agreements: list[Agreement] = []
-        is_class_method = False
-        for start in range(0, len(inputs), 1 if on_cpu else len(inputs)):
-            stop = start + 1 if on_cpu else len(signals.finite)
-            part = signals.of_images(start, stop)
+        for start in range(0, len(inputs), images_at_once):
+            part = signals.of_images(start, start + images_at_once)
             scores = run_stages(self.stages, part, step)
-            names = self.settings.segment_names
             if scores.names is not None:
                 with step("agree"):
-                    is_class_method = scores.of_classes
-                    agreement, scores = agreement_of(part, scores)
-                    agreements.append(agreement)
-                names = self.thresholds if is_class_method else names
+                    agreements.append(agreement_of(part, scores))
+                    if self.finds_classes:
+                        assert part.name_counts is not None
+                        scores = scale_to_half(scores, agreements[-1].thresholds, part.name_counts)
             with step("decide"):
-                segments = classes_to_segments(scores, names)
-                decisions += _decide(segments, inputs[start:stop], keep_margins=self.settings.min_area > 0)
+                segments = classes_to_segments(scores, self.names)
+                decisions += decide_segments(segments, inputs[start : start + images_at_once], self.settings)
         results = PendingBatch(
             inputs=inputs,
             decisions=decisions,
@@ -102,30 +98,38 @@ class MaskMaker:
             min_area=self.settings.min_area,
             merge_names=self.settings.segment_names.merge_names,
         ).results()
-        if not agreements:
-            return [result if isinstance(result, NonFiniteError) else Mask(result, {}, {}) for result in results]
-        thresholds, ious = (torch.cat([*parts]).tolist() for parts in zip(*agreements, strict=True))
-        masks: list[Mask | NonFiniteError] = []
-        for result, model_input, of_image, agree in zip(results, inputs, thresholds, ious, strict=False):
-            if isinstance(result, NonFiniteError):
-                masks.append(result)
-                continue
-            assert model_input.prompt is not None
-            classes = model_input.prompt.names
-            segmentation = without_nameless(result) if is_class_method else result
-            masks.append(
-                Mask(segmentation, dict(zip(classes, of_image, strict=False)), dict(zip(classes, agree, strict=False)))
-            )
-        return masks
+        numbers = [torch.cat([*parts]).tolist() for parts in zip(*agreements, strict=True)] or [[[]] * len(inputs)] * 2
+        return [self._mask(*image) for image in zip(results, inputs, *numbers, strict=False)]
+
+    def _mask(
+        self,
+        result: Segmentation | NonFiniteError,
+        model_input: ModelInput,
+        thresholds: Sequence[float],
+        ious: Sequence[float],
+    ) -> Mask | NonFiniteError:
+        if isinstance(result, NonFiniteError):
+            return result
+        classes = model_input.prompt.names if model_input.prompt else ()
+        threshold, agree_iou = (dict(zip(classes, values, strict=False)) for values in (thresholds, ious))
+        return Mask(without_nameless(result) if self.finds_classes else result, threshold, agree_iou)
 
 
-def _decide(scores: Scores, inputs: Sequence[ModelInput], *, keep_margins: bool) -> list[Decision]:
-    grid = (scores.maps.shape[2], scores.maps.shape[3])
-    regions = [Region(image.region_size, image.content_on_grid(grid)) for image in inputs]
-    names = None
-    if scores.names is not None and scores.name_scores is not None:
-        names = scores.names, scores.name_scores
-    return decide_images(scores.maps, regions, keep_margins=keep_margins, names=names)
+def _check_is_recorded(stages: Sequence[Stage], settings: SegmenterSettings) -> None:
+    if unrecorded := [stage.name for stage in stages if not stage.needs <= RECORDED]:
+        raise ValueError(
+            f"method {','.join(stage.name for stage in stages)}: stage {unrecorded[0]} reads more than attention, and "
+            "nothing else is recorded while images are generated; label the images afterwards"
+        )
+    names, attention = settings.segment_names, settings.attention
+    further = {
+        "crops": attention.crops,
+        "flip": attention.flip,
+        "background_words": names.background_words,
+        "vote=goca": names.vote == "goca",
+    }
+    if wanted := [name for name, value in further.items() if value]:
+        raise ValueError(f"{wanted[0]}: is not recorded while images are generated; label the images afterwards")
 
 
 def without_nameless(segmentation: Segmentation) -> Segmentation:
