@@ -83,9 +83,11 @@ def _parse_numbers(text: str) -> tuple[float, ...]:
     return numbers if len(numbers) > 1 else thresholds(numbers[0])
 
 
+STAGES: tuple[str, Callable[[str], Any]] = ("STAGE[,STAGE…]", lambda text: tuple(text.split(",")))
 COMMA_SEPARATED: Mapping[Any, tuple[str, Callable[[str], Any]]] = {
     tuple[float, ...] | None: ("NUMBER[,NUMBER…]", _parse_numbers),
-    tuple[StageName, ...] | None: ("STAGE[,STAGE…]", lambda text: tuple(text.split(","))),
+    tuple[StageName, ...] | None: STAGES,
+    tuple[StageName, ...]: STAGES,
     tuple[str, ...]: ("NAME[,NAME…]", parse_names),
     Mapping[str, tuple[str, ...]]: ("JSON", parse_name_words),
 }

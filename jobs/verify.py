@@ -16,12 +16,12 @@ from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import CleanConsole, print_json, print_line
 from jobs.run_flags import RunFlags
 from pipeline.output.listing import read_listing
+from pipeline.output.manifest import command_of
 from pipeline.output.records import list_records
 from pipeline.output.source_changes import SourceChanges, compare_with_source
 from pipeline.output.verify import Verdict, delete_bad_records, verify_run
 from pipeline.wording import counted
 
-SAME_COMMAND = "run the same `diffseg label` again"
 FAILED_SHOWN = 5
 """Names of failed shards that are printed."""
 
@@ -47,17 +47,17 @@ def _verify(command: VerifyCommand) -> int:
         del facts["records"]
         print_json(facts)
     else:
-        _print(verdict, changes, records_deleted=command.redo)
+        _print(verdict, changes, command_of(manifest.settings), records_deleted=command.redo)
     return OK if verdict.is_whole and not changes else SOME_FAILED
 
 
-def _print(verdict: Verdict, changes: SourceChanges, *, records_deleted: bool) -> None:
-    console = CleanConsole()
+def _print(verdict: Verdict, changes: SourceChanges, command: str, *, records_deleted: bool) -> None:
+    console, same_command = CleanConsole(), f"run the same `{command}` again"
     for shard, problems in verdict.problems.items():
         for problem in problems:
             print_line(console, f"shard {shard}: {problem}", "red")
     for path in verdict.stray:
-        advice = "`diffseg label` writes it again, or you can delete it"
+        advice = f"`{command}` writes it again, or you can delete it"
         print_line(console, f"{path}: belongs to no finished shard; {advice}", "red")
     if verdict.failed:
         names = ", ".join(verdict.failed[:FAILED_SHOWN]) + ", …" * (len(verdict.failed) > FAILED_SHOWN)
@@ -65,16 +65,16 @@ def _print(verdict: Verdict, changes: SourceChanges, *, records_deleted: bool) -
             console, f"{counted(len(verdict.failed), 'shard')} failed ({names}); `diffseg status` shows why", "red"
         )
     if verdict.missing:
-        print_line(console, f"{counted(verdict.missing, 'shard')} without a record; {SAME_COMMAND}", "red")
+        print_line(console, f"{counted(verdict.missing, 'shard')} without a record; {same_command}", "red")
     if verdict.gone and not changes.gone:
         left = counted(len(verdict.gone), "shard")
-        print_line(console, f"{left} left from an earlier state of SRC; {SAME_COMMAND}", "red")
+        print_line(console, f"{left} left from an earlier state of SRC; {same_command}", "red")
     for line in changes.lines():
         print_line(console, line, "red" if changes else "yellow")
     if verdict.problems:
         first_step = "" if records_deleted else "`diffseg verify --redo`, then "
         shards = ", ".join(verdict.problems)
-        print_line(console, f"to label the damaged shards again, run {first_step}the same `diffseg label`: {shards}")
+        print_line(console, f"to repair the damaged shards, run {first_step}the same `{command}`: {shards}")
     result = "everything is as committed" if verdict.is_whole else "the run is damaged or incomplete"
     if verdict.is_whole and changes:
         result += ", but SRC has changed"

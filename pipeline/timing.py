@@ -12,8 +12,8 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 STEPS = (
-    *("read", "decode", "resize", "encode", "text", "unet", "network", "clip", "aggregate"),
-    *("affinity", "merge", "walk", "refine", "name", "decide", "results", "write"),
+    *("read", "decode", "resize", "encode", "text", "sample", "unet", "network", "clip", "aggregate"),
+    *("affinity", "merge", "walk", "refine", "name", "agree", "decide", "results", "write"),
 )
 """Names of the steps in the order of the work."""
 

@@ -182,6 +182,7 @@ def plan_generation(
     if prompts.url is None:
         if not naming.names:
             raise ValueError("without PROMPTS, expected --names, whose names replace the {} of --template")
+        settings = dataclasses.replace(settings, template=prompts.template)
         entries = template_entries(naming, prompts.template, prompts.count)
     else:
         rows = read_prompts(prompts.url, store)

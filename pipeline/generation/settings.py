@@ -25,11 +25,13 @@ class GenerateSettings(LabelSettings):
         generation: How images are sampled and label maps are made.
         seed: Seed of the run, from which the seed of each image follows with its key.
         image_format: How images are stored.
+        template: Prompt of each name, which replaces its {}; "" for the prompts of a file.
     """
 
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     seed: int = 0
     image_format: ImageFormat = "png"
+    template: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +46,7 @@ class GenerateSettings(LabelSettings):
         The images are in the column `image` of the label shards, where readers of the run look for those of a source.
         """
         plain = super().plain() | {"image_field": "image", "key_field": "key", "include_image": True}
-        plain["generation"] = {**dataclasses.asdict(self.generation), "seed": self.seed, "image": self.image_format}
+        own = {name: plain.pop(name) for name in ("seed", "image_format", "template")}
+        plain["generation"] = {**dataclasses.asdict(self.generation), **own}
         plain["method"] = {**plain["method"], "method": list(self.generation.method)}
-        del plain["seed"], plain["image_format"]
         return plain

@@ -53,7 +53,8 @@ class Manifest:
 
 def fingerprint_of(settings: LabelSettings, model_sha256: str, resolved: Mapping[str, Any]) -> str:
     """Return 16 hexadecimal digits for the settings that determine the labels; the model's location is not one."""
-    locations = ("revision", "vae", "clip", "affinity", *(() if settings.network is None else ("network",)))
+    added = [name for name in ("network", "references") if getattr(settings, name) is not None]
+    locations = ("revision", "vae", "clip", "affinity", *added)
     plain = settings.plain() | dict.fromkeys(locations) | {"model": model_sha256, "resolved": dict(resolved)}
     return short_digest(json.dumps(plain, sort_keys=True))
 
@@ -72,6 +73,11 @@ def versions() -> dict[str, str]:
 def is_generated(settings: Mapping[str, Any]) -> bool:
     """Return True if a run with these settings in run.json generated its images, which are then in its rows."""
     return "generation" in settings
+
+
+def command_of(settings: Mapping[str, Any]) -> str:
+    """Return the command that makes the rows of a run with these settings, for advice."""
+    return "diffseg generate" if is_generated(settings) else "diffseg label"
 
 
 def is_run(out: Storage) -> bool:

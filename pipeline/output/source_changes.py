@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.output.listing import Listing
-from pipeline.output.manifest import Manifest
+from pipeline.output.manifest import Manifest, is_generated
 from pipeline.output.records import SortedRecords
 from pipeline.readers.find import find_files, shards_of
 from pipeline.readers.samples import Shard
@@ -68,6 +68,8 @@ def compare_with_source(
     """
     store = dataclasses.replace(store, retry_timeout=RETRY_TIMEOUT_SECONDS)
     settings = manifest.settings
+    if is_generated(settings):
+        return SourceChanges(unknown="its images were generated; the same `diffseg generate` compares its prompts")
     if any(name in settings for name in REWRITTEN):
         return SourceChanges(unknown="its rows come from those of another run, which can be compared")
     try:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from diffseg.generation.settings import GenerationSettings
 from diffseg.settings import PRESETS
-from pipeline.output.manifest import Manifest
+from pipeline.output.manifest import Manifest, is_generated
 from pipeline.settings import LabelSettings
 from pipeline.storage import redact
 
+GENERATE_DEFAULTS: Mapping[str, Any] = {
+    "model": "tiny-text",
+    "revision": None,
+    "vae": None,
+    "dtype": "float32",
+    "format": "parquet",
+    "name_words": "{}",
+    "seed": 0,
+    "image_format": "png",
+    "template": "",
+    "images_per_shard": 64,
+}
+"""Defaults of the flags of `diffseg generate`, apart from those of `GenerationSettings`."""
 GROUPS = ("method", "naming")
 """Groups of settings in run.json; their settings have names of their own, as on the command line."""
 
@@ -54,6 +69,8 @@ def label_command(manifest: Manifest, out: str) -> str:
         manifest: Manifest of the run.
         out: OUT of the run.
     """
+    if is_generated(manifest.settings):
+        return _generate_command(manifest, out)
     preset, changed = changed_settings(manifest.settings)
     lines = [["diffseg", "label", *map(redact, manifest.source.splitlines()), out]]
     if preset != "default":
@@ -62,7 +79,34 @@ def label_command(manifest: Manifest, out: str) -> str:
     environment = manifest.environment
     if "dtype" not in {name for name, _, _ in changed} and environment.get("device") not in (None, "cpu"):
         lines.append(_flag("dtype", manifest.settings.get("dtype")))  # its default depends on the devices
-    lines += [_flag(name, environment[name]) for name in ("batch_size", "threads") if environment.get(name, 1) != 1]
+    return _joined([*lines, *_worker_flags(environment)])
+
+
+def _generate_command(manifest: Manifest, out: str) -> str:
+    """Return the command that repeats a run which generated its images, but for --count, which run.json lacks."""
+    settings, generation = manifest.settings, manifest.settings["generation"]
+    prompts = [] if generation.get("template") else [redact(manifest.source)]
+    lines = [["diffseg", "generate", *prompts, out], _flag("names", tuple(flat(settings)["names"]))]
+    defaults = {**dataclasses.asdict(GenerationSettings()), **GENERATE_DEFAULTS}
+    values = {
+        **settings,
+        **generation,
+        "name_words": json.dumps(flat(settings).get("name_words", {})),
+        "images_per_shard": settings["samples_per_shard"],
+    }
+    for name, default in defaults.items():
+        value = values.get(name, default)
+        value = tuple(value) if isinstance(value, list) else value
+        if value != default:
+            lines.append(_flag(name, value))
+    return _joined([*lines, *_worker_flags(manifest.environment)]) + "  # and the --count of the run, if it had one"
+
+
+def _worker_flags(environment: Mapping[str, Any]) -> list[list[str]]:
+    return [_flag(name, environment[name]) for name in ("batch_size", "threads") if environment.get(name, 1) != 1]
+
+
+def _joined(lines: list[list[str]]) -> str:
     return " \\\n    ".join(shlex.join(words) for words in lines)
 
 

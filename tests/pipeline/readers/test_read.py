@@ -212,5 +212,5 @@ def test_errors_hide_secrets_and_survive_pickling():
 def test_the_list_of_statuses_is_closed():
     assert STATUSES == (
         "ok", "undecodable", "too_large", "too_small", "nonfinite", "no_image", "several_images",
-        "duplicate_key", "truncated", "damaged", "unreadable", "bad_names",
+        "duplicate_key", "truncated", "damaged", "unreadable", "bad_names", "bad_prompt",
     )  # fmt: skip

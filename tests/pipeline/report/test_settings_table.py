@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from typing import Any
 
 import pytest
 
+from diffseg.generation.settings import GenerationSettings
 from diffseg.settings import settings_of
+from jobs import generate
 from jobs.label import parse
+from pipeline.generation.settings import GenerateSettings
 from pipeline.output.manifest import Manifest
 from pipeline.readers.names import NameSettings
 from pipeline.report.settings_table import changed_settings, label_command
@@ -53,6 +57,28 @@ def test_the_command_repeats_the_settings(settings: LabelSettings, changed: list
     assert command.source.splitlines() == ["s3://bucket/a folder", "b"]
     assert command.out == "out"
     assert command.worker.batch_size == 8
+
+
+def test_the_command_repeats_a_generation() -> None:
+    settings = GenerateSettings(
+        model="some/model",
+        naming=NameSettings(names=("cat", "traffic light"), name_words={"cat": ("kitten",)}),
+        samples_per_shard=16,
+        generation=GenerationSettings(scheduler="ddim", guidance=1.0, method=("diffseg", "cross")),
+        seed=5,
+        image_format="webp",
+        template="a {} 'x'",
+    )
+    manifest = dataclasses.replace(manifest_of(settings), source="prompts by the template")
+    text = label_command(manifest, "out").replace("\\\n", "")
+    words = shlex.split(text, comments=True)
+    assert words[:3] == ["diffseg", "generate", "out"]
+    command, prompts, out = generate.parse(words[2:])
+    again = dataclasses.replace(command.settings(), template=command.template, dtype="float32")
+    assert (again.plain(), prompts, out) == (settings.plain(), None, "out")
+    of_file = dataclasses.replace(settings, template="")
+    words = shlex.split(label_command(manifest_of(of_file), "out"), comments=True)
+    assert words[2].startswith("s3://bucket/a folder")
 
 
 def test_settings_of_another_version_are_left_out_and_secrets_are_redacted() -> None:
