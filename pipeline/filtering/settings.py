@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pipeline.training.settings import NetworkName, Target, TrainSettings
+from pipeline.training.recipes.settings import NetworkName, Target
+from pipeline.training.settings import TrainSettings
 
 Score = Literal["cv_iou", "confidence", "both", "agree_iou"]
 

@@ -21,7 +21,8 @@ from pipeline.output.selection import RowSelection, split_of
 from pipeline.output.source_images import read_source_images
 from pipeline.readers.samples import Shard
 from pipeline.storage import Storage
-from pipeline.training.settings import Target, TrainRunSettings
+from pipeline.training.recipes.settings import Target
+from pipeline.training.settings import TrainRunSettings
 
 if TYPE_CHECKING:
     from diffseg import Segmentation
