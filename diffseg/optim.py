@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +15,15 @@ def cosine(progress: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * progress)
 
 
-def optimiser_of(network: torch.nn.Module) -> torch.optim.Optimizer:
-    """Return AdamW over all parameters of a network; `set_lr` sets the learning rate before each step."""
-    return torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+def optimiser_of(network: torch.nn.Module, groups: Sequence[dict[str, Any]] | None = None) -> torch.optim.Optimizer:
+    """Return AdamW over all parameters of a network; `set_lr` sets the learning rate before each step.
+
+    Args:
+        network: The network.
+        groups: Groups of its parameters, each with `params` and a `factor`; None for a single group.
+    """
+    params = network.parameters() if groups is None else groups
+    return torch.optim.AdamW(params, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:

@@ -142,7 +142,7 @@ def _load_network(job: Job, location: str) -> LoadedModel:
     if job.worker.compile:
         raise ValueError("compile: a trained network is not compiled; leave out one of compile and network")
     model = job.source.at(location)
-    network, config = load_network(model)
+    network, config = load_network(model, job.settings.naming.names)
     return LoadedModel(
         segmenter=NetworkSegmenter(network, config, device=job.worker.device),
         sha256=network_sha256(model),

@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from diffseg.segmentation import BACKGROUND
 from pipeline.bounded_json import read_bounded, struct_fields
 from pipeline.output.schemas import DOCUMENT_BYTES, parse_network, parse_object
+from pipeline.readers.names import NameSettings
 from pipeline.settings import LabelSettings
 from pipeline.storage import SourceError, Storage
 
@@ -42,7 +44,7 @@ def save_network(model: Storage, network: nn.Module, config: Mapping[str, Any]) 
 
     `SegformerForSemanticSegmentation.from_pretrained(MODEL)` reads a SegFormer too, and its image processor.
     """
-    if config.get("network", "unet") == "unet":
+    if config.get("network", "unet") == "unet" or config.get("text_model"):
         from safetensors.torch import save
 
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -57,18 +59,31 @@ def save_network(model: Storage, network: nn.Module, config: Mapping[str, Any]) 
     model.write_bytes(CONFIG, json.dumps(dict(config), indent=1, sort_keys=True).encode())
 
 
-def load_network(model: Storage) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(model: Storage, names: Sequence[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
     """Return the trained network, on the CPU and in evaluation mode, and its configuration.
+
+    Args:
+        model: MODEL.
+        names: Other names than those of the training, for a network whose classes are texts.
 
     Raises:
         SourceError: The training has not finished, or a file is damaged.
+        ValueError: The network has no text encoder for other names, or its text encoder cannot be read.
     """
     from safetensors.torch import load
 
     config = load_config(model)
+    if names:
+        config["class_names"] = [BACKGROUND, *_checked_names(config, names)]
     with _training_finished(model):
         weights = model.read_bytes(WEIGHTS)
     network: nn.Module
+    if config.get("text_model"):
+        from pipeline.networks import text_networks
+
+        text = text_networks.text_of(config)
+        with damage_named(model, WEIGHTS):
+            return text_networks.from_bytes(config, weights, text, config["class_names"][1:]).eval(), config
     with damage_named(model, WEIGHTS):
         if config["network"] == "unet":
             from pipeline.networks.unet import SegmentationNetwork
@@ -90,10 +105,23 @@ def load_config(model: Storage) -> dict[str, Any]:
     with _training_finished(model), damage_named(model, CONFIG):
         data = read_bounded(model, CONFIG, DOCUMENT_BYTES)
         shared = struct_fields(parse_network(data))
+        for name in ("text_model", "text_sha256"):
+            if shared[name] is None:
+                del shared[name]  # so that run.json names them for networks whose classes are texts alone
         if shared["network"] == "unet":
             return shared
         del shared["width"]  # which unet alone has
         return parse_object(data) | shared
+
+
+def _checked_names(config: Mapping[str, Any], names: Sequence[str]) -> Sequence[str]:
+    """Return the names that a network is to predict. Raises ValueError if its classes are fixed."""
+    if "text_model" not in config and tuple(names) != tuple(config["class_names"][1:]):
+        raise ValueError(
+            "network: names its segments by the classes that it was trained on; leave out the names. Networks of the "
+            "recipes denseclip and maskclip take any names"
+        )
+    return names
 
 
 def network_sha256(model: Storage) -> str:
@@ -120,12 +148,14 @@ def with_network(settings: LabelSettings, store: Storage) -> LabelSettings:
 
     Raises:
         SourceError: There is no trained network.
-        ValueError: Names were given as well.
+        ValueError: Names were given as well, and the network has fixed classes.
     """
     if settings.network is None:
         return settings
-    if settings.naming:
-        raise ValueError("network: names its segments by the classes that it was trained on; leave out the names")
     model = store.at(settings.network)
-    naming = dataclasses.replace(settings.naming, names=tuple(load_config(model)["class_names"][1:]))
+    config, naming = load_config(model), settings.naming
+    if naming and naming != NameSettings(names=naming.names):
+        raise ValueError("network: all of its names are possible in every image; give --names alone, or nothing")
+    names = _checked_names(config, naming.names) if naming else config["class_names"][1:]
+    naming = dataclasses.replace(naming, names=tuple(names))
     return dataclasses.replace(settings, network=model.url, model=model.url, dtype="float32", naming=naming)

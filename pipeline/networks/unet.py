@@ -9,6 +9,7 @@ Axes: B images, D embedding dimensions or classes, S side of the square input in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -55,10 +56,18 @@ class SegmentationNetwork(nn.Module):
         self.leave = nn.Conv2d(width, dimensions, 1)
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.decode(self.encode(images))
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Return the levels of images from the finest, [B, width, S / 2, S / 2], to the coarsest, a sixteenth."""
         levels = [F.silu(self.enter(F.pixel_unshuffle(images, STRIDE)))]
         for block in self.down:
             levels.append(block(F.avg_pool2d(levels[-1], 2)))
-        x = levels.pop()
-        for block, fine in zip(reversed(self.up), reversed(levels), strict=True):
+        return levels
+
+    def decode(self, levels: Sequence[Tensor]) -> Tensor:
+        """Return the output of the levels of images, [B, D, S / 2, S / 2]."""
+        *finer, x = levels
+        for block, fine in zip(reversed(self.up), reversed(finer), strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2, mode="bilinear"), fine], dim=1))
         return self.leave(x)

@@ -178,7 +178,9 @@ class NetworkSchema(Struct, frozen=True):
     size: Annotated[int, Meta(ge=32, le=16_384, multiple_of=32)]
     width: Annotated[int, Meta(ge=8, le=4096, multiple_of=8)] = 24
     class_names: list[str] = []
-    network: Literal["unet", "segformer", "dinov2-linear"] = "unet"
+    network: Literal["unet", "segformer", "dinov2-linear", "denseclip"] = "unet"
+    text_model: str | None = None
+    text_sha256: str | None = None
 
 
 class TrainingSchema(Struct, frozen=True):

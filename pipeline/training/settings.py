@@ -116,7 +116,7 @@ class TrainSettings(RecipeSettings):
     def plain(self) -> dict[str, Any]:
         """Return the settings as train.json holds them."""
         plain = asdict(self)
-        for name in ("recipe", "network", "backbone", "splice", "splice_share"):
+        for name in ("recipe", "text_model", "network", "backbone", "splice", "splice_share"):
             if plain[name] == getattr(TrainSettings, name):
                 del plain[name]  # so that a training from before these settings continues
         return plain

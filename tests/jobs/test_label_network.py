@@ -55,7 +55,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_png(tmp_path / "truth" / f"{number}.png", class_map(number))
     config = {"target": "classes", "width": 8, "dimensions": 4, "size": SIDE, "class_names": ["background", *NAMES]}
     save_network(Storage(url=str(tmp_path / "model")), SegmentationNetwork(width=8, dimensions=4), config)
-    monkeypatch.setattr("pipeline.networks.files.load_network", lambda model: (Oracle(), load_network(model)[1]))
+    monkeypatch.setattr(
+        "pipeline.networks.files.load_network", lambda model, names=(): (Oracle(), load_network(model)[1])
+    )
     return tmp_path
 
 

@@ -34,6 +34,14 @@ def create_recipe(settings: RecipeSettings, class_names: Sequence[str]) -> Recip
     Raises:
         ValueError: The settings do not fit the recipe or its network; the message says what to change.
     """
+    if settings.recipe == "denseclip":
+        from pipeline.training.recipes.denseclip import DenseClipRecipe
+
+        return DenseClipRecipe(settings, class_names)
+    if settings.recipe == "maskclip":
+        from pipeline.training.recipes.maskclip import MaskClipRecipe
+
+        return MaskClipRecipe(settings, class_names)
     from pipeline.training.recipes.plain import Plain
 
     return {"plain": Plain}[settings.recipe](settings, class_names)

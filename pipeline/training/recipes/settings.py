@@ -7,7 +7,7 @@ from typing import Literal
 
 Target = Literal["segments", "classes"]
 NetworkName = Literal["unet", "segformer", "dinov2-linear"]
-RecipeName = Literal["plain"]
+RecipeName = Literal["plain", "denseclip", "maskclip"]
 
 IGNORE_INDEX = -100
 """Label of ignored pixels; the default `ignore_index` of PyTorch's losses."""
@@ -21,7 +21,13 @@ class RecipeSettings:
     """What the network learns. segments: whether pixels belong together, which needs no names. classes: the class of
     each pixel, which needs a run with names."""
     recipe: RecipeName = "plain"
-    """How it learns. plain: from the pixels of the label maps."""
+    """How it learns. plain: from the pixels of the label maps. denseclip: like plain, by a network of its own that reads
+    how well each position fits the names (DenseCLIP). maskclip: like plain, with the vectors of the names as a
+    classifier that is not trained (MaskCLIP+). The last two need --text-model and can label with other names."""
+    text_model: str | None = None
+    """Whose text encoder, which is not trained, turns names into vectors for denseclip and maskclip: a folder or hub id
+    of a CLIP or SigLIP, whose image encoder denseclip trains further, or of a Stable Diffusion checkpoint, or
+    tiny-text. It must stay there as long as the network is used."""
     network: NetworkName = "unet"
     """unet: a small U-Net of this program. segformer: SegFormer. dinov2-linear: a linear layer on the tokens of DINOv2
     or of a plain ViT. The last two come from transformers."""
@@ -53,3 +59,16 @@ class RecipeSettings:
             raise ValueError(f"backbone {self.backbone}: unet has none; choose the network segformer or dinov2-linear")
         if self.network != "unet" and self.width != RecipeSettings.width:
             raise ValueError(f"width {self.width}: is of the network unet; {self.network} takes its size from backbone")
+        self._check_text()
+
+    def _check_text(self) -> None:
+        takes_text = self.recipe in ("denseclip", "maskclip")
+        if takes_text != (self.text_model is not None):
+            raise ValueError(
+                f"recipe {self.recipe}, text model {self.text_model}: denseclip and maskclip need a text model, and "
+                "the other recipes have none"
+            )
+        if takes_text and self.target != "classes":
+            raise ValueError(f"recipe {self.recipe}: learns the classes of a run with names; add --target classes")
+        if self.recipe == "denseclip" and self.network != "unet":
+            raise ValueError(f"recipe denseclip, network {self.network}: denseclip has a network of its own; drop one")
