@@ -37,8 +37,9 @@ def write_run(
     names: Mapping[str, Sequence[str | None]] = MappingProxyType({}),
     vocabulary: Sequence[str] = (),
     levels: bool = False,
+    images: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
-    """Write OUT of a run over image files.
+    """Write OUT of a run over image files, or of a run that generated its images.
 
     Args:
         out: OUT.
@@ -48,6 +49,7 @@ def write_run(
         names: Names of segments 0, 1, … by key; None for a segment without a name.
         vocabulary: The names of the run.
         levels: Whether the rows have the levels of `halves`, for a run at tau 0.4.
+        images: The encoded image of each key, for a run that generated its images.
     """
     storage = Storage(url=str(out))
     groups = shards_of_keys(labels, per_shard)
@@ -56,8 +58,11 @@ def write_run(
         rows = [_row(shard, index, key, labels[key], names.get(key), vocabulary) for index, key in enumerate(group)]
         if levels:
             rows = [row if row.mask is None else replace(row, **level_values(halves(labels[row.key]))) for row in rows]
+        if images:
+            rows = [_generated(row, images[row.key], vocabulary) for row in rows]
         metadata = {"tag": tag_of(FINGERPRINT, inputs.get(shard, ""))}
-        with LabelShardWriter(shard, formats=("parquet",), metadata=metadata, levels=levels) as writer:
+        further = {"levels": levels, "generated": bool(images)}
+        with LabelShardWriter(shard, formats=("parquet",), metadata=metadata, **further) as writer:
             for row in rows:
                 writer.add(row)
             files = writer.publish(storage)
@@ -76,6 +81,8 @@ def write_run(
         write_commit(storage, commit)
     naming = NameSettings(names=tuple(vocabulary))
     settings = LabelSettings(samples_per_shard=per_shard, naming=naming, levels=levels).plain()
+    if images:
+        settings |= {"image_field": "image", "key_field": "key", "include_image": True, "generation": {}}
     manifest = Manifest(
         source=str(source),
         settings=settings,
@@ -157,6 +164,22 @@ def _row(
         confidence=1.0,
     )
     return labelled_row(Sample(index=index, key=key, image=None), shard, result, vocabulary)
+
+
+def _generated(row: Row, image: bytes, vocabulary: Sequence[str]) -> Row:
+    """Return the row of a generated image, whose classes are the whole vocabulary."""
+    scores = (0.5,) * len(vocabulary)
+    return replace(
+        row,
+        image=image,
+        prompt=f"a photo of {vocabulary[0]}",
+        generation_seed=row.index,
+        steps=2,
+        guidance=1.0,
+        classes=tuple(vocabulary),
+        threshold=scores,
+        agree_iou=scores,
+    )
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:

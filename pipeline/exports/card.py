@@ -80,6 +80,7 @@ def _settings(export: Export) -> Iterator[tuple[str, str]]:
         yield PACKAGES[0], version
     selection = {"where": export.selection.where, "min confidence": export.min_confidence or ""}
     selection["min segment confidence"] = export.min_segment_confidence or ""
+    selection["filter"] = "" if export.selection.kept is None else "rows kept by diffseg filter"
     settings = {**manifest.settings, "naming": {**manifest.settings.get("naming", {}), "names": ""}, "model": ""}
     for name, value in (*_flatten(settings), *_flatten(manifest.resolved), *selection.items()):
         if value not in ("", None, (), []):
