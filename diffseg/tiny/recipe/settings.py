@@ -25,6 +25,10 @@ class TrainingStage:
         hold: Steps before the rate begins to fall, along half a cosine, to its last value.
         queries: Sampled attention rows per image.
         clean_share: Share of samples without noise, in [0, 1); DiffSeg presents images without noise.
+        timesteps: Timesteps of samples with noise: half of them at the clean end, where DiffSeg works, or all of them
+            uniform, for a model that generates images.
+        text_free: Share of each batch that has no caption, in [0, 1), for the text model; on these samples it learns
+            masks.
     """
 
     scenes: Literal["leaves", "scenes", "captioned"]
@@ -36,10 +40,18 @@ class TrainingStage:
     hold: int = 0
     queries: int = 64
     clean_share: float = 0.5
+    timesteps: Literal["clean end", "uniform"] = "clean end"
+    text_free: float = 0.375
 
     def __post_init__(self) -> None:
-        if not 0 <= self.clean_share < 1:
-            raise ValueError(f"clean_share must lie in [0, 1), got {self.clean_share}")
+        for name in ("clean_share", "text_free"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {share}")
+
+    @property
+    def text_free_count(self) -> int:
+        """Number of samples without a caption in a batch."""
+        return round(self.text_free * self.batch)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, which is counted from 0 at the start of the stage."""

@@ -26,19 +26,19 @@ class TextRecipe:
         size: Side of the scenes in pixels.
         captioned: Number of captioned scenes.
         scenes: Number of scenes without a caption.
-        text_free: Share of each batch that has no caption, in [0, 1); on these samples the network learns masks.
-        stages: Stages of the UNet and the text encoder.
+        stages: Stages of the UNet and the text encoder. The first three teach masks and names, mostly at the clean end
+            of the schedule; the others teach generation and keep the names.
         attention_weight: Weight of the attention loss; the denoising loss has weight 1.
         naming_weight: Weight of the naming loss.
         text_factor: Factor of the learning rate for new weights, those of the text encoder and of cross-attention.
-        average: Decay of the running average of the weights; the averaged weights are exported.
+        average: Highest decay of the running average of the weights, which rises again from 0.1 in each stage; the
+            averaged weights are exported.
     """
 
     seed: int = 0
     size: int = 256
     captioned: int = 3000
     scenes: int = 1000
-    text_free: float = 0.375
     stages: tuple[TrainingStage, ...] = (
         TrainingStage(
             scenes="captioned", steps=800, batch=16, crop=0.5, lr=(8e-4, 4e-4), warmup=50, hold=500, queries=64
@@ -46,6 +46,39 @@ class TextRecipe:
         TrainingStage(scenes="captioned", steps=700, batch=8, lr=(8e-4, 0.0), warmup=20, hold=300, queries=96),
         TrainingStage(
             scenes="captioned", steps=330, batch=8, lr=(6e-4, 0.0), warmup=20, hold=100, queries=96, clean_share=0.75
+        ),
+        TrainingStage(
+            scenes="captioned",
+            steps=400,
+            batch=16,
+            crop=0.5,
+            lr=(8e-4, 8e-4),
+            warmup=50,
+            queries=64,
+            clean_share=0.3,
+            timesteps="uniform",
+            text_free=0.125,
+        ),
+        TrainingStage(
+            scenes="captioned",
+            steps=300,
+            batch=8,
+            lr=(8e-4, 6e-4),
+            warmup=20,
+            queries=64,
+            clean_share=0.3,
+            timesteps="uniform",
+            text_free=0.125,
+        ),
+        TrainingStage(
+            scenes="captioned",
+            steps=200,
+            batch=8,
+            lr=(6e-4, 0.0),
+            queries=64,
+            clean_share=0.4,
+            timesteps="uniform",
+            text_free=0.125,
         ),
     )
     attention_weight: float = 0.5
@@ -57,14 +90,6 @@ class TextRecipe:
     def steps(self) -> int:
         """Number of steps of all stages together."""
         return sum(stage.steps for stage in self.stages)
-
-    def text_free_count(self, batch: int) -> int:
-        """Return the number of samples without a caption in a batch of the given size."""
-        return round(self.text_free * batch)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.text_free < 1:
-            raise ValueError(f"text_free must lie in [0, 1), got {self.text_free}")
 
 
 def training_caption(rng: np.random.Generator, classes: Sequence[int], *, clean: bool) -> Caption:

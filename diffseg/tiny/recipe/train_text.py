@@ -8,6 +8,7 @@ training takes about three quarters of an hour.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import tyro
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from diffseg.optim import descend, set_lr
 from diffseg.tiny.recipe.denoiser import draw_inputs, pass_losses, update_average, weight_by_signal
@@ -97,9 +99,9 @@ def train_text(recipe: TextRecipe, start: Path, out: Path, *, save_every: int = 
         rng = np.random.default_rng([recipe.seed, 2, step])
         set_lr(optimiser, stage.learning_rate(step_of_stage))
         batch = _draw_batch(recipe, stage, pools, rng)
-        denoise, attend, name = _losses(recipe, stage, networks, recorder, words, batch, alphas, rng)
+        denoise, attend, name = _losses(stage, networks, recorder, words, batch, alphas, rng)
         descend(denoise + recipe.attention_weight * attend + recipe.naming_weight * name, networks, optimiser)
-        update_average(average, networks, min(recipe.average, (1 + step) / (10 + step)))
+        update_average(average, networks, min(recipe.average, (1 + step_of_stage) / (10 + step_of_stage)))
         progress.add(step, denoise=denoise.item(), attend=attend.item(), name=name.item())
         if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
             save_state(out / "text.pt", step + 1, networks=networks, optimiser=optimiser, average=average)
@@ -147,14 +149,13 @@ def _draw_batch(
     recipe: TextRecipe, stage: TrainingStage, pools: tuple[LatentPool, LatentPool], rng: np.random.Generator
 ) -> LatentBatch:
     """Draw a batch in which the captioned samples come first and those without a caption follow."""
-    side, text_free = round(recipe.size // 8 * stage.crop), recipe.text_free_count(stage.batch)
+    side, text_free = round(recipe.size // 8 * stage.crop), stage.text_free_count
     counts = (stage.batch - text_free, text_free)
     parts = [pool.draw_batch(rng, count, side) for pool, count in zip(pools, counts, strict=True) if count]
     return LatentBatch(torch.cat([part.latents for part in parts]), torch.cat([part.labels for part in parts]))
 
 
 def _losses(
-    recipe: TextRecipe,
     stage: TrainingStage,
     networks: nn.ModuleDict,
     recorder: RowRecorder,
@@ -167,7 +168,7 @@ def _losses(
 
     The naming loss is that of the captioned samples alone, which come first in the batch.
     """
-    side, captioned = batch.latents.shape[-1], stage.batch - recipe.text_free_count(stage.batch)
+    side, captioned = batch.latents.shape[-1], stage.batch - stage.text_free_count
     inputs = draw_inputs(stage, batch, alphas, rng)
     clean = (inputs.noisy[:captioned] == 0).tolist()
     visible = [visible_classes(classes) for classes in batch.labels[:captioned].numpy()]
@@ -184,6 +185,30 @@ def _losses(
     target = class_targets(batch.labels[:captioned], named, inputs.queries[:captioned], side)
     name = naming_loss(recorder, token_classes[:captioned], target)
     return denoise, attend, weight_by_signal(name, inputs.alpha[:captioned])
+
+
+def start_from(weights: Path, recipe: TextRecipe, start: Path, out: Path) -> None:
+    """Write the state of a training that has reached the step of a text checkpoint, unless `out` has a state.
+
+    The checkpoint has no moments of the optimiser, which start anew, and its weights are in half precision.
+
+    Args:
+        weights: Diffusers folder of a text checkpoint, whose diffseg.json states its step.
+        recipe: Settings whose earlier stages are those of the checkpoint.
+        start: Folder of the text-free checkpoint.
+        out: Folder of the training.
+    """
+    if (out / "text.pt").exists():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    _, _, networks = _build(recipe, start)
+    unet = UNet2DConditionModel.from_pretrained(weights / "unet", use_safetensors=True).float()
+    networks["unet"].load_state_dict(unet.state_dict())
+    text = CLIPTextModel.from_pretrained(weights / "text_encoder", use_safetensors=True).float()
+    networks["text"].load_state_dict(text.state_dict())
+    step = json.loads((weights / "diffseg.json").read_text())["recipe"]["steps_done"]
+    optimiser = _optimiser(networks, recipe.text_factor)
+    save_state(out / "text.pt", step, networks=networks, optimiser=optimiser, average=networks.state_dict())
 
 
 def export_state(recipe: TextRecipe, start: Path, out: Path, folder: Path) -> None:
@@ -215,6 +240,7 @@ class TrainTextCommand:
         start: Folder of the text-free checkpoint that the training starts from.
         out: Working folder, with all checkpoints and encoded scenes.
         checkpoint: Diffusers folder to write.
+        weights: Text checkpoint to continue from at the step that its diffseg.json states, if --out has no state.
         export: Only export the last checkpoint in --out, even if the training is unfinished.
         save_every: Steps between checkpoints; they do not change the result.
         recipe: Settings that determine the weights.
@@ -223,6 +249,7 @@ class TrainTextCommand:
     start: Path = CHECKPOINT
     out: Path = Path("tiny-text-training")
     checkpoint: Path = TEXT_CHECKPOINT
+    weights: Path | None = None
     export: bool = False
     save_every: int = 100
     recipe: TextRecipe = field(default_factory=TextRecipe)
@@ -232,6 +259,8 @@ def main(command: TrainTextCommand) -> None:
     """Train and export, or only export."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)  # sums, and therefore the weights, depend on the number of threads
+    if command.weights is not None:
+        start_from(command.weights, command.recipe, command.start, command.out)
     if not command.export:
         train_text(command.recipe, command.start, command.out, save_every=command.save_every)
     export_state(command.recipe, command.start, command.out, command.checkpoint)

@@ -37,6 +37,18 @@ MINI = TextRecipe(
         TrainingStage(scenes="captioned", steps=6, batch=4, crop=0.5, lr=(8e-4, 4e-4), warmup=2, hold=3, queries=16),
         TrainingStage(scenes="captioned", steps=2, batch=2, lr=(8e-4, 0.0), queries=16),
         TrainingStage(scenes="captioned", steps=1, batch=2, lr=(6e-4, 0.0), queries=16, clean_share=0.75),
+        TrainingStage(
+            scenes="captioned",
+            steps=1,
+            batch=8,
+            crop=0.5,
+            lr=(8e-4, 8e-4),
+            queries=16,
+            timesteps="uniform",
+            text_free=0.125,
+        ),
+        TrainingStage(scenes="captioned", steps=1, batch=2, lr=(8e-4, 5e-4), queries=16, timesteps="uniform"),
+        TrainingStage(scenes="captioned", steps=1, batch=2, lr=(5e-4, 0.0), queries=16, timesteps="uniform"),
     ),
 )
 
@@ -66,11 +78,11 @@ def test_a_killed_training_resumes_to_the_same_weights(uninterrupted: nn.ModuleD
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"recipe\.json.*text_free"):
+    with pytest.raises(ValueError, match=r"recipe\.json.*captioned"):
         train_text(MINI, CHECKPOINT, tmp_path)
     with pytest.raises(ValueError, match="text_free"):
-        TextRecipe(text_free=1.0)
-    assert [TextRecipe().text_free_count(batch) for batch in (16, 8)] == [6, 3]
+        TrainingStage(scenes="captioned", steps=1, batch=8, lr=(8e-4, 8e-4), text_free=1.0)
+    assert [stage.text_free_count for stage in TextRecipe().stages] == [6, 3, 3, 2, 1, 1]
 
 
 def naming_loss_of(unet: UNet2DConditionModel, text: nn.Module) -> float:
