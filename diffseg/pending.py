@@ -19,6 +19,7 @@ from diffseg.method.absorb import absorb
 from diffseg.method.decision import Decision, Stat, to_segmentation
 from diffseg.method.leaves import LeafSignals, levels_of, segments_on_grid
 from diffseg.method.merge_names import merge_same_names
+from diffseg.method.reference_names import SegmentNaming
 from diffseg.method.segment_features import labelled_region, pool
 from diffseg.segmentation import Segmentation
 from diffseg.variants.correlation import correlations_of
@@ -43,6 +44,7 @@ class PendingBatch:
         threshold: The threshold of the segments, in the unit of the distances between leaves.
         features: The features of each image's positions, float32 [E, h, w] on the device, see
             `diffseg.method.segment_features`; empty unless features are requested.
+        naming: What names the segments by their features; None if a stage has named them, or none does.
         response: How the positions of the images respond to noise; None unless the score of quality is requested.
     """
 
@@ -54,6 +56,7 @@ class PendingBatch:
     leaves: Sequence[LeafSignals] = ()
     threshold: float = 0.0
     features: Sequence[torch.Tensor] = ()
+    naming: SegmentNaming | None = None
     response: VariantResponse | None = None
 
     def __post_init__(self) -> None:
@@ -107,6 +110,8 @@ class PendingBatch:
             content = model_input.content_on_grid((features.shape[1], features.shape[2]))
             pooled = pool(features, labelled_region(segmentation.labels, model_input.region), content)
             segmentation = dataclasses.replace(segmentation, features=pooled)
+            if self.naming is not None:
+                segmentation = self.naming.name(segmentation, pooled, names)
         if units is not None:
             assert self.response is not None
             grid = self.response.grid

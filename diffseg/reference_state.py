@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ from safetensors.numpy import load, save
 from diffseg.centroids import DECIMALS, unit
 from diffseg.safetensors_metadata import read_metadata
 from diffseg.segmentation import BACKGROUND
+
+FILE_NAME = "references.safetensors"
+"""Name of the file in the folder that `diffseg fit references` writes."""
 
 FORMAT = "diffseg references 1"
 """Key of the metadata in the file of references; its number is the version of the format."""
@@ -90,7 +95,11 @@ class References:
         return self.of_owners(self._of_vectors(features))[:, : len(self.names)]
 
     def _of_vectors(self, features: np.ndarray) -> np.ndarray:
-        return unit(features.astype(np.float64) - self.mean) @ unit(self.vectors).T
+        return unit(features.astype(np.float64) - self.mean) @ self._units.T
+
+    @cached_property
+    def _units(self) -> np.ndarray:
+        return unit(self.vectors)
 
     def of_owners(self, cosines: np.ndarray) -> np.ndarray:
         """Return the highest cosine of each name and then of the background, [N, R + 1], from those [N, V] of vectors.
@@ -118,7 +127,8 @@ class References:
             background_below: Segments with a lower score are background.
             ignore_below: Other segments with a lower score have no name.
         """
-        places = [place for place, name in enumerate(self.names) if own is None or name in own]
+        possible = None if own is None else {*own}
+        places = [place for place, name in enumerate(self.names) if possible is None or name in possible]
         if not places:
             return [(BACKGROUND, 1.0)] * len(features)
         cosines = self.of_owners(self._of_vectors(features))[:, [*places, len(self.names)]]
@@ -160,6 +170,12 @@ class References:
         if self.owners is not None:
             tensors["owners"] = self.owners.astype("<i4")
         return save(tensors, metadata=metadata)
+
+
+def load_references(state: str | os.PathLike[str]) -> References:
+    """Read the references of a folder that `diffseg fit references` wrote."""
+    path = Path(state) / FILE_NAME
+    return read_references(path.read_bytes(), str(path))
 
 
 def read_references(data: bytes, source: str) -> References:

@@ -99,7 +99,7 @@ class Segmentation:
         segments: The segment of each label, in order.
         confidence: Mean over the labelled pixels of the margin between the best and the second proposal, 0 to 1.
         levels: Its levels, at which it can be refined and coarsened; None unless they were requested.
-        features: Its features; None unless they were requested.
+        features: Its features; None unless they were requested, or names depend on them.
         within_rho: Mean correlation of positions of one segment over variants of the image, −1 to 1, see
             `diffseg.variants.correlation`; None unless it was requested, or if no segment has two positions.
         between_rho: Mean correlation of positions of different segments; None unless it was requested, or if there is

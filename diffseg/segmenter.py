@@ -25,12 +25,15 @@ from diffseg.method.calibration import calibrated_threshold
 from diffseg.method.decide import Region, decide_images
 from diffseg.method.decision import Decision
 from diffseg.method.leaves import LeafSignals
+from diffseg.method.reference_names import SegmentNaming, naming_by
+from diffseg.method.segment_features import feature_layers
 from diffseg.method.signals import Scores, Signals
 from diffseg.method.stages import Stage, classes_to_segments, run_stages, stages_of, with_levels
 from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.text import Prompt, prompt_of_names
 from diffseg.pending import PendingBatch
+from diffseg.reference_state import References, load_references, pass_conditions
 from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, needs_text_encoders, settings_of
 from diffseg.signal_recorder import SignalRecorder
 
@@ -53,6 +56,7 @@ class Segmenter:
         naming: bool = False,
         clip: Clip | None = None,
         affinity: AffinityState | None = None,
+        references: References | None = None,
         stages: Sequence[StageName | Stage] | None = None,
         levels: bool = False,
         features: bool = False,
@@ -67,6 +71,7 @@ class Segmenter:
             naming: Whether images come with names, see `from_pretrained`.
             clip: CLIP for the stage clip.
             affinity: Learned affinity that `diffseg fit` wrote, for the stages affinity and walk.
+            references: References that `diffseg fit references` wrote, for the stage references.
             stages: The stages in order, instead of those of the setting `method`: names, or objects of your own with
                 the interface of `diffseg.method.stages.Stage`.
             levels: Whether results have levels (`diffseg.levels`), which the stage diffseg can give.
@@ -74,7 +79,7 @@ class Segmenter:
             quality: Whether results have `within_rho` and `between_rho`, see `diffseg.variants.correlation`.
 
         Raises:
-            ValueError: The settings do not fit the model, the CLIP or the affinity.
+            ValueError: The settings do not fit the model, the CLIP, the affinity or the references.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected 1 or more")
@@ -85,8 +90,8 @@ class Segmenter:
         self.tau = settings.merging.tau or checkpoint.tau
         self.timestep = checkpoint.timestep if timestep is None else timestep
         self.resolution = settings.model_input.resolution or checkpoint.resolution
-        naming_stage: StageName = "cross" if clip is None else "clip"
-        method = settings.method or (*checkpoint.method, *((naming_stage,) if naming else ()))
+        naming_stage: StageName = "references" if references else "cross" if clip is None else "clip"
+        method = settings.method or (*checkpoint.method, *((naming_stage,) if naming or references else ()))
         self.stages = stages_of(method if stages is None else stages, settings, self.tau)
         if levels:
             self.stages = with_levels(self.stages, settings)
@@ -97,6 +102,8 @@ class Segmenter:
                 "folder, hub id or URL of one (clip=…, --clip)"
             )
         self._check_affinity(affinity)
+        self.naming = self._naming_by(references)
+        self.default_prompt = None if references is None else prompt_of_names(references.names)
         self.features = features
         self.quality = quality
         for_columns = {"features": features, "variants": quality}
@@ -112,7 +119,13 @@ class Segmenter:
         # Crops read the image at twice the resolution too, which is resized on the CPU.
         self.resizes_on_device = checkpoint.vae.device.type == "cuda" and not settings.attention.crops
         self.recorder = SignalRecorder(
-            backbone, settings, timestep=self.timestep, needs=self.needs, clip=clip, affinity=affinity
+            backbone,
+            settings,
+            timestep=self.timestep,
+            needs=self.needs,
+            clip=clip,
+            affinity=affinity,
+            references=references,
         )
 
     def _check_compiled(self) -> None:
@@ -129,7 +142,9 @@ class Segmenter:
             )
         if self.needs & {"layer_output", "features"}:
             reader, instead = (
-                ("features", "leave out features") if self.features else ("ncut_on=features", "use ncut_on=attention")
+                ("features", "leave out features, and references")
+                if "features" in self.needs
+                else ("ncut_on=features", "use ncut_on=attention")
             )
             raise ValueError(
                 f"compile and {reader} exclude each other: features are read by a hook inside a layer, which compiled "
@@ -165,6 +180,19 @@ class Segmenter:
                 "parts at twice the scale on a grid twice as fine; leave out one of the two"
             )
 
+    def _naming_by(self, references: References | None) -> SegmentNaming | None:
+        """Check that references, if there are some, fit, and return what names segments by them."""
+        checkpoint, now = self.backbone.checkpoint, None
+        if references is not None:
+            now = pass_conditions(
+                model_sha256=checkpoint.sha256,
+                timestep=self.timestep,
+                resolution=self.resolution,
+                layers=feature_layers(checkpoint.unet, self.resolution),
+                conditioning=self.backbone.conditioning(self.resolution),
+            )
+        return naming_by(references, now, self.stages, self.settings.segment_names)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -180,6 +208,7 @@ class Segmenter:
         clip: str | os.PathLike[str] | None = None,
         words: Mapping[str, Sequence[str]] | None = None,
         affinity: str | os.PathLike[str] | None = None,
+        references: str | os.PathLike[str] | None = None,
         stages: Sequence[StageName | Stage] | None = None,
         levels: bool = False,
         features: bool = False,
@@ -203,6 +232,7 @@ class Segmenter:
             clip: A local folder or hub id of a CLIP, see `load_clip`.
             words: Further words for a name, by the name, for the CLIP.
             affinity: A file that `diffseg fit` wrote: of heads for stage affinity, or of features for stage walk.
+            references: The folder that `diffseg fit references` wrote, for the stage references.
             stages: The stages in order, instead of the setting `method`: names, or objects of your own with the
                 interface of `diffseg.method.stages.Stage`.
             levels: Whether results have levels (`diffseg.levels`), at which `recut` gives other label maps.
@@ -225,7 +255,7 @@ class Segmenter:
             device=device,
             dtype=getattr(torch, dtype),
             text=(
-                needs_text_encoders(resolved, naming=naming and clip is None)
+                needs_text_encoders(resolved, naming=naming and clip is None and references is None)
                 if stages is None
                 else any(stage == "cross" or "cross_attention" in getattr(stage, "needs", ()) for stage in stages)
             ),
@@ -237,6 +267,7 @@ class Segmenter:
             naming=naming,
             clip=None if clip is None else load_clip(clip, device=device, words=words),
             affinity=None if affinity is None else read_state(Path(affinity).read_bytes(), str(affinity)),
+            references=None if references is None else load_references(references),
             stages=stages,
             levels=levels,
             features=features,
@@ -272,7 +303,10 @@ class Segmenter:
         return segmentations[0] if is_single else segmentations
 
     def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> ModelInput:
-        """Fit a uint8 [H, W, 3] image into the model's square, and attach its prompt. Threads may call this at once."""
+        """Fit a uint8 [H, W, 3] image into the model's square, and attach its prompt. Threads may call this at once.
+
+        With references, an image without a prompt may show all their names.
+        """
         settings = self.settings.model_input
         sides = [self.resolution, 2 * self.resolution] if self.settings.attention.crops else [self.resolution]
         fitted = [
@@ -280,7 +314,7 @@ class Segmenter:
             for side in sides
         ]
         detail = fitted[1].pixels if len(fitted) > 1 else None
-        return dataclasses.replace(fitted[0], detail=detail, prompt=prompt)
+        return dataclasses.replace(fitted[0], detail=detail, prompt=prompt or self.default_prompt)
 
     def launch(self, inputs: Sequence[ModelInput], step: Step = no_step) -> PendingBatch:
         """Send up to `batch_size` prepared images through the model and the method.
@@ -361,6 +395,7 @@ class Segmenter:
             leaves=[of_image for of_image in leaves if of_image is not None],
             threshold=calibrated_threshold(self.tau[-1], self.settings.proposals.distance),
             features=features,
+            naming=self.naming,
             response=signals.variants if self.quality else None,
         )
 

@@ -23,14 +23,14 @@ from diffseg.component_settings import (
     WalkSettings,
 )
 
-StageName = Literal["diffseg", "ncut", "covariance", "affinity", "par", "walk", "cross", "clip"]
+StageName = Literal["diffseg", "ncut", "covariance", "affinity", "par", "walk", "cross", "clip", "references"]
 Preset = Literal["default", "paper", "google"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 PROPOSING: tuple[StageName, ...] = ("diffseg", "ncut", "covariance")
 """Stages that propose segments."""
 
-NAMING: tuple[StageName, ...] = ("cross", "clip")
+NAMING: tuple[StageName, ...] = ("cross", "clip", "references")
 """Stages that name segments."""
 
 
@@ -42,9 +42,10 @@ class SegmenterSettings:
     """Stages in order. diffseg or ncut find segments, by merging or by normalised cuts of self-attention, and
     covariance finds them by how positions respond to noise; par aligns their borders with the image; walk spreads
     scores along the attention from confident positions; affinity, which must be first, replaces the attention by
-    the affinity that `diffseg fit` learned; cross or clip name segments, by cross-attention or by a CLIP that you
-    provide, or, as the first stage, find classes. None uses the checkpoint's own stages, else diffseg, followed,
-    where names are given, by clip if there is a CLIP and else by cross."""
+    the affinity that `diffseg fit` learned; cross, clip or references name segments, by cross-attention, by a CLIP
+    that you provide or by what `diffseg fit references` learned, or, as the first stage, find classes. None uses the
+    checkpoint's own stages, else diffseg, followed, where names are given, by references or clip if there are
+    references or a CLIP and else by cross."""
     min_area: float = 0.0
     """Merge connected pieces smaller than this share of the image into the neighbour with the longest common border. 0
     keeps all pieces."""
@@ -123,7 +124,7 @@ def check_method(method: tuple[StageName, ...]) -> None:
     if any(stage in PROPOSING for stage in method[1:]) or len(set(method)) < len(method):
         raise ValueError(f"{shown}: only the first stage finds segments, and no stage can run twice")
     if sum(stage in NAMING for stage in method) > 1:
-        raise ValueError(f"{shown}: only one stage can name segments, {' or '.join(NAMING)}")
+        raise ValueError(f"{shown}: only one stage can name segments, {', '.join(NAMING[:-1])} or {NAMING[-1]}")
 
 
 _PAPER: Mapping[str, Any] = {

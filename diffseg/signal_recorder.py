@@ -23,10 +23,12 @@ from diffseg.images.canvas import ModelInput
 from diffseg.images.device_resize import squares_of
 from diffseg.method.clip_guide import guide_of_attention, guide_of_features
 from diffseg.method.proposals import aggregate_attention
+from diffseg.method.reference_names import reference_maps
 from diffseg.method.segment_features import project
 from diffseg.method.signals import Signals
 from diffseg.model.backbone import Backbone, Step
 from diffseg.model.text import Prompt
+from diffseg.reference_state import References
 from diffseg.settings import SegmenterSettings
 from diffseg.variants.record import VariantResponse, record_variants
 
@@ -61,6 +63,7 @@ class SignalRecorder:
         needs: frozenset[str],
         clip: Clip | None = None,
         affinity: AffinityState | None = None,
+        references: References | None = None,
     ) -> None:
         """Prepare a recorder.
 
@@ -71,6 +74,7 @@ class SignalRecorder:
             needs: Signals that the stages of the run need.
             clip: CLIP that computes the signal `clip`.
             affinity: State of learned affinity, as `diffseg fit` wrote it.
+            references: References of names, for the signal `references`.
         """
         self.backbone = backbone
         self.settings = settings
@@ -78,6 +82,7 @@ class SignalRecorder:
         self.needs = needs
         self.clip = clip
         self.affinity = affinity
+        self.references = references
 
     @torch.inference_mode()
     def record(self, inputs: Sequence[ModelInput], batch_size: int, step: Step) -> Signals:
@@ -105,6 +110,11 @@ class SignalRecorder:
                 probabilities = self._clip_probabilities(pixels, [prompt.names for prompt in _prompts(padded)], guide)
         has_names = recorded.cross_attention is not None or probabilities is not None
         counts = torch.tensor([len(prompt.names) for prompt in _prompts(padded)]) if has_names else None
+        features = project(recorded.features) if recorded.features and "features" in self.needs else None
+        maps = None
+        if self.references is not None and features is not None and "references" in self.needs:
+            with step("name"):
+                maps = reference_maps(features, self.references, [prompt.names for prompt in _prompts(padded)])
         signals = Signals(
             pixels=pixels,
             grid=grid,
@@ -114,7 +124,9 @@ class SignalRecorder:
             clip_probabilities=probabilities,
             name_counts=None if counts is None else to_device(counts, aggregated.device),
             background_words=len(self.settings.segment_names.background_words) if has_names else 0,
-            features=project(recorded.features) if recorded.features and "features" in self.needs else None,
+            features=features,
+            reference_maps=maps,
+            references_background=self.references is not None and self.references.has_background,
             affinity=recorded.affinity,
             layer_output=recorded.layer_output,
             variants=variants,

@@ -55,6 +55,9 @@ class LabelSettings:
     network: str | None = None
     """MODEL of `diffseg train`, a folder or URL: the network that was trained there labels the images instead of a
     Stable Diffusion model, with the names of its classes."""
+    references: str | None = None
+    """STATE of `diffseg fit references`, a folder or URL, for the stage references. Its names are those that segments
+    may get, unless --names lists some of them."""
     dtype: Dtype | Literal["auto"] = "float32"
     """Type of the model's weights. Attention is always float32. Where a model has files in several precisions, only
     those that suit this type are fetched and read. auto is the type of the run in OUT if there is one, else float32 on
@@ -111,7 +114,9 @@ class LabelSettings:
 
     def _check_network(self, network: str) -> None:
         """Refuse settings of a Stable Diffusion model and of the method, which would have no effect."""
-        given = [name for name in ("revision", "vae", "clip", "affinity") if getattr(self, name) is not None]
+        given = [
+            name for name in ("revision", "vae", "clip", "affinity", "references") if getattr(self, name) is not None
+        ]
         given += ["model"] * (self.model not in (LabelSettings.model, network))
         given += ["dtype"] * (self.dtype not in ("auto", "float32"))
         method, default = self.method.flat(), SegmenterSettings().flat()
@@ -130,10 +135,11 @@ class LabelSettings:
                 f"method {','.join(stages)}, clip {self.clip and redact(self.clip)}: the stage clip needs a CLIP; "
                 "give both, the stage and its checkpoint (a folder, hub id or URL), or neither"
             )
+        self._check_references()
         if self.clip is not None and not self.naming:
             raise ValueError(f"clip {redact(self.clip)} names segments: give names, or a caption field")
         names_segments = stages is not None and any(stage in NAMING for stage in stages)
-        if stages is not None and names_segments and not self.naming:
+        if stages is not None and names_segments and not self.naming and self.references is None:
             raise ValueError(f"method {','.join(stages)} names segments: give names, or a caption field")
         if stages is not None and self.naming and not names_segments:
             raise ValueError(
@@ -145,6 +151,21 @@ class LabelSettings:
         if naming.background_words and naming.prompt == "names" and self.clip is None:
             raise ValueError(
                 "background words stand beside the names: expected prompt empty or caption as well, or a CLIP"
+            )
+
+    def _check_references(self) -> None:
+        stages, given = self.method.method, self.references is not None
+        if stages is not None and ("references" in stages) != given:
+            raise ValueError(
+                f"method {','.join(stages)}, references {self.references and redact(self.references)}: the stage "
+                "references needs the STATE of `diffseg fit references`; give both or neither"
+            )
+        if given and self.clip is not None:
+            raise ValueError("clip and references both name segments: give one of them")
+        if given and self.method.segment_names.background_words:
+            raise ValueError(
+                "background words are no references, so they would have no effect: leave them out, and use "
+                "`diffseg fit references --background`"
             )
 
     def plain(self) -> dict[str, Any]:
@@ -160,7 +181,7 @@ class LabelSettings:
             plain["edges"] = 2
         if self.affinity is not None and self.method.attention.flip:
             plain["mirrored_affinity"] = 1  # earlier versions did not mirror it, and gave other labels
-        for name in ("key_field", "network", "levels", "features", "quality"):
+        for name in ("key_field", "network", "references", "levels", "features", "quality"):
             if plain[name] in (None, False):
                 del plain[name]  # so that runs from before this setting keep their fingerprint
         return plain

@@ -17,7 +17,9 @@ from diffseg.attention.maps import CrossAttention, Grid
 from diffseg.method.leaves import LeafSignals
 from diffseg.variants.record import VariantResponse
 
-Need = Literal["self_attention", "cross_attention", "clip", "affinity", "features", "layer_output", "variants"]
+Need = Literal[
+    "self_attention", "cross_attention", "clip", "affinity", "features", "layer_output", "variants", "references"
+]
 """A signal that a stage cannot run without."""
 
 
@@ -36,6 +38,9 @@ class Signals:
         name_counts: int64 [B], the number of names of each image.
         background_words: W, how many of the last maps belong to background words and not to names.
         features: float16 [B, E, h', w'], features of positions, see `diffseg.method.segment_features`.
+        reference_maps: float32 [B, T, h', w'], the cosine of each position with the nearest reference of each name, 0
+            where it is negative; the last map is that of the background if the references have one.
+        references_background: Whether they have one.
         affinity: Learned affinity, if a file of it was given.
         layer_output: Output of one self-attention layer, see `diffseg.attention.layer_output`.
         variants: How positions respond to noise.
@@ -50,6 +55,8 @@ class Signals:
     name_counts: torch.Tensor | None = None
     background_words: int = 0
     features: torch.Tensor | None = None
+    reference_maps: torch.Tensor | None = None
+    references_background: bool = False
     affinity: Affinity | None = None
     layer_output: LayerOutput | None = None
     variants: VariantResponse | None = None
@@ -67,6 +74,8 @@ class Signals:
             name_counts=None if self.name_counts is None else self.name_counts[part],
             background_words=self.background_words,
             features=None if self.features is None else self.features[part],
+            reference_maps=None if self.reference_maps is None else self.reference_maps[part],
+            references_background=self.references_background,
             affinity=self.affinity and self.affinity.of_images(start, stop),
             layer_output=self.layer_output and self.layer_output.of_images(start, stop),
             variants=self.variants and self.variants.of_images(start, stop),

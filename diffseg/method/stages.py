@@ -36,6 +36,7 @@ TIMER_NAMES = {
     "par": "refine",
     "cross": "name",
     "clip": "name",
+    "references": "name",
 }
 """Names of the stages in timings, where they differ from the names in the settings."""
 
@@ -194,6 +195,31 @@ class ClipNames:
         return name_proposals(maps, signals.name_counts, scores, settings, signals.background_words)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReferenceNames:
+    """Stage references: names of segments by references that were learned from many images, or classes by them alone.
+
+    Features of segments are means over the finished label map. Segments are therefore named when that exists, see
+    `diffseg.method.reference_names`, as `diffseg name` does it. As the first stage, each name is a class (ReCo; Shin et
+    al., NeurIPS 2022, section 3).
+    """
+
+    name: StageName = "references"
+    needs: frozenset[Need] = frozenset({"features"})
+
+    def run(self, signals: Signals, scores: Scores | None) -> Scores:
+        """Propose classes, or return the scores unchanged."""
+        if scores is not None:
+            return scores
+        if signals.reference_maps is None:
+            raise ValueError("stage references finds classes, but no references were given")
+        maps = signals.reference_maps
+        names = torch.arange(maps.shape[1], device=maps.device)
+        if signals.references_background:
+            names[-1] = BACKGROUND_INDEX
+        return Scores(maps=maps, names=names.expand(len(maps), -1))
+
+
 def name_proposals(
     maps: torch.Tensor,
     counts: torch.Tensor,
@@ -247,6 +273,9 @@ def stages_of(stages: Sequence[StageName | Stage], settings: SegmenterSettings, 
     if isinstance(stages[0], str) and stages[0] not in (*PROPOSING, *NAMING, "affinity"):
         raise ValueError(f"stage {stages[0]} finds no segments, so it cannot be the first stage")
     resolved = [stage_of(stage, settings, tau) if isinstance(stage, str) else stage for stage in stages]
+    first = next(place for place, stage in enumerate([*resolved, None]) if getattr(stage, "name", "") != "affinity")
+    if first < len(resolved) and isinstance(classes := resolved[first], ReferenceNames):
+        resolved[first] = replace(classes, needs=classes.needs | {"references"})
     for stage in resolved:
         if not all(hasattr(stage, attribute) for attribute in ("name", "needs", "run")):
             raise ValueError(
@@ -280,6 +309,8 @@ def stage_of(name: StageName, settings: SegmenterSettings, tau: tuple[float, ...
             return CrossNames(settings=settings.segment_names)
         case "clip":
             return ClipNames(settings=settings.segment_names, clip=settings.clip)
+        case "references":
+            return ReferenceNames()
     raise ValueError(f"stage {name!r} is unknown")
 
 

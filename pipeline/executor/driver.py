@@ -21,6 +21,7 @@ from pipeline.output.manifest import Manifest, check_same_run, read_manifest
 from pipeline.readers.find import SourceFiles, find_files, shards_of
 from pipeline.readers.samples import Shard
 from pipeline.readers.sources import redacted_source
+from pipeline.references.state import load_references, with_references
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import SourceError, Storage
 from pipeline.weights import find_affinity, find_weights
@@ -62,7 +63,7 @@ def label_run(
     """
     source_storage = Storage(url=".", options=source_options, retry_timeout=run.store_timeout)
     target = Storage(url=out, options=out_options, retry_timeout=run.store_timeout)
-    settings = with_network(settings, source_storage)
+    settings = with_references(with_network(settings, source_storage), source_storage)
     before = None if run.overwrite else read_manifest(target)  # before SRC is listed, as `take_over` requires
     settings = with_dtype_of_run(settings, before)
     files, shards = _find_shards(source, source_storage, target, settings, strict=run.strict)
@@ -105,7 +106,7 @@ def _find_shards(
 def check_settings(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
     """Refuse a run with other settings before a model is loaded. The model's files are compared later."""
     same_model = {name: before.settings[name] for name in ("model", "revision")}
-    for part in ("vae", "clip", "affinity", "network"):
+    for part in ("vae", "clip", "affinity", "references", "network"):
         if getattr(settings, part) is not None and before.settings.get(part) is not None:
             same_model[part] = before.settings[part]
     plain = settings.plain() | same_model
@@ -113,10 +114,14 @@ def check_settings(before: Manifest, source: str, settings: LabelSettings, out: 
 
 
 def check_model(before: Manifest, job: Job) -> None:
-    """Refuse a run with another model or affinity if nothing is left to label, since no worker compares them then."""
+    """Refuse a run with another model or another state if nothing is left to label: no worker compares them then."""
     affinity = job.settings.affinity
     if affinity is not None and affinity != before.settings.get("affinity"):
         resolved = {**before.resolved, "affinity": find_affinity(affinity, job.source).sha256}
+        check_same_run(before, dataclasses.replace(before, resolved=resolved, fingerprint="unknown"), job.out)
+    references = job.settings.references
+    if references is not None and references != before.settings.get("references"):
+        resolved = {**before.resolved, "references": load_references(job.source.at(references)).sha256}
         check_same_run(before, dataclasses.replace(before, resolved=resolved, fingerprint="unknown"), job.out)
     if job.settings.network is not None:
         model_sha256 = network_sha256(job.source.at(job.settings.network))

@@ -59,9 +59,11 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
     from diffseg.model.backbone import Backbone
     from diffseg.model.files import with_digest
     from pipeline.readers.names import NameReader
+    from pipeline.references.state import load_references
 
     checkpoint, clip = _load_parts(weights, settings, job.worker.device)
     affinity = None if settings.affinity is None else find_affinity(settings.affinity, job.source)
+    references = None if settings.references is None else load_references(job.source.at(settings.references))
     keep_freed_memory()
     segmenter = Segmenter(
         Backbone(checkpoint, compile=job.worker.compile),
@@ -69,6 +71,7 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
         naming=bool(settings.naming),
         clip=clip,
         affinity=affinity,
+        references=references,
         levels=settings.levels,
         features=settings.features,
         quality=settings.quality,
@@ -79,10 +82,14 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
         "resolution": segmenter.resolution,
         "method": list(segmenter.method),
     } | ({"affinity": affinity.sha256} if affinity else {})
+    if references is not None:
+        resolved["references"] = references.sha256
     if conditioning := segmenter.backbone.conditioning(segmenter.resolution):
         resolved["conditioning"] = conditioning
     if segmenter.features:
         resolved["features"] = feature_layers(checkpoint.unet, segmenter.resolution)
+        if clip is not None:  # the model_sha256 of such a run is that of both models, and features depend on one
+            resolved["checkpoint_sha256"] = checkpoint.sha256
     if "ncut" in segmenter.method:
         resolved["ncut"] = "k-way"  # earlier versions cut in two, again and again
     environment = {"attention": segmenter.backbone.recorder.backend.name}
@@ -128,7 +135,9 @@ def _load_parts(weights: Weights, settings: LabelSettings, device: str) -> tuple
             vae=weights.vae,
             device=device,
             dtype=getattr(torch, settings.known_dtype),
-            text=needs_text_encoders(settings.method, naming=bool(settings.naming) and weights.clip is None),
+            text=needs_text_encoders(
+                settings.method, naming=bool(settings.naming) and weights.clip is None and settings.references is None
+            ),
         )
         return checkpoint, None if weights.clip is None else load_clip(
             weights.clip, device=device, words=settings.naming.name_words

@@ -28,12 +28,12 @@ class RenameSettings(RewriteSettings):
     """What determines the names of a run that was named by references.
 
     Attributes:
-        references: The references.
+        learned: The references.
         own_names: Whether a segment gets only a name that the labels or the caption of its sample list.
         background_below: Segments with a lower score are background, 0 to 1.
     """
 
-    references: References
+    learned: References
     own_names: bool = False
     background_below: float = 0.0
     name: ClassVar[str] = "named"
@@ -42,13 +42,13 @@ class RenameSettings(RewriteSettings):
     def change(self) -> dict[str, Any]:
         """Return the digest of the references, and how they are used."""
         used = {"own_names": self.own_names, "background_below": self.background_below}
-        return {"references": self.references.sha256} | used
+        return {"references": self.learned.sha256} | used
 
     def replaced(self) -> dict[str, Any]:
         """Return the names of the references as the run's vocabulary, which class ids refer to."""
         naming = self.origin.settings.get("naming", {})
         fields = {name: value for name, value in naming.items() if name in ("labels_field", "caption_field")}
-        return {"naming": fields | {"names": list(self.references.names)}}
+        return {"naming": fields | {"names": list(self.learned.names)}}
 
     def columns(self, columns: Sequence[str]) -> Sequence[str]:
         """Return the columns that must be read."""
@@ -60,9 +60,9 @@ class RenameSettings(RewriteSettings):
         if own is None:
             given: list[tuple[str | None, float]] = [(None, 0.0)] * len(features)
         else:
-            given = self.references.name_segments(features, own, background_below=self.background_below)
+            given = self.learned.name_segments(features, own, background_below=self.background_below)
         segments = [
-            {**segment, "name": name, "name_score": score, "class_id": class_id(name, self.references.names)}
+            {**segment, "name": name, "name_score": score, "class_id": class_id(name, self.learned.names)}
             for segment, (name, score) in zip(row["segments"], given, strict=True)
         ]
         return {"segments": segments}
@@ -70,7 +70,7 @@ class RenameSettings(RewriteSettings):
     def _own_names(self, row: Mapping[str, Any]) -> Sequence[str] | None:
         """Return the names that segments of a row may get; None if the row does not say."""
         if not self.own_names:
-            return self.references.names
+            return self.learned.names
         sample = Sample(index=row["index"], key=row["key"], image=None, meta=row["meta"])
         try:
             return self._reader(sample).names
@@ -80,7 +80,7 @@ class RenameSettings(RewriteSettings):
     @cached_property
     def _reader(self) -> NameReader:
         """What reads names from samples, as when the references were learned."""
-        return NameReader(NameSettings(**self.references.settings["naming"]))
+        return NameReader(NameSettings(**self.learned.settings["naming"]))
 
 
 def rename_run(
@@ -124,7 +124,7 @@ def rename_run(
     _check_bound(learned, origin, source.redacted)
     formats: Any = origin.settings.get("format", "parquet") if format is None else format
     settings = RenameSettings(
-        origin=origin, references=learned, own_names=own_names, background_below=background_below, format=formats
+        origin=origin, learned=learned, own_names=own_names, background_below=background_below, format=formats
     )
     naming = NameSettings(**learned.settings["naming"])
     if own_names and naming.labels_field is None and naming.caption_field is None:

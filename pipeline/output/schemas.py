@@ -96,6 +96,7 @@ class SettingsSchema(Struct, frozen=True, kw_only=True):
     clip: str | None = None
     affinity: str | None = None
     network: str | None = None
+    references: str | None = None
     key_field: str | None = None
     dtype: str = "float32"
     method: dict[str, Any] = {}
@@ -113,6 +114,7 @@ class ResolvedSchema(Struct, frozen=True, kw_only=True):
     tau: list[float] = []
     method: list[str] = []
     affinity: str = ""
+    references: str = ""
 
 
 class ShardInFlightSchema(Struct, forbid_unknown_fields=True, frozen=True):
@@ -178,7 +180,7 @@ class NetworkSchema(Struct, frozen=True):
     size: Annotated[int, Meta(ge=32, le=16_384, multiple_of=32)]
     width: Annotated[int, Meta(ge=8, le=4096, multiple_of=8)] = 24
     class_names: list[str] = []
-    network: Literal["unet", "segformer", "dinov2-linear", "denseclip"] = "unet"
+    network: Literal["unet", "segformer", "dinov2-linear", "vit", "denseclip"] = "unet"
     text_model: str | None = None
     text_sha256: str | None = None
 

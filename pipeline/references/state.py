@@ -8,17 +8,20 @@ STATE/report.json              the report, written last
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffseg.reference_state import References, pass_conditions, read_references
+from diffseg.reference_state import FILE_NAME, References, pass_conditions, read_references
 from pipeline.bounded_json import read_bounded
 from pipeline.output.manifest import Manifest
 from pipeline.output.schemas import DOCUMENT_BYTES, parse_object
-from pipeline.storage import SourceError, Storage
+from pipeline.readers.samples import shorten
+from pipeline.settings import LabelSettings
+from pipeline.storage import SourceError, Storage, redact
 
-REFERENCES, RETRIEVAL, REPORT = "references.safetensors", "retrieval.parquet", "report.json"
+REFERENCES, RETRIEVAL, REPORT = FILE_NAME, "retrieval.parquet", "report.json"
 MOST_BYTES = 2**30
 """Largest file of references that is read."""
 
@@ -71,6 +74,29 @@ def load_references(state: Storage) -> References:
         raise SourceError(
             f"{state.redacted}: expected the STATE of `diffseg fit references`, a folder ({error})"
         ) from error
+
+
+def with_references(settings: LabelSettings, store: Storage) -> LabelSettings:
+    """Return the settings of a run with the names of the references that name its segments, if references do.
+
+    Args:
+        settings: The settings that the user gave.
+        store: Options for the store of the references.
+
+    Raises:
+        SourceError: There are no references.
+        ValueError: A name that segments may get has no reference.
+    """
+    if settings.references is None:
+        return settings
+    known = load_references(store.at(settings.references)).names
+    names = settings.naming.names or known
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"name {shorten(unknown[0], 100)!r}: has no reference in {redact(settings.references)}, which has those of "
+            f"{shorten(', '.join(known), 300)}"
+        )
+    return dataclasses.replace(settings, naming=dataclasses.replace(settings.naming, names=names))
 
 
 def read_report(state: Storage) -> ReferenceReport | None:

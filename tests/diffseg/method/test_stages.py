@@ -33,6 +33,7 @@ STAGES: dict[StageName, dict[str, Any]] = {
     "walk": {},
     "cross": {},
     "clip": {"clip_denoise": 0.1},
+    "references": {},
 }
 """Every stage, with settings for a small example of it."""
 
@@ -66,6 +67,7 @@ def example_signals(seed: int = 0) -> Signals:
         cross_attention=CrossAttention(maps={(SIDE, SIDE): name_maps}, layers={(SIDE, SIDE): 1}),
         clip_probabilities=probabilities,
         name_counts=torch.tensor(NAME_COUNTS),
+        reference_maps=probabilities.clone(),
         affinity=Affinity(grid=(SIDE // 2, SIDE // 2), dense=torch.rand(3, 36, 36, generator=generator)),
         variants=VariantResponse(
             units=torch.nn.functional.normalize(responses, dim=2),
@@ -148,7 +150,7 @@ def test_a_naming_stage_proposes_classes_if_it_is_the_first(name: StageName) -> 
 @pytest.mark.parametrize("name", [name for name in STAGES if name in NAMING])
 def test_a_naming_stage_without_names_is_refused(name: StageName) -> None:
     signals = example_signals()
-    signals.cross_attention = signals.clip_probabilities = signals.name_counts = None
+    signals.cross_attention = signals.clip_probabilities = signals.name_counts = signals.reference_maps = None
     with pytest.raises(ValueError, match=f"stage {name}"):
         stage_named(name).run(signals, None)
 
