@@ -1,4 +1,4 @@
-"""The network that is trained: the small one of this program, or one of transformers, with or without given weights."""
+"""The network that is trained: one of this program, or one of transformers, with or without given weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 BACKBONE_FILES = ModelFiles(
-    library="transformers", parts=(Part(files=("config.json",), weights="model"),), main_folders=("",)
+    library="transformers",
+    parts=(Part(files=("config.json", "preprocessor_config.json"), weights="model"),),
+    main_folders=("",),
 )
-"""The files that are read of a model of transformers: its configuration, and safetensors."""
+"""The files that are read of a model of transformers or timm: its configurations, and safetensors."""
 
 
 def create_network(
@@ -26,7 +28,7 @@ def create_network(
     Weights that no file has are drawn from torch's generator.
 
     Args:
-        name: unet, segformer or dinov2-linear.
+        name: unet, segformer, dinov2-linear or vit.
         dimensions: Number of outputs at each position.
         width: Channels of the finest level of unet.
         class_names: Name of each output; empty if the outputs are no classes.
@@ -41,6 +43,11 @@ def create_network(
 
         return SegmentationNetwork(width=width, dimensions=dimensions), {"width": width}
     plain, weights = ({}, None) if backbone is None else find_backbone(backbone)
+
+    if name == "vit":
+        from pipeline.networks.vit_files import new_vit
+
+        return new_vit(plain, weights, dimensions)
 
     from pipeline.networks import library_files  # which imports transformers and takes seconds
 

@@ -44,7 +44,7 @@ def save_network(model: Storage, network: nn.Module, config: Mapping[str, Any]) 
 
     `SegformerForSemanticSegmentation.from_pretrained(MODEL)` reads a SegFormer too, and its image processor.
     """
-    if config.get("network", "unet") == "unet" or config.get("text_model"):
+    if config.get("network", "unet") in ("unet", "vit") or config.get("text_model"):
         from safetensors.torch import save
 
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -90,6 +90,10 @@ def load_network(model: Storage, names: Sequence[str] = ()) -> tuple[nn.Module, 
 
             network = SegmentationNetwork(width=config["width"], dimensions=config["dimensions"])
             network.load_state_dict(load(weights))
+        elif config["network"] == "vit":
+            from pipeline.networks import vit_files
+
+            network = vit_files.from_bytes(config, weights)
         else:
             from pipeline.networks import library_files  # which imports transformers and takes seconds
 

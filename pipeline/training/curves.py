@@ -16,6 +16,11 @@ LABELS = {
     "loss": "loss",
     "same": "|cosine| in a segment",
     "other": "|cosine| across",
+    "classes": "classes",
+    "ptc": "patch token contrast",
+    "ctc": "class token contrast",
+    "affinity": "affinity",
+    "segmentation": "segmentation",
 }
 """Labels of the plotted values, by their names in a record."""
 

@@ -164,7 +164,15 @@ class LabelDataset(IterableDataset):
         if self._share_batches:
             shuffled = self._own_parts(shuffled)
         for tiles in islice(shuffled, batches * self._batch_size, None):
-            yield decode_sample(tiles, self.settings, self._epoch)
+            sample = decode_sample(tiles, self.settings, self._epoch)
+            if self.settings.image_classes:
+                sample["present"] = self._present(tiles)
+            yield sample
+
+    def _present(self, tiles: Tiles) -> torch.Tensor:
+        """Return which classes the whole images of a sample show, uint8 [C], without the background."""
+        shown = {class_id for encoded in tiles.samples for class_id in encoded.targets.values()}
+        return torch.tensor([number in shown for number in range(1, self.classes)], dtype=torch.uint8)
 
     def _row_ranges(self, worker: int, workers: int) -> list[_RowRange]:
         """Return the part of the epoch that this worker reads."""

@@ -15,18 +15,24 @@ from pipeline.training.settings import DatasetSettings
 from pipeline.training.splice import EncodedSample, Tiles
 
 
-class TrainingSample(TypedDict):
+class _ImageAndMask(TypedDict):
+    key: str
+    image: torch.Tensor
+    mask: torch.Tensor
+
+
+class TrainingSample(_ImageAndMask, total=False):
     """One sample of a `LabelDataset`.
 
     Attributes:
         key: Key of the sample.
         image: uint8 [3, size, size].
         mask: int64 [size, size], segment or class ids, and the ignore index.
+        present: Only with `DatasetSettings.image_classes`: uint8 [C], 1 for the classes that the whole image shows,
+            without the background.
     """
 
-    key: str
-    image: torch.Tensor
-    mask: torch.Tensor
+    present: torch.Tensor
 
 
 def decode_sample(tiles: Tiles, settings: DatasetSettings, epoch: int) -> TrainingSample:

@@ -8,9 +8,7 @@ from typing import Any, Literal, get_args
 
 from diffseg.levels import Cut
 from pipeline.output.selection import RowSelection
-from pipeline.training.recipes.settings import IGNORE_INDEX, NetworkName, RecipeName, RecipeSettings, Target
-
-__all__ = ["IGNORE_INDEX", "NetworkName", "RecipeName", "Target"]
+from pipeline.training.recipes.settings import FROM_IMAGES, IGNORE_INDEX, RecipeSettings, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +61,8 @@ class DatasetSettings:
     """What masks hold. segments: segment ids, which mean something within their image only. classes: class ids, for a
     run with names: 0 is the background, and 1, 2, … are the names in run.json in their order. Segments between the two
     name thresholds are ignored."""
+    image_classes: bool = False
+    """Also yield which classes each image shows, from the names of its used segments, for target `classes`."""
     rows: RowFilter = field(default_factory=RowFilter)
     """Which rows and which segments are used."""
     level: Cut | None = None
@@ -87,6 +87,13 @@ def check_splice(splice: int, share: float, size: int) -> None:
     """Raise ValueError for grids that do not fit into a sample of `size` x `size` pixels, or for a wrong share."""
     if not 1 <= splice <= size or not 0 <= share <= 1:
         raise ValueError(f"splice {splice}, share {share}: expected 1 to {size} tiles, and a share from 0 to 1")
+
+
+ADDED_LATER = (
+    *("recipe", "pixel_targets", "ptc_weight", "ctc_weight", "text_model"),
+    *("network", "backbone", "splice", "splice_share"),
+)
+"""Settings that train.json leaves out where they have their defaults, so that trainings from before them continue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +123,9 @@ class TrainSettings(RecipeSettings):
     def plain(self) -> dict[str, Any]:
         """Return the settings as train.json holds them."""
         plain = asdict(self)
-        for name in ("recipe", "text_model", "network", "backbone", "splice", "splice_share"):
+        for name in ADDED_LATER:
             if plain[name] == getattr(TrainSettings, name):
-                del plain[name]  # so that a training from before these settings continues
+                del plain[name]
         return plain
 
     def dataset(self, selection: RowSelection) -> DatasetSettings:
@@ -131,6 +138,7 @@ class TrainSettings(RecipeSettings):
             rows=rows,
             splice=self.splice,
             splice_share=self.splice_share,
+            image_classes=self.recipe in FROM_IMAGES,
         )
 
 

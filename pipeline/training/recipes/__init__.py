@@ -42,6 +42,14 @@ def create_recipe(settings: RecipeSettings, class_names: Sequence[str]) -> Recip
         from pipeline.training.recipes.maskclip import MaskClipRecipe
 
         return MaskClipRecipe(settings, class_names)
+    if settings.recipe == "afa":
+        from pipeline.training.recipes.afa import Afa
+
+        return Afa(settings, class_names)
+    if settings.recipe == "toco":
+        from pipeline.training.recipes.toco import Toco
+
+        return Toco(settings, class_names)
     from pipeline.training.recipes.plain import Plain
 
-    return {"plain": Plain}[settings.recipe](settings, class_names)
+    return Plain(settings, class_names)
