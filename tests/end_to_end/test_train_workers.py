@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,12 @@ from diffseg.segmentation import BACKGROUND
 from pipeline.training import on_ray
 
 FLAGS = ("--target", "classes", "--size", "32", "--width", "8", "--steps", "6", "--save-every", "1")
+TWO_WORKERS = ("--workers", "2", "--batch-size", "2")
 PAUSED_STEP = 3
 
-pytestmark = [
-    pytest.mark.usefixtures("local_ray"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning", "ignore::FutureWarning"),
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:ray", "ignore::ResourceWarning", "ignore::FutureWarning"
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,34 +47,16 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_workers(out: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return MODEL of an undisturbed training on two workers; read-only."""
-    model = tmp_path_factory.mktemp("model")
-    assert jobs.train.main([str(out), str(model), *FLAGS, "--workers", "2", "--batch-size", "2"]) == 0
-    return model
+def killed(
+    out: Path, object_store: ObjectStore, local_ray: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[tuple[int, int]]]:
+    """Train on two workers, with MODEL on an S3 server, and kill the worker of rank 1 once, after a step.
 
-
-def losses(metrics: bytes) -> list[float]:
-    return [record["loss"] for record in json.loads(metrics)["history"]]
-
-
-def test_two_workers_have_the_losses_of_one_with_the_same_images_in_each_step(
-    out: Path, two_workers: Path, tmp_path: Path
-) -> None:
-    one = tmp_path / "one"
-    assert jobs.train.main([str(out), str(one), *FLAGS, "--no-ray", "--batch-size", "4"]) == 0
-    expected = losses((one / "metrics.json").read_bytes())
-    assert losses((two_workers / "metrics.json").read_bytes()) == pytest.approx(expected, rel=1e-4)
-    assert json.loads((two_workers / "metrics.json").read_text())["images"] == 24
-
-
-def test_a_killed_worker_changes_neither_the_network_nor_its_losses(
-    out: Path, two_workers: Path, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MODEL is on an S3 server. The worker of rank 1 pauses after a step, once, until it is killed."""
-    diary, environment = tmp_path / "diary", object_store.environment()
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    Returns:
+        A copy of MODEL, read-only, and the steps of rank 1, each after the id of the process that made it.
+    """
+    folder = tmp_path_factory.mktemp("killed")
+    diary, environment = folder / "diary", object_store.environment()
 
     def worker(config: dict[str, Any]) -> None:
         import time
@@ -90,15 +74,29 @@ def test_a_killed_worker_changes_neither_the_network_nor_its_losses(
                     with diary.open("a") as file:
                         file.write(f"{os.getpid()} {record['step']}\n")
                     while record["step"] == PAUSED_STEP and len({line.split()[0] for line in diary.open()}) == 1:
-                        time.sleep(0.05)
+                        time.sleep(0.05)  # until it is killed
 
             return train(*args, on_record=pause, **options)
 
         on_ray.train = train_with_a_pause
         on_ray._train_worker(config)
 
-    monkeypatch.setattr(on_ray, "_train_worker", worker)
-    url, ended = f"s3://{LABELS}/{tmp_path.name}/model", threading.Event()
+    url = f"s3://{LABELS}/{folder.name}/model"
+    with pytest.MonkeyPatch.context() as patch, killing(diary):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(on_ray, "_train_worker", worker)
+        assert jobs.train.main([str(out), url, *FLAGS, *TWO_WORKERS]) == 0
+    object_store.download(LABELS, f"{folder.name}/model", folder / "model")
+    assert not object_store.unfinished_uploads(LABELS, url)
+    lines = [line.split() for line in diary.read_text().splitlines()]
+    return folder / "model", [(int(process), int(step)) for process, step in lines]
+
+
+@contextmanager
+def killing(diary: Path) -> Iterator[None]:
+    """While the block lasts, kill the process that has written the line of `PAUSED_STEP`, once."""
+    ended = threading.Event()
 
     def kill() -> None:
         while not ended.wait(0.05):
@@ -107,19 +105,42 @@ def test_a_killed_worker_changes_neither_the_network_nor_its_losses(
                 os.kill(int(lines[-1].split()[0]), signal.SIGKILL)
                 return
 
-    killer = threading.Thread(target=kill)
-    killer.start()
+    thread = threading.Thread(target=kill)
+    thread.start()
     try:
-        assert jobs.train.main([str(out), url, *FLAGS, "--workers", "2", "--batch-size", "2"]) == 0
+        yield
     finally:
         ended.set()
-        killer.join()
-    steps = [tuple(map(int, line.split())) for line in diary.read_text().splitlines()]
-    before, after = ([step for pid, step in steps if (pid == steps[0][0]) == first] for first in (True, False))
-    assert before == [1, 2, 3]
-    assert after in ([3, 4, 5, 6], [4, 5, 6]), "the training did not continue from its last checkpoint"
-    object_store.download(LABELS, f"{tmp_path.name}/model", tmp_path / "model")
+        thread.join()
+
+
+def losses(model: Path) -> list[float]:
+    return [record["loss"] for record in json.loads((model / "metrics.json").read_text())["history"]]
+
+
+def test_the_training_continues_from_its_last_checkpoint_in_the_store(
+    killed: tuple[Path, list[tuple[int, int]]],
+) -> None:
+    model, diary = killed
+    first = diary[0][0]
+    assert [step for process, step in diary if process == first] == [1, 2, PAUSED_STEP]
+    assert [step for process, step in diary if process != first] in ([3, 4, 5, 6], [4, 5, 6])
+    assert {"model.safetensors", "config.json", "metrics.json"} <= {path.name for path in model.iterdir()}
+
+
+def test_two_workers_of_which_one_is_killed_have_the_losses_of_one_with_as_many_images_in_each_step(
+    out: Path, killed: tuple[Path, list[tuple[int, int]]], tmp_path: Path
+) -> None:
+    assert jobs.train.main([str(out), str(tmp_path), *FLAGS, "--no-ray", "--batch-size", "4"]) == 0
+    assert losses(killed[0]) == pytest.approx(losses(tmp_path), rel=1e-4)
+    assert json.loads((killed[0] / "metrics.json").read_text())["images"] == 24
+
+
+@pytest.mark.cluster
+def test_a_killed_worker_leaves_the_bytes_of_an_undisturbed_training(
+    out: Path, killed: tuple[Path, list[tuple[int, int]]], tmp_path: Path
+) -> None:
+    assert jobs.train.main([str(out), str(tmp_path), *FLAGS, *TWO_WORKERS]) == 0
     for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "model" / name).read_bytes() == (two_workers / name).read_bytes()
-    assert losses((tmp_path / "model/metrics.json").read_bytes()) == losses((two_workers / "metrics.json").read_bytes())
-    assert not object_store.unfinished_uploads(LABELS, url)
+        assert (killed[0] / name).read_bytes() == (tmp_path / name).read_bytes()
+    assert losses(killed[0]) == losses(tmp_path)

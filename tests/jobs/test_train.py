@@ -154,15 +154,6 @@ def test_a_worker_on_ray_trains_the_same_network(
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
 
 
-@pytest.mark.cluster
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning", "ignore::FutureWarning")
-def test_two_workers_on_ray_share_the_images(run_folder: Path, tmp_path: Path, local_ray: None) -> None:
-    assert train(run_folder, tmp_path / "two", "--workers", "2") == 0
-    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert metrics["images"] == 48
-    assert [record["step"] for record in metrics["history"]] == list(range(1, 13))
-
-
 def test_classes_are_learned_from_a_run_with_names(run_folder: Path, tmp_path: Path) -> None:
     """Images are light boxes on a dark background, and the segment without a name is ignored."""
     rng = np.random.default_rng(0)
