@@ -82,11 +82,11 @@ class BesideProcessor:
         if self.is_last:
             raise PassComplete
         # A compiler finds by itself that the same projection is computed twice.
-        layer: Any = attn if torch.compiler.is_compiling() else _LayerWithQueries(attn, projected)
+        layer: Any = attn if torch.compiler.is_compiling() else LayerWithQueries(attn, projected)
         return self.processor(layer, hidden_states, *arguments, **options)
 
 
-class _LayerWithQueries:
+class LayerWithQueries:
     """An attention layer whose queries are known already, as its own processor sees it."""
 
     def __init__(self, attn: Attention, queries: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffseg.attention.name_context import NameContext
 from diffseg.devices import to_device
 from diffseg.generation.masks import MaskMaker
 from diffseg.generation.request import GenerationRequest
@@ -171,11 +172,10 @@ class Generator:
 
     def _sample(self, requests: Sequence[GenerationRequest], count: int, step: Step) -> Sample:
         """Sample a batch, of which the first `count` images count, and record what the stages need."""
-        needs = self.masks.needs
-        names = None
-        if "cross_attention" in needs:
+        names: list[NameContext] = []
+        if "cross_attention" in self.masks.needs:
             with step("text"):
-                names = self.backbone.name_context([request.classes for request in requests])
+                names = [self.backbone.name_context([request.classes]) for request in requests]
         with step("sample"):
             return self.sampler.sample(
                 [request.prompt for request in requests],

@@ -105,7 +105,7 @@ class Sampler:
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        names: NameContext | None = None,
+        names: Sequence[NameContext] = (),
         keep: Callable[[SelfAttention], Any] | None = None,
     ) -> Sample:
         """Sample a batch.
@@ -117,7 +117,7 @@ class Sampler:
         Args:
             prompts: The prompt of each image.
             seeds: The seed of each image.
-            names: Names whose cross-attention is recorded.
+            names: For each image, a context with the names whose cross-attention is recorded; empty to record none.
             keep: Called with the self-attention of the step that records it; None records none.
         """
         settings, unet = self.settings, self.backbone.checkpoint.unet
@@ -133,7 +133,7 @@ class Sampler:
         for step, timestep in enumerate(scheduler.timesteps):
             inputs = scheduler.scale_model_input(latents, timestep).to(unet.dtype)
             arguments = (inputs, timestep, condition.context)
-            recorded = {"record_cross": names is not None and step in self.cross_steps, **condition.options}
+            recorded = {"record_cross": step in self.cross_steps, **condition.options}
             if keep is not None and step == self.self_step:
                 output, attention = trajectory.run_with_self_attention(*arguments, **recorded)
                 kept = keep(attention)
@@ -145,4 +145,4 @@ class Sampler:
                 without = unet(inputs, timestep, encoder_hidden_states=negative.context, **negative.options).sample
                 output = without.float() + settings.guidance * (output - without.float())
             latents = scheduler.step(output, timestep, latents, **options).prev_sample
-        return Sample(latents, kept, None if names is None else trajectory.cross_attention())
+        return Sample(latents, kept, trajectory.cross_attention() if names else None)

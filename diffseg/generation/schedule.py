@@ -6,6 +6,7 @@ A diffusers scheduler has state, so each batch gets a new one.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,8 +92,10 @@ def make_scheduler(name: SchedulerName, config: Mapping[str, Any], steps: int, d
     kind: Any = getattr(diffusers, kind_name)
     if "clip_sample" in inspect.signature(kind).parameters:  # the classes clip by default, as images need it
         config.setdefault("clip_sample", False)
-    scheduler = kind.from_config(config)
-    scheduler.set_timesteps(steps, device=device)
+    with warnings.catch_warnings():  # diffusers 0.42 turns tensors into arrays in a way that numpy 2 warns of
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        scheduler = kind.from_config(config)
+        scheduler.set_timesteps(steps, device=device)
     return scheduler
 
 
