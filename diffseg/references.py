@@ -68,6 +68,11 @@ class ImageSegments:
     names: tuple[str, ...] = ()
     background: tuple[int, ...] | None = None
 
+    @property
+    def is_background(self) -> np.ndarray:
+        """Whether each segment is known to show none of the names, bool [n]."""
+        return np.isin(np.arange(len(self.features)), self.background or ())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seed:
@@ -89,7 +94,8 @@ def find_seeds(images: Sequence[ImageSegments], contexts: np.ndarray, eliminatio
 
     The support of segment i is the mean over the other images of the best match max_j cos(i, j) · w_j, with j in that
     image and w_j of `Elimination.weights`. A single image is compared with itself, so that all its segments have the
-    support 1 without contexts; among equal supports the first segment is taken.
+    support 1 without contexts; among equal supports the first segment is taken. A segment that is known to be
+    background matches none, and is no seed if the image has others.
 
     Args:
         images: The images, in any order. Of images with equal features only the first key counts, so that copies do
@@ -103,8 +109,9 @@ def find_seeds(images: Sequence[ImageSegments], contexts: np.ndarray, eliminatio
     distinct = without_copies(images)
     starts = np.cumsum([0, *(len(image.features) for image in distinct)])
     rows = unit(np.concatenate([image.features for image in distinct]))
-    weights = elimination.weights(rows, contexts)
-    supports = np.concatenate([*_supports(rows, weights, starts)])
+    is_background = np.concatenate([image.is_background for image in distinct])
+    weights = np.where(is_background, 0, elimination.weights(rows, contexts))
+    supports = np.where(is_background, -1, np.concatenate([*_supports(rows, weights, starts)]))
     seeds = []
     for image, start, stop in zip(distinct, starts, starts[1:], strict=False):
         segment = int(supports[start:stop].argmax())

@@ -24,6 +24,10 @@ from pipeline.storage import Storage
 FINGERPRINT = "0123456789abcdef"
 SIZE = 256
 
+NAMES = ("cat", "dog", "sky")
+DIRECTIONS = dict(zip(NAMES, np.eye(SIZE)[:3], strict=True))
+BY_LABELS = NameSettings(names=NAMES, labels_field="labels")
+
 
 class PlantedImage(NamedTuple):
     """An image of a planted run.
@@ -37,6 +41,22 @@ class PlantedImage(NamedTuple):
     features: np.ndarray
     fields: Mapping[str, Any] = {}
     names: Sequence[str | None] = ()
+
+
+def planted_images(count: int = 24) -> dict[str, PlantedImage | None]:
+    """Return images of a cat or a dog in a random place, all with a sky; every fifth shows neither and no sky."""
+    generator = np.random.default_rng(0)
+    images: dict[str, PlantedImage | None] = {}
+    for number in range(count):
+        shown = [] if number % 5 == 4 else [NAMES[number % 2], "sky"]
+        features = generator.standard_normal((5, SIZE)) / SIZE**0.5
+        places = generator.permutation(5)
+        for place, name in zip(places, shown, strict=False):
+            features[place] = DIRECTIONS[name] + (0.2 if name == "sky" else 0.5) * features[place]
+        names = [dict(zip(places, shown, strict=False)).get(place) for place in range(5)]
+        key = f"{number:03}.png"
+        images[key] = PlantedImage(features=0.5 * features, fields={"labels": shown}, names=names)
+    return images
 
 
 def write_feature_run(

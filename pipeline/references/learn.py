@@ -169,7 +169,8 @@ def _read_images(
         tensors = read_features(job, task)
         assert tensors is not None
         for row, candidate in of_shard[task.shard].items():
-            background = tuple(tensors[f"{row}.background"].tolist()) if job.settings.by == "names" else None
+            is_known = job.settings.background > 0 and job.settings.by == "names"
+            background = tuple(tensors[f"{row}.background"].tolist()) if is_known else None
             images[task.shard, row] = ImageSegments(
                 key=unique_key(candidate),
                 features=tensors[f"{row}"].astype(np.float32) - mean.astype(np.float32),

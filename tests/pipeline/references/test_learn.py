@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from reference_runs import SIZE, PlantedImage, write_feature_run
+from reference_runs import BY_LABELS, DIRECTIONS, NAMES, SIZE, PlantedImage, planted_images, write_feature_run
+from safetensors.numpy import load_file
 
 from diffseg.references import Elimination
 from pipeline.output.manifest import require_manifest
@@ -19,30 +20,10 @@ from pipeline.references.retrieve import ReferenceSettings
 from pipeline.references.state import ReferenceReport, load_references
 from pipeline.storage import SourceError, Storage
 
-NAMES = ("cat", "dog", "sky")
-DIRECTIONS = dict(zip(NAMES, np.eye(SIZE)[:3], strict=True))
-BY_LABELS = NameSettings(names=NAMES, labels_field="labels")
-
-
-def planted_images(count: int = 24) -> dict[str, PlantedImage | None]:
-    """Return images of a cat or a dog in a random place, all with a sky; every fifth shows neither and no sky."""
-    generator = np.random.default_rng(0)
-    images: dict[str, PlantedImage | None] = {}
-    for number in range(count):
-        shown = [] if number % 5 == 4 else [NAMES[number % 2], "sky"]
-        features = generator.standard_normal((5, SIZE)) / SIZE**0.5
-        places = generator.permutation(5)
-        for place, name in zip(places, shown, strict=False):
-            features[place] = DIRECTIONS[name] + (0.2 if name == "sky" else 0.5) * features[place]
-        names = [dict(zip(places, shown, strict=False)).get(place) for place in range(5)]
-        key = f"{number:03}.png"
-        images[key] = PlantedImage(features=0.5 * features, fields={"labels": shown}, names=names)
-    return images
-
 
 def learn(out: Path, state: Path, **settings: Any) -> ReferenceReport:
     storage = Storage(url=str(out))
-    chosen = ReferenceSettings(**{"naming": BY_LABELS, "contexts": 1} | settings)
+    chosen = ReferenceSettings(**{"naming": BY_LABELS, "contexts": 1, **settings})
     return learn_references(storage, require_manifest(storage), chosen, Storage(url=str(state)))
 
 
@@ -81,13 +62,14 @@ def test_the_table_of_retrieved_images_names_the_seed_of_each(tmp_path: Path) ->
             assert 0 < row["support"] <= 1
 
 
-def test_the_same_rows_in_other_shards_give_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{}, {"centroids": 2, "background": 3}], ids=["means", "centroids"])
+def test_the_same_rows_in_other_shards_give_the_same_bytes(settings: dict[str, int], tmp_path: Path) -> None:
     images = planted_images()
     shuffled = {key: images[key] for key in np.random.default_rng(1).permutation([*images])}
     write_feature_run(tmp_path / "a", images, per_shard=4)
     write_feature_run(tmp_path / "b", shuffled, per_shard=7)
     for name in "ab":
-        learn(tmp_path / name, tmp_path / f"state {name}", images=6)
+        learn(tmp_path / name, tmp_path / f"state {name}", images=6, **settings)
     a, b = ((tmp_path / f"state {name}" / "references.safetensors").read_bytes() for name in "ab")
     assert a == b
 
@@ -104,6 +86,32 @@ def test_the_images_of_a_name_are_those_with_the_best_scores(tmp_path: Path) -> 
     for name in NAMES:
         best = [row["key"] for row in of_whole if row["name"] == name][:3]
         assert [row["key"] for row in rows if row["name"] == name] == best, "dropping candidates early changes nothing"
+
+
+def test_states_without_centroids_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    write_feature_run(tmp_path / "out", planted_images())
+    learn(tmp_path / "out", tmp_path / "state")
+    assert {*load_file(tmp_path / "state" / "references.safetensors")} == {"mean", "references"}
+    settings = load_references(Storage(url=str(tmp_path / "state"))).settings
+    assert {*settings} == {"naming", "by", "images", "contexts", "elimination", "run"}
+
+
+def test_segments_that_are_background_by_name_become_centroids_of_the_background(tmp_path: Path) -> None:
+    images = planted_images()
+    grass, water = np.eye(SIZE)[[5, 6]]
+    for number, (key, image) in enumerate(images.items()):
+        assert image is not None
+        place = image.names.index(None)
+        features, names = image.features.copy(), [*image.names]
+        features[place], names[place] = (0.5 * grass if number % 2 else 0.5 * water), "background"
+        images[key] = image._replace(features=features, names=names)
+    write_feature_run(tmp_path / "out", images)
+    report = learn(tmp_path / "out", tmp_path / "state", by="names", naming=NameSettings(names=NAMES), background=2)
+    assert report.route == "names of segments, given by the run"
+    references = load_references(Storage(url=str(tmp_path / "state")))
+    segments = np.stack([*DIRECTIONS.values(), grass, water]) + references.mean
+    names = [name for name, _ in references.name_segments(segments)]
+    assert names == [*NAMES, "background", "background"]
 
 
 def test_images_without_the_field_are_counted_and_the_others_used(tmp_path: Path) -> None:
