@@ -70,7 +70,7 @@ def _train(command: TrainCommand) -> int:
         )
     check_val_share(command.val_share)
     if command.export_onnx:
-        check_onnx()
+        check_onnx(settings.recipe)
     selection = command.selection(split=(command.val_share, 1.0))
     dataset = LabelDataset(
         command.out, settings.dataset(selection), images=command.images, rank=0, world_size=1, options=options

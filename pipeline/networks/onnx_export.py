@@ -15,8 +15,10 @@ from torch import nn
 FILE = "model.onnx"
 
 
-def check_onnx() -> None:
-    """Raise ValueError if the package onnx is not installed."""
+def check_onnx(recipe: str = "plain") -> None:
+    """Raise ValueError if the package onnx is not installed, or if the networks of a recipe cannot be exported."""
+    if recipe == "denseclip":
+        raise ValueError("recipe denseclip: the exporter of torch fixes the number of images in its attention layers")
     if find_spec("onnx") is None:
         raise ValueError("writing an ONNX file needs the package onnx: pip install 'diffseg-pipeline[onnx]'")
 

@@ -86,7 +86,10 @@ def similarities(vectors: Tensor, classes: Tensor) -> Tensor:
     Returns:
         [B, K, h, w], −1 to 1: the score map s of DenseCLIP (Rao et al., CVPR 2022, section 3.2).
     """
-    return torch.einsum("bkd,bdhw->bkhw", classes.expand(len(vectors), -1, -1), F.normalize(vectors, dim=1))
+    unit = F.normalize(vectors, dim=1)
+    if classes.ndim == 2:
+        return F.conv2d(unit, classes[:, :, None, None])
+    return torch.einsum("bkd,bdhw->bkhw", classes, unit)
 
 
 class TextClassifier(nn.Module):

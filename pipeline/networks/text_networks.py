@@ -18,6 +18,8 @@ from diffseg.clip.text_model import TextModel, load_text_model
 from pipeline.networks.denseclip import DenseClip
 from pipeline.networks.text_classes import TextClasses, TextClassifier
 from pipeline.networks.unet import SegmentationNetwork
+from pipeline.networks.vit import ViTSegmenter
+from pipeline.networks.vit_files import saved_config
 from pipeline.storage import SourceError
 
 
@@ -68,6 +70,8 @@ def _inner(config: Mapping[str, Any]) -> nn.Module:
     """Return the part of the network that no text encoder or CLIP is needed for, with random weights."""
     if config["network"] in ("unet", "denseclip"):
         return SegmentationNetwork(width=config["width"], dimensions=config["dimensions"])
+    if config["network"] == "vit":
+        return ViTSegmenter(saved_config(config), config["dimensions"])
     from pipeline.networks import library  # which imports transformers and takes seconds
 
     return library.build(config["network"], library.config_of(config["network"], config), config["dimensions"])

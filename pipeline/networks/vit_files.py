@@ -172,15 +172,19 @@ def _processor(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def saved_config(config: Mapping[str, Any]) -> ViTConfig:
+    """Return the configuration of a trained network from its config.json."""
+    own = {field.name: config[field.name] for field in fields(ViTConfig)}
+    return ViTConfig(**own | {"mean": tuple(own["mean"]), "std": tuple(own["std"])})
+
+
 def from_bytes(config: Mapping[str, Any], weights: bytes) -> ViTSegmenter:
     """Return the trained network of a config.json and the content of its file of weights.
 
     Raises:
         ValueError: They do not fit each other.
     """
-    own = {field.name: config[field.name] for field in fields(ViTConfig)}
-    shape = ViTConfig(**own | {"mean": tuple(own["mean"]), "std": tuple(own["std"])})
-    tensors = load(weights)
+    shape, tensors = saved_config(config), load(weights)
     found = sum(tensor.numel() for tensor in tensors.values())
     # A configuration may come from anywhere, so its size is compared before memory is reserved for it.
     with torch.device("meta"):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from diffseg.clip.text_model import load_text_model
 from pipeline.networks.onnx_export import check_onnx, to_onnx
+from pipeline.networks.text_classes import TextClasses, TextClassifier
 from pipeline.networks.unet import SegmentationNetwork
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -37,3 +39,15 @@ def test_without_the_package_the_message_says_how_to_get_it(monkeypatch: pytest.
     monkeypatch.setattr("pipeline.networks.onnx_export.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'diffseg-pipeline\[onnx\]'"):
         check_onnx()
+
+
+def test_a_classifier_of_texts_is_exported_with_its_names_and_denseclip_is_refused() -> None:
+    torch.manual_seed(0)
+    classes = TextClasses(load_text_model("tiny-text"), ("sky",))
+    network = TextClassifier(SegmentationNetwork(width=8, dimensions=classes.dimensions), classes).eval()
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    (found,) = onnxruntime.InferenceSession(to_onnx(network, CONFIG)).run(None, {"image": images.numpy()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(found, network(images).numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match="recipe denseclip"):
+        check_onnx("denseclip")

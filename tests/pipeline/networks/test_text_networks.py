@@ -31,6 +31,8 @@ SEGFORMER = {
     "num_attention_heads": [1, 1, 2, 2],
     "decoder_hidden_size": 16,
 }
+VIT = {"model_type": "vit", "image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1}
+BACKBONES = {"segformer": SEGFORMER, "vit": {**VIT, "num_attention_heads": 2, "intermediate_size": 32}}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,8 @@ def test_the_score_map_is_the_cosine_of_each_position_with_each_class() -> None:
     unit = F.normalize(torch.from_numpy(classes), dim=2)
     found = similarities(torch.from_numpy(vectors).float(), unit.float())
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    of_all = similarities(torch.from_numpy(vectors[:1]).float(), unit[0].float())
+    np.testing.assert_allclose(of_all.numpy(), expected[:1], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -178,16 +182,17 @@ def test_a_saved_denseclip_predicts_the_same_and_takes_other_names(
         assert plain.shape == found[:, 2].shape
 
 
-@pytest.mark.parametrize("inner", ["unet", "segformer"])
-@pytest.mark.parametrize("kind", ["clip", "tiny-text"])
+@pytest.mark.parametrize(
+    ("inner", "kind"), [("unet", "clip"), ("unet", "tiny-text"), ("segformer", "clip"), ("vit", "clip")]
+)
 def test_a_saved_fixed_classifier_predicts_the_same_and_takes_other_names(
     inner: str, kind: str, locations: dict[str, str], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     text = text_of(locations, kind)
     classes = TextClasses(text, NAMES)
-    (tmp_path / "config.json").write_text(json.dumps(SEGFORMER))
-    backbone = str(tmp_path / "config.json") if inner == "segformer" else None
+    (tmp_path / "config.json").write_text(json.dumps(BACKBONES.get(inner)))
+    backbone = str(tmp_path / "config.json") if inner in BACKBONES else None
     vectors, about = create_network(inner, dimensions=classes.dimensions, width=8, backbone=backbone)
     network = TextClassifier(vectors, classes).eval()
     model = save(tmp_path / "model", network, about | about_text(locations[kind], text), classes.dimensions)
