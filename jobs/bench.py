@@ -9,6 +9,7 @@ Parts:
   names: the cost of naming segments and of random walks, at 64 x 64 tokens.
   pipeline: `diffseg label`, beside a plain loop and the bare model; on a CPU also with one actor.
   growth: time and memory by tokens, batch, segments and pixels.
+  generate: images from prompts without recording, with recorded attention, and with label maps.
 
 Exit codes:
   0: everything is measured.
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from jobs.benchmarks.growth import Growth
     from jobs.benchmarks.measure import Comparison
 
-PARTS = ("whole", "merging", "settings", "names", "pipeline", "growth")
+PARTS = ("whole", "merging", "settings", "names", "pipeline", "growth", "generate")
 REGIONS = 9
 """Regions of the planted attention of part merging."""
 
@@ -47,14 +48,19 @@ class BenchCommand:
     parts: str = "whole,merging,pipeline"
     """Parts to measure, separated by commas."""
     models: str = "tiny"
-    """Models of parts whole, settings, names and pipeline, separated by commas. Each is tiny, tiny-text, a folder, a
-    hub id, or sd15-random or sdxl-random (the layouts of SD 1.5 at 512 px and SDXL at 1024 px with random weights)."""
+    """Models of parts whole, settings, names, pipeline and generate, separated by commas. Each is tiny, tiny-text, a
+    folder, a hub id, or sd15-random or sdxl-random (the layouts of SD 1.5 at 512 px and SDXL at 1024 px with random
+    weights). Part generate needs a model with text encoders."""
     dtypes: str = "float32"
-    """Types of the weights in parts whole and pipeline, separated by commas: float32, bfloat16, float16."""
+    """Types of the weights in parts whole, pipeline and generate, separated by commas: float32, bfloat16, float16."""
     batch_sizes: str = "1,2,4"
-    """Batch sizes of part whole, separated by commas. Part pipeline uses the largest on a GPU, else 1."""
+    """Batch sizes of parts whole and generate, separated by commas. Part pipeline uses the largest on a GPU, else 1."""
     device: str = "cpu"
-    """Device of parts whole, settings, names and pipeline: cpu, cuda or mps."""
+    """Device of parts whole, settings, names, pipeline and generate: cpu, cuda or mps."""
+    steps: int = 25
+    """Sampling steps of part generate."""
+    size: int | None = None
+    """Side of the images of part generate in pixels; default: the size that the model was trained at."""
     threads: int | None = None
     """CPU threads; default: one per core. Part pipeline always uses one thread."""
     repetitions: int = 5
@@ -155,6 +161,20 @@ def _comparisons(command: BenchCommand, folder: Path) -> Iterator[Comparison]:
         for model in command.models.split(","):
             checkpoint = checkpoint_of(model, dtype="float32", device=command.device, text=True)
             yield measure_names(checkpoint, read_images(folder)[:1], repetitions=command.repetitions)
+    if "generate" in parts:
+        from jobs.benchmarks.generation import measure_generation
+        from jobs.benchmarks.models import checkpoint_of
+
+        for model, dtype in models:
+            checkpoint = checkpoint_of(model, dtype=dtype, device=command.device, text=True, decoder=True)
+            for batch_size in batch_sizes:
+                yield measure_generation(
+                    checkpoint,
+                    steps=command.steps,
+                    size=command.size,
+                    batch_size=batch_size,
+                    repetitions=command.repetitions,
+                )
     if "pipeline" in parts:
         from jobs.benchmarks.loop import BATCHES, measure_pipeline
         from jobs.benchmarks.models import RANDOM_MODELS, checkpoint_of

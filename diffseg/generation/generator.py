@@ -148,10 +148,30 @@ class Generator:
             images += self._generate(requests[start : start + self.batch_size], step)
         return images
 
+    def sample(self, requests: Sequence[GenerationRequest], step: Step = no_step, *, record: bool = True) -> Sample:
+        """Sample a batch of `batch_size` requests or less, which is padded, and record what the stages need.
+
+        Args:
+            requests: The requests.
+            step: As for `generate`.
+            record: Whether attention is recorded.
+        """
+        padded = [*requests, *[requests[-1]] * (self.batch_size - len(requests))]
+        names: list[NameContext] = []
+        if record and "cross_attention" in self.masks.needs:
+            with step("text"):
+                names = [self.backbone.name_context([request.classes]) for request in padded]
+        with step("sample"):
+            return self.sampler.sample(
+                [request.prompt for request in padded],
+                [request.seed for request in padded],
+                names,
+                (lambda attention: self.masks.aggregate(attention, len(requests))) if record else None,
+            )
+
     @torch.inference_mode()
     def _generate(self, requests: Sequence[GenerationRequest], step: Step) -> list[GeneratedImage | NonFiniteError]:
-        padded = [*requests, *[requests[-1]] * (self.batch_size - len(requests))]
-        sample = self._sample(padded, len(requests), step)
+        sample = self.sample(requests, step)
         with step("decode"):
             pixels = self.backbone.decode(sample.latents)[: len(requests)]
             squares = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)
@@ -160,29 +180,11 @@ class Generator:
             dataclasses.replace(fit_image(image, self.side, "resize"), prompt=prompt_of_names(request.classes))
             for image, request in zip(images, requests, strict=True)
         ]
-        labelled = self.masks.label(self._signals(sample, squares, requests), inputs, step)
+        masks = self.masks.label(self._signals(sample, squares, requests), inputs, step)
         return [
-            mask
-            if isinstance(mask, NonFiniteError)
-            else GeneratedImage(
-                image=image, segmentation=mask.segmentation, threshold=mask.threshold, agree_iou=mask.agree_iou
-            )
-            for image, mask in zip(images, labelled, strict=True)
+            mask if isinstance(mask, NonFiniteError) else GeneratedImage(image=image, **mask._asdict())
+            for image, mask in zip(images, masks, strict=True)
         ]
-
-    def _sample(self, requests: Sequence[GenerationRequest], count: int, step: Step) -> Sample:
-        """Sample a batch, of which the first `count` images count, and record what the stages need."""
-        names: list[NameContext] = []
-        if "cross_attention" in self.masks.needs:
-            with step("text"):
-                names = [self.backbone.name_context([request.classes]) for request in requests]
-        with step("sample"):
-            return self.sampler.sample(
-                [request.prompt for request in requests],
-                [request.seed for request in requests],
-                names,
-                lambda attention: self.masks.aggregate(attention, count),
-            )
 
     def _signals(self, sample: Sample, squares: torch.Tensor, requests: Sequence[GenerationRequest]) -> Signals:
         aggregated, grid, finite = sample.self_attention

@@ -75,7 +75,9 @@ RANDOM_MODELS: dict[str, RandomModel] = {
 """The layouts of SD 1.5 and of SDXL, by the names that `checkpoint_of` knows."""
 
 
-def checkpoint_of(model: str, *, dtype: Dtype, device: str, text: bool = False, small: bool = False) -> Checkpoint:
+def checkpoint_of(
+    model: str, *, dtype: Dtype, device: str, text: bool = False, decoder: bool = False, small: bool = False
+) -> Checkpoint:
     """Load a model to measure.
 
     Args:
@@ -83,17 +85,19 @@ def checkpoint_of(model: str, *, dtype: Dtype, device: str, text: bool = False, 
         dtype: The type of the weights.
         device: The device of the weights.
         text: Whether to load the text encoders too; for `SDXL` there are none.
+        decoder: Whether to keep the decoder of the autoencoder.
         small: Whether to make models with random weights tiny, to try a measurement.
     """
     torch_dtype = getattr(torch, dtype)
     if model not in RANDOM_MODELS:
-        return load_checkpoint(model, device=device, dtype=torch_dtype, text=text)
+        return load_checkpoint(model, device=device, dtype=torch_dtype, text=text, decoder=decoder)
     spec = _tiny(RANDOM_MODELS[model]) if small else RANDOM_MODELS[model]
     torch.manual_seed(0)
     with torch.device(device):  # weights of some gigabytes are drawn in a moment there
         vae = AutoencoderKL(**spec.vae)
         unet = UNet2DConditionModel(**spec.unet)
-    vae.decoder = vae.post_quant_conv = None
+    if not decoder:
+        vae.decoder = vae.post_quant_conv = None
     options: dict[str, Any] = {"dtype": torch_dtype, "device": device}
     return Checkpoint(
         name=model,

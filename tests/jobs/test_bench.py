@@ -16,6 +16,7 @@ from diffseg.model.checkpoint import load_checkpoint
 from diffseg.settings import PRESETS
 from jobs import bench
 from jobs.benchmarks import merging, settings
+from jobs.benchmarks.generation import ALONE, LABELLED, RECORDED, measure_generation
 from jobs.benchmarks.measure import Comparison, alternate
 from jobs.benchmarks.planted import planted_attention
 from jobs.benchmarks.settings import (
@@ -85,6 +86,15 @@ def test_part_names_measures_names_and_walks_beside_the_plain_pass(monkeypatch: 
     comparison = measure_names(load_checkpoint("tiny-text", text=True), images, repetitions=1)
     assert set(comparison.seconds) == {"plain", *NAMING_VARIANTS, *BESIDE_VARIANTS}
     assert len(set(MANY_NAMES)) == 150
+
+
+def test_part_generate_measures_images_with_and_without_recording() -> None:
+    checkpoint = load_checkpoint("tiny-text", text=True, decoder=True)
+    comparison = measure_generation(checkpoint, steps=2, size=64, batch_size=2, repetitions=1)
+    assert set(comparison.seconds) == {ALONE, RECORDED, LABELLED}
+    assert comparison.case == "tiny-text, 64 px, float32, batch 2, 2 steps"
+    assert comparison.notes["images/s"] == pytest.approx(2 / comparison.seconds[LABELLED][0], abs=1e-3)
+    assert comparison.notes["seconds per step"] == pytest.approx(comparison.seconds[ALONE][0] / 4, abs=1e-4)
 
 
 def test_floating_point_operations_are_counted() -> None:
