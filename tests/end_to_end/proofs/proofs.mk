@@ -1,5 +1,5 @@
 # The long proofs, started by `make proof NAME=…` from the root of the repository. docs/proofs.md says what each one shows.
-.PHONY: list ablation affinity chaos cluster full-size gpu image-groups launches metrics ncut-share outage photographs read-speed reference-pass reliability scale soak source-changes suite tools training tune-baselines weights
+.PHONY: list ablation affinity chaos cluster denseclip full-size generated gpu image-groups launches metrics ncut-share outage photographs read-speed reference-pass reliability scale soak source-changes suite tools training tune-baselines weights
 
 PROOFS := tests/end_to_end/proofs
 PYTEST := $(BIN)/python -m pytest -s
@@ -19,8 +19,14 @@ chaos: # 25 runs with random kills end in the same files as an undisturbed run (
 cluster: # Jobs and nodes that are killed, drained and added, Ray's autoscaler from 0 to 3 nodes and back, and Slurm
 	$(PYTEST) -m cluster tests $(ARGS)
 
+denseclip: # The recipes denseclip and maskclip beside plain, on nouns with and without training labels (resumes)
+	$(BIN)/python $(PROOFS)/denseclip_proof.py --folder denseclip-proof $(ARGS)
+
 full-size: # One image through all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
 	$(PYTEST) -m full_size tests/end_to_end/test_full_size.py $(ARGS)
+
+generated: # Networks trained on generated pairs, filtered ones, pseudo-labels and the truth, five seeds each (resumes)
+	$(BIN)/python $(PROOFS)/generated_proof.py --folder generated-proof $(ARGS)
 
 gpu: # Labels, attention maps and kernels on a GPU agree with those of a CPU (needs a GPU)
 	$(PYTEST) tests/diffseg/test_devices.py tests/diffseg/attention tests/diffseg/method tests/diffseg/images tests/diffseg/model/test_compilation.py $(ARGS)
