@@ -24,7 +24,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import CleanConsole, print_json, print_line
 from jobs.run_flags import SourceImageFlags
-from pipeline.filtering.filter import FilterReport, filter_run
+from pipeline.filtering.filter import filter_run
+from pipeline.filtering.report import FilterReport
 from pipeline.filtering.settings import FoldSettings, KeepSettings
 from pipeline.output.keep import TABLE
 from pipeline.settings import RunSettings

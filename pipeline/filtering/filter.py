@@ -13,24 +13,27 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.digest import short_digest
 from pipeline.executor.collect import collect
 from pipeline.filtering.decide import decide
+from pipeline.filtering.report import FilterReport, make_report
 from pipeline.filtering.settings import FoldSettings, KeepSettings
 from pipeline.filtering.worker import SCORES, FilterJob, FoldWorker, ScoreTask, ScoreWorker, score_path
 from pipeline.networks.files import CONFIG
 from pipeline.output.commit import LabelShard
-from pipeline.output.keep import FOLDER, REPORT, SCORE_FIELDS, TABLE, labels_digest, read_table, table_bytes
+from pipeline.output.keep import FOLDER, REPORT, SCORE_FIELDS, TABLE, labels_digest, read_table
 from pipeline.output.manifest import Manifest, is_generated
+from pipeline.output.reader import label_rows
 from pipeline.output.records import read_run_commits
+from pipeline.output.selection import split_of
 from pipeline.output.source_images import find_source_shards
 from pipeline.readers.samples import Shard
 from pipeline.settings import RunSettings
@@ -38,39 +41,6 @@ from pipeline.storage import SourceError, Storage
 from pipeline.storage.folder import is_local
 
 PARTS = f"{FOLDER}/parts"
-PROBLEMS = 20
-"""Rows without a cv_iou that the report names."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilterReport:
-    """What `diffseg filter` has decided; OUT/filter/filter.json.
-
-    Attributes:
-        run: Fingerprint of the run.
-        labels: Digest of the contents of its label shards.
-        scores: Fingerprint of the scores.
-        settings: Settings of the folds' networks.
-        thresholds: The `KeepSettings`.
-        rows: Rows with a label map.
-        kept: Those that are kept.
-        classes: For each class, its rows, the kept ones, and the lowest and the mean cv_iou of these.
-        means: Mean of each score over all rows and over the kept ones; None without values.
-        problems: Why rows have no cv_iou, the first ones.
-        unscored: How many rows have no cv_iou.
-    """
-
-    run: str
-    labels: str
-    scores: str
-    settings: Mapping[str, Any]
-    thresholds: Mapping[str, Any]
-    rows: int
-    kept: int
-    classes: Mapping[str, Mapping[str, float | None]]
-    means: Mapping[str, Mapping[str, float | None]]
-    problems: Sequence[str] = field(default_factory=list)
-    unscored: int = 0
 
 
 def filter_run(
@@ -134,7 +104,7 @@ def filter_run(
         scores, problems = _read_parts(job, shards)
     else:
         scores, problems = earlier
-    report, data = _report(decide(scores, thresholds), about, thresholds, problems)
+    report, data = make_report(decide(scores, thresholds), about, thresholds, problems)
     out.write_bytes(TABLE, data)
     out.write_bytes(REPORT, json.dumps(asdict(report), indent=1, sort_keys=True).encode() + b"\n")
     _delete_parts(out)
@@ -167,6 +137,8 @@ def _make_parts(
     folds = [fold for fold in range(job.settings.folds) if not job.model(fold).is_file(CONFIG)]
     done = {path for path, _ in job.parts.files(SCORES)}
     tasks = [ScoreTask(shard=shard, source=sources[shard]) for shard in shards if score_path(shard) not in done]
+    if folds:
+        _check_rows(job, shards)
     on_start(len(folds) + len(tasks))
     with nullcontext() if run.no_ray else _connected(run):
         gpus = run.gpus_per_worker if job.device.startswith("cuda") else 0.0
@@ -174,6 +146,20 @@ def _make_parts(
             on_part()
         for _ in collect(ScoreWorker, job, tasks, run=run, workers=workers, threads=job.threads, gpus=gpus):
             on_part()
+
+
+def _check_rows(job: FilterJob, shards: Sequence[LabelShard]) -> None:
+    """Raise SourceError if a fold leaves fewer rows than one batch, before any worker starts."""
+    counts: Counter[int] = Counter()
+    for shard in shards:
+        rows = label_rows(job.out, shard, ("key", "status"))
+        counts.update(job.settings.fold_of(split_of(row["key"])) for row in rows if row["status"] == "ok")
+    fewest = counts.total() - max(counts.values())
+    if fewest < job.settings.batch_size:
+        raise SourceError(
+            f"{job.out.redacted}: without one of {job.settings.folds} folds, {fewest} rows are left, which are fewer "
+            f"than one batch of {job.settings.batch_size}; use more folds or a smaller --batch-size"
+        )
 
 
 def _connected(run: RunSettings) -> Any:
@@ -200,45 +186,3 @@ def _scores_in_table(out: Storage, fingerprint: str) -> tuple[pa.Table, list[str
     if about.get("scores") != fingerprint:
         return None
     return table.select([each.name for each in SCORE_FIELDS]), about["problems"]
-
-
-def _report(
-    table: pa.Table, about: Mapping[str, Any], thresholds: KeepSettings, problems: Sequence[str]
-) -> tuple[FilterReport, bytes]:
-    """Return the report of a table, and the bytes of its file."""
-    kept = table.filter(table["keep"])
-    classes = {}
-    for name in sorted({value or "" for value in table["class"].to_pylist()}):
-        of_class = [
-            part.filter(pa.compute.equal(pa.compute.fill_null(part["class"], ""), name)) for part in (table, kept)
-        ]
-        values = _values(of_class[1], "cv_iou")
-        classes[name] = {
-            "rows": len(of_class[0]),
-            "kept": len(of_class[1]),
-            "lowest_cv_iou": float(values.min()) if len(values) else None,
-        }
-    means = {
-        name: {"all": _mean(_values(table, name)), "kept": _mean(_values(kept, name))}
-        for name in ("agree_iou", "cv_iou", "confidence", "n_segments")
-    }
-    report = FilterReport(
-        **about,
-        thresholds=asdict(thresholds),
-        rows=len(table),
-        kept=len(kept),
-        classes=classes,
-        means=means,
-        problems=list(problems)[:PROBLEMS],
-        unscored=table["cv_iou"].null_count,
-    )
-    noted = {**about, "thresholds": asdict(thresholds), "problems": list(problems)[:PROBLEMS]}
-    return report, table_bytes(table, noted)
-
-
-def _values(table: pa.Table, name: str) -> np.ndarray:
-    return table[name].drop_null().to_numpy()
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return round(float(values.mean()), 6) if len(values) else None

@@ -183,6 +183,12 @@ def test_a_table_of_other_labels_is_refused(boxes: Path, tmp_path: Path, capsys:
     assert files_in(tmp_path / "out") == {}
 
 
+def test_too_few_rows_for_a_batch_are_refused(boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = shutil.copytree(boxes / "out", tmp_path / "out")
+    assert filtered(out, "--batch-size", "50") == 2
+    assert "fewer than one batch of 50" in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_image_that_cannot_be_read_is_named_and_not_kept(
     boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
