@@ -36,8 +36,9 @@ from pipeline.readers.names import NameSettings, parse_names
 from pipeline.references.learn import learn_references
 from pipeline.references.retrieve import ReferenceSettings
 from pipeline.references.state import ReferenceReport
+from pipeline.report.reference_page import PAGE, write_reference_page
 from pipeline.settings import LabelSettings, RunSettings
-from pipeline.storage import SourceError, Storage
+from pipeline.storage import SourceError, Storage, redact
 from pipeline.training.affinity import FitReport, fit, fit_fingerprint, plan_tasks
 from pipeline.training.feature_worker import FitJob
 from pipeline.training.settings import FitSettings
@@ -57,7 +58,7 @@ class FitCommand:
     """Folder or URL of a run, as given to `diffseg label`."""
     state: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STATE")]
     """File or URL to write, such as affinity.safetensors; a report is written to STATE.json. For references a folder or
-    URL, which gets references.safetensors, retrieval.parquet and report.json."""
+    URL, which gets references.safetensors, retrieval.parquet, report.json and a page report.html."""
     images: int | None = None
     """Maximum number of images to learn from; every fifth is held out to measure generalisation (default: 300). For
     references, the maximum for each name (default: 50)."""
@@ -87,7 +88,7 @@ class FitCommand:
     confidence: float = 0.0
     """Leave out segments with a lower confidence, 0 to 1."""
     source: str | None = None
-    """Where the images of SRC are now; default: the place that run.json names."""
+    """Where the images of SRC are now; default: the place that run.json names. For references they are only shown."""
     model: str | None = None
     """Where the model of the run is now; default: the place that run.json names."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
@@ -177,6 +178,7 @@ def _fit_references(command: FitCommand, out: Storage, manifest: Manifest, state
     on_ray = partial(collect, run=run, workers=command.workers)
     with progress_bar("reading label shards", len(read_run_commits(out, manifest).done)) as advance:
         report = learn_references(out, manifest, settings, state, collect=on_ray, on_shard=advance)
+    _write_page(command, out, manifest, state)
     if command.json:
         print_json(dataclasses.asdict(report))
     else:
@@ -184,12 +186,21 @@ def _fit_references(command: FitCommand, out: Storage, manifest: Manifest, state
     return SOME_FAILED if report.unused else OK
 
 
+def _write_page(command: FitCommand, out: Storage, manifest: Manifest, state: Storage) -> None:
+    """Write the page of retrieved images, with the images if they can still be read."""
+    try:
+        sources, missing = find_source_shards(manifest, out, command.source, out=out), ""
+    except (SourceError, OSError) as error:
+        sources, missing = {}, redact(str(error))
+    write_reference_page(state, out, manifest, sources, missing)
+
+
 def _print_references(console: Console, report: ReferenceReport, state: Storage) -> None:
     for problem in report.problems[:PROBLEMS_SHOWN]:
         print_line(console, problem)
     images = f"{counted(report.images, 'image')} ({report.unused} left out)"
     print_line(console, f"{state.redacted}: references of {counted(len(report.names), 'name')}, from {images}")
-    print_line(console, f"what an image shows: {report.route}")
+    print_line(console, f"what an image shows: {report.route}; retrieved images and seeds: {state.joined(PAGE)}")
     for name, facts in report.names.items():
         of = f"{facts['retrieved']} of {counted(int(facts['images']), 'image')}"
         context = "; a context" if name in report.contexts else ""
