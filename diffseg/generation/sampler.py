@@ -65,8 +65,7 @@ class Sampler:
             ValueError: The checkpoint cannot be sampled like this.
         """
         checkpoint = backbone.checkpoint
-        if checkpoint.scheduler:
-            check_scheduler(checkpoint.scheduler, checkpoint.name)
+        check_scheduler(checkpoint.scheduler, checkpoint.name)
         self.backbone, self.settings = backbone, settings
         self.shape = (LATENT_CHANNELS, side // PIXELS_PER_LATENT, side // PIXELS_PER_LATENT)
         self.embeds_guidance = checkpoint.unet.config.time_cond_proj_dim is not None

@@ -50,7 +50,7 @@ STABLE_DIFFUSION: Mapping[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-"""Configuration of checkpoints without one, such as single files."""
+"""Configuration of checkpoints without one; single files have only what differs from it."""
 
 MOST_TRAINING_STEPS = 10_000
 
@@ -61,7 +61,8 @@ def check_scheduler(config: Mapping[str, Any], shown: str) -> None:
     Raises:
         CheckpointError: It is of a kind that is not supported; the message names the checkpoint as `shown`.
     """
-    name, steps = config.get("_class_name"), config.get("num_train_timesteps", TRAINING_STEPS)
+    config = complete(config)
+    name, steps = config["_class_name"], config.get("num_train_timesteps", TRAINING_STEPS)
     if name not in OWN:
         raise CheckpointError(f"scheduler of {shown}: is a {name}; expected one of {', '.join(OWN)}")
     if not isinstance(steps, int) or not 1 <= steps <= MOST_TRAINING_STEPS:
@@ -71,20 +72,25 @@ def check_scheduler(config: Mapping[str, Any], shown: str) -> None:
         )
 
 
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with that of Stable Diffusion where it does not name a sampling method."""
+    return dict(config) if "_class_name" in config else {**STABLE_DIFFUSION, **config}
+
+
 def make_scheduler(name: SchedulerName, config: Mapping[str, Any], steps: int, device: Any = "cpu") -> Any:
     """Return a new scheduler whose steps are set.
 
     Args:
         name: The sampling method.
         config: Configuration of the checkpoint's own one, which also says what the network predicts and with which
-            noise it was trained; empty for that of Stable Diffusion.
+            noise it was trained, see `complete`.
         steps: Number of steps.
         device: Where the latents are.
 
     Raises:
         ValueError: The method does not have so many steps, or cannot replace that of the checkpoint.
     """
-    config = {**(config or STABLE_DIFFUSION)}
+    config = complete(config)
     own = config["_class_name"]
     kind_name = own if name == "checkpoint" else CHOSEN[name]
     if own.startswith("EDM") != kind_name.startswith("EDM"):

@@ -117,6 +117,26 @@ class SingleFile:
         return self._is_playground or COSXL_SIGMA in self.weights
 
     @property
+    def scheduler(self) -> Mapping[str, Any]:
+        """What differs from Stable Diffusion's usual sampling method, as in the configurations of diffusers.
+
+        SD 2 is taken to be the model of 768 px, as the included configuration of its UNet is. `v_pred` and `ztsnr` are
+        the weights by which makers of SDXL models mark v-prediction and a noise schedule that ends without any signal.
+        """
+        if self._is_playground:
+            return {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": PLAYGROUND_SCALING_FACTOR}
+        if COSXL_SIGMA in self.weights:
+            most = self.weights[COSXL_SIGMA].item()
+            predicts = {"prediction_type": "v_prediction", "sigma_data": 1.0}
+            return {"_class_name": "EDMEulerScheduler", "sigma_max": most, **predicts}
+        changes: dict[str, Any] = {}
+        if self.kind == "sd2" or "v_pred" in self.weights:
+            changes["prediction_type"] = "v_prediction"
+        if "ztsnr" in self.weights:
+            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return changes
+
+    @property
     def _is_playground(self) -> bool:
         return "edm_mean" in self.weights and "edm_std" in self.weights
 

@@ -93,6 +93,13 @@ def test_the_stages_of_label_work_on_generated_images(make: Make, method: tuple[
         assert all((segment.name is None) != named for segment in image.segmentation.segments)
 
 
+def test_an_sdxl_in_half_precision_generates(checkpoints: dict[str, Path]) -> None:
+    settings = GenerationSettings(steps=2, size=64, scheduler="dpm++")
+    generator = Generator.from_pretrained(checkpoints["sdxl"], settings, dtype="bfloat16")
+    (generated,) = images_of(generator, REQUESTS[:1])
+    assert generated.segmentation.labels.shape == (64, 64)
+
+
 def test_the_classes_do_not_change_the_image(make: Make) -> None:
     request = GenerationRequest(prompt="a cat on the sand", classes=("rocket",), seed=1)
     first, second = images_of(make(), [REQUESTS[0], request])

@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from small_models import small_unet
 
 from diffseg.generation.sampler import Sampler
 from diffseg.generation.schedule import STABLE_DIFFUSION
@@ -31,7 +32,7 @@ def make(checkpoints: dict[str, Path]) -> Make:
     def make_sampler(layout: str = "sd1", schedule: dict[str, Any] | None = None, **settings: Any) -> Sampler:
         checkpoint = load(layout)
         if schedule is not None:
-            checkpoint = dataclasses.replace(checkpoint, scheduler={**STABLE_DIFFUSION, **schedule})
+            checkpoint = dataclasses.replace(checkpoint, scheduler=schedule, sigma_data=schedule.get("sigma_data"))
         chosen = GenerationSettings(**{"steps": 3, "guidance": 3.0, **settings})
         return Sampler(Backbone(checkpoint), chosen, side=64, attention_timestep=300)
 
@@ -85,14 +86,34 @@ def test_without_guidance_each_step_is_one_pass(make: Make, guidance: float, pas
         ("sd1", "EulerAncestralDiscreteScheduler", {"negative_prompt": "the"}),  # noise in every step
         ("sd1", "PNDMScheduler", {}),
         ("sdxl", "EulerDiscreteScheduler", {"negative_prompt": "the"}),  # pooled text and size
+        ("sdxl", "EDMEulerScheduler", {}),
         ("sd2", "LCMScheduler", {"guidance": 1.0}),
     ],
 )
 def test_latents_are_those_of_the_pipelines_of_diffusers(
     make: Make, layout: str, kind: str, settings: dict[str, Any]
 ) -> None:
-    sampler = make(layout, {"_class_name": kind, "skip_prk_steps": True}, **settings)
-    checkpoint = sampler.backbone.checkpoint
+    schedule = {**STABLE_DIFFUSION, "_class_name": kind, "skip_prk_steps": True}
+    if kind.startswith("EDM"):
+        schedule = {"_class_name": kind, "sigma_data": 0.5}
+    sampler = make(layout, schedule, **settings)
+    expected = by_diffusers(sampler)
+    torch.testing.assert_close(sampler.sample(PROMPTS, SEEDS).latents, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_latent_consistency_model_reads_the_guidance_instead_of_a_second_pass(make: Make) -> None:
+    sampler = make("sd1", {**STABLE_DIFFUSION, "_class_name": "LCMScheduler"}, guidance=8.0)
+    unet = small_unet("sd1", time_cond_proj_dim=8)
+    checkpoint = dataclasses.replace(sampler.backbone.checkpoint, unet=unet)
+    sampler = Sampler(Backbone(checkpoint), sampler.settings, side=64, attention_timestep=300)
+    found = sampler.sample(PROMPTS, SEEDS).latents
+    torch.testing.assert_close(found, by_diffusers(sampler), rtol=1e-3, atol=1e-3)
+
+
+def by_diffusers(sampler: Sampler) -> torch.Tensor:
+    """Return the latents of diffusers' pipeline with the parts, the settings and the noise of a sampler."""
+    checkpoint, layout = sampler.backbone.checkpoint, "sdxl" if sampler.backbone.checkpoint.added else "sd"
     assert checkpoint.text is not None
     parts = {"vae": checkpoint.vae, "unet": checkpoint.unet, "scheduler": sampler.scheduler()}
     for suffix, (tokenizer, encoder) in zip(("", "_2"), checkpoint.text.parts, strict=False):
@@ -103,17 +124,16 @@ def test_latents_are_those_of_the_pipelines_of_diffusers(
         further = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         pipeline = diffusers.StableDiffusionPipeline(**parts, **further)
     pipeline.set_progress_bar_config(disable=True)
-    expected = pipeline(
+    return pipeline(
         PROMPTS,
         height=64,
         width=64,
         num_inference_steps=3,
         guidance_scale=sampler.settings.guidance,
-        negative_prompt=[sampler.settings.negative_prompt] * 2,
+        negative_prompt=[sampler.settings.negative_prompt] * 2 if sampler.settings.negative_prompt else None,
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         output_type="latent",
     ).images
-    torch.testing.assert_close(sampler.sample(PROMPTS, SEEDS).latents, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("layout", "scheduler"), [("sd1", "checkpoint"), ("sdxl", "dpm++"), ("sd2", "lcm")])
@@ -127,7 +147,7 @@ def test_latents_are_the_same_with_and_without_recording(make: Make, layout: str
 
 
 def test_the_noise_of_an_image_is_that_of_its_seed_alone(make: Make) -> None:
-    sampler = make(schedule={"_class_name": "EulerAncestralDiscreteScheduler"})
+    sampler = make(schedule={**STABLE_DIFFUSION, "_class_name": "EulerAncestralDiscreteScheduler"})
     first, second = sampler.sample(PROMPTS, SEEDS).latents
     swapped = sampler.sample(PROMPTS[::-1], SEEDS[::-1]).latents
     assert torch.equal(swapped[1], first)

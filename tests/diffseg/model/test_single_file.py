@@ -120,13 +120,17 @@ def test_playground_has_the_statistics_of_its_latents_in_the_file(written: Writt
     config = loaded.vae.config
     assert (config.latents_mean, config.latents_std, config.scaling_factor) == (mean, std, 0.5)
     assert loaded.sigma_data == 0.5
+    own = load_checkpoint(file, decoder=True).scheduler
+    assert own == {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}
 
 
 def test_cosxl_is_recognised_as_an_edm_model_and_consistency_models_are_refused(written: Written) -> None:
     _, file = written("sdxl")
     assert load_checkpoint(file).sigma_data is None
     change_weights(file, lambda w: w.update({"edm_vpred.sigma_max": torch.tensor(120.0)}))
-    assert load_checkpoint(file).sigma_data == 1
+    cosxl = load_checkpoint(file, decoder=True)
+    assert cosxl.sigma_data == cosxl.scheduler["sigma_data"] == 1
+    assert cosxl.scheduler["sigma_max"] == 120
     change_weights(
         file, lambda w: w.update({"model.diffusion_model.time_embed.cond_proj.weight": torch.zeros(128, 16)})
     )
@@ -134,6 +138,25 @@ def test_cosxl_is_recognised_as_an_edm_model_and_consistency_models_are_refused(
         CheckpointError, match=r"time_embed\.cond_proj\.weight embeds a guidance scale, .* folders only"
     ):
         load_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "marks", "expected"),
+    [
+        ("sd1", (), {}),
+        ("sd2", (), {"prediction_type": "v_prediction"}),
+        ("sdxl", ("v_pred",), {"prediction_type": "v_prediction"}),
+        ("sdxl", ("ztsnr",), {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
+    ],
+)
+def test_a_file_that_generates_says_what_its_network_predicts(
+    written: Written, kind: str, marks: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    _, file = written(kind)
+    change_weights(file, lambda w: w.update({mark: torch.zeros(1) for mark in marks}))
+    loaded = load_checkpoint(file, decoder=True)
+    assert loaded.scheduler == expected
+    assert loaded.vae.decoder is not None
 
 
 def without(beginning: str) -> Callable[[dict[str, torch.Tensor]], None]:
