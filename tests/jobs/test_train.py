@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -9,8 +10,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from labelled_runs import write_png, write_run
@@ -20,9 +23,11 @@ import jobs.evaluate
 import jobs.train
 from diffseg.segmentation import BACKGROUND
 from diffseg.tiny.scenes.scenes import generate_scene
+from jobs.common import INTERRUPTED
 from pipeline.networks.files import load_network
 from pipeline.networks.segmenter import NetworkSegmenter
 from pipeline.storage import Storage
+from pipeline.training.state import load_checkpoint, save_checkpoint
 
 KILLED_AT_RENAME = Path(__file__).parents[1] / "killed_at_rename.py"
 SMALL = ("--size", "32", "--width", "8", "--batch-size", "2", "--steps", "12")
@@ -133,6 +138,38 @@ def test_a_training_that_is_killed_ends_with_the_same_network(
     assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
     history = json.loads((tmp_path / "metrics.json").read_text())["history"]
     assert [record["step"] for record in history] == list(range(1, 13))
+
+
+def test_a_training_in_a_store_stops_continues_and_labels_as_in_a_folder(
+    run_folder: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(model: Storage, network: Any, optimiser: Any, step: int, history: Any) -> None:
+        save_checkpoint(model, network, optimiser, step, history)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    starts: list[int] = []
+
+    def load(*args: Any) -> tuple[int, Any]:
+        step, history = load_checkpoint(*args)
+        starts.append(step)
+        return step, history
+
+    url = f"memory://{tmp_path.name}/model"
+    model, words = Storage(url=url), [str(run_folder / "out"), url, *SMALL, "--no-ray", "--save-every", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.training.loop.save_checkpoint", stop)
+        assert jobs.train.main(words) == INTERRUPTED
+    assert not model.exists("model.safetensors")
+    monkeypatch.setattr("pipeline.training.loop.load_checkpoint", load)
+    assert jobs.train.main([*words, "--predict", str(run_folder / "images")]) == 0
+    assert starts == [4]
+    for name in ("model.safetensors", "config.json"):
+        assert model.read_bytes(name) == (undisturbed / name).read_bytes()
+    (shard,) = (undisturbed / "labels" / "labels").iterdir()
+    assert pq.read_table(io.BytesIO(model.read_bytes(f"labels/labels/{shard.name}"))) == pq.read_table(shard)
+    assert model.is_file("metrics.json")
+    assert model.is_file("curves.png")
 
 
 def test_a_folder_of_another_training_is_refused(
