@@ -54,7 +54,8 @@ class LabelSettings:
     walk."""
     network: str | None = None
     """MODEL of `diffseg train`, a folder or URL: the network that was trained there labels the images instead of a
-    Stable Diffusion model, with the names of its classes."""
+    Stable Diffusion model, with the names of its classes. Those of the recipes denseclip and maskclip take other
+    --names as well."""
     references: str | None = None
     """STATE of `diffseg fit references`, a folder or URL, for the stage references. Its names are those that segments
     may get, unless --names lists some of them."""
