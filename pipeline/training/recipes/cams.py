@@ -8,6 +8,7 @@ Axes: B images, C classes without the background, S side of the square images in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffseg.method.par import refine
+from diffseg.method.par import pixel_adaptive
 from pipeline.training.recipes.settings import IGNORE_INDEX
 
 SCALES = (1.0, 0.5, 1.5)
@@ -102,28 +103,40 @@ def refined_labels(
     Returns:
         int64 [B, S, S]: 0 for the background, and the ignore index where uncertain.
     """
-    labels = []
-    for number, maps in enumerate(cams):
-        classes = present[number].nonzero()[:, 0]
-        spread = None if affinity is None else affinity[number]
-        labels.append(_refined(maps[classes], classes + 1, images[number : number + 1], thresholds, spread))
-    return torch.stack(labels)
-
-
-def _refined(maps: Tensor, classes: Tensor, image: Tensor, thresholds: Thresholds, affinity: Tensor | None) -> Tensor:
-    """Return the labels of one image, int64 [S, S], from the maps [k, s, s] of the classes that it shows, int64 [k]."""
+    # Only as many classes as an image shows are refined, whatever the length of the vocabulary.
+    count = max(1, int(present.sum(dim=1).max()))
+    shown, classes = (each[:, :count] for each in present.sort(dim=1, descending=True, stable=True))
+    maps = cams.gather(1, classes[:, :, None, None].expand(-1, -1, *cams.shape[2:]))
     if affinity is not None:
-        side = round(len(affinity) ** 0.5)
-        maps = F.interpolate(maps[None], (side, side), mode="bilinear")[0]
-    backgrounds = maps.new_tensor([thresholds.high, thresholds.low]).view(2, 1, 1, 1).expand(2, 1, *maps.shape[1:])
-    scores = torch.cat([backgrounds, maps.expand(2, *maps.shape)], dim=1).softmax(dim=1)
+        side = round(affinity.shape[-1] ** 0.5)
+        maps = F.interpolate(maps, (side, side), mode="bilinear")
+    maps = maps.masked_fill(shown[:, :, None, None] == 0, -math.inf)
+    numbers = F.pad(classes + 1, (1, 0))
+    of_high, of_low = (
+        numbers.gather(1, winners.flatten(1)).view_as(winners)
+        for winners in _winners(maps, images, thresholds, affinity)
+    )
+    return torch.where(of_high > 0, of_high, torch.where(of_low == 0, 0, IGNORE_INDEX))
+
+
+def _winners(maps: Tensor, images: Tensor, backgrounds: Sequence[float], affinity: Tensor | None) -> list[Tensor]:
+    """Return for each score of the background which map wins, int64 [B, S, S]: 0 for the background, 1 + k for map k.
+
+    Args:
+        maps: [B, K, s, s]; −∞ for maps that must not win.
+        images: [B, 3, S, S].
+        backgrounds: Scores of the background.
+        affinity: [B, N, N] for maps of N tokens, or None.
+    """
+    each = [torch.cat([torch.full_like(maps[:, :1], score), maps], dim=1).softmax(dim=1) for score in backgrounds]
+    scores = torch.cat(each, dim=1)
     if affinity is not None:
         scores = (scores.flatten(2) @ affinity).view_as(scores)
-    refined = refine(scores.flatten(0, 1)[None], image)
-    size = (image.shape[-1], image.shape[-1])
-    winners = F.interpolate(refined, size, mode="bilinear")[0].unflatten(0, scores.shape[:2]).argmax(dim=1)
-    of_high, of_low = torch.cat([classes.new_zeros(1), classes])[winners]
-    return torch.where(of_high > 0, of_high, torch.where(of_low == 0, 0, IGNORE_INDEX))
+    small = F.avg_pool2d(images, STRIDE)
+    refined = pixel_adaptive(F.interpolate(scores, small.shape[2:], mode="bilinear"), small)
+    return [
+        part.argmax(dim=1) for part in F.interpolate(refined, images.shape[2:], mode="bilinear").chunk(len(each), 1)
+    ]
 
 
 def at_tokens(labels: Tensor, side: int) -> Tensor:

@@ -39,7 +39,7 @@ MOST_TOKENS = 1024
 """Tokens of an image that are compared at most; all pairs of them are held in memory."""
 
 HIDDEN, BOTTLENECK, OUTPUTS = 2048, 256, 1024
-"""Channels of the contrast's head."""
+"""Channels of the contrast's head. The first two are at most four times and once those of the transformer."""
 
 
 class ContrastHead(nn.Module):
@@ -50,14 +50,15 @@ class ContrastHead(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        hidden, bottleneck = min(HIDDEN, 4 * channels), min(BOTTLENECK, channels)
         self.mlp = nn.Sequential(
-            nn.Linear(channels, HIDDEN),
+            nn.Linear(channels, hidden),
             nn.GELU(),
-            nn.Linear(HIDDEN, HIDDEN),
+            nn.Linear(hidden, hidden),
             nn.GELU(),
-            nn.Linear(HIDDEN, BOTTLENECK),
+            nn.Linear(hidden, bottleneck),
         )
-        self.last = nn.Linear(BOTTLENECK, OUTPUTS, bias=False)
+        self.last = nn.Linear(bottleneck, OUTPUTS, bias=False)
         for layer in (*self.mlp, self.last):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
