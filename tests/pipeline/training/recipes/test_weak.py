@@ -253,3 +253,28 @@ def test_settings_that_do_not_fit_a_recipe_are_refused() -> None:
     added = {"recipe", "pixel_targets", "ptc_weight", "ctc_weight"}
     assert not added & TrainSettings().plain().keys(), "which train.json of earlier versions lacks"
     assert isinstance(create_recipe(RecipeSettings(**fits, size=32), CLASS_NAMES).trained(), ViTSegmenter)
+
+
+@pytest.mark.parametrize("name", FROM_IMAGES)
+def test_the_mean_loss_of_two_workers_is_that_of_one_with_all_images(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crops, colours and sampled tokens follow from an image's place in the whole batch."""
+    recipe = recipe_of(folder, name, steps=100)
+    batch = batch_of(folder, recipe.settings)
+
+    @torch.no_grad()
+    def loss(part: slice, rank: int) -> float:
+        own = {key: value[part] for key, value in batch.items()}
+        return recipe.losses(recipe.network, own, step=0, seed=(0, 0, rank), device="cpu")["loss"].item()
+
+    whole = loss(slice(None), 0)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda own: None)
+    losses = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        losses.append(loss(slice(2 * rank, 2 * rank + 2), rank))
+    assert sum(losses) / 2 == pytest.approx(whole, abs=1e-5)
+    assert losses[0] != losses[1]
