@@ -41,6 +41,7 @@ LONGEST = (
     "test_import_path.py",
     "test_paused_run.py",
     "test_train.py",
+    "test_train_workers.py",
     "test_text_train.py",
     "test_quick_start.py",
     "test_report_page.py",
