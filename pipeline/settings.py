@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from diffseg.model.files import CHECKPOINT_FILES, ModelFiles
 from diffseg.settings import NAMING, Dtype, SegmenterSettings
 from pipeline.readers.names import NameSettings
 from pipeline.storage.redaction import redact
@@ -199,6 +200,11 @@ class LabelSettings:
         return (bool(first) and first[0] in NAMING and has_threshold) or (
             self.clip is not None and not method.clip.clip_smooth
         )
+
+    @property
+    def model_files(self) -> ModelFiles:
+        """Which files of the model are fetched and count in its digest."""
+        return CHECKPOINT_FILES
 
     @property
     def known_dtype(self) -> Dtype:

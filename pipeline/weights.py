@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from huggingface_hub import is_offline_mode
 
 from diffseg.model.files import (
-    CHECKPOINT_FILES,
     CLIP_FILES,
     OPEN_CLIP_FILES,
     VAE_FILES,
@@ -55,7 +54,8 @@ class Weights:
 
     def fingerprint(self) -> str:
         """Return the model_sha256 of run.json, which depends on the contents of the files and not on their location."""
-        checkpoint = fingerprint(self.model, vae=self.vae, dtype=self.settings.known_dtype)
+        settings = self.settings
+        checkpoint = fingerprint(self.model, settings.model_files, vae=self.vae, dtype=settings.known_dtype)
         return (
             checkpoint if self.clip is None else with_digest(checkpoint, fingerprint(self.clip, clip_files(self.clip)))
         )
@@ -85,7 +85,7 @@ def find_weights(settings: LabelSettings, source: Storage) -> Weights:
         OSError: A store fails.
     """
     dtype = settings.known_dtype
-    model = _locate(settings.model, settings.revision, source, CHECKPOINT_FILES, dtype)
+    model = _locate(settings.model, settings.revision, source, settings.model_files, dtype)
     vae = None if settings.vae is None else _locate(settings.vae, None, source, VAE_FILES, dtype)
     clip = None if settings.clip is None else _locate_clip(settings.clip, source)
     return Weights(settings=settings, model=model, vae=vae, clip=clip)

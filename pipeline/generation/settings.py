@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffseg.generation.settings import GenerationSettings
+from diffseg.model.files import GENERATING_FILES, ModelFiles
 from pipeline.settings import LabelSettings
 
 ImageFormat = Literal["png", "webp", "jpeg"]
@@ -39,6 +40,11 @@ class GenerateSettings(LabelSettings):
             raise ValueError(f"{', '.join(given)}: a run that generates its images has no such setting")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed}: expected 0 to {2**63 - 1}")
+
+    @property
+    def model_files(self) -> ModelFiles:
+        """Which files of the model are fetched and count in its digest: also those of its noise schedule."""
+        return GENERATING_FILES
 
     def plain(self) -> dict[str, Any]:
         """Return all settings as plain values.

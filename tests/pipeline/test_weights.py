@@ -21,10 +21,11 @@ from pipeline.errors import RunRefused
 from pipeline.executor.driver import label_run
 from pipeline.executor.protocol import Job
 from pipeline.executor.worker import LabelWorker
+from pipeline.generation.settings import GenerateSettings
 from pipeline.readers.pack import pack_images
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
-from pipeline.weights import CACHE
+from pipeline.weights import CACHE, find_weights
 
 pytestmark = pytest.mark.usefixtures("node_cache")
 
@@ -38,6 +39,19 @@ def test_an_autoencoder_may_have_a_folder_of_its_own(model_store: Storage, tmp_p
         assert found_weights.vae is not None
         assert files(found_weights.vae) == expected | {"record.json"}
         assert found_weights.fingerprint() == fingerprint(TINY, vae=found_weights.vae) != fingerprint(TINY)
+
+
+def test_a_model_that_generates_is_fetched_with_its_noise_schedule(model_store: Storage) -> None:
+    schedule = "scheduler/scheduler_config.json"
+    labelling, generating = LabelSettings(model=model_store.url), GenerateSettings(model=model_store.url)
+    digests = []
+    for content in (b'{"_class_name": "DDIMScheduler"}', b'{"_class_name": "PNDMScheduler"}'):
+        model_store.write_bytes(schedule, content)
+        found = [find_weights(settings, Storage(url=".")) for settings in (labelling, generating)]
+        assert [(each.model / schedule).is_file() for each in found] == [False, True]
+        digests.append([each.fingerprint() for each in found])
+    assert digests[0][0] == digests[1][0] == fingerprint(TINY)
+    assert digests[0][1] != digests[1][1]
 
 
 @pytest.mark.parametrize(
