@@ -144,7 +144,7 @@ class PlainViT(nn.Module):
         if (rows * side, columns * side) != tuple(images.shape[-2:]):
             images = F.interpolate(images, (rows * side, columns * side), mode="bilinear")
         x = self.patch_embed["proj"](self._normalised(images)).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self._positions(rows, columns)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self._positions(rows, columns)
         early, scores = x, []
         for number, block in enumerate(self.blocks):
             x, block_scores = block(x, with_scores=with_attention and number >= len(self.blocks) - 2)

@@ -22,6 +22,9 @@ from pipeline.networks.vit import PlainViT, ViTConfig, ViTSegmenter
 HEAD_CHANNELS = 64
 """Channels of an attention head of timm's models, unless their config.json says something else."""
 
+FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+"""Files of weights: one, or several that an index lists."""
+
 UNUSED = re.compile(r"(head|head_dist|pre_logits|pooler|classifier)\.|embeddings\.mask_token$")
 """Weights behind the tokens, which are left out."""
 
@@ -72,9 +75,8 @@ def new_vit(plain: Mapping[str, Any], weights: str | None, dimensions: int) -> t
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return all weights of a folder in float32, without those of heads behind the tokens."""
-    tensors = {
-        name: tensor for path in sorted(folder.glob("model*.safetensors")) for name, tensor in load_file(path).items()
-    }
+    paths = sorted(path for path in folder.iterdir() if FILE.fullmatch(path.name))
+    tensors = {name: tensor for path in paths for name, tensor in load_file(path).items()}
     own = {PREFIX.sub("", name): tensor.float() for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in own.items() if not UNUSED.match(name)}
 
@@ -125,7 +127,7 @@ def timm_config(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViTC
         raise ValueError(
             f"architecture {plain.get('architecture')}: the network vit takes a plain ViT of timm"
         ) from None
-    colours, arguments = plain.get("pretrained_cfg", {}), plain.get("model_args", {})
+    colours, arguments = plain.get("pretrained_cfg") or {}, plain.get("model_args") or {}
     return ViTConfig(
         patch=patch,
         channels=channels,
@@ -154,6 +156,10 @@ def transformers_config(plain: Mapping[str, Any], processor: Mapping[str, Any] |
             "takes vit or deit with gelu, or a plain ViT of timm"
         )
     processor, patch = processor or {}, plain.get("patch_size", 16)
+    if not isinstance(patch, int) or patch < 1 or not isinstance(plain.get("image_size", 224), int):
+        raise ValueError(
+            f"patch_size {patch}, image_size {plain.get('image_size')}: expected squares of one number each"
+        )
     return ViTConfig(
         patch=patch,
         channels=plain.get("hidden_size", 768),

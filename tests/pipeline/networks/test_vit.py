@@ -17,6 +17,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from pipeline.networks.build import create_network
 from pipeline.networks.files import load_network, save_network
 from pipeline.networks.library import normalised
+from pipeline.networks.onnx_export import to_onnx
+from pipeline.networks.vit import ViTConfig as OwnConfig
 from pipeline.networks.vit import ViTSegmenter
 from pipeline.storage import SourceError, Storage
 
@@ -168,3 +170,15 @@ def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
     del weights["norm.bias"]
     refused({"architecture": "vit"}, r"lack norm\.bias, one of 1", weights)
     refused({"architecture": "resnet50"}, "architecture resnet50: the network vit takes", {"fc.weight": torch.ones(1)})
+
+
+def test_onnxruntime_gives_the_output_for_any_number_of_images() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    shape = OwnConfig(patch=8, channels=16, blocks=3, heads=2, hidden=32, grid=3)
+    network = ViTSegmenter(shape, 3).eval()
+    config = {"size": 32, "class_names": [], "target": "segments"}
+    session = onnxruntime.InferenceSession(to_onnx(network, config))
+    for images in (images_of(32), images_of(32)[:1]):
+        (found,) = session.run(["embedding"], {"image": images.numpy()})
+        with torch.inference_mode():
+            assert torch.allclose(torch.from_numpy(found), network(images), atol=1e-5)
