@@ -19,6 +19,8 @@ from pipeline.storage.urls import split_url
 
 MAX_BYTES = 2**28
 """Largest PROMPTS file."""
+MAX_UNPACKED_BYTES = 2**30
+"""Largest PROMPTS file in Parquet without its compression, by its own declaration."""
 COLUMNS = ("prompt", "classes", "count", "key")
 """Columns that are read; others are left alone."""
 EXTENSIONS = {
@@ -131,7 +133,10 @@ def _json_rows(data: bytes) -> Iterator[PromptRow]:
 def _parquet_rows(data: bytes) -> Iterator[PromptRow]:
     file = pq.ParquetFile(io.BytesIO(data))
     _check_columns(file.schema_arrow.names)
-    number = 0
+    metadata, number = file.metadata, 0
+    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    if size > MAX_UNPACKED_BYTES:
+        raise InvalidFile(f"unpacks to {size} bytes; expected at most {MAX_UNPACKED_BYTES}")
     for batch in file.iter_batches(1024, columns=[name for name in COLUMNS if name in file.schema_arrow.names]):
         for values in batch.to_pylist():
             yield _row(f"row {number}", values)

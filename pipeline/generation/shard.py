@@ -28,7 +28,7 @@ from pipeline.output.portable_image import JPEG_QUALITY
 from pipeline.output.rows import failed_row, float32, labelled_row
 from pipeline.output.write_shard import RowAndImage, write_shard
 from pipeline.prefetch import prefetch_map
-from pipeline.readers.samples import Sample, Shard
+from pipeline.readers.samples import Sample, Shard, meta_text
 from pipeline.storage import Storage
 from pipeline.timing import StepTimer
 
@@ -177,7 +177,8 @@ def request_row(
         settings: The settings of the run.
     """
     entry, generation = request.entry, settings.generation
-    sample = Sample(index=request.index, key=request.key, image=None)
+    # As a field of the sample, the prompt is shown by the report, and can be a caption for `fit references`.
+    sample = Sample(index=request.index, key=request.key, image=None, meta=meta_text({"prompt": entry.prompt}))
     asked: dict[str, Any] = {
         "prompt": entry.prompt,
         "generation_seed": request.seed(settings.seed),

@@ -84,6 +84,14 @@ def test_a_missing_or_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest
         read(tmp_path / "p.txt", b"a dog")
 
 
+def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.generation.prompts.MAX_UNPACKED_BYTES", 10_000)
+    pq.write_table(pa.table({"prompt": ["dog " * 5000]}), tmp_path / "p.parquet")
+    assert (tmp_path / "p.parquet").stat().st_size < 10_000
+    with pytest.raises(SourceError, match="unpacks to 2"):
+        read_prompts(str(tmp_path / "p.parquet"), Storage(url="."))
+
+
 def test_templates_and_counts_are_checked() -> None:
     for template in ("a dog", "{} and {}"):
         with pytest.raises(ValueError, match=r"expected one \{\}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def test_a_row_holds_the_image_its_label_map_and_how_it_was_made(tmp_path: Path)
     )
     assert row["threshold"] == pytest.approx([0.4, 0.4])
     assert row["agree_iou"] == [0.75, 0.75]
+    assert json.loads(row["meta"]) == {"prompt": "a dog and a cat"}
     assert [segment["class_id"] for segment in row["segments"]] == [0, 2, 1]
     labels = decode_mask(row["mask"])
     assert labels.shape == (row["height"], row["width"]) == (SIDE, SIDE)
