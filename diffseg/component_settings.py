@@ -23,7 +23,8 @@ CovarianceCount = Literal["correlation", "diffseg"]
 Fit = Literal["resize", "letterbox", "crop"]
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with a message unless a condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -41,8 +42,8 @@ class ModelInputSettings:
     """Apply an antialiasing filter when the image is made smaller. google/diffseg does not."""
 
     def __post_init__(self) -> None:
-        _require(self.fit in get_args(Fit), f"fit={self.fit!r}: expected resize, letterbox or crop")
-        _require(self.resolution is None or self.resolution >= 8, f"resolution={self.resolution}: expected 8 or more")
+        require(self.fit in get_args(Fit), f"fit={self.fit!r}: expected resize, letterbox or crop")
+        require(self.resolution is None or self.resolution >= 8, f"resolution={self.resolution}: expected 8 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +62,12 @@ class AttentionSettings:
 
     def __post_init__(self) -> None:
         is_named = isinstance(self.weights, str) and self.weights in ("paper", "google", "uniform")
-        _require(
+        require(
             is_named or (isinstance(self.weights, Mapping) and min(self.weights.values(), default=-1) >= 0),
             f"weights={self.weights!r}: expected paper, google, uniform or a mapping of sides to weights ≥ 0",
         )
-        _require(self.crops in (0, *range(2, 9)), f"crops={self.crops}: expected 0, or 2 to 8 crops per side")
-        _require(self.timestep is None or 0 <= self.timestep < 1000, f"timestep={self.timestep}: expected 0 to 999")
+        require(self.crops in (0, *range(2, 9)), f"crops={self.crops}: expected 0, or 2 to 8 crops per side")
+        require(self.timestep is None or 0 <= self.timestep < 1000, f"timestep={self.timestep}: expected 0 to 999")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +86,11 @@ class ProposalSettings:
     highest at the pixel (peak)."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.distance in get_args(Distance),
             f"distance={self.distance!r}: expected one of {', '.join(get_args(Distance))}",
         )
-        _require(self.assign in get_args(Assign), f"assign={self.assign!r}: expected nearest or peak")
+        require(self.assign in get_args(Assign), f"assign={self.assign!r}: expected nearest or peak")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +108,14 @@ class MergeSettings:
     """Whether a merged proposal may also be averaged into a later group (google) or not (paper)."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.anchor_layout in get_args(AnchorLayout),
             f"anchor_layout={self.anchor_layout!r}: expected even or google",
         )
-        _require(self.consume in get_args(Consume), f"consume={self.consume!r}: expected paper or google")
+        require(self.consume in get_args(Consume), f"consume={self.consume!r}: expected paper or google")
         # Each anchor may become a proposal, and label maps are int16 on the device.
-        _require(1 <= self.anchors_per_side <= 181, f"anchors_per_side={self.anchors_per_side}: expected 1 to 181")
-        _require(
+        require(1 <= self.anchors_per_side <= 181, f"anchors_per_side={self.anchors_per_side}: expected 1 to 181")
+        require(
             self.tau is None or (len(self.tau) >= 1 and all(t >= 0 for t in self.tau)),
             f"tau={self.tau}: expected one threshold ≥ 0 for each round, at least one round",
         )
@@ -134,10 +135,10 @@ class NcutSettings:
     output of the last self-attention layer on the way down (DiffCut)."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.ncut < 1, f"ncut={self.ncut}: expected a cost from 0 to below 1")
-        _require(1 <= self.ncut_steps <= 64, f"ncut_steps={self.ncut_steps}: expected 1 to 64")
-        _require(self.ncut_on in get_args(CutSignal), f"ncut_on={self.ncut_on!r}: expected attention or features")
-        _require(
+        require(0 <= self.ncut < 1, f"ncut={self.ncut}: expected a cost from 0 to below 1")
+        require(1 <= self.ncut_steps <= 64, f"ncut_steps={self.ncut_steps}: expected 1 to 64")
+        require(self.ncut_on in get_args(CutSignal), f"ncut_on={self.ncut_on!r}: expected attention or features")
+        require(
             self.ncut_on == "attention" or self.ncut_steps == 1,
             f"ncut_on={self.ncut_on}, ncut_steps={self.ncut_steps}: only attention has steps",
         )
@@ -159,14 +160,14 @@ class CovarianceSettings:
     """Stage covariance: correlation above which two clusters are joined, −1 to 1."""
 
     def __post_init__(self) -> None:
-        _require(2 <= self.variants <= 1024, f"variants={self.variants}: expected 2 to 1024")
-        _require(0 <= self.variant_timestep < 1000, f"variant_timestep={self.variant_timestep}: expected 0 to 999")
+        require(2 <= self.variants <= 1024, f"variants={self.variants}: expected 2 to 1024")
+        require(0 <= self.variant_timestep < 1000, f"variant_timestep={self.variant_timestep}: expected 0 to 999")
         count = self.covariance_segments
-        _require(
+        require(
             count in get_args(CovarianceCount) or (isinstance(count, int) and 1 <= count <= 256),
             f"covariance_segments={count!r}: expected 1 to 256, {' or '.join(get_args(CovarianceCount))}",
         )
-        _require(
+        require(
             -1 <= self.covariance_above <= 1,
             f"covariance_above={self.covariance_above}: expected a correlation, -1 to 1",
         )
@@ -187,10 +188,10 @@ class WalkSettings:
     of its proposal."""
 
     def __post_init__(self) -> None:
-        _require(1 <= self.walk_power <= 8, f"walk_power={self.walk_power}: expected 1 to 8")
-        _require(1 <= self.walk_steps <= 1024, f"walk_steps={self.walk_steps}: expected 1 to 1024")
-        _require(self.walk_radius >= 0, f"walk_radius={self.walk_radius}: expected tokens, or 0 for no limit")
-        _require(0 < self.walk_seeds <= 1, f"walk_seeds={self.walk_seeds}: expected above 0 to 1")
+        require(1 <= self.walk_power <= 8, f"walk_power={self.walk_power}: expected 1 to 8")
+        require(1 <= self.walk_steps <= 1024, f"walk_steps={self.walk_steps}: expected 1 to 1024")
+        require(self.walk_radius >= 0, f"walk_radius={self.walk_radius}: expected tokens, or 0 for no limit")
+        require(0 < self.walk_seeds <= 1, f"walk_seeds={self.walk_seeds}: expected above 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,11 +217,11 @@ class SegmentNameSettings:
     """Merge all segments of an image that have the same name into one."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.prompt in get_args(PromptKind), f"prompt={self.prompt!r}: expected {', '.join(get_args(PromptKind))}"
         )
-        _require(self.vote in get_args(Vote), f"vote={self.vote!r}: expected share, mean, mode or goca")
-        _require(
+        require(self.vote in get_args(Vote), f"vote={self.vote!r}: expected share, mean, mode or goca")
+        require(
             0 <= self.background_below <= max(self.background_below, self.ignore_below) <= 1,
             f"background_below={self.background_below}, ignore_below={self.ignore_below}: expected scores, 0 to 1",
         )
@@ -257,18 +258,18 @@ class ClipSettings:
     """Stage clip, with a guide: how much more the most similar positions count than others; 0 counts all alike."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.clip_denoise <= 1, f"clip_denoise={self.clip_denoise}: expected a share, 0 to 1")
+        require(0 <= self.clip_denoise <= 1, f"clip_denoise={self.clip_denoise}: expected a share, 0 to 1")
         for field, choices in (("clip_templates", ClipTemplates), ("clip_guide", ClipGuide)):
-            _require(
+            require(
                 getattr(self, field) in get_args(choices),
                 f"{field}={getattr(self, field)!r}: expected {', '.join(get_args(choices))}",
             )
-        _require(
+        require(
             0 <= self.clip_stride <= self.clip_window,
             f"clip_window={self.clip_window}, clip_stride={self.clip_stride}: expected pixels, 0 or more, and a stride "
             "of at most a window",
         )
-        _require(
+        require(
             0 <= self.clip_guide_shift <= 100 and 0 <= self.clip_guide_scale <= 100,
             f"clip_guide_shift={self.clip_guide_shift}, clip_guide_scale={self.clip_guide_scale}: expected 0 to 100",
         )

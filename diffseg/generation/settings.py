@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from diffseg.component_settings import _require
+from diffseg.component_settings import require
 from diffseg.settings import StageName, check_method
 
 SchedulerName = Literal["checkpoint", "ddim", "dpm++", "lcm"]
@@ -39,16 +39,16 @@ class GenerationSettings:
     score counts as 1 and the threshold as 0.5; 0 ignores none. Used if the first stage finds classes."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.scheduler in get_args(SchedulerName),
             f"scheduler={self.scheduler!r}: expected one of {', '.join(get_args(SchedulerName))}",
         )
-        _require(1 <= self.steps <= 1000, f"steps={self.steps}: expected 1 to 1000")
-        _require(1 <= self.guidance <= 100, f"guidance={self.guidance}: expected 1 to 100; 1 is no guidance")
-        _require(self.size is None or self.size >= 8, f"size={self.size}: expected 8 pixels or more")
+        require(1 <= self.steps <= 1000, f"steps={self.steps}: expected 1 to 1000")
+        require(1 <= self.guidance <= 100, f"guidance={self.guidance}: expected 1 to 100; 1 is no guidance")
+        require(self.size is None or self.size >= 8, f"size={self.size}: expected 8 pixels or more")
         check_method(self.method)
-        _require(
+        require(
             0 <= self.record_from <= self.record_to < 1000,
             f"record_from={self.record_from}, record_to={self.record_to}: expected a range within 0 to 999",
         )
-        _require(0 <= self.uncertain < 1, f"uncertain={self.uncertain}: expected a width from 0 to below 1")
+        require(0 <= self.uncertain < 1, f"uncertain={self.uncertain}: expected a width from 0 to below 1")
