@@ -1,5 +1,5 @@
 # The long proofs, started by `make proof NAME=…` from the root of the repository. docs/proofs.md says what each one shows.
-.PHONY: list ablation affinity chaos cluster denseclip full-size generated gpu image-groups launches metrics ncut-share outage photographs read-speed reference-pass reliability scale soak source-changes suite tools training tune-baselines weights
+.PHONY: list ablation affinity chaos cluster denseclip full-size generated gpu image-groups launches metrics ncut-share outage photographs read-speed reference-pass reliability scale soak source-changes suite toco tools training tune-baselines weights
 
 PROOFS := tests/end_to_end/proofs
 PYTEST := $(BIN)/python -m pytest -s
@@ -69,6 +69,9 @@ source-changes: # Twenty random changes of a folder, and 300 pairs of interleave
 
 suite: # The whole test suite, five times by itself and three times beside two busy processes
 	$(BIN)/python $(PROOFS)/suite.py $(ARGS)
+
+toco: # What ToCo's contrasts change in networks that are trained on the classes of images, five seeds each (hours; resumes)
+	$(BIN)/python $(PROOFS)/toco_proof.py --folder toco-proof $(ARGS)
 
 tools: # Exports of a small run are read by SegFormer, supervision, Ultralytics, datumaro, FiftyOne and Label Studio (installs gigabytes)
 	$(BIN)/python $(PROOFS)/tools.py --folder tools-proof $(ARGS)
