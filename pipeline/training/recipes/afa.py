@@ -128,10 +128,8 @@ class Afa(WeakRecipe):
 
 def neighbours(side: int, device: torch.device) -> Tensor:
     """Return which pairs of a square grid of tokens are at most `RADIUS` apart, bool [N, N]."""
-    rows, columns = (
-        torch.arange(side * side, device=device).div(side, rounding_mode="floor"),
-        torch.arange(side * side, device=device) % side,
-    )
+    tokens = torch.arange(side * side, device=device)
+    rows, columns = tokens // side, tokens % side
     return torch.stack([(axis[:, None] - axis).abs() <= RADIUS for axis in (rows, columns)]).all(dim=0)
 
 
