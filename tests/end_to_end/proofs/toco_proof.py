@@ -44,10 +44,10 @@ VARIANTS = {"neither": (0.0, 0.0), "PTC": (0.2, 0.0), "CTC": (0.0, 0.5), "PTC an
 
 SCORES = {"miou": "mIoU", "similarity": "mean \\|cos\\| of tokens"}
 PER_SHARD = 32
-WIDTH = 96
+WIDTH = 64
 """Channels of the transformer."""
 
-NETWORK = {"model_type": "vit", "patch_size": 8, "num_hidden_layers": 6, "num_attention_heads": 3}
+NETWORK = {"model_type": "vit", "patch_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2}
 
 
 def classes_of(nouns: np.ndarray) -> np.ndarray:
@@ -121,11 +121,11 @@ def table_of(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=1024, help="number of images that are trained on")
+    parser.add_argument("--images", type=int, default=512, help="number of images that are trained on")
     parser.add_argument("--held-out", type=int, default=128, help="number of scenes that are scored")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--size", type=int, default=96, help="side of the images in pixels")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
