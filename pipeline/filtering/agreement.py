@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffseg import IGNORE
-from diffseg.scoring.overlap import match_per_image, overlap
+from diffseg.scoring.overlap import covering, overlap
 from pipeline.output.rows import decode_mask
 
 if TYPE_CHECKING:
@@ -24,9 +24,8 @@ def cv_iou(row: Mapping[str, Any], predicted: Segmentation, class_names: Sequenc
     """Return the IoU of a row's label map with a prediction, 0 to 1; None if the label map ignores every pixel.
 
     With classes it is the mean over the classes that the label map has, the background among them (DiffuMask, ICCV
-    2023, section 3.3, takes the IoU of the only class of an image). Without classes it is the mean over the segments of
-    the label map, each with its segment of the prediction by the Hungarian algorithm, as in the evaluation of runs
-    without names; a segment without one counts as 0.
+    2023, section 3.3, takes the IoU of the only class of an image). Without classes it is the covering of the label map
+    by the prediction: the best IoU of each segment of the label map, weighted by its area.
 
     Args:
         row: A row with `mask` and `segments`.
@@ -35,8 +34,8 @@ def cv_iou(row: Mapping[str, Any], predicted: Segmentation, class_names: Sequenc
     """
     mask = decode_mask(row["mask"])
     if not class_names:
-        miou = match_per_image(overlap(mask, predicted.labels, ignore_truth=IGNORE)).miou
-        return None if np.isnan(miou) else miou
+        covered = covering(overlap(mask, predicted.labels, ignore_truth=IGNORE))
+        return None if np.isnan(covered) else covered
     own = _mapped(mask, {s["id"]: s["class_id"] for s in row["segments"] if _has_class(s)})
     numbers = {name: number for number, name in enumerate(class_names)}
     other = _mapped(predicted.labels, {s.id: numbers[s.name] for s in predicted.segments if s.name is not None})

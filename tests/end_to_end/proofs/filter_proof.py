@@ -34,7 +34,7 @@ from diffseg.tiny.scenes.scenes import TRAINING_SEEDS
 from diffseg.tiny.scenes.vocabulary import NOUNS
 from pipeline.output.rows import decode_mask
 
-UNSEEN = TRAINING_SEEDS[5_000_000:]
+UNSEEN = TRAINING_SEEDS[7_000_000:]
 """Seeds of scenes that the embedded model was not trained on: its training took the first ones of the range."""
 
 PER_SHARD = 32
@@ -104,10 +104,10 @@ def interval_of_random_choice(iou: np.ndarray, count: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--side", type=int, default=128, help="side of the scenes in pixels")
     parser.add_argument("--keep", type=float, default=0.7)
-    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--width", type=int, default=16)

@@ -112,10 +112,10 @@ def test_the_iou_of_classes_is_the_mean_over_those_of_the_label_map() -> None:
     assert cv_iou(unlabelled, result, ()) is None
 
 
-def test_the_iou_without_classes_is_the_mean_over_matched_segments() -> None:
-    row = {"mask": encode_mask(np.array([[0, 0, 1, 1]], np.uint16)), "segments": [segment(0, None, None)]}
-    assert cv_iou(row, predicted([[3, 3, 9, 9]], {3: None, 9: None}), ()) == 1.0
-    assert cv_iou(row, predicted([[3, 3, 3, 3]], {3: None}), ()) == 0.25
+def test_the_iou_without_classes_is_the_best_of_each_segment_weighted_by_area() -> None:
+    row = {"mask": encode_mask(np.array([[0, 1, 1, 1]], np.uint16)), "segments": [segment(0, None, None)]}
+    assert cv_iou(row, predicted([[3, 9, 9, 9]], {3: None, 9: None}), ()) == 1.0
+    assert cv_iou(row, predicted([[3, 3, 3, 3]], {3: None}), ()) == pytest.approx((1 / 4 + 3 * 3 / 4) / 4)
 
 
 def test_the_class_of_a_row_is_its_largest_but_background_only_if_it_is_alone() -> None:
