@@ -200,7 +200,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
     assert (config["network"], config["class_names"]) == ("vit", list(CLASS_NAMES))
 
 
-@pytest.mark.parametrize("recipe", ["plain", *FROM_IMAGES])
+@pytest.mark.parametrize("recipe", ["plain", "toco"])
 def test_a_trained_network_labels_with_the_classes_of_the_run(recipe: str, folder: Path, tmp_path: Path) -> None:
     words = [str(folder / "out"), str(tmp_path), "--no-ray", "--recipe", recipe, "--target", "classes", "--size", "64"]
     words += ["--network", "vit", "--backbone", str(folder / "vit.json"), "--batch-size", "8", "--steps", "12"]
@@ -278,3 +278,19 @@ def test_the_mean_loss_of_two_workers_is_that_of_one_with_all_images(
         losses.append(loss(slice(2 * rank, 2 * rank + 2), rank))
     assert sum(losses) / 2 == pytest.approx(whole, abs=1e-5)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("name", FROM_IMAGES)
+def test_distributed_training_waits_for_no_gradient_that_never_comes(name: str, folder: Path, tmp_path: Path) -> None:
+    """A second step raises an error if a weight had no gradient in the first one, before the pixels are learned."""
+    recipe = recipe_of(folder, name, steps=100)
+    batch = batch_of(folder, recipe.settings)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(recipe.network)
+        for step in range(2):
+            losses = recipe.losses(wrapped, batch, step=step, seed=(0, step, 0), device="cpu")
+            losses["loss"].backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert losses["loss"].isfinite()
