@@ -7,6 +7,7 @@ Parts:
   merging: merging of attention, beside google/diffseg.
   settings: the cost of each setting.
   names: the cost of naming segments and of random walks, at 64 x 64 tokens.
+  features: the cost of features of segments (`diffseg label --features`).
   pipeline: `diffseg label`, beside a plain loop and the bare model; on a CPU also with one actor.
   growth: time and memory by tokens, batch, segments and pixels.
   generate: images from prompts without recording, with recorded attention, and with label maps.
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from jobs.benchmarks.growth import Growth
     from jobs.benchmarks.measure import Comparison
 
-PARTS = ("whole", "merging", "settings", "names", "pipeline", "growth", "generate")
+PARTS = ("whole", "merging", "settings", "names", "features", "pipeline", "growth", "generate")
 REGIONS = 9
 """Regions of the planted attention of part merging."""
 
@@ -48,15 +49,15 @@ class BenchCommand:
     parts: str = "whole,merging,pipeline"
     """Parts to measure, separated by commas."""
     models: str = "tiny"
-    """Models of parts whole, settings, names, pipeline and generate, separated by commas. Each is tiny, tiny-text, a
-    folder, a hub id, or sd15-random or sdxl-random (the layouts of SD 1.5 at 512 px and SDXL at 1024 px with random
-    weights). Part generate needs a model with text encoders."""
+    """Models of parts whole, settings, names, features, pipeline and generate, separated by commas. Each is tiny,
+    tiny-text, a folder, a hub id, or sd15-random or sdxl-random (the layouts of SD 1.5 at 512 px and SDXL at 1024 px
+    with random weights). Part generate needs a model with text encoders."""
     dtypes: str = "float32"
     """Types of the weights in parts whole, pipeline and generate, separated by commas: float32, bfloat16, float16."""
     batch_sizes: str = "1,2,4"
     """Batch sizes of parts whole and generate, separated by commas. Part pipeline uses the largest on a GPU, else 1."""
     device: str = "cpu"
-    """Device of parts whole, settings, names, pipeline and generate: cpu, cuda or mps."""
+    """Device of parts whole, settings, names, features, pipeline and generate: cpu, cuda or mps."""
     steps: int = 25
     """Sampling steps of part generate."""
     size: int | None = None
@@ -161,6 +162,13 @@ def _comparisons(command: BenchCommand, folder: Path) -> Iterator[Comparison]:
         for model in command.models.split(","):
             checkpoint = checkpoint_of(model, dtype="float32", device=command.device, text=True)
             yield measure_names(checkpoint, read_images(folder)[:1], repetitions=command.repetitions)
+    if "features" in parts:
+        from jobs.benchmarks.models import checkpoint_of
+        from jobs.benchmarks.settings import measure_features
+
+        for model in command.models.split(","):
+            checkpoint = checkpoint_of(model, dtype="float32", device=command.device)
+            yield measure_features(checkpoint, read_images(folder)[:2], repetitions=command.repetitions)
     if "generate" in parts:
         from jobs.benchmarks.generation import measure_generation
         from jobs.benchmarks.models import checkpoint_of

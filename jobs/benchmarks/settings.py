@@ -1,8 +1,9 @@
-"""Parts settings and names: the cost of each setting that may improve segments, beside the same pass without it."""
+"""Parts settings, names and features: the cost of what may be added to a pass, beside the same pass without it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -77,6 +78,28 @@ def measure_names(checkpoint: Checkpoint, images: Sequence[np.ndarray], *, repet
     """
     variants = {**NAMING_VARIANTS, **BESIDE_VARIANTS}
     return _measure("names", checkpoint, images, variants, names=NAMES, repetitions=repetitions)
+
+
+def measure_features(checkpoint: Checkpoint, images: Sequence[np.ndarray], *, repetitions: int) -> Comparison:
+    """Measure label maps of single images with features of segments and without.
+
+    The pass without features runs twice in each turn, so that the second ratio shows what noise alone gives.
+
+    Args:
+        checkpoint: The model.
+        images: The images, uint8 [H, W, 3] each.
+        repetitions: The number of measured turns.
+    """
+    backbone = Backbone(checkpoint)
+    plain, featured = Segmenter(backbone, PLAIN), Segmenter(backbone, PLAIN, features=True)
+    variants = {"plain": plain, "features": featured, "plain again": plain}
+    return Comparison(
+        part="features",
+        case=f"{checkpoint.name}, {plain.resolution} px",
+        seconds=alternate({name: partial(segmenter, [*images]) for name, segmenter in variants.items()}, repetitions),
+        baseline="plain",
+        per=len(images),
+    )
 
 
 def _measure(

@@ -24,6 +24,7 @@ from jobs.benchmarks.settings import (
     MANY_NAMES,
     NAMING_VARIANTS,
     VARIANTS,
+    measure_features,
     measure_names,
     measure_settings,
 )
@@ -77,6 +78,14 @@ def test_part_settings_measures_every_setting_beside_the_plain_pass() -> None:
     checkpoint = dataclasses.replace(load_checkpoint("tiny"), resolution=64)
     comparison = measure_settings(checkpoint, images, repetitions=1)
     assert set(comparison.seconds) == {"plain", *VARIANTS} == set(comparison.notes["segments"])
+    assert comparison.ratio("plain") == 1
+
+
+def test_part_features_measures_the_same_pass_with_and_without_features() -> None:
+    images = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
+    checkpoint = dataclasses.replace(load_checkpoint("tiny"), resolution=64)
+    comparison = measure_features(checkpoint, images, repetitions=1)
+    assert set(comparison.seconds) == {"plain", "features", "plain again"}
     assert comparison.ratio("plain") == 1
 
 

@@ -15,11 +15,16 @@ from small_checkpoints import change_json
 from small_clip import NAMES, SIDE, draw, write_clip
 from small_siglip import write_siglip
 
-from diffseg.model.layout import CheckpointError
+from diffseg.model.files import fingerprint
+from diffseg.model.layout import TINY, CheckpointError
 from diffseg.settings import settings_of
 from pipeline.errors import RunRefused
 from pipeline.executor.driver import RunSummary, label_run
+from pipeline.output.manifest import require_manifest
 from pipeline.readers.names import NameSettings
+from pipeline.references.learn import learn_references
+from pipeline.references.retrieve import ReferenceSettings
+from pipeline.references.state import RETRIEVAL
 from pipeline.settings import LabelSettings, RunSettings, WorkerSettings
 from pipeline.storage import Storage
 from pipeline.weights import find_weights
@@ -91,6 +96,24 @@ def test_a_run_names_by_a_siglip_with_further_words_for_a_name(pictures: Path, t
         assert {segment["name"] for segment in segments} <= {"cat", "blue"}
         scores.append([segment["name_score"] for segment in segments])
     assert scores[0] != scores[1]
+
+
+def test_references_that_a_clip_retrieved_name_segments_without_it(clip: Path, pictures: Path, tmp_path: Path) -> None:
+    out, state = Storage(url=str(tmp_path / "out")), Storage(url=str(tmp_path / "state"))
+    run(pictures, tmp_path / "out", clip=str(clip), features=True)
+    manifest = require_manifest(out)
+    assert manifest.model_sha256 != manifest.resolved["checkpoint_sha256"] == fingerprint(TINY)
+    report = learn_references(out, manifest, ReferenceSettings(naming=NAMING, by="names"), state)
+    assert report.route == "names of segments, given by a CLIP"
+    found = pq.read_table(tmp_path / "state" / RETRIEVAL).to_pylist()
+    assert {row["score"] for row in found} <= {
+        segment["name_score"]
+        for path in (tmp_path / "out" / "labels").iterdir()
+        for row in pq.read_table(path).to_pylist()
+        for segment in row["segments"]
+    }, "images are retrieved by the scores of the CLIP"
+    assert dict(run(pictures, tmp_path / "named", references=state.url, naming=NameSettings()).counts) == {"ok": 3}
+    assert require_manifest(Storage(url=str(tmp_path / "named"))).resolved["references"]
 
 
 def test_a_url_without_a_clip_is_refused(tmp_path: Path) -> None:
