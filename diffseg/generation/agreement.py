@@ -2,6 +2,8 @@
 
 DiffuMask compares masks at several thresholds with the mask of AffinityNet, and keeps the one that overlaps most. Here
 the map that the stages after `cross` refined takes the place of AffinityNet's, and is compared at the same threshold.
+What is maximised is the mean IoU of the class and of the rest of the image, because larger masks overlap more by
+themselves. docs/generate.md has the measurement by which this was chosen.
 
 Axes: B images, T classes, h and w positions of a map, G thresholds.
 """
@@ -18,8 +20,8 @@ from diffseg.method.naming import class_maps
 from diffseg.method.random_walk import resize_maps
 from diffseg.method.signals import Scores, Signals
 
-THRESHOLDS = tuple(sorted((step / 100 for step in range(35, 55)), key=lambda threshold: abs(threshold - 0.445)))
-"""The thresholds that DiffuMask compares, from the middle outwards: of equally good ones the first is chosen."""
+THRESHOLDS = tuple(sorted((step / 100 for step in range(40, 81)), key=lambda threshold: abs(threshold - 0.6)))
+"""The thresholds that are compared, from the middle outwards: of equally good ones the first is chosen."""
 
 
 class Agreement(NamedTuple):
@@ -27,7 +29,8 @@ class Agreement(NamedTuple):
 
     Attributes:
         thresholds: float64 [B, T], of scores whose lowest and highest value in the image are 0 and 1.
-        iou: float64 [B, T], intersection over union of the raw and the refined mask at the threshold, 0 to 1.
+        iou: float64 [B, T], mean of the intersection over union of the raw and the refined mask at the threshold, and
+            of that of what they leave out, 0 to 1; 0 if the two masks have nothing in common.
     """
 
     thresholds: torch.Tensor
@@ -63,7 +66,7 @@ def refined_class_maps(scores: Scores, classes: int) -> torch.Tensor:
 
 
 def best_thresholds(raw: torch.Tensor, refined: torch.Tensor) -> Agreement:
-    """Choose for each class the threshold at which the masks of both maps overlap most.
+    """Choose for each class the threshold at which the masks of both maps agree best, see `Agreement.iou`.
 
     Each position is counted at the number of thresholds that both of its scores reach, and at the number that one of
     them reaches. Sums of these counts from above are intersection and union at every threshold.
@@ -78,7 +81,12 @@ def best_thresholds(raw: torch.Tensor, refined: torch.Tensor) -> Agreement:
         torch.searchsorted(edges, to_unit_range(maps).flatten(2).double(), right=True) for maps in (raw, refined)
     ]
     intersection, union = (_counts_from(pick(*reached)) for pick in (torch.minimum, torch.maximum))
-    iou = (intersection.double() / union.clamp_min(1))[..., [ascending.index(threshold) for threshold in THRESHOLDS]]
+    positions = raw.shape[2] * raw.shape[3]
+    rest = torch.where(
+        intersection < positions, (positions - union) / (positions - intersection).clamp_min(1).double(), 1
+    )
+    iou = torch.where(intersection > 0, (intersection / union.clamp_min(1).double() + rest) / 2, 0)
+    iou = iou[..., [ascending.index(threshold) for threshold in THRESHOLDS]]
     best = iou.argmax(dim=2, keepdim=True)
     thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64, device=raw.device)
     return Agreement(thresholds[best[..., 0]], iou.gather(2, best)[..., 0])

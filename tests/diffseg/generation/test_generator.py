@@ -67,7 +67,7 @@ def test_images_have_a_label_map_of_their_classes(make: Make) -> None:
         assert {segment.name for segment in segments} <= {*request.classes, "background"}
         assert [segment.area for segment in segments] == [(labels == segment.id).sum() for segment in segments]
         assert tuple(generated.threshold) == tuple(generated.agree_iou) == request.classes
-        assert all(0.35 <= threshold <= 0.54 for threshold in generated.threshold.values())
+        assert all(0.4 <= threshold <= 0.8 for threshold in generated.threshold.values())
         assert all(0 <= iou <= 1 for iou in generated.agree_iou.values())
 
 
