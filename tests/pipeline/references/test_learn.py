@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from reference_runs import BY_LABELS, DIRECTIONS, NAMES, SIZE, PlantedImage, planted_images, write_feature_run
 from safetensors.numpy import load_file
 
 from diffseg.references import Elimination
 from pipeline.output.manifest import require_manifest
-from pipeline.readers.names import NameSettings
+from pipeline.output.rows import schema_of
+from pipeline.readers.find import find_shards
+from pipeline.readers.names import NameReader, NameSettings
+from pipeline.readers.read import read_shard
 from pipeline.references.learn import learn_references
 from pipeline.references.retrieve import ReferenceSettings
 from pipeline.references.state import ReferenceReport, load_references
@@ -112,6 +118,19 @@ def test_segments_that_are_background_by_name_become_centroids_of_the_background
     segments = np.stack([*DIRECTIONS.values(), grass, water]) + references.mean
     names = [name for name, _ in references.name_segments(segments)]
     assert names == [*NAMES, "background", "background"]
+
+
+def test_rows_of_a_generated_run_are_a_source_whose_classes_are_labels(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    schema = schema_of(generated=True)
+    row = dict.fromkeys(schema.names) | {"key": "a", "image": buffer.getvalue(), "classes": ["cat"], "prompt": "a dog"}
+    pq.write_table(pa.Table.from_pylist([row], schema=schema), tmp_path / "generated.parquet")
+    (shard,) = find_shards(str(tmp_path))
+    (sample,) = read_shard(shard, Storage(url="."), image_field="image")
+    assert (sample.key, sample.image) == ("a", buffer.getvalue())
+    assert NameReader(NameSettings(names=NAMES, labels_field="classes"))(sample).names == ("cat",)
+    assert NameReader(NameSettings(names=NAMES, caption_field="prompt"))(sample).names == ("dog",)
 
 
 def test_images_without_the_field_are_counted_and_the_others_used(tmp_path: Path) -> None:
