@@ -19,6 +19,7 @@ from small_siglip import WORDS, write_word_tokenizer
 from diffseg.clip.clip import load_clip
 from diffseg.clip.layout import MEAN
 from diffseg.clip.open_clip_config import read_config
+from diffseg.clip.text_model import load_text_model
 from diffseg.model.files import CLIP_FILES, OPEN_CLIP_FILES, clip_files, fingerprint
 from diffseg.model.layout import CheckpointError, resolve_clip
 
@@ -133,6 +134,19 @@ def attending_to_oneself(visual: Any, prepared: torch.Tensor) -> torch.Tensor:
     if trunk.attn_pool is not None:
         normed = trunk.attn_pool(normed.flatten(0, 1)[:, None]).unflatten(0, normed.shape[:2])
     return visual.head(trunk.head(trunk.fc_norm(normed)))
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("name", ["transformer", "mobileclip"])
+@torch.no_grad()
+def test_learnable_tokens_with_the_embedding_of_a_word_give_the_vector_of_the_text(name: str, tmp_path: Path) -> None:
+    write_open_clip(tmp_path, CONFIGS[name])
+    model = load_text_model(str(tmp_path))
+    token = model.tokenize(["a red"])[0, 1:2]
+    context = model.token_embedding(token).expand(5, -1)
+    torch.testing.assert_close(
+        model.vectors(["red", "blue"], context), model.encode(model.tokenize(["a a a a a red", "a a a a a blue"]), 5)
+    )
 
 
 @pytest.mark.usefixtures("installed")
