@@ -18,9 +18,11 @@ from object_store import LABELS, ObjectStore
 
 import jobs.train
 from diffseg.segmentation import BACKGROUND
+from jobs.common import INTERRUPTED
 from pipeline.training import on_ray
 
 FLAGS = ("--target", "classes", "--size", "32", "--width", "8", "--steps", "6", "--save-every", "1")
+ONE_WORKER = ("--no-ray", "--batch-size", "4")
 TWO_WORKERS = ("--workers", "2", "--batch-size", "2")
 PAUSED_STEP = 3
 
@@ -47,16 +49,22 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def killed(
-    out: Path, object_store: ObjectStore, local_ray: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[tuple[int, int]]]:
-    """Train on two workers, with MODEL on an S3 server, and kill the worker of rank 1 once, after a step.
+def one_worker(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return MODEL of an undisturbed training in this process, with as many images in each step; read-only."""
+    model = tmp_path_factory.mktemp("one-worker")
+    assert jobs.train.main([str(out), str(model), *FLAGS, *ONE_WORKER]) == 0
+    return model
+
+
+@pytest.fixture(scope="module")
+def killed(out: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, int]]]:
+    """Train on two workers, and kill the worker of rank 1 once, after a step.
 
     Returns:
-        A copy of MODEL, read-only, and the steps of rank 1, each after the id of the process that made it.
+        MODEL, read-only, and the steps of rank 1, each after the id of the process that made it.
     """
     folder = tmp_path_factory.mktemp("killed")
-    diary, environment = folder / "diary", object_store.environment()
+    diary = folder / "diary"
 
     def worker(config: dict[str, Any]) -> None:
         import time
@@ -64,8 +72,6 @@ def killed(
         from pipeline.training import on_ray
         from pipeline.training.loop import train
         from pipeline.training.recipes.workers import place
-
-        os.environ.update(environment)  # a node has its own credentials
 
         def train_with_a_pause(*args: Any, on_record: Any, **options: Any) -> Any:
             def pause(record: Any) -> None:
@@ -78,17 +84,12 @@ def killed(
 
             return train(*args, on_record=pause, **options)
 
-        on_ray.train = train_with_a_pause
+        vars(on_ray)["train"] = train_with_a_pause
         on_ray._train_worker(config)
 
-    url = f"s3://{LABELS}/{folder.name}/model"
     with pytest.MonkeyPatch.context() as patch, killing(diary):
-        for name, value in environment.items():
-            patch.setenv(name, value)
         patch.setattr(on_ray, "_train_worker", worker)
-        assert jobs.train.main([str(out), url, *FLAGS, *TWO_WORKERS]) == 0
-    object_store.download(LABELS, f"{folder.name}/model", folder / "model")
-    assert not object_store.unfinished_uploads(LABELS, url)
+        assert jobs.train.main([str(out), str(folder / "model"), *FLAGS, *TWO_WORKERS]) == 0
     lines = [line.split() for line in diary.read_text().splitlines()]
     return folder / "model", [(int(process), int(step)) for process, step in lines]
 
@@ -118,9 +119,7 @@ def losses(model: Path) -> list[float]:
     return [record["loss"] for record in json.loads((model / "metrics.json").read_text())["history"]]
 
 
-def test_the_training_continues_from_its_last_checkpoint_in_the_store(
-    killed: tuple[Path, list[tuple[int, int]]],
-) -> None:
+def test_the_training_continues_from_its_last_checkpoint(killed: tuple[Path, list[tuple[int, int]]]) -> None:
     model, diary = killed
     first = diary[0][0]
     assert [step for process, step in diary if process == first] == [1, 2, PAUSED_STEP]
@@ -129,11 +128,32 @@ def test_the_training_continues_from_its_last_checkpoint_in_the_store(
 
 
 def test_two_workers_of_which_one_is_killed_have_the_losses_of_one_with_as_many_images_in_each_step(
-    out: Path, killed: tuple[Path, list[tuple[int, int]]], tmp_path: Path
+    one_worker: Path, killed: tuple[Path, list[tuple[int, int]]]
 ) -> None:
-    assert jobs.train.main([str(out), str(tmp_path), *FLAGS, "--no-ray", "--batch-size", "4"]) == 0
-    assert losses(killed[0]) == pytest.approx(losses(tmp_path), rel=1e-4)
+    assert losses(killed[0]) == pytest.approx(losses(one_worker), rel=1e-4)
     assert json.loads((killed[0] / "metrics.json").read_text())["images"] == 24
+
+
+def test_a_training_on_s3_continues_from_its_checkpoint_there(
+    out: Path, one_worker: Path, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, options = f"s3://{LABELS}/{tmp_path.name}/model", json.dumps(object_store.options())
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.training.loop.save_network", stop)
+        assert jobs.train.main([str(out), url, *FLAGS, *ONE_WORKER, "--storage-options", options]) == INTERRUPTED
+    names = {key.rsplit("/", 1)[1] for key in object_store.keys(LABELS, f"{tmp_path.name}/model")}
+    assert names == {"train.json", "checkpoint.safetensors"}
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.training.loop.descend", stop)  # no step is left
+        assert jobs.train.main([str(out), url, *FLAGS, *ONE_WORKER, "--storage-options", options]) == 0
+    object_store.download(LABELS, f"{tmp_path.name}/model", tmp_path / "downloaded")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "downloaded" / name).read_bytes() == (one_worker / name).read_bytes()
+    assert not object_store.unfinished_uploads(LABELS, url)
 
 
 @pytest.mark.cluster

@@ -183,6 +183,7 @@ def test_a_folder_of_another_training_is_refused(
     assert "--no-ray" in capsys.readouterr().err
 
 
+@pytest.mark.cluster  # tests/end_to_end/test_train_workers.py trains on Ray in every run of the suite
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning", "ignore::FutureWarning")
 def test_a_worker_on_ray_trains_the_same_network(
     run_folder: Path, undisturbed: Path, tmp_path: Path, local_ray: None
@@ -216,9 +217,9 @@ def test_classes_are_learned_from_a_run_with_names(run_folder: Path, tmp_path: P
     (result,) = trained([pixels])
     assert result.labels.shape == (64, 64)
     assert result.labels[26, 28] != result.labels[58, 58]
-    image = torch.full((1, 3, 64, 64), 40 / 127.5 - 1)
-    image[:, :, 10:42, 12:44] = 220 / 127.5 - 1
+    light = torch.full((1, 3, 64, 64), 40 / 127.5 - 1)
+    light[:, :, 10:42, 12:44] = 220 / 127.5 - 1
     with torch.inference_mode():
-        classes = network(image)[0].argmax(dim=0)
+        classes = network(light)[0].argmax(dim=0)
     assert (classes[8:18, 9:19] == 1).float().mean() > 0.9
     assert (classes[22:, 24:] == 0).float().mean() > 0.9

@@ -1,5 +1,5 @@
 # The long proofs, started by `make proof NAME=…` from the root of the repository. docs/proofs.md says what each one shows.
-.PHONY: list ablation affinity chaos cluster denseclip full-size generated gpu image-groups launches metrics ncut-share outage photographs read-speed reference-pass reliability scale soak source-changes suite toco tools training tune-baselines weights
+.PHONY: list ablation affinity chaos cluster denseclip filter full-size generated gpu image-groups launches longer-training metrics ncut-share outage photographs read-speed reference-pass reliability scale soak source-changes suite toco tools training tune-baselines weights
 
 PROOFS := tests/end_to_end/proofs
 PYTEST := $(BIN)/python -m pytest -s
@@ -22,6 +22,9 @@ cluster: # Jobs and nodes that are killed, drained and added, Ray's autoscaler f
 denseclip: # The recipes denseclip and maskclip beside plain, on nouns with and without training labels (resumes)
 	$(BIN)/python $(PROOFS)/denseclip_proof.py --folder denseclip-proof $(ARGS)
 
+filter: # The true IoU of the rows that `diffseg filter` keeps, on scenes labelled by tiny-text
+	$(BIN)/python $(PROOFS)/filter_proof.py --folder filter-proof $(ARGS)
+
 full-size: # One image through all of SD 1.5's 0.86 G parameters (random weights): seconds and memory
 	$(PYTEST) -m full_size tests/end_to_end/test_full_size.py $(ARGS)
 
@@ -36,6 +39,9 @@ image-groups: # The cost and the sizes of the groups of 1,000,000 image files
 
 launches: # The operations that the method sends to a GPU for a batch, counted without a GPU
 	$(BIN)/python $(PROOFS)/launches.py $(ARGS)
+
+longer-training: # Whether networks that learn from tiny-text's labels until they learn no more pass it (hours; resumes)
+	$(BIN)/python $(PROOFS)/longer_training.py --folder longer-training $(ARGS)
 
 metrics: # Every panel of the Grafana dashboard has data in a real Prometheus
 	$(PYTEST) --must-run metrics tests/end_to_end/test_observed.py $(ARGS)
