@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from diffseg.optim import cosine, descend, optimiser_of, set_lr
 from diffseg.tiny.recipe.latents import LatentPool, images_to_tensor
 from diffseg.tiny.recipe.training_state import ProgressLog, load_state, save_state
-from diffseg.tiny.scenes.captioned import MIN_SHARE, generate_captioned
+from diffseg.tiny.scenes.captioned import generate_captioned
 from diffseg.tiny.scenes.scenes import Scene
 from diffseg.tiny.scenes.vocabulary import NOUNS
 
@@ -33,6 +33,11 @@ log = logging.getLogger(__name__)
 
 SIDE = 128
 """Side S of the images that the judge reads, in pixels; its class maps have half of it."""
+UNSURE = 255
+"""Value of pixels that the judge gives no class."""
+FOUND_SHARE = 0.005
+"""Smallest share of an image for a noun to be found. Nouns in captions cover at least .008 of their scene, and the judge
+is unsure at borders. On validation scenes it finds 90 % of a caption's nouns with this share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +49,12 @@ class JudgeRecipe:
         steps: Number of steps.
         batch: Scenes per step.
         lr: Highest learning rate; it falls to 0 along half a cosine.
-        width: Channels of the finest level, a multiple of 8.
+        width: Channels of the finest level.
         seed: Seed of the weights and of all draws.
     """
 
     scenes: int = 1000
-    steps: int = 500
+    steps: int = 4500
     batch: int = 16
     lr: float = 3e-3
     width: int = 16
@@ -79,10 +84,10 @@ class JudgeNetwork(nn.Module):
 
 
 def _block(entering: int, leaving: int) -> nn.Sequential:
-    """Return two convolutions with group norms."""
+    """Return two convolutions with batch norms, which do not depend on what else an image shows."""
     layers: list[nn.Module] = []
     for channels in (entering, leaving):
-        layers += [nn.Conv2d(channels, leaving, 3, padding=1, bias=False), nn.GroupNorm(8, leaving), nn.SiLU()]
+        layers += [nn.Conv2d(channels, leaving, 3, padding=1, bias=False), nn.BatchNorm2d(leaving), nn.SiLU()]
     return nn.Sequential(*layers)
 
 
@@ -104,13 +109,13 @@ def train_judge(recipe: JudgeRecipe, vae: AutoencoderTiny, folder: Path, *, save
     if done < recipe.steps:
         pool = LatentPool.prepare(folder / "captioned", vae, _scene_with_classes, count=recipe.scenes, scale=1.0)
         decoded, labels = _decode(vae, pool.latents), torch.from_numpy(pool.labels).to(torch.int64)
+        weight = torch.bincount(labels.flatten(), minlength=len(NOUNS)).clamp_min(1).float() ** -0.25
     progress = ProgressLog("judge", recipe.steps)
     for step in range(done, recipe.steps):
         rng = np.random.default_rng([recipe.seed, 3, step])
         set_lr(optimiser, recipe.lr * cosine(step / recipe.steps) * min(1.0, (step + 1) / 50))
-        drawn = torch.from_numpy(rng.integers(len(decoded), size=recipe.batch))
-        images, classes = _augment(decoded[drawn].float(), labels[drawn], rng)
-        loss = F.cross_entropy(network.train()(images), classes)
+        images, classes = _augment(*_crops(decoded, labels, recipe.batch, rng), rng)
+        loss = F.cross_entropy(network.train()(images), classes, weight=weight)
         descend(loss, network, optimiser)
         progress.add(step, loss=loss.item())
         if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
@@ -135,6 +140,15 @@ def _shrink(images: Tensor) -> Tensor:
     return F.interpolate(images, (SIDE, SIDE), mode="area")
 
 
+def _crops(images: Tensor, labels: Tensor, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Draw crops of half the side, float32 [B, 3, S/2, S/2], with their classes, int64 [B, S/4, S/4]."""
+    side = labels.shape[-1] // 2
+    drawn, corners = rng.integers(len(images), size=count), rng.integers(0, side + 1, size=(count, 2))
+    places = list(zip(drawn.tolist(), *corners.T.tolist(), strict=True))
+    pixels = [images[i, :, 2 * y : 2 * (y + side), 2 * x : 2 * (x + side)].float() for i, y, x in places]
+    return torch.stack(pixels), torch.stack([labels[i, y : y + side, x : x + side] for i, y, x in places])
+
+
 def _augment(images: Tensor, classes: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Mirror half of the images, and vary contrast, brightness and noise."""
     mirrored = torch.from_numpy(rng.random(len(images)) < 0.5)
@@ -150,11 +164,16 @@ def _augment(images: Tensor, classes: Tensor, rng: np.random.Generator) -> tuple
 
 @torch.no_grad()
 def segment(judge: JudgeNetwork, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the class of each pixel, uint8 [B, S/2, S/2], in images, uint8 [B, H, W, 3]."""
-    return judge(_shrink(images_to_tensor(images))).argmax(1).to(torch.uint8).numpy()
+    """Return the class of each pixel in images, uint8 [B, H, W, 3].
+
+    Returns:
+        uint8 [B, S/2, S/2], with `UNSURE` where no class has half of the probability.
+    """
+    probability, classes = judge(_shrink(images_to_tensor(images))).softmax(1).max(1)
+    return torch.where(probability >= 0.5, classes, UNSURE).to(torch.uint8).numpy()
 
 
-def found_nouns(classes: np.ndarray, share: float = MIN_SHARE) -> set[int]:
-    """Return the classes that cover at least `share` of a class map."""
-    areas = np.bincount(classes.ravel(), minlength=len(NOUNS))
-    return set(np.flatnonzero(areas >= share * classes.size).tolist())
+def found_nouns(classes: np.ndarray) -> set[int]:
+    """Return the classes that cover at least `FOUND_SHARE` of a class map."""
+    areas = np.bincount(classes.ravel(), minlength=UNSURE)[: len(NOUNS)]
+    return set(np.flatnonzero(areas >= FOUND_SHARE * classes.size).tolist())
