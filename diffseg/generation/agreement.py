@@ -93,10 +93,13 @@ def best_thresholds(raw: torch.Tensor, refined: torch.Tensor) -> Agreement:
 
 
 def to_unit_range(maps: torch.Tensor) -> torch.Tensor:
-    """Scale each map [B, T, h, w] linearly, from its lowest value, 0, to its highest, 1; a constant map becomes 0."""
+    """Scale each map [B, T, h, w] linearly, from its lowest value, 0, to its highest, 1.
+
+    A constant map becomes 1, because the class is as strong everywhere, or 0 if it has no score at all.
+    """
     low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
     span = high - low
-    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), 0)
+    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), (maps > 0).to(maps.dtype))
 
 
 def _counts_from(reached: torch.Tensor) -> torch.Tensor:

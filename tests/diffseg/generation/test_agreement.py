@@ -47,6 +47,14 @@ def test_masks_that_have_nothing_in_common_do_not_agree() -> None:
     assert found.iou.item() == 0
 
 
+def test_a_class_that_fills_the_image_agrees_with_a_map_that_does() -> None:
+    constant = torch.ones(1, 1, 4, 4)
+    assert best_thresholds(0.3 * constant, constant).iou.item() == 1
+    half = constant.clone()
+    half[..., :2] = 0
+    assert best_thresholds(half, constant).iou.item() == 0.25  # half of the class, and nothing of the rest
+
+
 def test_a_mask_of_nearly_everything_does_not_win_by_its_size() -> None:
     """Below .45 each mask leaves out another position; above, each has four of five positions."""
     raw, refined = torch.full((2, 1, 1, 10, 10), 0.45)
