@@ -62,14 +62,20 @@ def project(inputs: Inputs) -> torch.Tensor:
         repeated, so that a mean over positions is that at their own resolution.
     """
     grids = _finest(inputs)
-    matrix = projection(sum(inputs[grid].shape[1] for grid in grids)).to(inputs[grids[0]].device)
-    total, start = torch.zeros(()), 0
+    channels = sum(inputs[grid].shape[1] for grid in grids)
+    images, device = len(inputs[grids[0]]), inputs[grids[0]].device
+    total, start = torch.zeros(images, FEATURE_SIZE, *grids[0], device=device), 0
     for grid in grids:
         maps = torch.nan_to_num(inputs[grid].float(), nan=0.0, posinf=0.0, neginf=0.0)
-        part = matrix[:, start : start + maps.shape[1]]
-        projected = (part @ F.normalize(maps, dim=1)).unflatten(-1, grid)
-        total = projected if start == 0 else total + F.interpolate(projected, grids[0], mode="nearest-exact")
-        start += maps.shape[1]
+        units, stop = F.normalize(maps, dim=1), start + maps.shape[1]
+        if channels > FEATURE_SIZE:
+            units = projection(channels)[:, start:stop].to(device) @ units
+        upsampled = units.unflatten(-1, grid)
+        if grid != grids[0]:
+            upsampled = F.interpolate(upsampled, grids[0], mode="nearest-exact")
+        # Without a projection, the resolutions have channels of their own.
+        total[:, slice(None) if channels > FEATURE_SIZE else slice(start, stop)] += upsampled
+        start = stop
     return total.half()
 
 

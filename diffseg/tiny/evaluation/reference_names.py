@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from diffseg.centroids import unit
-from diffseg.references import Elimination, ImageSegments, fit_references
+from diffseg.references import Elimination, ImageSegments, centroids_of, fit_references
 from diffseg.scoring.bootstrap import Interval, bootstrap
 from diffseg.segmentation import Segmentation
 from diffseg.segmenter import Segmenter
@@ -45,6 +45,8 @@ class ReferenceNames:
     """How many of the most frequent names are contexts."""
     elimination: Elimination = field(default_factory=Elimination)
     """How segments that resemble a context are left out."""
+    centroids: int = 10
+    """Centroids of a name, beside one reference."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,15 +120,18 @@ def score(settings: ReferenceNames) -> Iterator[tuple[str, list[Interval]]]:
     archive = [*_scenes(plain, captioned_samples(seeds[: settings.archive], 256))]
     stop = settings.archive + settings.images
     tests = [*_scenes(plain, captioned_samples(seeds[settings.archive : stop], 256))]
-    for contexts in (settings.contexts, 0):
-        mean, vectors = _learn(archive, contexts, settings.elimination)
+    for contexts, centroids in ((settings.contexts, 1), (settings.contexts, settings.centroids), (0, 1)):
+        mean, references = _learn(archive, contexts, settings.elimination, centroids)
         for own in (True, False):
             counts = []
             for scene in tests:
                 places = np.array(scene.visible if own else [*range(len(NOUNS))])
-                cosines = unit(scene.features - mean) @ vectors[places].T
+                cosines = np.stack(
+                    [(unit(scene.features - mean) @ references[p].T).max(axis=1) for p in places], axis=1
+                )
                 counts.append(count_right(scene, scene.segmentation, places[cosines.argmax(axis=1)]))
-            yield f"references, {contexts} contexts, {_names(own)}", bootstrap(np.array(counts), statistics)
+            learned = f"{contexts} contexts" + (f", {centroids} centroids" if centroids > 1 else "")
+            yield f"references, {learned}, {_names(own)}", bootstrap(np.array(counts), statistics)
     cross = Segmenter.from_pretrained("tiny-text", naming=True)
     for own in (True, False):
         samples = captioned_samples(seeds[settings.archive : stop], 256)
@@ -157,8 +162,10 @@ def _scenes(segmenter: Segmenter, samples: Sequence[Sample]) -> Iterator[Scene]:
         yield Scene(key=sample.name, visible=visible, ground_truth=ground_truth, segmentation=segmenter(image))
 
 
-def _learn(archive: Sequence[Scene], contexts: int, elimination: Elimination) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean feature and the reference of each class, [C, 256], 0 for one that no scene shows."""
+def _learn(
+    archive: Sequence[Scene], contexts: int, elimination: Elimination, centroids: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the mean feature and the vectors of each class, [V, 256], 0 for one that no scene shows."""
     images = [scene.segmentation.features.image for scene in archive if scene.segmentation.features is not None]
     mean = np.mean([image.astype(np.float64) for image in images], axis=0).astype(np.float32)
     by_class = {str(c): [scene for scene in archive if c in scene.visible] for c in range(len(NOUNS))}
@@ -170,7 +177,11 @@ def _learn(archive: Sequence[Scene], contexts: int, elimination: Elimination) ->
     true = {scene.key: scene.true_classes for scene in archive}
     hits = [true[seed.key][seed.segment] == int(c) for c, found in seeds.items() for seed in found]
     print(f"{contexts} contexts: {np.mean(hits):.3f} of {len(hits)} seeds show their name", file=sys.stderr)
-    return mean, np.array([vectors.get(str(c), np.zeros(len(mean))) for c in range(len(NOUNS))])
+    of_class = {c: vector[None] for c, vector in vectors.items()}
+    if centroids > 1:
+        found, owners = centroids_of(shown, seeds, [*shown], centroids)
+        of_class = {c: found[owners == place] for place, c in enumerate(shown)}
+    return mean, [of_class.get(str(c), np.zeros((1, len(mean)))) for c in range(len(NOUNS))]
 
 
 def main() -> None:
