@@ -71,7 +71,7 @@ tiny-train: $(VENV)/.demo ## Train the embedded model again (about three hours o
 	$(BIN)/python -m diffseg.tiny.recipe.train
 	$(BIN)/python -m diffseg.tiny.recipe.tune --write
 
-tiny-text-train: $(VENV)/.demo ## Train the embedded text model again (about an hour on one core; resumes after a stop)
+tiny-text-train: $(VENV)/.demo ## Train the embedded text model again (an hour and a half on one core; resumes after a stop)
 	$(BIN)/python -m diffseg.tiny.recipe.train_text
 	$(BIN)/python -m diffseg.tiny.recipe.tune --model diffseg/tiny/text-checkpoint --captioned --write
 

@@ -36,8 +36,8 @@ SIDE = 128
 UNSURE = 255
 """Value of pixels that the judge gives no class."""
 FOUND_SHARE = 0.005
-"""Smallest share of an image for a noun to be found. Nouns in captions cover at least .008 of their scene, and the judge
-is unsure at borders. On validation scenes it finds 90 % of a caption's nouns with this share."""
+"""Smallest share of an image for a noun to be found. Nouns in captions cover at least .008 of their scene, and the
+judge is unsure at borders. On validation scenes it finds 90 % of a caption's nouns with this share."""
 
 
 @dataclass(frozen=True, kw_only=True)

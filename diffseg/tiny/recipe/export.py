@@ -68,7 +68,8 @@ def export_checkpoint(
         tokenizer.save_pretrained(partial / "tokenizer")
         index["text_encoder"] = ["transformers", type(encoder).__name__]
         index["tokenizer"] = ["transformers", type(tokenizer).__name__]
-    _drop_derived_field(partial / "vae" / "config.json")
+    _drop_fields(partial / "vae" / "config.json", "block_out_channels", "_name_or_path")
+    _drop_fields(partial / "unet" / "config.json", "_name_or_path")
     scheduler.save_pretrained(partial / "scheduler")
     (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     model_settings = {
@@ -93,8 +94,9 @@ def _replace(folder: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _drop_derived_field(path: Path) -> None:
-    """Remove a field that AutoencoderTiny writes and that it warns about when it reads the file."""
+def _drop_fields(path: Path, *names: str) -> None:
+    """Remove fields of a configuration: one that AutoencoderTiny writes and warns about when it reads it, and paths."""
     config = json.loads(path.read_text())
-    config.pop("block_out_channels", None)
+    for name in names:
+        config.pop(name, None)
     path.write_text(json.dumps(config, indent=2) + "\n")
