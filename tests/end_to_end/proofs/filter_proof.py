@@ -80,18 +80,22 @@ def matched_iou(row: dict, truth: np.ndarray) -> float:
 
 def results_of(out: Path, iou: dict[str, float], keep: float, flags: list[str], by: tuple[str, ...]) -> dict:
     """Filter a run by each score, and return the mean true IoU of the kept rows and the rank correlations."""
-    every = np.array(list(iou.values()))
-    count = int(np.ceil(keep * len(every)))
-    results = {"all rows": float(every.mean()), "the best possible": float(np.sort(every)[-count:].mean())}
-    results["at random, 95 % interval"] = interval_of_random_choice(every, count)
+    every, count = np.array(list(iou.values())), 0
+    results = {}
     for score in by:
         assert jobs.filter.main([str(out), "--no-ray", "--keep", str(keep), "--by", score, *flags]) == 0
         table = pq.read_table(out / "filter" / "keep.parquet").to_pylist()
-        results[score] = float(np.mean([iou[row["key"]] for row in table if row["keep"]]))
+        kept = [iou[row["key"]] for row in table if row["keep"]]
+        results[score], count = float(np.mean(kept)), len(kept)
         if score != "both":
             values = [(row[score], iou[row["key"]]) for row in table if row[score] is not None]
             results[f"rank correlation of {score}"] = float(spearmanr(*zip(*values, strict=True)).statistic)
-    return results
+    return {
+        "all rows": float(every.mean()),
+        "as many rows at random, 95 % interval": interval_of_random_choice(every, count),
+        **results,
+        "the best as many rows": float(np.sort(every)[-count:].mean()),
+    }
 
 
 def interval_of_random_choice(iou: np.ndarray, count: int) -> list[float]:
