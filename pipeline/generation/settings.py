@@ -12,7 +12,7 @@ from pipeline.settings import LabelSettings
 
 ImageFormat = Literal["png", "webp", "jpeg"]
 
-UNUSED = ("network", "clip", "affinity", "levels", "features", "quality")
+UNUSED = ("network", "clip", "affinity", "references", "levels", "features", "quality")
 """Settings of `diffseg label` that a generation does not have."""
 
 
