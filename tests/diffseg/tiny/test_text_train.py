@@ -49,6 +49,7 @@ MINI = TextRecipe(
         ),
         TrainingStage(scenes="captioned", steps=1, batch=2, lr=(8e-4, 5e-4), queries=16, timesteps="uniform"),
         TrainingStage(scenes="captioned", steps=1, batch=2, lr=(5e-4, 0.0), queries=16, timesteps="uniform"),
+        TrainingStage(scenes="captioned", steps=1, batch=2, lr=(7e-4, 0.0), queries=16, timesteps="uniform"),
     ),
 )
 
@@ -82,7 +83,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         train_text(MINI, CHECKPOINT, tmp_path)
     with pytest.raises(ValueError, match="text_free"):
         TrainingStage(scenes="captioned", steps=1, batch=8, lr=(8e-4, 8e-4), text_free=1.0)
-    assert [stage.text_free_count for stage in TextRecipe().stages] == [6, 3, 3, 2, 1, 1]
+    assert [stage.text_free_count for stage in TextRecipe().stages] == [6, 3, 3, 2, 1, 1, 1]
 
 
 def naming_loss_of(unet: UNet2DConditionModel, text: nn.Module) -> float:
