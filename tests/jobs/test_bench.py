@@ -141,7 +141,7 @@ def test_a_missing_reference_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--parts", "whole,speed"], "speed; expected some of whole, merging, settings, names, pipeline, growth"),
+        (["--parts", "whole,speed"], "speed; expected some of whole, merging, settings, names, features, "),
         (["--dtypes", "float8"], "float8; expected some of float32"),
         (["--batch-sizes", "1,0"], "expected whole numbers from 1"),
         (["--repetitions", "0"], "expected whole numbers from 1"),
