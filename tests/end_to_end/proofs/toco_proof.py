@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--images", type=int, default=512, help="number of images that are trained on")
     parser.add_argument("--held-out", type=int, default=128, help="number of scenes that are scored")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
