@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import termios
@@ -34,6 +35,12 @@ sys.exit(guarded(command))
 """
 
 
+def _take_terminal() -> None:
+    """Make the terminal that of this session, and let its end end this process, also if the tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class InTerminal:
     """A command in a terminal, the leader of its session."""
 
@@ -48,7 +55,7 @@ class InTerminal:
             stderr=slave,
             env=environment() | variables,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_take_terminal,
         )
         os.close(slave)
         os.set_blocking(self._terminal, False)
