@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffseg.affinity.affinity import check_state
-from diffseg.affinity.state import AffinityState, PassConditions, layers_by_grid, read_state
+from diffseg.affinity.state import AffinityState, read_state
 from diffseg.clip.clip import Clip, load_clip
+from diffseg.compatibility import Passes, check_affinity, check_compiled, check_references
 from diffseg.devices import Once, work_in_wait
 from diffseg.images.canvas import ModelInput, fit_image
 from diffseg.images.decode import decode_image
@@ -25,15 +25,14 @@ from diffseg.method.calibration import calibrated_threshold
 from diffseg.method.decide import Region, decide_images
 from diffseg.method.decision import Decision
 from diffseg.method.leaves import LeafSignals
-from diffseg.method.reference_names import SegmentNaming, naming_by
-from diffseg.method.segment_features import feature_layers
+from diffseg.method.name_stages import classes_to_segments
 from diffseg.method.signals import Scores, Signals
-from diffseg.method.stages import Stage, classes_to_segments, run_stages, stages_of, with_levels
+from diffseg.method.stages import Stage, run_stages, stages_of, with_levels
 from diffseg.model.backbone import Backbone, Step, no_step
 from diffseg.model.checkpoint import load_checkpoint
 from diffseg.model.text import Prompt, prompt_of_names
 from diffseg.pending import PendingBatch
-from diffseg.reference_state import References, load_references, pass_conditions
+from diffseg.reference_state import References, load_references
 from diffseg.settings import Dtype, Preset, SegmenterSettings, StageName, needs_text_encoders, settings_of
 from diffseg.signal_recorder import SignalRecorder
 
@@ -101,8 +100,9 @@ class Segmenter:
                 f"method {','.join(self.method)}: stage clip needs a CLIP, and this program includes none; give the "
                 "folder, hub id or URL of one (clip=…, --clip)"
             )
-        self._check_affinity(affinity)
-        self.naming = self._naming_by(references)
+        passes = Passes(backbone=backbone, timestep=self.timestep, resolution=self.resolution)
+        check_affinity(affinity, passes, settings, self.method)
+        self.naming = check_references(references, passes, settings, self.stages)
         self.default_prompt = None if references is None else prompt_of_names(references.names)
         self.features = features
         self.quality = quality
@@ -111,7 +111,7 @@ class Segmenter:
             *(stage.needs for stage in self.stages)
         )
         if backbone.compiled:
-            self._check_compiled()
+            check_compiled(self.needs, settings, quality=quality)
         if self.resolution % backbone.pixel_multiple:
             raise ValueError(
                 f"resolution={self.resolution}: expected a multiple of {backbone.pixel_multiple} for this checkpoint"
@@ -127,71 +127,6 @@ class Segmenter:
             affinity=affinity,
             references=references,
         )
-
-    def _check_compiled(self) -> None:
-        """Check that nothing reads a compiled model in a way that compiled graphs do not support."""
-        if "clip" in self.needs and self.settings.clip.clip_guide == "features":
-            raise ValueError(
-                "compile and clip_guide=features exclude each other: features are read by hooks inside the layers, "
-                "which compiled graphs do not call; use clip_guide=attention, or do not compile"
-            )
-        if "cross_attention" in self.needs and self.settings.segment_names.vote == "goca":
-            raise ValueError(
-                "compile and vote=goca exclude each other: the weights of layers are computed outside of compiled "
-                "graphs; use another vote, or do not compile"
-            )
-        if self.needs & {"layer_output", "features"}:
-            reader, instead = (
-                ("features", "leave out features, and references")
-                if "features" in self.needs
-                else ("ncut_on=features", "use ncut_on=attention")
-            )
-            raise ValueError(
-                f"compile and {reader} exclude each other: features are read by a hook inside a layer, which compiled "
-                f"graphs do not call; {instead}, or do not compile"
-            )
-        if "variants" in self.needs:
-            reader, instead = ("quality", "leave out quality") if self.quality else ("covariance", "use another stage")
-            raise ValueError(
-                f"compile and {reader} exclude each other: variants are compared by a hook at a layer, which compiled "
-                f"graphs do not call; {instead}, or do not compile"
-            )
-
-    def _check_affinity(self, affinity: AffinityState | None) -> None:
-        """Check that a learned affinity, if there is one, fits the model, the passes and the method."""
-        checkpoint, now = self.backbone.checkpoint, None
-        if affinity is not None:
-            now = PassConditions(
-                model_sha256=checkpoint.sha256,
-                timestep=self.timestep,
-                resolution=self.resolution,
-                layers=layers_by_grid(checkpoint.unet, self.resolution),
-                conditioning=self.backbone.conditioning(self.resolution),
-            )
-        check_state(affinity, now, self.method)
-        if affinity is not None and self.backbone.compiled:
-            raise ValueError(
-                "compile and affinity exclude each other: affinity is read by hooks inside the layers, which compiled "
-                "graphs do not call; leave out one of the two"
-            )
-        if affinity is not None and self.settings.attention.crops:
-            raise ValueError(
-                "crops and affinity exclude each other: affinity is learned from whole images, and crops show their "
-                "parts at twice the scale on a grid twice as fine; leave out one of the two"
-            )
-
-    def _naming_by(self, references: References | None) -> SegmentNaming | None:
-        """Check that references, if there are some, fit, and return what names segments by them."""
-        checkpoint, now = self.backbone.checkpoint, None
-        if references is not None:
-            now = pass_conditions(
-                model_sha256=checkpoint.sha256,
-                timestep=self.timestep,
-                resolution=self.resolution,
-                layers=feature_layers(checkpoint.unet, self.resolution),
-                conditioning=self.backbone.conditioning(self.resolution),
-            )
-        return naming_by(references, now, self.stages, self.settings.segment_names)
 
     @classmethod
     def from_pretrained(

@@ -17,8 +17,9 @@ from diffseg.generation.agreement import Agreement, agreement_of, scale_to_half
 from diffseg.generation.settings import GenerationSettings
 from diffseg.images.canvas import ModelInput
 from diffseg.method.decision import Decision
+from diffseg.method.name_stages import classes_to_segments
 from diffseg.method.signals import Need, Signals
-from diffseg.method.stages import Stage, classes_to_segments, run_stages, stages_of
+from diffseg.method.stages import Stage, run_stages, stages_of
 from diffseg.model.backbone import Backbone, Step
 from diffseg.pending import NonFiniteError, PendingBatch
 from diffseg.segmentation import IGNORE, Segmentation

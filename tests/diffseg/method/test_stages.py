@@ -13,8 +13,9 @@ from planted import planted, voronoi
 from diffseg.affinity.affinity import Affinity
 from diffseg.attention.maps import CrossAttention
 from diffseg.component_settings import SegmentNameSettings
+from diffseg.method.name_stages import classes_to_segments
 from diffseg.method.signals import Scores, Signals
-from diffseg.method.stages import Stage, classes_to_segments, stage_of
+from diffseg.method.stages import Stage, stage_of
 from diffseg.settings import NAMING, PROPOSING, StageName, settings_of
 from diffseg.variants.record import VariantResponse
 

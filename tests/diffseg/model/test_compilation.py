@@ -101,7 +101,7 @@ def test_all_processes_of_a_user_share_the_compiled_code(monkeypatch: pytest.Mon
 
 def test_a_learned_affinity_cannot_be_read_in_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffseg.model.backbone.compile_model", lambda vae, unet: None)
-    monkeypatch.setattr("diffseg.segmenter.check_state", lambda *_: None)
+    monkeypatch.setattr("diffseg.compatibility.check_state", lambda *_: None)
     state: Any = object.__new__(AffinityState)
     backbone = Backbone(load_checkpoint("tiny"), compile=True)
     with pytest.raises(ValueError, match="compile and affinity exclude each other"):
