@@ -165,10 +165,10 @@ class InFloat32:
 def main(checkout: str, folder: Path, images: list[str]) -> None:
     """Write what the reference computes for each image: latents, maps, aggregated attention and labels."""
     sys.path.insert(0, checkout)
-    from diffseg.utils import augmenter, process_image
     from tensorflow import expand_dims, keras
 
     from diffseg import segmentor
+    from diffseg.utils import augmenter, process_image
 
     segmentor.tf = InFloat32(segmentor.tf)
     encoder, run = load_models(folder, keras)
