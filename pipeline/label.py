@@ -16,13 +16,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from diffseg import ImageError, Segmentation
-from diffseg.devices import out_of_memory
 from diffseg.images.canvas import ModelInput
 from diffseg.images.decode import decode_image
 from diffseg.model.backbone import Step
 from diffseg.model.text import Prompt
 from diffseg.pending import PendingBatch
-from pipeline.errors import ModelFailed
+from pipeline.batches import batches_of, model_errors
 from pipeline.output.commit import Commit
 from pipeline.output.fence import Fence
 from pipeline.output.portable_image import portable_image
@@ -242,7 +241,7 @@ def label_samples(
 
     def inputs_of_batches() -> Iterator[list[ModelInput]]:
         try:
-            for batch in _batches(decoded, segmenter.batch_size):
+            for batch in batches_of(decoded, segmenter.batch_size, needs_model=_has_image):
                 drawn.append(batch)
                 yield [item.model_input for item in batch if item.model_input is not None]
         except Exception as error:  # it is not an error of the model, which draws the batches
@@ -261,29 +260,12 @@ def label_samples(
 def _launch_each(
     segmenter: ImageSegmenter, batches: Iterable[Sequence[ModelInput]], step: StepTimer
 ) -> Iterator[PendingBatch | None]:
-    """Launch batches. An error of the model differs in its type from those of the shard."""
-    try:
+    with model_errors():
         yield from segmenter.launch_each(batches, step)
-    except MemoryError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise ModelFailed(f"the model failed at a batch: {type(error).__name__}: {error}") from error
 
 
-def _batches(decoded: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
-    """Group samples until `size` of them have an image. Samples without one do not wait for a batch to fill."""
-    batch: list[Decoded] = []
-    images = 0
-    for item in decoded:
-        batch.append(item)
-        images += item.model_input is not None
-        if images in (0, size):
-            yield batch
-            batch, images = [], 0
-    if batch:
-        yield batch
+def _has_image(decoded: Decoded) -> bool:
+    return decoded.model_input is not None
 
 
 def _outcomes(batch: list[Decoded], pending: PendingBatch | None, shard: str, step: StepTimer) -> Iterator[Outcome]:

@@ -14,12 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from diffseg.devices import out_of_memory
 from diffseg.generation.generator import GeneratedImage
 from diffseg.generation.request import GenerationRequest
 from diffseg.model.backbone import Step
 from diffseg.pending import NonFiniteError
-from pipeline.errors import ModelFailed
+from pipeline.batches import batches_of, model_errors
 from pipeline.generation.requests import Request, requests_of
 from pipeline.generation.settings import GenerateSettings, ImageFormat
 from pipeline.output.commit import Commit
@@ -126,43 +125,19 @@ def _generated(
     requests: Iterable[Request], generator: ImageGenerator, run_seed: int, step: StepTimer
 ) -> Iterator[Outcome]:
     """Yield the outcome of each request in order."""
-    for batch in _batches(requests, generator.batch_size):
+    for batch in batches_of(requests, generator.batch_size, needs_model=_is_usable):
         wanted = [
             GenerationRequest(prompt=each.entry.prompt, classes=each.entry.classes, seed=each.seed(run_seed))
-            for each in batch
-            if each.entry.status == "ok"
+            for each in filter(_is_usable, batch)
         ]
-        images = iter(_generate(generator, wanted, step) if wanted else ())
+        with model_errors():
+            images = iter(generator.generate(wanted, step) if wanted else ())
         for request in batch:
-            yield request, next(images) if request.entry.status == "ok" else None
+            yield request, next(images) if _is_usable(request) else None
 
 
-def _generate(
-    generator: ImageGenerator, wanted: Sequence[GenerationRequest], step: Step
-) -> list[GeneratedImage | NonFiniteError]:
-    """Generate a batch. An error of the model differs in its type from those of the shard."""
-    try:
-        return generator.generate(wanted, step)
-    except MemoryError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise ModelFailed(f"the model failed at a batch: {type(error).__name__}: {error}") from error
-
-
-def _batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
-    """Group requests until `size` of them are to be generated. The others do not wait for a batch to fill."""
-    batch: list[Request] = []
-    images = 0
-    for request in requests:
-        batch.append(request)
-        images += request.entry.status == "ok"
-        if images in (0, size):
-            yield batch
-            batch, images = [], 0
-    if batch:
-        yield batch
+def _is_usable(request: Request) -> bool:
+    return request.entry.status == "ok"
 
 
 def request_row(
