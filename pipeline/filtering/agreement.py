@@ -23,9 +23,9 @@ BACKGROUND_ID = 0
 def cv_iou(row: Mapping[str, Any], predicted: Segmentation, class_names: Sequence[str]) -> float | None:
     """Return the IoU of a row's label map with a prediction, 0 to 1; None if the label map ignores every pixel.
 
-    With classes it is the mean over the classes that the label map has, the background among them (DiffuMask, ICCV
-    2023, section 3.3, takes the IoU of the only class of an image). Without classes it is the covering of the label map
-    by the prediction: the best IoU of each segment of the label map, weighted by its area.
+    With classes it is the mean over the classes of the label map, which include the background (in DiffuMask, ICCV
+    2023, section 3.3, an image has only one class). Without classes it is the covering of the label map by the
+    prediction: the best IoU of each segment of the label map, weighted by its area.
 
     Args:
         row: A row with `mask` and `segments`.
@@ -36,16 +36,16 @@ def cv_iou(row: Mapping[str, Any], predicted: Segmentation, class_names: Sequenc
     if not class_names:
         covered = covering(overlap(mask, predicted.labels, ignore_truth=IGNORE))
         return None if np.isnan(covered) else covered
-    own = _mapped(mask, {s["id"]: s["class_id"] for s in row["segments"] if _has_class(s)})
+    given = _mapped(mask, {s["id"]: s["class_id"] for s in row["segments"] if _has_class(s)})
     numbers = {name: number for number, name in enumerate(class_names)}
     other = _mapped(predicted.labels, {s.id: numbers[s.name] for s in predicted.segments if s.name is not None})
-    classes, areas = np.unique(own[own >= 0], return_counts=True)
+    classes, areas = np.unique(given[given >= 0], return_counts=True)
     if not len(classes):
         return None
     ious = []
     for number, area in zip(classes, areas, strict=True):
-        where = (other == number) & (own >= 0)
-        shared = int((where & (own == number)).sum())
+        where = (other == number) & (given >= 0)
+        shared = int((where & (given == number)).sum())
         ious.append(shared / (int(area) + int(where.sum()) - shared))
     return float(np.mean(ious))
 
@@ -69,7 +69,7 @@ def _has_class(segment: Mapping[str, Any]) -> bool:
 
 
 def _mapped(labels: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
-    """Return int32 [H, W] with the number of each segment, and −1 for pixels in no segment that has one."""
+    """Return the number of the segment of each pixel, int32 [H, W]; −1 where the segment has no number."""
     table = np.full(2**16, -1, np.int32)
     table[list(numbers)] = list(numbers.values())
     return table[labels]

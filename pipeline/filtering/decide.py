@@ -13,21 +13,21 @@ from pipeline.storage import SourceError
 
 
 def decide(scores: pa.Table, settings: KeepSettings) -> pa.Table:
-    """Return the table of a filter.
+    """Return the scores with two further columns: the rank of each row within its class, and whether it is kept.
 
     Rows without the score that they are ranked by come last in their class, and are never kept. Rows with equal scores
     keep their order.
 
     Args:
         scores: The columns of `SCORE_FIELDS`.
-        settings: Share and minima.
+        settings: The share of rows that is kept, the score that ranks them, and the minima.
 
     Raises:
-        SourceError: The rows have no such score.
+        SourceError: Rows are ranked by agree_iou, and no row has it.
     """
     columns = {name: _values(scores, name) for name in ("cv_iou", "confidence", "agree_iou")}
     if settings.by == "agree_iou" and np.isnan(columns["agree_iou"]).all():
-        raise SourceError("--by agree_iou: the rows have none; only runs of `diffseg generate` do")
+        raise SourceError("--by agree_iou: no row has this score; only runs of `diffseg generate` have it")
     classes = np.array([name or "" for name in scores["class"].to_pylist()], object)
     rank, count = np.zeros(len(classes), np.int32), np.zeros(len(classes), np.int64)
     known = np.ones(len(classes), bool)

@@ -5,8 +5,8 @@
     OUT/filter/keep.parquet                    all scores and decisions; the parts are deleted then
     OUT/filter/filter.json                     the report
 
-A command that was stopped continues with the folds and the label shards that are missing, and ends with the same bytes.
-Other thresholds use the scores of the table and need no network.
+A command that was stopped continues with the folds and the label shards that are missing, and writes the same bytes.
+With other thresholds it uses the scores in the table, and trains no network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.filtering.settings import FoldSettings, KeepSettings
 from pipeline.filtering.worker import SCORES, FilterJob, FoldWorker, ScoreTask, ScoreWorker, score_path
 from pipeline.networks.files import CONFIG
 from pipeline.output.commit import LabelShard
-from pipeline.output.keep import FOLDER, REPORT, SCORE_FIELDS, TABLE, labels_digest, read_table
+from pipeline.output.keep import FOLDER, REPORT, SCORE_FIELDS, TABLE, labels_digest, read_table, table_bytes
 from pipeline.output.manifest import Manifest, is_generated
 from pipeline.output.reader import label_rows
 from pipeline.output.records import read_run_commits
@@ -39,6 +39,7 @@ from pipeline.readers.samples import Shard
 from pipeline.settings import RunSettings
 from pipeline.storage import SourceError, Storage
 from pipeline.storage.folder import is_local
+from pipeline.training.recipes.settings import Target
 
 PARTS = f"{FOLDER}/parts"
 
@@ -65,7 +66,7 @@ def filter_run(
         settings: The networks of the folds.
         thresholds: Which rows are kept.
         images: Where the images of SRC are now; None for the location in run.json.
-        run: Ray cluster, or none.
+        run: The Ray cluster, or work in this process.
         workers: Number of Ray actors.
         device: Device of the networks.
         threads: CPU threads of each worker.
@@ -79,13 +80,13 @@ def filter_run(
         SourceError: The run has no labelled rows, or too few for a batch, or its source images are missing.
     """
     commits = read_run_commits(out, manifest).done
-    named = bool(manifest.settings.get("naming", {}).get("names", ()))
     labels = labels_digest(commits)
-    plain = settings.plain("classes" if named else "segments")
+    target: Target = "classes" if manifest.settings.get("naming", {}).get("names") else "segments"
+    plain = settings.plain(target)
     fingerprint = short_digest(json.dumps([plain, labels], sort_keys=True))
     job = FilterJob(
         settings=settings,
-        target="classes" if named else "segments",
+        target=target,
         out=out,
         parts=out.at(f"{out.url}/{PARTS}/{fingerprint}"),
         images=images,
@@ -94,18 +95,17 @@ def filter_run(
         device=device,
         threads=threads,
     )
-    about = {"run": manifest.fingerprint, "labels": labels, "scores": fingerprint, "settings": plain}
-    if (earlier := _scores_in_table(out, fingerprint)) is None:
+    if (scored := _scores_in_table(out, fingerprint)) is None:
         shards = [shard for shard, commit in sorted(commits.items()) if commit.counts.get("ok", 0)]
-        if not shards:
-            raise SourceError(f"{out.redacted}: no row of this run has a label map, so there is nothing to filter")
-        sources = find_source_shards(manifest, out, images, out=out)
+        sources = _sources_of(job, manifest, shards)
         _make_parts(job, shards, sources, run, workers, on_start, on_part)
-        scores, problems = _read_parts(job, shards)
-    else:
-        scores, problems = earlier
-    report, data = make_report(decide(scores, thresholds), about, thresholds, problems)
-    out.write_bytes(TABLE, data)
+        scored = _read_parts(job, shards)
+    scores, problems = scored
+    table = decide(scores, thresholds)
+    about = {"run": manifest.fingerprint, "labels": labels, "scores": fingerprint, "settings": plain}
+    report = make_report(table, about, thresholds, problems)
+    noted = about | {"thresholds": report.thresholds, "problems": report.problems}
+    out.write_bytes(TABLE, table_bytes(table, noted))
     out.write_bytes(REPORT, json.dumps(asdict(report), indent=1, sort_keys=True).encode() + b"\n")
     _delete_parts(out)
     return report
@@ -115,10 +115,21 @@ def _delete_parts(out: Storage) -> None:
     """Delete the networks and the scores of label shards, also those that earlier calls have left."""
     for path, _ in out.files(PARTS):
         out.delete(path)
-    if is_local(out):  # whose folders stay
+    if is_local(out):  # an object store has no folders to remove
         for folder, _, _ in os.walk(f"{out.url}/{PARTS}", topdown=False):
-            with suppress(OSError):  # it holds files of somebody else, or another process has deleted it
+            with suppress(OSError):  # it holds other files, or another process has deleted it
                 os.rmdir(folder)
+
+
+def _sources_of(job: FilterJob, manifest: Manifest, shards: Sequence[LabelShard]) -> dict[str, Shard]:
+    """Return the source shards of a run by name. Raises SourceError without label shards, or if one has no source."""
+    if not shards:
+        raise SourceError(f"{job.out.redacted}: no row of this run has a label map, so there is nothing to filter")
+    sources = find_source_shards(manifest, job.out, job.images, out=job.out)
+    missing = [shard for shard in shards if shard not in sources]
+    if missing:
+        raise SourceError(f"{missing[0]}: its source images are no longer at the run's source; pass --images")
+    return sources
 
 
 def _make_parts(
@@ -130,10 +141,7 @@ def _make_parts(
     on_start: Callable[[int], None],
     on_part: Callable[[], None],
 ) -> None:
-    """Train the networks of the folds and score the label shards, as far as this was not done before."""
-    missing = [shard for shard in shards if shard not in sources]
-    if missing:
-        raise SourceError(f"{missing[0]}: its source images are no longer at the run's source; pass --images")
+    """Train the networks of the folds and score the label shards, except those that earlier calls have finished."""
     folds = [fold for fold in range(job.settings.folds) if not job.model(fold).is_file(CONFIG)]
     done = {path for path, _ in job.parts.files(SCORES)}
     tasks = [ScoreTask(shard=shard, source=sources[shard]) for shard in shards if score_path(shard) not in done]
@@ -178,7 +186,7 @@ def _read_parts(job: FilterJob, shards: Sequence[LabelShard]) -> tuple[pa.Table,
 
 
 def _scores_in_table(out: Storage, fingerprint: str) -> tuple[pa.Table, list[str]] | None:
-    """Return the scores and the problems of an earlier call; None if its scores are of other labels or settings."""
+    """Return the scores and the problems of an earlier call; None if it belongs to other labels or settings."""
     try:
         table, about = read_table(out, TABLE)
     except (FileNotFoundError, SourceError):

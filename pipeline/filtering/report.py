@@ -1,4 +1,4 @@
-"""What `diffseg filter` has decided, for people, and the file of its table."""
+"""The report of `diffseg filter`: how many rows are kept, and with what scores."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.filtering.settings import KeepSettings
-from pipeline.output.keep import table_bytes
 
-PROBLEMS = 20
-"""Rows without a cv_iou that the report names."""
+PROBLEMS_KEPT = 20
+"""Largest number of problems in the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterReport:
-    """What `diffseg filter` has decided; OUT/filter/filter.json.
+    """What `diffseg filter` has decided, as in OUT/filter/filter.json.
 
     Attributes:
         run: Fingerprint of the run.
         labels: Digest of the contents of its label shards.
         scores: Fingerprint of the scores.
         settings: Settings of the folds' networks.
-        thresholds: The `KeepSettings`.
-        rows: Rows with a label map.
-        kept: Those that are kept.
-        classes: For each class, its rows, the kept ones, and the lowest cv_iou of these.
+        thresholds: The `KeepSettings` as plain values.
+        rows: Number of rows with a label map.
+        kept: Number of rows that are kept.
+        classes: For each class, the number of its rows and of the kept ones, and the lowest cv_iou of a kept one.
         means: Mean of each score over all rows and over the kept ones; None without values.
-        problems: Why rows have no cv_iou, the first ones.
+        problems: Why rows have no cv_iou; the first `PROBLEMS_KEPT` reasons.
         unscored: How many rows have no cv_iou.
     """
 
@@ -50,14 +49,14 @@ class FilterReport:
 
 def make_report(
     table: pa.Table, about: Mapping[str, Any], thresholds: KeepSettings, problems: Sequence[str]
-) -> tuple[FilterReport, bytes]:
-    """Return the report of a table, and the bytes of the table's file.
+) -> FilterReport:
+    """Return the report of a table.
 
     Args:
         table: The scores and decisions.
         about: `run`, `labels`, `scores` and `settings` of the report.
-        thresholds: What decided.
-        problems: Why rows have no cv_iou.
+        thresholds: The thresholds that the decisions were made by.
+        problems: Why rows have no cv_iou, all reasons.
     """
     kept = table.filter(table["keep"])
     classes = {}
@@ -73,18 +72,16 @@ def make_report(
         name: {"all": _mean(_values(table, name)), "kept": _mean(_values(kept, name))}
         for name in ("agree_iou", "cv_iou", "confidence", "n_segments")
     }
-    report = FilterReport(
+    return FilterReport(
         **about,
         thresholds=asdict(thresholds),
         rows=len(table),
         kept=len(kept),
         classes=classes,
         means=means,
-        problems=list(problems)[:PROBLEMS],
+        problems=list(problems)[:PROBLEMS_KEPT],
         unscored=table["cv_iou"].null_count,
     )
-    noted = {**about, "thresholds": asdict(thresholds), "problems": list(problems)[:PROBLEMS]}
-    return report, table_bytes(table, noted)
 
 
 def _values(table: pa.Table, name: str) -> np.ndarray:

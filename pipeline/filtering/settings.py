@@ -41,7 +41,7 @@ class FoldSettings:
         self.train_settings("segments")
 
     def train_settings(self, target: Target) -> TrainSettings:
-        """Return the settings of the training of each fold. Raises ValueError."""
+        """Return the settings of the training of each fold. Raises ValueError if they are not valid."""
         plain = {name: value for name, value in asdict(self).items() if name != "folds"}
         return TrainSettings(target=target, **plain)
 

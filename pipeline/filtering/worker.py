@@ -1,6 +1,6 @@
 """The work of `diffseg filter`: to train the network of a fold, and to score the rows of a label shard.
 
-Workers write what they make below OUT/filter/parts, each file at once, so doing a task again is harmless.
+Workers write their results below OUT/filter/parts, each file atomically, so doing a task again is harmless.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class FilterJob:
 
     Attributes:
         settings: The networks of the folds.
-        target: What they learn.
+        target: What the networks learn.
         out: OUT of the run.
-        parts: Folder of what was made so far.
+        parts: Folder of the networks and scores, which is deleted once the table is written.
         images: Folder or URL of the source images, if they are no longer at the location in run.json.
         image_field: Image field of the run's SRC.
         generated: Whether the rows have a column `agree_iou`.
@@ -61,7 +61,7 @@ class FilterJob:
     threads: int = 1
 
     def model(self, fold: int) -> Storage:
-        """Return the MODEL of a fold."""
+        """Return the folder of the network of a fold, as `diffseg train` writes MODEL."""
         return self.parts.at(f"{self.parts.url}/fold-{fold}")
 
 
@@ -90,7 +90,7 @@ class FoldWorker:
         self.job = job
 
     def collect(self, fold: int) -> str:
-        """Train the network of a fold, from its last checkpoint."""
+        """Train the network of a fold, from its last checkpoint if there is one, and return the number of the fold."""
         from pipeline.training.dataset import LabelDataset
         from pipeline.training.loop import train
 
@@ -116,7 +116,7 @@ class ScoreWorker:
         self._networks: dict[int, NetworkSegmenter] = {}
 
     def collect(self, task: ScoreTask) -> str:
-        """Write the scores of a label shard."""
+        """Write the scores of a label shard, and return the shard's name."""
         columns = ["key", "index", "status", "height", "width", "mask", "segments", "confidence", "n_segments"]
         columns += ["agree_iou"] if self.job.generated else []
         stored = label_rows(self.job.out, task.shard, columns)
@@ -135,7 +135,7 @@ class ScoreWorker:
     def _predictions(
         self, task: ScoreTask, rows: Mapping[int, Mapping[str, Any]]
     ) -> Iterator[tuple[int, Segmentation | str]]:
-        """Yield the prediction for each row by its index, or why there is none; images are predicted in batches."""
+        """Yield the index of each row with its prediction, or with the reason why it has none."""
         waiting: dict[int, list[tuple[int, np.ndarray]]] = {}
         keys = {index: row["key"] for index, row in rows.items()}
         sizes = {index: (row["height"], row["width"]) for index, row in rows.items()}
@@ -172,7 +172,7 @@ class ScoreWorker:
 
 
 def _known_scores(shard: LabelShard, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of a row that need no network."""
+    """Return the columns of a row that are known without a network."""
     agree = row.get("agree_iou")
     return {
         "key": row["key"],

@@ -1,10 +1,10 @@
 """The table of `diffseg filter` in OUT: the scores of every labelled row, and whether the row is kept.
 
-    OUT/filter/keep.parquet   the rows, with what they belong to in the metadata of its footer
+    OUT/filter/keep.parquet   the rows; the metadata of its footer names the run, the labels and the settings
     OUT/filter/filter.json    the settings and the counts, for people; no command reads it
 
-The label shards stay as they are. The table names the contents of the label shards that it was made from, so that a
-table of other labels is never used.
+The label shards stay as they are. The table holds a digest of the label shards that it was made from, so a table of
+other labels is never used.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SCORE_FIELDS = (
     pa.field("confidence", pa.float32()),
     pa.field("n_segments", pa.int32()),
 )
-"""What is measured of a row with a label map. docs/filter.md describes every column."""
+"""Scores of a row with a label map. docs/filter.md describes every column."""
 SCHEMA = pa.schema([*SCORE_FIELDS, pa.field("rank", pa.int32()), pa.field("keep", pa.bool_())])
 
 
@@ -57,7 +57,12 @@ def _sha256(commit: Commit) -> list[str]:
 
 
 def table_bytes(table: pa.Table, about: Mapping[str, Any]) -> bytes:
-    """Return the file of a table of scores, with what it belongs to in its metadata. It holds no time."""
+    """Return a Parquet file of a table of scores.
+
+    Args:
+        table: The table.
+        about: JSON values for the metadata of the file: the run, the labels and the settings that it belongs to.
+    """
     buffer = io.BytesIO()
     metadata = {_METADATA: json.dumps(about, sort_keys=True).encode()}
     pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
@@ -65,7 +70,7 @@ def table_bytes(table: pa.Table, about: Mapping[str, Any]) -> bytes:
 
 
 def read_table(out: Storage, path: str, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
-    """Return some columns of a table of scores, and what it belongs to.
+    """Return some columns of a table of scores, and `about` of `table_bytes`.
 
     Args:
         out: OUT.
@@ -73,8 +78,8 @@ def read_table(out: Storage, path: str, columns: list[str] | None = None) -> tup
         columns: Names of the columns; None for all.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        SourceError: It is damaged.
+        FileNotFoundError: The file does not exist.
+        SourceError: The file is damaged.
     """
     with out.open(path) as file:
         try:

@@ -202,6 +202,16 @@ def is_local(storage: Storage) -> bool:
     return not scheme(storage.url)
 
 
+def delete_files(storage: Storage, suffixes: tuple[str, ...]) -> None:
+    """Delete the files of a folder whose names end in one of `suffixes`, and the folder if it is then empty."""
+    for path, _ in storage.files():
+        if path.endswith(suffixes):
+            storage.delete(path)
+    if is_local(storage):
+        with suppress(OSError):  # it holds other files, or another process has deleted it
+            os.rmdir(storage.url)
+
+
 def is_within(inner: Storage, outer: Storage) -> bool:
     """Return True if the place `inner` is the folder `outer` or lies in it, also through links and other URLs of it."""
     if is_local(inner) or is_local(outer):

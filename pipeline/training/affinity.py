@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,7 +28,7 @@ from pipeline.output.schemas import DOCUMENT_BYTES, parse_object
 from pipeline.readers.samples import Shard
 from pipeline.settings import RunSettings
 from pipeline.storage import SourceError, Storage
-from pipeline.storage.folder import is_local
+from pipeline.storage.folder import delete_files
 from pipeline.training.feature_worker import (
     CollectedFeatures,
     FeatureTask,
@@ -139,18 +137,8 @@ def fit(
     report, data = _fit_state(job, tasks)
     folder.write_bytes(name, data)
     folder.write_bytes(f"{name}.json", json.dumps(asdict(report), indent=1, sort_keys=True).encode() + b"\n")
-    _delete_features(job.parts)
+    delete_files(job.parts, (".safetensors",))  # also those that earlier calls with other settings have left
     return report
-
-
-def _delete_features(parts: Storage) -> None:
-    """Delete the folder of collected features, also those that earlier calls with other settings have left."""
-    for path, _ in parts.files():
-        if path.endswith(".safetensors"):
-            parts.delete(path)
-    if is_local(parts):
-        with suppress(OSError):  # it holds files of somebody else, or another process has deleted it
-            os.rmdir(parts.url)
 
 
 def read_report(folder: Storage, name: str) -> FitReport | None:
