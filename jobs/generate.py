@@ -13,7 +13,6 @@ Exit codes:
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,9 +24,7 @@ import tyro
 from diffseg.generation.settings import GenerationSettings
 from diffseg.settings import Dtype
 from jobs.common import OK, SOME_FAILED, guarded, storage_options
-from jobs.label import REGISTRY, has_failed, print_summary
-from jobs.printing import CleanConsole, print_json
-from pipeline.executor.logs import log_json
+from jobs.label import REGISTRY, has_failed, show_run
 from pipeline.generation.prompts import PromptSource
 from pipeline.generation.settings import GenerateSettings, ImageFormat
 from pipeline.readers.names import NameSettings
@@ -42,15 +39,15 @@ class GenerateCommand:
     """File or URL of prompts, with the ending .txt, .csv, .jsonl, .ndjson or .parquet; and the folder or URL to write
     to, which receives labels/, commits/ and run.json."""
     names: tuple[str, ...] = ()
-    """Vocabulary, such as dog,cat. The first name is class 1. Prompts without classes of their own get the names that
-    occur in them; a text file needs this. Default: the classes that PROMPTS lists, in their order."""
+    """Vocabulary, such as dog,cat. The first name is class 1. A prompt whose row lists no classes gets the names
+    that occur in it, so a text file needs this flag. Default: the classes that PROMPTS lists, in their order."""
     name_words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Further words for names as a JSON object, such as {"person": ["man", "woman"]}: a prompt with one of them
     mentions the name."""
     template: str = PromptSource.template
-    """Without PROMPTS: the prompt of each name, which takes the place of the {}."""
+    """Without PROMPTS: the prompt for each name. The name takes the place of the {}."""
     count: int = PromptSource.count
-    """Number of images for each prompt whose row does not say it."""
+    """Number of images for each prompt whose row gives no count."""
     seed: int = 0
     """Seed of the run. The seed of each image follows from it and from the key of its row."""
     model: str = "tiny-text"
@@ -66,7 +63,7 @@ class GenerateCommand:
     format: Literal["parquet", "parquet,webdataset"] = "parquet"
     """parquet, or parquet,webdataset to write WebDataset tars as well."""
     images_per_shard: int = 64
-    """Number of images in a shard, which is what a worker gets at a time, and repeats after a kill."""
+    """Number of images in a shard. A worker gets one shard at a time, and repeats it after a kill."""
     storage_options: str = ""
     """JSON object with options for fsspec, such as credentials or an endpoint, for PROMPTS, OUT and the URL of a model.
     The environment variables of the store are safer, because everybody can read a command line."""
@@ -115,12 +112,9 @@ def _generate(argv: list[str]) -> int:
     command, prompts, out = parse(argv)
     from pipeline.executor.generate import generate_run  # imported here to keep --help fast: ray takes seconds
 
-    console = CleanConsole(stderr=command.json)
-    logs_json = command.run.log_format == "json"
-    if logs_json:
-        log_json()
     options = storage_options(command.storage_options)
-    summary = generate_run(
+    make_run = partial(
+        generate_run,
         PromptSource(url=prompts, template=command.template, count=command.count),
         out,
         settings=command.settings(),
@@ -128,12 +122,8 @@ def _generate(argv: list[str]) -> int:
         run=command.run,
         source_options=options,
         out_options=options,
-        console=None if logs_json else console,
     )
-    if command.json:
-        print_json(dataclasses.asdict(summary))
-    else:
-        print_summary(console, summary)
+    summary = show_run(make_run, command.run, as_json=command.json)
     return SOME_FAILED if has_failed(summary, command.allowed_failures) else OK
 
 

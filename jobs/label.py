@@ -153,11 +153,9 @@ def parse(argv: list[str]) -> LabelCommand:
 def _label(command: LabelCommand) -> int:
     from pipeline.executor.driver import label_run  # imported here to keep --help fast: ray and torch take seconds
 
-    console = CleanConsole(stderr=command.json)
-    if command.run.log_format == "json":
-        log_json()
     options = storage_options(command.storage_options)
-    summary = label_run(
+    make_run = partial(
+        label_run,
         command.source,
         command.out,
         settings=command.label,
@@ -165,13 +163,29 @@ def _label(command: LabelCommand) -> int:
         run=command.run,
         source_options=options,
         out_options=options,
-        console=None if command.run.log_format == "json" else console,
     )
-    if command.json:
+    summary = show_run(make_run, command.run, as_json=command.json)
+    return SOME_FAILED if has_failed(summary, command.allowed_failures) else OK
+
+
+def show_run(make_run: Callable[..., RunSummary], run: RunSettings, *, as_json: bool) -> RunSummary:
+    """Make a run, show its progress or log JSON lines, print its summary, and return it.
+
+    Args:
+        make_run: Makes the run; it takes the argument `console`.
+        run: How the run is carried out.
+        as_json: Whether the summary is printed as JSON.
+    """
+    console = CleanConsole(stderr=as_json)
+    logs_json = run.log_format == "json"
+    if logs_json:
+        log_json()
+    summary = make_run(console=None if logs_json else console)
+    if as_json:
         print_json(dataclasses.asdict(summary))
     else:
         print_summary(console, summary)
-    return SOME_FAILED if has_failed(summary, command.allowed_failures) else OK
+    return summary
 
 
 def has_failed(summary: RunSummary, allowed: float | None) -> bool:

@@ -1,18 +1,16 @@
-"""What commands share that make a new run from the rows of a run, without a model."""
+"""What the commands share that make a new run from the rows of another one, without a model."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from jobs.common import OK, SOME_FAILED, storage_options
-from jobs.label import print_summary
-from jobs.printing import CleanConsole, print_json
-from pipeline.executor.logs import log_json
+from jobs.label import show_run
 from pipeline.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteFlags:
-    """The flags of every such command."""
+    """The flags that all these commands have."""
 
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Folder or URL of a run."""
@@ -45,22 +43,15 @@ def rewrite(command: RewriteFlags, make_run: Callable[..., RunSummary], *argumen
         arguments: Its arguments after OUT and NEW.
         options: Its keyword arguments that no other command has.
     """
-    console = CleanConsole(stderr=command.json)
-    logs_json = command.run.log_format == "json"
-    if logs_json:
-        log_json()
-    summary = make_run(
+    make_run = partial(
+        make_run,
         command.out,
         command.new,
         *arguments,
         run=command.run,
         format=command.format,
         options=storage_options(command.storage_options),
-        console=None if logs_json else console,
         **options,
     )
-    if command.json:
-        print_json(dataclasses.asdict(summary))
-    else:
-        print_summary(console, summary)
+    summary = show_run(make_run, command.run, as_json=command.json)
     return SOME_FAILED if summary.failed else OK

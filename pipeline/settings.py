@@ -55,11 +55,11 @@ class LabelSettings:
     walk."""
     network: str | None = None
     """MODEL of `diffseg train`, a folder or URL: the network that was trained there labels the images instead of a
-    Stable Diffusion model, with the names of its classes. Those of the recipes denseclip and maskclip take other
-    --names as well."""
+    Stable Diffusion model, with the names of its classes. Networks of the recipes denseclip and maskclip
+    also accept other --names."""
     references: str | None = None
-    """STATE of `diffseg fit references`, a folder or URL, for the stage references. Its names are those that segments
-    may get, unless --names lists some of them."""
+    """STATE of `diffseg fit references`, a folder or URL, for the stage references. Segments get its names, or only
+    those of them that --names lists."""
     dtype: Dtype | Literal["auto"] = "float32"
     """Type of the model's weights. Attention is always float32. Where a model has files in several precisions, only
     those that suit this type are fetched and read. auto is the type of the run in OUT if there is one, else float32 on
@@ -166,7 +166,7 @@ class LabelSettings:
             raise ValueError("clip and references both name segments: give one of them")
         if given and self.method.segment_names.background_words:
             raise ValueError(
-                "background words are no references, so they would have no effect: leave them out, and use "
+                "background words have no effect beside references: leave them out, and use "
                 "`diffseg fit references --background`"
             )
 
@@ -203,7 +203,7 @@ class LabelSettings:
 
     @property
     def model_files(self) -> ModelFiles:
-        """Which files of the model are fetched and count in its digest."""
+        """The files of the model that are fetched and digested."""
         return CHECKPOINT_FILES
 
     @property

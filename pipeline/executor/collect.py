@@ -1,4 +1,4 @@
-"""Does the work on each of many label shards, in this process or in Ray actors that each keep what they have loaded."""
+"""Does tasks, such as one for each label shard, in this process or in Ray actors that keep what they have loaded."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Task = TypeVar("Task")
 TaskOfWorker = TypeVar("TaskOfWorker", contravariant=True)
 
 MOST_DEATHS = 3
-"""How many times an actor that dies is started again, and its task repeated."""
+"""How many times an actor that dies is started again, and how many times its task is repeated."""
 
 
 class Collector(Protocol[TaskOfWorker]):
-    """A worker. It writes what it makes of a task itself, so that doing a task again is harmless."""
+    """A worker, which writes its results itself. Doing a task again writes the same results."""
 
     def collect(self, task: TaskOfWorker) -> str:
-        """Do a task, and return the name of its label shard."""
+        """Do a task, and return its name, such as that of its label shard."""
         ...
 
 
@@ -33,20 +33,21 @@ def collect(
     threads: int = 1,
     gpus: float = 0.0,
 ) -> Iterator[str]:
-    """Do all tasks, and yield the name of the label shard of each one that is finished, in any order.
+    """Do all tasks, and yield the name of each finished one, in any order.
 
     Args:
         worker: Class of the workers, which the actors import.
         job: Argument of each worker.
-        tasks: What is to be done.
+        tasks: The tasks.
         run: Ray cluster, or none.
         workers: Number of Ray actors.
         threads: CPU threads of each actor.
         gpus: Ray GPUs of each actor.
     """
-    if run.no_ray or not tasks:
-        local = worker(job) if tasks else None
-        yield from (local.collect(task) for task in tasks if local is not None)
+    if not tasks:
+        return
+    if run.no_ray:
+        yield from map(worker(job).collect, tasks)
         return
     import ray
     from ray.util import ActorPool
@@ -54,7 +55,7 @@ def collect(
     from pipeline.executor.connection import connected
 
     with connected(run, ()):
-        # Ray restarts an actor that dies, and repeats the task that it was doing
+        # Ray restarts an actor that dies, and repeats its task.
         remote = ray.remote(worker).options(
             num_cpus=threads, num_gpus=gpus, max_restarts=MOST_DEATHS, max_task_retries=MOST_DEATHS
         )

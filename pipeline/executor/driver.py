@@ -6,7 +6,7 @@ All state of a run is in OUT, so running the same command again resumes it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -68,19 +68,47 @@ def label_run(
     settings = with_dtype_of_run(settings, before)
     files, shards = _find_shards(source, source_storage, target, settings, strict=run.strict)
     shown_source = redacted_source(source, source_storage)
-    guard_out(target, before, run)
-    if before is not None:
-        check_settings(before, shown_source, settings, target)
-    job = Job(settings=settings, worker=worker, source=source_storage, out=target)
-    return run_shards(
-        job,
+    return run_job(
+        Job(settings=settings, worker=worker, source=source_storage, out=target),
         shards,
         run=run,
         source=shown_source,
         before=before,
         skipped=files.skipped,
         left_out=files.left_out.plain(),
-        check_model=check_model,
+        console=console,
+        worker_class=worker_class,
+    )
+
+
+def run_job(
+    job: Job,
+    shards: Sequence[Shard],
+    *,
+    run: RunSettings,
+    source: str,
+    before: Manifest | None,
+    skipped: Collection[str] = (),
+    left_out: Mapping[str, Mapping[str, Any]] | None = None,
+    console: Console | None,
+    worker_class: Callable[[], Worker],
+) -> RunSummary:
+    """Guard OUT, refuse other settings than those of the run in it, and run the shards.
+
+    Arguments and errors are those of `run_shards`.
+    """
+    guard_out(job.out, before, run)
+    if before is not None:
+        _check_settings(before, source, job.settings, job.out)
+    return run_shards(
+        job,
+        shards,
+        run=run,
+        source=source,
+        before=before,
+        skipped=skipped,
+        left_out=left_out,
+        check_model=_check_model,
         console=console,
         worker_class=worker_class,
     )
@@ -103,7 +131,7 @@ def _find_shards(
     return files, shards
 
 
-def check_settings(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
+def _check_settings(before: Manifest, source: str, settings: LabelSettings, out: Storage) -> None:
     """Refuse a run with other settings before a model is loaded. The model's files are compared later."""
     same_model = {name: before.settings[name] for name in ("model", "revision")}
     for part in ("vae", "clip", "affinity", "references", "network"):
@@ -113,7 +141,7 @@ def check_settings(before: Manifest, source: str, settings: LabelSettings, out: 
     check_same_run(before, dataclasses.replace(before, source=source, settings=plain, fingerprint="unknown"), out)
 
 
-def check_model(before: Manifest, job: Job) -> None:
+def _check_model(before: Manifest, job: Job) -> None:
     """Refuse a run with another model or another state if nothing is left to label: no worker compares them then."""
     affinity = job.settings.affinity
     if affinity is not None and affinity != before.settings.get("affinity"):

@@ -1,4 +1,4 @@
-"""Runs a generation: prompts become shards of requests, which the driver of `label` gives to workers that generate."""
+"""The driver of `diffseg generate`: it turns prompts into shards of requests, and runs them as `diffseg label` does."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 
 from pipeline.executor.auto_settings import with_dtype_of_run
-from pipeline.executor.driver import check_model, check_settings
+from pipeline.executor.driver import run_job
 from pipeline.executor.models import LoadedModel
 from pipeline.executor.protocol import Job, Worker
-from pipeline.executor.shard_run import guard_out, run_shards
 from pipeline.executor.summary import RunSummary
 from pipeline.executor.worker import LabelWorker
 from pipeline.generation.prompts import PromptSource, read_prompts
@@ -50,7 +49,7 @@ class GenerateWorker(LabelWorker):
             "scheduler": type(generator.sampler.scheduler()).__name__,
         }
         return LoadedModel(
-            segmenter=cast("ImageSegmenter", generator),  # of which the base class reads only the batch size
+            segmenter=cast("ImageSegmenter", generator),  # the base class uses only its batch size
             sha256=checkpoint.sha256,
             resolved=resolved,
             about={"method": ",".join(settings.generation.method), "context": "prompt of the image"},
@@ -153,17 +152,12 @@ def generate_run(
     before = None if run.overwrite else read_manifest(target)
     settings, shards = plan_generation(prompts, settings, source)
     settings = cast(GenerateSettings, with_dtype_of_run(settings, before))
-    shown = prompts.shown(source)
-    guard_out(target, before, run)
-    if before is not None:
-        check_settings(before, shown, settings, target)
-    return run_shards(
+    return run_job(
         Job(settings=settings, worker=worker, source=source, out=target),
         shards,
         run=run,
-        source=shown,
+        source=prompts.shown(source),
         before=before,
-        check_model=check_model,
         console=console,
         worker_class=worker_class,
     )
@@ -189,8 +183,8 @@ def plan_generation(
         if not naming.names:
             if not (names := vocabulary_of(rows)):
                 raise SourceError(
-                    f"{prompts.shown(store)}: says no classes; give --names, which are then found in the prompts, or a "
-                    "column classes"
+                    f"{prompts.shown(store)}: lists no classes; give --names, which are then looked for in the "
+                    "prompts, or add a column classes"
                 )
             naming = dataclasses.replace(naming, names=names)
         entries = entries_of(rows, naming, prompts.count)

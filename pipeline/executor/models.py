@@ -88,7 +88,7 @@ def _load_stable_diffusion(job: Job) -> LoadedModel:
         resolved["conditioning"] = conditioning
     if segmenter.features:
         resolved["features"] = feature_layers(checkpoint.unet, segmenter.resolution)
-        if clip is not None:  # the model_sha256 of such a run is that of both models, and features depend on one
+        if clip is not None:  # model_sha256 is then that of both models, but features depend on Stable Diffusion alone
             resolved["checkpoint_sha256"] = checkpoint.sha256
     if "ncut" in segmenter.method:
         resolved["ncut"] = "k-way"  # earlier versions cut in two, again and again

@@ -1,1 +1,1 @@
-"""Images generated from prompts, with label maps: what is asked for, its division into shards, and a shard of rows."""
+"""Images generated from prompts, with label maps: prompts, their division into shards, and the work on a shard."""

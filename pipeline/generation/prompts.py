@@ -18,18 +18,18 @@ from pipeline.storage import SourceError, Storage, redact
 from pipeline.storage.urls import split_url
 
 MAX_BYTES = 2**28
-"""Largest PROMPTS file."""
+"""Largest PROMPTS file, in bytes."""
 MAX_UNPACKED_BYTES = 2**30
-"""Largest PROMPTS file in Parquet without its compression, by its own declaration."""
+"""Largest uncompressed size of a Parquet file of prompts, in bytes, as its footer declares it."""
 COLUMNS = ("prompt", "classes", "count", "key")
-"""Columns that are read; others are left alone."""
+"""Columns that are read; others are ignored."""
 EXTENSIONS = {
     **dict.fromkeys((".txt",), "text"),
     **dict.fromkeys((".csv",), "csv"),
     **dict.fromkeys((".jsonl", ".ndjson"), "json"),
     **dict.fromkeys((".parquet",), "parquet"),
 }
-"""Kind of a file by its extension."""
+"""Format of a file by its extension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ class PromptSource:
     """Where the prompts of a run come from.
 
     Attributes:
-        url: Path or URL of PROMPTS; None to make them of the template.
-        template: Prompt of each name, which replaces its {}.
-        count: Number of images of a prompt that does not say it itself, at least 1.
+        url: Path or URL of PROMPTS; None to make a prompt for each name from the template.
+        template: The prompt for each name, which replaces the {}.
+        count: Number of images for each prompt whose row gives no count, at least 1.
     """
 
     url: str | None = None
@@ -53,20 +53,20 @@ class PromptSource:
             raise ValueError(f"count {self.count}: expected 1 or more images for each prompt")
 
     def shown(self, store: Storage) -> str:
-        """Return what run.json says about the source of the images, without secrets."""
+        """Return the source of the images for run.json and for messages, without secrets."""
         return f"prompts by the template {self.template!r}" if self.url is None else store.at(self.url).redacted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptRow:
-    """A row of PROMPTS as it stands there.
+    """A row of PROMPTS. Its values are not checked yet.
 
     Attributes:
         place: Where the row is, for messages, such as ``line 3``.
         prompt: Its prompt.
-        classes: Its classes: a list, a text with commas, or None if it has none.
-        count: Number of its images; None for that of the run.
-        key: Beginning of the keys of its images; None to derive it from the prompt.
+        classes: Its classes: a list, or a text with commas; None if it lists no classes.
+        count: Number of its images; None for the number that the run gives.
+        key: What the keys of its images begin with; None to derive it from the prompt.
     """
 
     place: str
@@ -80,11 +80,11 @@ def read_prompts(url: str, store: Storage) -> list[PromptRow]:
     """Read the rows of a PROMPTS file.
 
     Args:
-        url: Path or URL. Its extension says what it is: .txt, .csv, .jsonl, .ndjson or .parquet.
-        store: Options for its store.
+        url: Path or URL. Its extension gives the format: .txt, .csv, .jsonl, .ndjson or .parquet.
+        store: Storage with the options for the store of the file.
 
     Raises:
-        SourceError: There is no such file, or it is not what its name says.
+        SourceError: The file is missing, has another format than its extension says, or holds no prompt.
         OSError: The store fails.
     """
     folder, name = split_url(url)

@@ -1,7 +1,8 @@
-"""From rows of PROMPTS to shards of requests: every image has a key, and a seed that follows from it alone.
+"""Turns rows of PROMPTS into shards of requests.
 
-A shard carries its requests itself, so that a worker reads no other file, and its version is a digest of them. A row of
-PROMPTS that asks for many images is one entry of the shards that they are in.
+A request asks for one image, whose seed depends only on its key and on the seed of the run. A shard carries its
+requests itself, so that a worker reads no other file, and its version is a digest of them. A row of PROMPTS that asks
+for many images is one entry in each of the shards that they are in.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from pipeline.readers.samples import Shard, shorten
 from pipeline.storage import SourceError
 
 MAX_IMAGES = 10_000_000
-"""Most images of a run."""
+"""Largest number of images of a run."""
 SLUG_CHARACTERS = 40
-"""Characters of a prompt at the beginning of the keys of its images."""
+"""Largest number of characters of a prompt that the keys of its images begin with."""
 MAX_KEY_CHARACTERS = 200
-"""Longest key of a row of PROMPTS."""
+"""Largest number of characters of the key of a row of PROMPTS."""
 MAX_ERROR_PROMPT = 200
-"""Characters that the row of an unusable prompt repeats of it."""
+"""Largest number of characters of an unusable prompt that its row shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,13 +39,13 @@ class Entry:
     """Some images of one prompt.
 
     Attributes:
-        key: Beginning of their keys.
+        key: What their keys begin with.
         prompt: The prompt.
         classes: The classes of their label maps, in the order of the vocabulary.
         first: Number of the first image, from 0.
         count: Number of images, at least 1.
         status: Status of their rows: "ok", or why they cannot be generated.
-        error: The reason, for people.
+        error: The reason as a sentence; "" if the status is "ok".
     """
 
     key: str
@@ -95,7 +96,7 @@ def requests_of(shard: Shard) -> Iterator[Request]:
 
 
 def vocabulary_of(rows: Iterable[PromptRow]) -> tuple[str, ...]:
-    """Return the classes that rows list, each once regardless of capitals, in the order in which they appear."""
+    """Return the classes that rows list, each once regardless of capitals, in the order of their first mention."""
     names: dict[str, str] = {}
     for row in rows:
         for name in _listed(row.classes) or ():
@@ -121,7 +122,7 @@ def entries_of(rows: Sequence[PromptRow], naming: NameSettings, count: int) -> l
     Args:
         rows: The rows.
         naming: The vocabulary, and further words for its names.
-        count: Number of images of a row that does not say it.
+        count: Number of images of a row that gives no count.
 
     Raises:
         SourceError: Two rows have the same key.
@@ -169,7 +170,7 @@ class _RowReader:
         return Entry(key=key, prompt=cleaned, classes=classes, count=count)
 
     def _count_of(self, value: Any) -> tuple[int, str]:
-        """Return the number of images, and what is wrong with it."""
+        """Return the number of images, and what is wrong with it, or ""."""
         if value is None:
             return self._count, ""
         text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
@@ -178,14 +179,14 @@ class _RowReader:
         return int(text), ""
 
     def _classes(self, prompt: str, value: Any) -> tuple[tuple[str, ...], str]:
-        """Return the classes of a row in the order of the vocabulary, and what is wrong with them."""
+        """Return the classes of a row in the order of the vocabulary, and what is wrong with them, or ""."""
         mentioned = {mention.name for mention in self._find(prompt).mentions}
         listed = _listed(value)
         if listed is None:
             return (), f"the classes are {shorten(str(value), 60)!r}; expected a list of names, or names with commas"
         if unknown := [name for name in listed if fold(name) not in self._names]:
             names = shorten(", ".join(self._names.values()), 300)
-            return (), f"the class {shorten(unknown[0], 60)!r} is none of the names: {names}"
+            return (), f"the class {shorten(unknown[0], 60)!r} is not among the names: {names}"
         wanted = {self._names[fold(name)] for name in listed}
         if absent := sorted(wanted - mentioned):
             return (), f"the prompt does not mention the class {absent[0]!r}, so its image would hardly show it"
@@ -224,7 +225,7 @@ def _without_controls(text: str) -> str:
 
 
 def _key_of(prompt: str) -> str:
-    """Return the beginning of the keys of a prompt's images: its first words, and a digest that tells prompts apart."""
+    """Return what the keys of a prompt's images begin with: its first words, and a digest that tells prompts apart."""
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.casefold())[:SLUG_CHARACTERS].strip("-")
     return f"{slug or 'prompt'}-{short_digest(prompt)[:8]}"
 
@@ -233,7 +234,7 @@ def shards_of_entries(entries: Iterable[Entry], images_per_shard: int) -> list[S
     """Return shards of `images_per_shard` requests each, in the order of the entries; the last may have fewer.
 
     Raises:
-        SourceError: There is nothing to generate, or too much.
+        SourceError: The entries ask for no image, or for more than `MAX_IMAGES`.
     """
     blocks: list[list[Entry]] = []
     free = total = 0

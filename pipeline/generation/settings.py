@@ -13,20 +13,20 @@ from pipeline.settings import LabelSettings
 ImageFormat = Literal["png", "webp", "jpeg"]
 
 UNUSED = ("network", "clip", "affinity", "references", "levels", "features", "quality")
-"""Settings of `diffseg label` that a generation does not have."""
+"""Settings of `diffseg label` that `diffseg generate` refuses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings(LabelSettings):
     """What determines the rows: the model, the sampling, the stages of the method, the vocabulary and the seed.
 
-    The prompts do not belong to it. They determine the shards, so that further prompts can be added to a run.
+    The prompts are not part of them: they determine the shards, so that prompts can be added to a run.
 
     Attributes:
         generation: How images are sampled and label maps are made.
-        seed: Seed of the run, from which the seed of each image follows with its key.
+        seed: Seed of the run. The seed of each image follows from it and from the key of the image.
         image_format: How images are stored.
-        template: Prompt of each name, which replaces its {}; "" for the prompts of a file.
+        template: The prompt for each name, which replaces the {}; "" if the prompts come from a file.
     """
 
     generation: GenerationSettings = field(default_factory=GenerationSettings)
@@ -43,7 +43,7 @@ class GenerateSettings(LabelSettings):
 
     @property
     def model_files(self) -> ModelFiles:
-        """Which files of the model are fetched and count in its digest: also those of its noise schedule."""
+        """The files of the model that are fetched and digested, which include those of its noise schedule."""
         return GENERATING_FILES
 
     def plain(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from pipeline.timing import StepTimer
 EXTENSIONS: Mapping[ImageFormat, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 PNG_LEVEL = 6
 WEBP_EFFORT = 4
-"""How hard WebP tries to make lossless files small, 0 to 6."""
+"""Effort of WebP to make lossless files small, 0 to 6."""
 
 
 class ImageGenerator(Protocol):
@@ -54,7 +54,7 @@ class ImageGenerator(Protocol):
 
 
 Outcome = tuple[Request, GeneratedImage | NonFiniteError | None]
-"""A request with its image, with the error of the model, or with None if its entry says why it cannot be used."""
+"""A request with its image, with the error of the model, or with None if its entry cannot be used."""
 
 
 def generate_shard(
@@ -147,7 +147,7 @@ def request_row(
 
     Args:
         request: The request.
-        generated: Its image, the error of the model, or None if its entry says why there is none.
+        generated: Its image, the error of the model, or None if its entry cannot be used.
         shard: Name of the shard.
         settings: The settings of the run.
     """
@@ -177,7 +177,7 @@ def request_row(
 
 
 def _by_class(values: Mapping[str, float], classes: Sequence[str]) -> tuple[float, ...]:
-    """Return the value of each class; nothing for a method that names nothing."""
+    """Return the value of each class, or () for a method that gives segments no names."""
     return tuple(float32(values[name]) for name in classes) if values else ()
 
 

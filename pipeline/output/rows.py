@@ -127,7 +127,7 @@ class Row:
             has a score of quality.
         between_rho: Mean correlation of positions of different segments.
         image: The generated image, encoded; None unless the status is ok and the run generated its images.
-        prompt: What the image was generated from; None unless the run generated its images, as are the next columns.
+        prompt: What the image was generated from. Without generated images, it and the next columns are empty.
         generation_seed: Seed of the noise that the generation started from.
         steps: Steps of the generation.
         guidance: Scale of the guidance.

@@ -69,7 +69,7 @@ class NameSettings:
     def _check_words(self) -> None:
         for name, words in self.name_words.items():
             if name not in self.names:
-                raise ValueError(f"name_words: {shorten(name, MAX_NAME_CHARACTERS)!r} is none of the names")
+                raise ValueError(f"name_words: {shorten(name, MAX_NAME_CHARACTERS)!r} is not among the names")
             _check_names((name, *words))
         if self.caption_parser not in ("words", "nouns") and not is_model_name(self.caption_parser):
             raise ValueError(

@@ -148,7 +148,10 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_written(
         ({"references": "s", "method": settings_of(method="diffseg")}, "give both or neither"),
         ({"method": settings_of(method="diffseg,references")}, "give both or neither"),
         ({"references": "s", "clip": "c"}, "clip and references both name segments"),
-        ({"references": "s", "method": settings_of(background_words=("sky",))}, "background words are no references"),
+        (
+            {"references": "s", "method": settings_of(background_words=("sky",))},
+            "background words have no effect beside references",
+        ),
         ({"references": "s", "network": "n"}, "references would have no effect"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

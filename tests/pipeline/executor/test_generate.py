@@ -130,7 +130,7 @@ def test_classes_of_the_prompts_are_the_vocabulary_unless_names_are_given(tmp_pa
     with pytest.raises(RunRefused, match="names"):
         generate(tmp_path / "out", PromptSource(url=str(path)))
     path.write_text('{"prompt": "a cat"}')
-    with pytest.raises(SourceError, match="says no classes; give --names"):
+    with pytest.raises(SourceError, match="lists no classes; give --names"):
         generate(tmp_path / "out", PromptSource(url=str(path)), ())
 
 

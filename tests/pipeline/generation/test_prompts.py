@@ -1,4 +1,4 @@
-"""Files of prompts in each format, on a disk and in a store, and files that are none."""
+"""Files of prompts in each format, on a disk and in a store, and files that hold no prompts."""
 
 from __future__ import annotations
 

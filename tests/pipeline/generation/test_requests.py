@@ -70,7 +70,12 @@ def test_classes_are_those_of_the_row_or_those_that_the_prompt_mentions(
         ("a dog", {"count": 1.5}, "bad_prompt", "the count is '1.5'"),
         ("a dog", {"count": 10**9}, "bad_prompt", "the count is '1000000000'"),
         ("a house", {}, "bad_names", "mentions none of the names: dog, cat, traffic light"),
-        ("a dog", {"classes": "horse"}, "bad_names", "the class 'horse' is none of the names: dog, cat, traffic light"),
+        (
+            "a dog",
+            {"classes": "horse"},
+            "bad_names",
+            "the class 'horse' is not among the names: dog, cat, traffic light",
+        ),
         ("a dog", {"classes": ["dog", "cat"]}, "bad_names", "does not mention the class 'cat'"),
         ("a dog", {"classes": {"dog": 1}}, "bad_names", "expected a list of names"),
         ("a dog", {"classes": [1]}, "bad_names", "expected a list of names"),

@@ -216,7 +216,7 @@ def test_a_real_model_of_spacy_finds_the_nouns_of_a_caption() -> None:
         ({"synonyms": "wordnet"}, "expected names, and a caption_parser other than words"),
         ({"synonyms": "wordnet", "names": (), "caption_parser": "nouns"}, "expected names, and a caption_parser"),
         ({"synonyms": "thesaurus"}, "synonyms 'thesaurus': expected none or wordnet"),
-        ({"name_words": {"cat": ("kitten",)}}, "name_words: 'cat' is none of the names"),
+        ({"name_words": {"cat": ("kitten",)}}, "name_words: 'cat' is not among the names"),
         ({"name_words": {"dog": ("Dog",)}}, "expected each name once"),
     ],
 )
