@@ -60,12 +60,12 @@ class References:
 
     Attributes:
         names: The names.
-        vectors: float32 [V, E], of length 1.
+        vectors: float32 [V, E], each of length 1.
         mean: float32 [E], the mean feature of the corpus, which features are relative to.
         bound: What features depend on, see `pass_conditions`.
         settings: How the references were learned.
-        owners: int [V], the place of the name that each vector belongs to, or `BACKGROUND_OWNER`; None if each name has
-            one, in order.
+        owners: int [V], the index in `names` of the name that each vector belongs to, or `BACKGROUND_OWNER`; None if
+            each name has one vector, in the same order.
     """
 
     names: tuple[str, ...]
@@ -77,7 +77,7 @@ class References:
 
     @property
     def vector_owners(self) -> np.ndarray:
-        """The place of the name of each vector, or `BACKGROUND_OWNER`, int64 [V]."""
+        """The index in `names` of the name of each vector, or `BACKGROUND_OWNER`, int64 [V]."""
         return np.arange(len(self.names)) if self.owners is None else self.owners.astype(np.int64)
 
     @property
@@ -102,9 +102,13 @@ class References:
         return unit(self.vectors)
 
     def of_owners(self, cosines: np.ndarray) -> np.ndarray:
-        """Return the highest cosine of each name and then of the background, [N, R + 1], from those [N, V] of vectors.
+        """Return the highest cosine of each name and, in the last column, of the background.
 
-        Without vectors of the background the last column is −1.
+        Args:
+            cosines: float64 [N, V], the cosine with each vector.
+
+        Returns:
+            float64 [N, R + 1]. Without vectors of the background the last column is −1.
         """
         best = np.full((len(cosines), len(self.names) + 1), -1.0)
         columns = np.where(self.vector_owners == BACKGROUND_OWNER, len(self.names), self.vector_owners)
@@ -114,21 +118,22 @@ class References:
     def name_segments(
         self,
         features: np.ndarray,
-        own: Collection[str] | None = None,
+        possible: Collection[str] | None = None,
         *,
         background_below: float = 0.0,
         ignore_below: float = 0.0,
     ) -> list[tuple[str | None, float]]:
-        """Return the name of each segment and its score, the cosine with the nearest vector, 0 where it is negative.
+        """Return the name of each segment and its score, the cosine with the nearest vector, or 0 if that is negative.
 
         Args:
             features: float [N, E], as the model gave them.
-            own: The names that are possible; None for all. Without any, all segments are background, with score 1.
+            possible: The names that segments may get; None for all. If it has no name of these references, all segments
+                are background with score 1.
             background_below: Segments with a lower score are background.
-            ignore_below: Other segments with a lower score have no name.
+            ignore_below: Other segments with a lower score get no name.
         """
-        possible = None if own is None else {*own}
-        places = [place for place, name in enumerate(self.names) if possible is None or name in possible]
+        allowed = {*self.names} if possible is None else {*possible}
+        places = [place for place, name in enumerate(self.names) if name in allowed]
         if not places:
             return [(BACKGROUND, 1.0)] * len(features)
         cosines = self.of_owners(self._of_vectors(features))[:, [*places, len(self.names)]]
@@ -145,7 +150,7 @@ class References:
         return given
 
     def check_fits(self, now: Mapping[str, Any]) -> None:
-        """Check that the references are of the passes of a run.
+        """Check that the references were learned from features like those of a run.
 
         Args:
             now: What features depend on in the run, see `pass_conditions`.
@@ -186,7 +191,7 @@ def read_references(data: bytes, source: str) -> References:
         source: Name of the file in messages.
 
     Raises:
-        ValueError: The bytes are something else.
+        ValueError: The bytes are not such a file.
     """
     try:
         tensors, metadata = load(data), read_metadata(data)

@@ -59,7 +59,7 @@ class ImageSegments:
     Attributes:
         key: Identifies the image.
         features: float [n, E] of its segments, n ≥ 1, relative to the mean of the corpus.
-        names: All names that it shows; needed only for centroids of the background.
+        names: All names that it shows; used only by `background_centroids`.
         background: Numbers of its segments that are known to show none of the names; None if that is not known.
     """
 
@@ -181,7 +181,7 @@ def fit_references(
 def centroids_of(
     images: Mapping[str, Sequence[ImageSegments]], seeds: Mapping[str, Sequence[Seed]], names: Sequence[str], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return several centroids of each name, by k-means over its seeds, in the place of one mean (DiCLIP).
+    """Return several centroids of each name by k-means over its seeds, instead of their mean (DiCLIP).
 
     Args:
         images: The images of each name.
@@ -190,7 +190,7 @@ def centroids_of(
         count: Largest number of centroids of a name.
 
     Returns:
-        The centroids, float64 [V, E], and the place of the name of each, int64 [V].
+        The centroids, float64 [V, E], and the index in `names` of the name of each, int64 [V].
     """
     vectors, owners = [], []
     for place, name in enumerate(names):
@@ -204,10 +204,10 @@ def centroids_of(
 def background_centroids(
     images: Iterable[ImageSegments], references: Mapping[str, np.ndarray], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a pool of centroids of what shows no name, by k-means over segments of the images (OVDiff, DiCLIP).
+    """Return centroids of the background by k-means over the background segments of the images (OVDiff, DiCLIP).
 
-    Where it is not known which segments are background, it is the one segment of an image that is least like the
-    references of all its names. An image with as many names as segments may have none.
+    If an image does not say which segments are background, the one that is least like the references of all its names
+    is taken. None is taken from such an image with at least as many names as segments.
 
     Args:
         images: The images of all names; an image may occur several times.
@@ -219,11 +219,11 @@ def background_centroids(
     """
     found, size = [], next(iter(references.values())).shape[-1]
     for image in {image.key: image for image in images}.values():
-        own = [references[name] for name in image.names if name in references]
+        of_names = [references[name] for name in image.names if name in references]
         if image.background is not None:
             found.append(image.features[[*image.background]])
-        elif own and len(image.features) > len(image.names):
-            likeness = np.round(unit(image.features) @ np.stack(own).T, DECIMALS).max(axis=1)
+        elif of_names and len(image.features) > len(image.names):
+            likeness = np.round(unit(image.features) @ np.stack(of_names).T, DECIMALS).max(axis=1)
             found.append(image.features[[likeness.argmin()]])
     rows = np.concatenate([np.empty((0, size)), *found])
     vectors = k_means(rows, count) if len(rows) else rows

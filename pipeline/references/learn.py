@@ -2,17 +2,15 @@
 
 The rows are read twice, one label shard at a time: first the names of all images and the mean feature, then the
 features of the images that were retrieved. Memory grows with the number of names times the images of each, not with the
-run. The same run gives the same bytes, whatever the order of its shards and whoever reads them.
+run. The same run gives the same bytes, in whatever order its shards are read, and by however many actors.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,7 +25,7 @@ from pipeline.references.state import REFERENCES, REPORT, RETRIEVAL, ReferenceRe
 from pipeline.references.table import retrieval_file
 from pipeline.references.worker import ReferenceJob, ReferenceTask, ReferenceWorker, read_features, read_found
 from pipeline.storage import SourceError, Storage
-from pipeline.storage.folder import is_local
+from pipeline.storage.folder import delete_files
 
 
 class Collect(Protocol):
@@ -80,29 +78,21 @@ def learn_references(
         return report
     job = ReferenceJob(settings=settings, fingerprint=fingerprint, out=out, parts=state.at(f"{state.url}.parts"))
     found = _find_images(job, shards, collect, on_shard)
-    if not found.candidates:
-        example = f"; for example {found.problems[0]}" if found.problems else ""
-        raise SourceError(f"{out.redacted}: no labelled image shows a name{example}")
     ranked = found.ranked()
-    mean = found.sum / max(1, found.images)
-    images = _read_images(job, {c for chosen in ranked.values() for c in chosen}, mean, collect)
     contexts = sorted(ranked, key=lambda name: (-found.counts[name], name))[: settings.contexts]
-    of_names = {name: [images[c.shard, c.row] for c in ranked[name]] for name in sorted(ranked)}
-    means, seeds = fit_references(of_names, contexts, settings.elimination)
-    names = tuple(_order(settings, ranked))
-    vectors, owners = _vectors(names, of_names, means, seeds, settings)
+    learned = _learn(job, found, ranked, contexts, collect)
     references = References(
-        names=names,
-        vectors=vectors,
-        owners=owners,
-        mean=mean,
+        names=learned.names,
+        vectors=learned.vectors,
+        owners=learned.owners,
+        mean=found.mean,
         bound=bound,
         settings=settings.plain() | {"contexts": contexts, "run": manifest.fingerprint},
     )
     report = ReferenceReport(
         fingerprint=fingerprint,
         images=found.images,
-        names=_facts(names, found, ranked, seeds),
+        names=_facts(learned.names, found, ranked, learned.seeds),
         contexts=contexts,
         settings=settings.plain(),
         problems=found.problems,
@@ -110,9 +100,9 @@ def learn_references(
         route=route_of(settings, manifest),
     )
     state.write_bytes(REFERENCES, references.to_bytes())
-    state.write_bytes(RETRIEVAL, retrieval_file(names, ranked, seeds))
+    state.write_bytes(RETRIEVAL, retrieval_file(learned.names, ranked, learned.seeds))
     state.write_bytes(REPORT, json.dumps(dataclasses.asdict(report), indent=1, sort_keys=True).encode() + b"\n")
-    _delete_parts(job.parts)
+    delete_files(job.parts, (".json", ".safetensors"))  # also those that earlier calls with other settings have left
     return report
 
 
@@ -135,7 +125,11 @@ NAMERS = {"cross": "cross-attention", "clip": "a CLIP", "references": "reference
 def _find_images(
     job: ReferenceJob, shards: Sequence[LabelShard], collect: Collect, on_shard: Callable[[], None]
 ) -> Retrieval:
-    """Return the images of each name, from the files of earlier calls and those that are still to be written."""
+    """Return the images of each name, from the files that earlier calls have written and from new ones.
+
+    Raises:
+        SourceError: No image shows a name.
+    """
     found, missing = Retrieval(job.settings), []
     for shard in shards:
         if (of_shard := read_found(job, shard)) is None:
@@ -150,7 +144,35 @@ def _find_images(
         of_shard = read_found(job, task.shard)
         assert of_shard is not None
         found.add(of_shard)
+    if not found.candidates:
+        example = f"; for example {found.problems[0]}" if found.problems else ""
+        raise SourceError(f"{job.out.redacted}: no labelled image shows a name{example}")
     return found
+
+
+class Learned(NamedTuple):
+    """What the retrieved images give: fields of `References`, and the seeds of each name."""
+
+    names: tuple[str, ...]
+    vectors: np.ndarray
+    owners: np.ndarray | None
+    seeds: Mapping[str, Sequence[Seed]]
+
+
+def _learn(
+    job: ReferenceJob,
+    found: Retrieval,
+    ranked: Mapping[str, Sequence[Candidate]],
+    contexts: Sequence[str],
+    collect: Collect,
+) -> Learned:
+    """Learn the references of all names from their retrieved images."""
+    images = _read_images(job, {c for chosen in ranked.values() for c in chosen}, found.mean, collect)
+    of_names = {name: [images[c.shard, c.row] for c in ranked[name]] for name in sorted(ranked)}
+    means, seeds = fit_references(of_names, contexts, job.settings.elimination)
+    names = tuple(_order(job.settings, ranked))
+    vectors, owners = _vectors(names, of_names, means, seeds, job.settings)
+    return Learned(names, vectors, owners, seeds)
 
 
 def _read_images(
@@ -164,13 +186,13 @@ def _read_images(
     if missing := [task for task in tasks if read_features(job, task) is None]:
         for _ in collect(ReferenceWorker, job, missing):
             pass
+    has_background = job.settings.background > 0 and job.settings.by == "names"
     images = {}
     for task in tasks:
         tensors = read_features(job, task)
         assert tensors is not None
         for row, candidate in of_shard[task.shard].items():
-            is_known = job.settings.background > 0 and job.settings.by == "names"
-            background = tuple(tensors[f"{row}.background"].tolist()) if is_known else None
+            background = tuple(tensors[f"{row}.background"].tolist()) if has_background else None
             images[task.shard, row] = ImageSegments(
                 key=unique_key(candidate),
                 features=tensors[f"{row}"].astype(np.float32) - mean.astype(np.float32),
@@ -203,7 +225,7 @@ def _vectors(
 def _facts(
     names: Sequence[str],
     found: Retrieval,
-    ranked: Mapping[str, list[Candidate]],
+    ranked: Mapping[str, Sequence[Candidate]],
     seeds: Mapping[str, Sequence[Seed]],
 ) -> dict[str, dict[str, Any]]:
     return {
@@ -220,13 +242,3 @@ def _facts(
 def _order(settings: ReferenceSettings, names: Collection[str]) -> list[str]:
     """Return the names in the order of the vocabulary; names without a vocabulary are sorted."""
     return [name for name in settings.naming.names if name in names] or sorted(names)
-
-
-def _delete_parts(parts: Storage) -> None:
-    """Delete the files of label shards, also those that earlier calls with other settings have left."""
-    for path, _ in parts.files():
-        if path.endswith((".json", ".safetensors")):
-            parts.delete(path)
-    if is_local(parts):
-        with suppress(OSError):  # it holds files of somebody else, or another process has deleted it
-            os.rmdir(parts.url)

@@ -23,7 +23,7 @@ from pipeline.storage import Storage
 PROBLEMS_KEPT = 100
 
 ADDED_FIELDS = {"centroids": 1, "background": 0}
-"""Settings that states of earlier versions lack, and their defaults, at which they are left out of the state."""
+"""Settings that states of earlier versions lack, and their defaults. A state leaves out those at their default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +90,15 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FoundImages:
-    """What one label shard holds.
+    """The images of one label shard that show each name.
 
     Attributes:
-        images: Labelled images.
+        images: Number of labelled images.
         sum: The sum of their features, float64 [256].
         counts: How many images show each name.
-        candidates: Of each name, the images that may be among the retrieved ones.
+        candidates: For each name, the images that may be among the retrieved ones.
         unused: How many images do not say which names they show.
-        problems: Why, the first ones.
+        problems: Why they do not; the first `PROBLEMS_KEPT` reasons.
     """
 
     images: int
@@ -117,7 +117,7 @@ class FoundImages:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any], shard: LabelShard) -> FoundImages:
-        """Return what `to_json` returned. Raises ValueError, TypeError or KeyError if it is something else."""
+        """Return what `to_json` returned. Raises ValueError, TypeError or KeyError for other values."""
         candidates = {
             name: [
                 Candidate(minus, short_digest(key), shard, row, key, tuple(names)) for minus, row, key, names in each
@@ -128,13 +128,13 @@ class FoundImages:
 
 
 def find_images(out: Storage, shard: LabelShard, settings: ReferenceSettings, reader: NameReader | None) -> FoundImages:
-    """Return what a label shard holds.
+    """Return the images of a label shard that show each name.
 
     Args:
         out: OUT of the run.
         shard: The label shard.
         settings: How images are retrieved.
-        reader: Reads the names of a sample, if labels say what it shows.
+        reader: Reads the names of a sample; None to take those of its segments.
     """
     sums, images, unused = np.zeros(()), 0, 0
     counts: dict[str, int] = {}
@@ -162,7 +162,12 @@ def find_images(out: Storage, shard: LabelShard, settings: ReferenceSettings, re
 
 
 def names_of(row: Mapping[str, Any], reader: NameReader | None) -> dict[str, float]:
-    """Return the names that an image shows with their scores, 0 to 1: those of its labels, or else of its segments."""
+    """Return the names that an image shows, with scores from 0 to 1.
+
+    Args:
+        row: The row of the image.
+        reader: Reads the names from its labels or its caption; None to take those of its segments.
+    """
     if reader is not None:
         sample = Sample(index=row["index"], key=row["key"], image=None, meta=row["meta"])
         return dict.fromkeys(reader(sample).names, 1.0)
@@ -183,7 +188,7 @@ def _keep(kept: list[Candidate], found: Iterable[Candidate], images: int) -> Non
 
 
 class Retrieval:
-    """The images of each name in a whole run, from what its label shards hold, in any order."""
+    """The images of each name in a whole run, added up over its label shards in any order."""
 
     def __init__(self, settings: ReferenceSettings) -> None:
         self._settings = settings
@@ -194,7 +199,7 @@ class Retrieval:
         self.problems: list[str] = []
 
     def add(self, found: FoundImages) -> None:
-        """Add what a label shard holds."""
+        """Add the images of a label shard."""
         self.images += found.images
         self.unused += found.unused
         self.sum = self.sum + found.sum
@@ -202,6 +207,11 @@ class Retrieval:
         for name, candidates in found.candidates.items():
             self.counts[name] = self.counts.get(name, 0) + found.counts[name]
             _keep(self.candidates.setdefault(name, []), candidates, self._settings.images)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean feature of the labelled images, float64 [256]."""
+        return self.sum / max(1, self.images)
 
     def ranked(self) -> dict[str, list[Candidate]]:
         """Return the retrieved images of each name, the best first."""

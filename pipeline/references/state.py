@@ -32,12 +32,12 @@ class ReferenceReport:
 
     Attributes:
         fingerprint: Digest of the settings and of the rows.
-        images: Labelled images of the run.
-        names: For each name the images that show it, those that were retrieved, copies among them, and the mean support
-            of the seeds, at most 1; it is low where the images do not share an object.
-        contexts: Names whose resemblance was eliminated, in order.
+        images: Number of labelled images of the run.
+        names: For each name the number of images that show it, of those that were retrieved and of copies among these,
+            and the mean support of the seeds, at most 1, which is low if the images do not share an object.
+        contexts: Names whose lookalikes count less for the other names, in order.
         settings: The settings.
-        problems: Why images could not be used, the first ones.
+        problems: Why images could not be used; the first reasons.
         unused: How many images could not be used.
         route: What said that an image shows a name, in words.
     """
@@ -53,7 +53,7 @@ class ReferenceReport:
 
 
 def binding(manifest: Manifest) -> dict[str, Any]:
-    """Return what the features of a run depend on. Raises ValueError if it has none."""
+    """Return what the features of a run depend on. Raises ValueError if it has no features."""
     if not manifest.settings.get("features", False):
         raise ValueError("its rows have no features; label the images with --features")
     resolved = manifest.resolved
@@ -67,7 +67,7 @@ def binding(manifest: Manifest) -> dict[str, Any]:
 
 
 def load_references(state: Storage) -> References:
-    """Read the references of a folder that `diffseg fit references` wrote. Raises SourceError if there are none."""
+    """Read the references of a folder that `diffseg fit references` wrote. Raises SourceError if that fails."""
     try:
         return read_references(read_bounded(state, REFERENCES, MOST_BYTES), state.joined(REFERENCES))
     except (FileNotFoundError, ValueError) as error:
@@ -77,15 +77,15 @@ def load_references(state: Storage) -> References:
 
 
 def with_references(settings: LabelSettings, store: Storage) -> LabelSettings:
-    """Return the settings of a run with the names of the references that name its segments, if references do.
+    """Return the settings of a run, completed by the names of its references if it has references but no names.
 
     Args:
         settings: The settings that the user gave.
         store: Options for the store of the references.
 
     Raises:
-        SourceError: There are no references.
-        ValueError: A name that segments may get has no reference.
+        SourceError: The references are missing or damaged.
+        ValueError: A name of the run has no reference.
     """
     if settings.references is None:
         return settings

@@ -29,7 +29,7 @@ RETRIEVAL_SCHEMA = pa.schema(
 def retrieval_file(
     names: Collection[str], ranked: Mapping[str, list[Candidate]], seeds: Mapping[str, Sequence[Seed]]
 ) -> bytes:
-    """Return retrieval.parquet: the ranked images of each name, with the seed of those that gave one.
+    """Return retrieval.parquet: the ranked images of each name, with their seeds.
 
     Args:
         names: The names.

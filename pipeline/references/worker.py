@@ -1,9 +1,9 @@
 """The work on one label shard of `diffseg fit references`: find its images of each name, or read their features.
 
     STATE.parts/<shard>.json          the images of a label shard that show each name
-    STATE.parts/<shard>.safetensors   the features of those that were retrieved
+    STATE.parts/<shard>.safetensors   the features of the retrieved ones
 
-Each file is written at once and names the fit that it belongs to, so a command that was stopped continues with the
+Each file is written atomically and names the fit that it belongs to, so a command that was stopped continues with the
 label shards that are missing.
 """
 
@@ -38,7 +38,7 @@ class ReferenceJob:
     """Everything a worker needs to start.
 
     Attributes:
-        settings: What is learned.
+        settings: How the references are learned.
         fingerprint: Fingerprint of this fit; files of another fit are not used.
         out: OUT of the run.
         parts: Folder of the files of label shards.
@@ -104,7 +104,7 @@ def stored_features(row: Mapping[str, Any]) -> np.ndarray:
     """Return the features of a row's segments, float16 [n_segments, 256]. Raises SourceError if they do not fit."""
     data, count = row[FEATURE_COLUMNS[1]] or b"", row["n_segments"]
     if not count or len(data) % (2 * count):
-        raise SourceError(f"its {count} segments do not fit {len(data)} bytes of features")
+        raise SourceError(f"row {row['index']}: its {count} segments do not fit {len(data)} bytes of features")
     return np.frombuffer(data, "<f2").reshape(count, -1)
 
 
