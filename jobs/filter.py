@@ -1,9 +1,9 @@
 """Score the rows of a run without ground truth, and choose those that are kept for training and export.
 
 For each part of the rows a small network is trained on all other parts and predicts the part; cv_iou is the IoU of
-that prediction with the row's own label map. OUT/filter/keep.parquet receives the scores and whether a row is kept; the
+that prediction with the row's label map. OUT/filter/keep.parquet receives the scores and whether a row is kept; the
 labels stay as they are. `diffseg train`, `export` and `report` use only the kept rows with --filter.
-After a stop or a kill, the same command continues. Other thresholds need no new training.
+After a stop or a kill, the same command continues. With other thresholds, it uses the same scores and trains nothing.
 
 Exit codes:
   0: the table is written.
@@ -23,20 +23,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from jobs.common import OK, SOME_FAILED, guarded, parsed
 from jobs.printing import CleanConsole, print_json, print_line
-from jobs.run_flags import SourceImageFlags
+from jobs.run_flags import RayFlags, SourceImageFlags
 from pipeline.filtering.filter import filter_run
 from pipeline.filtering.report import FilterReport
 from pipeline.filtering.settings import FoldSettings, KeepSettings
 from pipeline.output.keep import TABLE
-from pipeline.settings import RunSettings
 from pipeline.wording import counted
 
 SHOWN = 5
-"""Problems and classes that are printed; --json has more."""
+"""Largest number of problems, and of classes, that are printed; --json prints more."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterCommand(SourceImageFlags):
+class FilterCommand(RayFlags, SourceImageFlags):
     """The flags of `diffseg filter`."""
 
     thresholds: Annotated[KeepSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=KeepSettings)
@@ -47,11 +46,6 @@ class FilterCommand(SourceImageFlags):
     """Ray actors. Each trains the network of one part, or scores one label shard, at a time."""
     threads: int = 1
     """CPU threads of each worker; the last bits of the weights depend on it."""
-    no_ray: bool = False
-    """Work in this process, without Ray."""
-    address: str | None = None
-    """Address of a Ray cluster, HOST:PORT, or `auto` or `local`. Default: RAY_ADDRESS, else a cluster that the same
-    user started with `ray start` on this machine, else a private Ray."""
 
 
 def _filter(command: FilterCommand) -> int:
@@ -66,7 +60,7 @@ def _filter(command: FilterCommand) -> int:
             command.settings,
             command.thresholds,
             images=command.images,
-            run=RunSettings(no_ray=command.no_ray, address=command.address),
+            run=command.run_settings(),
             workers=command.workers,
             device=command.device,
             threads=command.threads,

@@ -28,6 +28,7 @@ from rich.console import Console
 from diffseg.references import Elimination
 from jobs.common import OK, SOME_FAILED, guarded, parsed, storage_options
 from jobs.printing import CleanConsole, print_json, print_line, progress_bar
+from jobs.run_flags import RayFlags
 from pipeline.executor.collect import collect
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.records import read_run_commits
@@ -37,7 +38,7 @@ from pipeline.references.learn import learn_references
 from pipeline.references.retrieve import ReferenceSettings
 from pipeline.references.state import ReferenceReport
 from pipeline.report.reference_page import PAGE, write_reference_page
-from pipeline.settings import LabelSettings, RunSettings
+from pipeline.settings import LabelSettings
 from pipeline.storage import SourceError, Storage, redact
 from pipeline.training.affinity import FitReport, fit, fit_fingerprint, plan_tasks
 from pipeline.training.feature_worker import FitJob
@@ -49,7 +50,7 @@ PROBLEMS_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitCommand:
+class FitCommand(RayFlags):
     """The flags of `diffseg fit`."""
 
     kind: Annotated[tyro.conf.Positional[Literal["heads", "features", "references"]], tyro.conf.arg(metavar="KIND")]
@@ -79,29 +80,25 @@ class FitCommand:
     temperature: float = 0.05
     """References: width of the step around --alike."""
     centroids: int = 1
-    """References: largest number of vectors of a name, which k-means finds among its seeds; a segment is compared with
-    the nearest. 1 takes their mean."""
+    """References: largest number of vectors of each name, the centroids of its seeds by k-means; a segment is compared
+    with the nearest one. 1 takes the mean of the seeds."""
     background: int = 0
-    """References: largest number of vectors of what shows no name, which k-means finds. Segments that are nearer to one
-    of them than to any name are background. By names, they are learned from segments that are `background` in OUT; by
-    labels, from the segment of each image that is least like all its names, so its labels should be complete."""
+    """References: largest number of vectors of the background, also centroids by k-means. A segment that is nearer to
+    one of them than to any name is background. By names, they are learned from the segments named `background` in OUT;
+    by labels, from the segment of each image that is least like all its names, so the labels should be complete."""
     confidence: float = 0.0
     """Leave out segments with a lower confidence, 0 to 1."""
     source: str | None = None
-    """Where the images of SRC are now; default: the place that run.json names. For references they are only shown."""
+    """Where the images of SRC are now; default: the place that run.json names. For references they are
+    needed only for the page."""
     model: str | None = None
     """Where the model of the run is now; default: the place that run.json names."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     """Device of the model."""
     workers: int = 1
-    """Ray actors, for heads and features each with a copy of the model."""
+    """Ray actors. For heads and features each loads the model."""
     threads: int = 1
     """CPU threads of the model in each worker."""
-    no_ray: bool = False
-    """Work in this process, without Ray."""
-    address: str | None = None
-    """Address of a Ray cluster, HOST:PORT, or `auto` or `local`. Default: RAY_ADDRESS, else a cluster that the same
-    user started with `ray start` on this machine, else a private Ray."""
     storage_options: str = ""
     """JSON object with options for fsspec, such as credentials or an endpoint."""
     json: bool = False
@@ -146,7 +143,7 @@ def _fit(command: FitCommand) -> int:
             tasks,
             state,
             name,
-            run=RunSettings(no_ray=command.no_ray, address=command.address),
+            run=command.run_settings(),
             workers=command.workers,
             on_shard=advance,
         )
@@ -174,10 +171,9 @@ def _fit_references(command: FitCommand, out: Storage, manifest: Manifest, state
         centroids=command.centroids,
         background=command.background,
     )
-    run = RunSettings(no_ray=command.no_ray, address=command.address)
-    on_ray = partial(collect, run=run, workers=command.workers)
+    on_workers = partial(collect, run=command.run_settings(), workers=command.workers)
     with progress_bar("reading label shards", len(read_run_commits(out, manifest).done)) as advance:
-        report = learn_references(out, manifest, settings, state, collect=on_ray, on_shard=advance)
+        report = learn_references(out, manifest, settings, state, collect=on_workers, on_shard=advance)
     _write_page(command, out, manifest, state)
     if command.json:
         print_json(dataclasses.asdict(report))
@@ -187,7 +183,7 @@ def _fit_references(command: FitCommand, out: Storage, manifest: Manifest, state
 
 
 def _write_page(command: FitCommand, out: Storage, manifest: Manifest, state: Storage) -> None:
-    """Write the page of retrieved images, with the images if they can still be read."""
+    """Write the page of the references, which shows the source images if they can still be read."""
     try:
         sources, missing = find_source_shards(manifest, out, command.source, out=out), ""
     except (SourceError, OSError) as error:

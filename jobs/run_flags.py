@@ -15,6 +15,7 @@ from pipeline.output.keep import read_kept
 from pipeline.output.manifest import Manifest, require_manifest
 from pipeline.output.selection import RowSelection, read_keys
 from pipeline.readers.samples import Shard
+from pipeline.settings import RunSettings
 from pipeline.storage import SourceError, Storage
 
 MOVED_IMAGES_ADVICE = "if the source images have moved, use --images"
@@ -116,6 +117,21 @@ def check_val_share(share: float) -> None:
     """Raise ValueError if a value of --val-share is not in [0, 1)."""
     if not 0 <= share < 1:
         raise ValueError(f"--val-share is {share}; expected at least 0 and less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayFlags:
+    """The flags of a command whose workers are Ray actors."""
+
+    no_ray: bool = False
+    """Work in this process, without Ray."""
+    address: str | None = None
+    """Address of a Ray cluster, HOST:PORT, or `auto` or `local`. Default: RAY_ADDRESS, else a cluster that the same
+    user started with `ray start` on this machine, else a private Ray."""
+
+    def run_settings(self) -> RunSettings:
+        """Return where the workers run."""
+        return RunSettings(no_ray=self.no_ray, address=self.address)
 
 
 @dataclass(frozen=True, kw_only=True)

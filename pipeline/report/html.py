@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from pipeline.output.commit import Commit, LabelShard, totals
 from pipeline.output.manifest import Manifest
 from pipeline.output.selection import RowSelection
@@ -15,6 +13,7 @@ from pipeline.report.charts import distributions, throughput_chart
 from pipeline.report.row_statistics import RowStatistics
 from pipeline.report.scores import Evaluations
 from pipeline.report.settings_table import changed_settings, label_command
+from pipeline.report.templates import page_template
 from pipeline.report.throughput import throughput
 from pipeline.storage import redact
 
@@ -66,11 +65,7 @@ def render(page: Page) -> str:
     images = statistics.statuses.total()
     labelled = statistics.statuses["ok"]
     _, seconds = totals(page.commits.values())
-    loader = PackageLoader("pipeline.report", "page")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("index.html").render(
+    return page_template("index.html").render(
         page=page,
         source=redact(manifest.source),
         images=images,

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from diffseg.images.decode import ImageError, decode_image
@@ -26,16 +25,17 @@ from pipeline.output.source_images import SourceImageError, SourceImages
 from pipeline.readers.samples import Shard
 from pipeline.references.state import RETRIEVAL, ReferenceReport, read_report
 from pipeline.report.packing import reduced
+from pipeline.report.templates import page_template
 from pipeline.storage import SourceError, Storage
 
 PAGE = "report.html"
 IMAGES_SHOWN = 12
-"""Images of a name that are shown, the first ones."""
+"""Largest number of images of a name that are shown, the best ones."""
 NAMES_SHOWN = 200
-"""Names that are shown, the first ones."""
+"""Largest number of names that are shown, the first ones."""
 SHARDS_READ = 8
-"""Label shards whose images are shown, those with the most retrieved images. Reading an image may mean reading all of
-its shard."""
+"""Largest number of label shards whose images are shown, those with the most retrieved images. To read one image, all
+of its shard may have to be read."""
 SIDE = 180
 """Longest side of a picture in pixels."""
 COLUMNS = ("key", "index", "status", "height", "width", "mask", "segments")
@@ -53,7 +53,7 @@ class ShownImage:
         score: Its score in the retrieval.
         support: Support of its seed; None for a copy of another image.
         segment: Number of its seed; None for a copy.
-        picture: A data URI, or "" without a label map.
+        picture: A data URI; "" if the row has no label map.
     """
 
     key: str
@@ -73,10 +73,10 @@ def write_reference_page(
         out: OUT of the run that the references were learned from.
         manifest: Its run.json.
         sources: Shards with the images of the run, by name.
-        images_missing: Why there are none; "" if there are some.
+        images_missing: Why `sources` is empty; "" if it is not.
 
     Raises:
-        SourceError: The folder holds no references.
+        SourceError: `diffseg fit references` has not written this folder.
     """
     report = read_report(state)
     if report is None:
@@ -89,9 +89,10 @@ def write_reference_page(
     for row in (row for rows in chosen.values() for row in rows):
         wanted.setdefault(row["shard"], set()).add((row["index"], row["segment"]))
     pictures: dict[Place, str] = {}
-    for shard in sorted(commit for commit in read_run_commits(out, manifest).done if str(commit) in wanted):
-        source = sources.get(str(shard))
-        pictures.update(pictures_of(out, shard, source, wanted[str(shard)], manifest.settings["image_field"]))
+    for shard in sorted(read_run_commits(out, manifest).done):
+        if shard in wanted:
+            source = sources.get(shard)
+            pictures.update(pictures_of(out, shard, source, wanted[shard], manifest.settings["image_field"]))
     shown = {
         name: [
             ShownImage(
@@ -116,7 +117,7 @@ def choose_images(
     Args:
         table: The rows of retrieval.parquet.
         names: The names that are shown.
-        shards: The label shards that are read.
+        shards: The label shards whose images are shown.
     """
     chosen: dict[str, list[Mapping[str, Any]]] = {name: [] for name in names}
     for row in table:
@@ -134,8 +135,8 @@ def pictures_of(
     Args:
         out: OUT of the run.
         shard: The label shard.
-        source: Where its images are, or None.
-        wanted: The index and the seed of each row that is wanted.
+        source: The source shard with its images; None if it is missing.
+        wanted: The index and the seed of each picture.
         image_field: Image field of SRC.
     """
     indices = {index for index, _ in wanted}
@@ -151,7 +152,7 @@ def pictures_of(
 
 
 def _pixels(images: SourceImages, row: Mapping[str, Any]) -> np.ndarray | None:
-    """Return the source image of a row, uint8 [H, W, 3]; None if it cannot be read or is another one now."""
+    """Return the source image of a row, uint8 [H, W, 3]; None if it cannot be read, or its size has changed."""
     try:
         pixels = decode_image(images.read(row["index"], row["key"]), min_side=1)
     except (SourceImageError, ImageError):
@@ -160,12 +161,12 @@ def _pixels(images: SourceImages, row: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def picture(pixels: np.ndarray | None, labels: np.ndarray, seed: int | None) -> str:
-    """Return a small picture as a data URI: the seed as it is and outlined, all else darker.
+    """Return a small picture as a data URI, in which the seed is outlined and the rest of the image is darker.
 
     Args:
         pixels: uint8 [H, W, 3] of the image; None shows the segments in shades of grey.
         labels: uint16 [H, W], its label map.
-        seed: Label of the seed; None for a copy, which is shown as it is.
+        seed: Label of the seed; None for a copy of another image, which is shown unchanged.
     """
     small = reduced(labels, SIDE)
     if pixels is None:
@@ -186,14 +187,7 @@ def picture(pixels: np.ndarray | None, labels: np.ndarray, seed: int | None) -> 
 
 def render(report: ReferenceReport, shown: Mapping[str, Sequence[ShownImage]], out: str, images_missing: str) -> str:
     """Return the page. Names and keys are escaped, so they appear as text whatever they contain."""
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("references.html").render(
+    return page_template("references.html").render(
         report=report,
         shown=shown,
         out=out,

@@ -52,7 +52,7 @@ def read_evaluations(out: Storage, tags: Mapping[str, str]) -> Evaluations:
 
     Args:
         out: OUT of the run.
-        tags: The tag of each label shard of the run. Scores of labels that have been replaced since are left out.
+        tags: The tag of each label shard of the run. Scores of labels that were replaced later are left out.
     """
     tag_of_cell = {text_cell(shard): tag for shard, tag in tags.items()}
     by_shard: defaultdict[str, defaultdict[tuple[int, str], dict[str, ImageScores]]]

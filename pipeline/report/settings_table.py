@@ -83,7 +83,7 @@ def label_command(manifest: Manifest, out: str) -> str:
 
 
 def _generate_command(manifest: Manifest, out: str) -> str:
-    """Return the command that repeats a run which generated its images, but for --count, which run.json lacks."""
+    """Return the command that repeats a run of `diffseg generate`, without --count, which run.json does not hold."""
     settings, generation = manifest.settings, manifest.settings["generation"]
     prompts = [] if generation.get("template") else [redact(manifest.source)]
     lines = [["diffseg", "generate", *prompts, out], _flag("names", tuple(flat(settings)["names"]))]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
+from typing import Any
 
 from diffseg.scoring.scores import IMAGE_SCORES
 from pipeline.digest import short_digest
@@ -110,16 +111,7 @@ def write_report(
         on_shard()
     rows.write()
     tables = rows.tables(statistics)
-    about = {
-        "shards": [task.shard for task in tasks],
-        "tilesAFile": TILES_PER_FILE,
-        "scores": IMAGE_SCORES,
-        "fullSizeRows": FULL_SIZE_ROWS,
-        "fingerprint": report.manifest.fingerprint,
-    }
-    data.write("run", tables | about)
-    for name in ("page.css", *SCRIPTS):
-        data.put(name, files("pipeline.report").joinpath("page", name).read_text("utf-8"))
+    _write_common_files(report, data, tables, tasks)
     page = Page(
         out=report.out.redacted,
         manifest=report.manifest,
@@ -158,6 +150,22 @@ def make_tasks(report: Report, evaluations: Evaluations, selected: int) -> list[
         )
         for number, shard in enumerate(sorted(report.commits))
     ]
+
+
+def _write_common_files(
+    report: Report, data: DataFolder, tables: Mapping[str, Any], tasks: Sequence[ReportTask]
+) -> None:
+    """Write what the page always loads: the data of the whole run, the scripts and the style sheet."""
+    about = {
+        "shards": [task.shard for task in tasks],
+        "tilesAFile": TILES_PER_FILE,
+        "scores": IMAGE_SCORES,
+        "fullSizeRows": FULL_SIZE_ROWS,
+        "fingerprint": report.manifest.fingerprint,
+    }
+    data.write("run", {**tables, **about})
+    for name in ("page.css", *SCRIPTS):
+        data.put(name, files("pipeline.report").joinpath("page", name).read_text("utf-8"))
 
 
 def _count_selected(report: Report, run: Callable[..., Iterable[int]]) -> int:

@@ -1,4 +1,4 @@
-"""`diffseg filter` on runs in which every fifth label map was made wrong on purpose."""
+"""`diffseg filter` on runs in which every fifth label map is wrong on purpose."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_boxes(folder: Path, *, generated: bool = False, rows: int = ROWS) -> N
 
     Args:
         folder: Receives OUT in `out` and the images in `images`.
-        generated: Whether the run has names and holds its images itself, as those of `diffseg generate`.
+        generated: Whether the run has names and holds its images itself, as runs of `diffseg generate` do.
         rows: Number of rows.
     """
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""References that are learned in several goes, or by several actors, have the bytes of an undisturbed call."""
+"""References that are learned with interruptions, or by several actors, have the bytes of an undisturbed call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,7 +45,7 @@ def learn(out: Path, state: Path, by: Any = in_this_process, **settings: Any) ->
 
 
 def stopping_after(count: int) -> Callable[..., Iterable[str]]:
-    """Return a way to do tasks that fails after some of them, and records those that it has done in `done`."""
+    """Return a function that does tasks like `in_this_process`, and fails after the first `count` of them."""
 
     def tasks_until(worker: type[ReferenceWorker], job: ReferenceJob, tasks: Tasks) -> Iterable[str]:
         yield from in_this_process(worker, job, tasks[:count])
@@ -65,8 +64,6 @@ def test_a_killed_command_continues_to_the_same_bytes(out: Path, tmp_path: Path)
     assert subprocess.run(line, env=environment, timeout=300, check=False).returncode == -signal.SIGKILL
     kept = sorted(path.name for path in Path(f"{state}.parts").iterdir() if path.suffix in (".json", ".safetensors"))
     assert kept == sorted([*(f"{n:05}.json" for n in range(6)), "00000.safetensors", "00001.safetensors"])
-    changed, began = [path.stat().st_mtime_ns for path in Path(f"{state}.parts").iterdir()], time.time_ns()
-    assert max(changed) < began
     done: list[ReferenceTask] = []
 
     def recorded(worker: type[ReferenceWorker], job: ReferenceJob, tasks: Tasks) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""The page of references: escaped names and keys, images with outlined seeds, and what stands there without images."""
+"""The page of references: escaped names and keys, outlined seeds, and pages without the source images."""
 
 from __future__ import annotations
 

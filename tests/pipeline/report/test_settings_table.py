@@ -76,6 +76,10 @@ def test_the_command_repeats_a_generation() -> None:
     command, prompts, out = generate.parse(words[2:])
     again = dataclasses.replace(command.settings(), template=command.template, dtype="float32")
     assert (again.plain(), prompts, out) == (settings.plain(), None, "out")
+    command, _, _ = generate.parse(["--names", "cat", "prompts.txt", "out"])
+    unchanged = manifest_of(dataclasses.replace(command.settings(), dtype="float32"))
+    flags = [word for word in shlex.split(label_command(unchanged, "out"), comments=True) if word.startswith("--")]
+    assert flags == ["--names"], "a setting at the default of its flag is repeated"
     of_file = dataclasses.replace(settings, template="")
     words = shlex.split(label_command(manifest_of(of_file), "out"), comments=True)
     assert words[2].startswith("s3://bucket/a folder")
