@@ -17,7 +17,7 @@ BACKBONE_FILES = ModelFiles(
     parts=(Part(files=("config.json", "preprocessor_config.json"), weights="model"),),
     main_folders=("",),
 )
-"""The files that are read of a model of transformers or timm: its configurations, and safetensors."""
+"""The files that are read from a model of transformers or timm: its configurations, and safetensors."""
 
 
 def create_network(

@@ -1,10 +1,10 @@
-"""DenseCLIP (Rao et al., CVPR 2022): text-score maps as an input of the decoder, and texts that look at the image.
+"""DenseCLIP (Rao et al., CVPR 2022): a decoder that reads text-score maps, with texts that depend on the image.
 
-Two departures make room for names that were not trained on, and make the order of names meaningless. The paper
+With two departures from the paper the network takes names that it was not trained on, in any order. The paper
 concatenates the K channels of the score map to the last feature, and its decoder ends in K channels; here the score map
 is concatenated as the mean of the vectors of the classes, weighted by its softmax, and the decoder ends in vectors that
-are compared with the classes. And the paper reads one CLIP; here the dense features are those of any `ClipLayout`,
-beside a small convolutional network that adds what lies between the patches, or they are of that network alone.
+are compared with the classes. Also, the dense features are those of any `ClipLayout`, beside a small convolutional
+network that adds detail within the patches, or they are those of that network alone.
 
 Axes: B images, S side of the square input in pixels, K classes with the background first, D dimensions of the shared
 space, N = h·w positions of the dense features, w channels of the finest level.
@@ -27,11 +27,11 @@ CONTEXT = 8
 """Learnable tokens before a name, as in the paper's configuration for a ResNet-50."""
 
 GAMMA = 1e-4
-"""First value of the factor of what the context decoder adds to a text (section 3.3)."""
+"""Initial value of γ, the factor of what the context decoder adds to a text (section 3.3)."""
 
 
 class ContextDecoder(nn.Module):
-    """Post-model prompting (section 3.3): what each class gains from looking at the image.
+    """Post-model prompting (section 3.3): a transformer that adds to the vector of each class what the image shows.
 
     Args:
         dimensions: D.
@@ -107,7 +107,7 @@ class ClipImages(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the dense features of images, resized to whole patches and to no less than the training's side."""
+        """Return the dense features of images, resized to whole patches, and at least to the CLIP's image size."""
         layout = self._layout
         side = round(max(images.shape[-1], layout.image_size) / layout.patch) * layout.patch
         if side != images.shape[-1]:
@@ -123,7 +123,7 @@ class DenseClip(nn.Module):
     a linear layer on the deepest level of the convolutional network, and a linear layer maps the texts to their space.
 
     Args:
-        text: The text encoder, and the CLIP if it is of one.
+        text: The text encoder, with its CLIP if it belongs to one.
         names: K − 1 names.
         width: Channels of the convolutional network's finest level, a multiple of 8.
     """

@@ -68,7 +68,7 @@ def load_network(model: Storage, names: Sequence[str] = ()) -> tuple[nn.Module, 
 
     Raises:
         SourceError: The training has not finished, or a file is damaged.
-        ValueError: The network has no text encoder for other names, or its text encoder cannot be read.
+        ValueError: The network has fixed classes and other names are given, or its text encoder cannot be read.
     """
     from safetensors.torch import load
 
@@ -111,7 +111,7 @@ def load_config(model: Storage) -> dict[str, Any]:
         shared = struct_fields(parse_network(data))
         for name in ("text_model", "text_sha256"):
             if shared[name] is None:
-                del shared[name]  # so that run.json names them for networks whose classes are texts alone
+                del shared[name]  # so that run.json names them only for networks whose classes are texts
         if shared["network"] == "unet":
             return shared
         del shared["width"]  # which unet alone has

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 from torch import nn
 from transformers import SegformerForSemanticSegmentation
@@ -28,6 +27,7 @@ from pipeline.networks.library import (
     build,
     config_of,
 )
+from pipeline.networks.size import check_size
 
 
 def new_network(
@@ -116,14 +116,7 @@ def from_bytes(config: Mapping[str, Any], weights: bytes) -> nn.Module:
         ValueError: They do not fit each other, or are of another kind of network.
     """
     backbone, tensors = config_of(config["network"], config), load(weights)
-    found = sum(tensor.numel() for tensor in tensors.values())
-    # A configuration may come from anywhere, so its size is compared before memory is reserved for it.
-    with torch.device("meta"):
-        expected = sum(
-            tensor.numel() for tensor in build(config["network"], backbone, config["dimensions"]).state_dict().values()
-        )
-    if found != expected:
-        raise ValueError(f"config.json is of a network with {expected:,} numbers, and the weights are {found:,}")
+    check_size(lambda: build(config["network"], backbone, config["dimensions"]), tensors)
     if config["network"] == "segformer":
         with tempfile.TemporaryDirectory() as folder:
             backbone.save_pretrained(folder)

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from diffseg.clip.text_model import TextModel
 
 TAU = 0.07
-"""Temperature of similarities, with which CLIP's training starts (Radford et al., 2021, section 2.5), and that of
-DenseCLIP's auxiliary loss."""
+"""Temperature of similarities: the one with which CLIP's training starts (Radford et al., 2021, section 2.5), and that
+of DenseCLIP's auxiliary loss."""
 
 
 class TextClasses(nn.Module):
     """A vector for each class: the text encoder's for a name, and a learned one for the background.
 
-    The background stands for everything that has no name. The weights of the frozen text encoder are no part of this
+    The background stands for everything that has no name. The weights of the frozen text encoder are not part of this
     module: they stay in the files that the user named.
 
     Args:
@@ -52,7 +52,7 @@ class TextClasses(nn.Module):
         self.vectors = self._of_names().to(self.background)
 
     def train(self, mode: bool = True) -> TextClasses:
-        """Set the mode of training. Outside of it, the vectors of names are those of the last weights."""
+        """Set training or evaluation mode; evaluation takes the vectors of the names from the present weights."""
         super().train(mode)
         if not mode:
             self.use_names(self.names)
@@ -60,7 +60,7 @@ class TextClasses(nn.Module):
 
     def forward(self) -> Tensor:
         """Return vectors of length 1, float32 [K, D], with the gradient with respect to everything that is trained."""
-        # In another mode, and without learnable tokens, the vectors of names are constant.
+        # In evaluation mode or without learnable tokens, the vectors of the names are constant.
         names = self._of_names() if self.training and self.context is not None else self.vectors
         names = F.normalize(names, dim=1)
         if self.projection is not None:
@@ -70,7 +70,7 @@ class TextClasses(nn.Module):
     def _of_names(self) -> Tensor:
         """Return the vectors of the text encoder, float32 [K − 1, D]."""
         if self.context is None:
-            clip = self._text.clip  # whose texts are sentences: their mean is better than a bare name
+            clip = self._text.clip  # its vectors are means over sentences, which are better than bare names
             return self._text.vectors(self.names) if clip is None else clip.name_vectors(self.names).clone()
         self._text.model.to(self.context.device)
         return self._text.vectors(self.names, self.context)
@@ -99,7 +99,7 @@ class TextClassifier(nn.Module):
 
     Args:
         network: Maps images to vectors, [B, D, h, w].
-        classes: The classes; of them only the background is trained, as in the code of MaskCLIP+.
+        classes: The classes. Only the vector of the background is trained, as in the code of MaskCLIP+.
     """
 
     def __init__(self, network: nn.Module, classes: TextClasses) -> None:

@@ -1,7 +1,7 @@
 """Networks whose classes are texts: what config.json says of them, and how they are rebuilt with any names.
 
-MODEL holds everything that was trained. The frozen text encoder, and the architecture of a CLIP, are read from where
-the user has them, as config.json says; their digest must be that of the training.
+MODEL holds everything that was trained. The frozen text encoder, and the architecture of a CLIP, are read from the
+location in config.json; their digest must be the same as in the training.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load
 from torch import nn
 
 from diffseg.clip.text_model import TextModel, load_text_model
 from pipeline.networks.denseclip import DenseClip
+from pipeline.networks.size import check_size
 from pipeline.networks.text_classes import TextClasses, TextClassifier
 from pipeline.networks.unet import SegmentationNetwork
 from pipeline.networks.vit import ViTSegmenter
@@ -34,7 +34,7 @@ def text_of(config: Mapping[str, Any]) -> TextModel:
 
     Raises:
         CheckpointError: It cannot be loaded.
-        SourceError: There is another one where that of the training was.
+        SourceError: The text encoder at this location is not that of the training.
     """
     text = load_text_model(config["text_model"])
     if text.sha256 != config["text_sha256"]:
@@ -52,11 +52,7 @@ def from_bytes(config: Mapping[str, Any], weights: bytes, text: TextModel, names
         ValueError: They do not fit each other.
     """
     tensors = load(weights)
-    with torch.device("meta"):  # a configuration may come from anywhere, so its size is compared first
-        described = sum(tensor.numel() for tensor in _inner(config).state_dict().values())
-    found = sum(tensor.numel() for tensor in tensors.values())
-    if described > found:
-        raise ValueError(f"config.json is of a network with {described:,} numbers, and the weights are {found:,}")
+    check_size(lambda: _inner(config), tensors, is_part=True)
     network: nn.Module
     if config["network"] == "denseclip":
         network = DenseClip(text, names, width=config["width"])
@@ -67,7 +63,7 @@ def from_bytes(config: Mapping[str, Any], weights: bytes, text: TextModel, names
 
 
 def _inner(config: Mapping[str, Any]) -> nn.Module:
-    """Return the part of the network that no text encoder or CLIP is needed for, with random weights."""
+    """Return the part of the network that needs no text encoder or CLIP, with random weights."""
     if config["network"] in ("unet", "denseclip"):
         return SegmentationNetwork(width=config["width"], dimensions=config["dimensions"])
     if config["network"] == "vit":

@@ -1,4 +1,4 @@
-"""A plain vision transformer below a small decoder, with the outputs of its inside that weak supervision learns from.
+"""A plain vision transformer below a small decoder, with the inner outputs that weak supervision learns from.
 
 It is defined here because the recipes need the tokens of an early block and the attention of the last ones, and because
 weights come in the layouts of two libraries. The names of the weights are those of timm.
@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 DECODER_CHANNELS = 512
-"""Largest number of channels of the decoder, which has as many as a token unless that is more."""
+"""Largest number of channels inside the decoder; smaller transformers have as many there as in a token."""
 
 DILATION = 5
 """Distance of the decoder's 3 x 3 taps, in tokens."""
 
 MOST_BLOCKS = 1000
-"""Largest number of blocks that is built."""
+"""Largest number of blocks in a configuration that is accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,12 @@ class ViTConfig:
 
 
 class Tokens(NamedTuple):
-    """What the transformer makes of images.
+    """The outputs of the transformer for images.
 
     Attributes:
         image: The class token after the last block and norm, [B, D].
-        early: Tokens after the third last block, without a norm, [B, D, h, w]. ToCo's auxiliary classifier reads them.
+        early: Tokens after the third block from the end, without a norm, [B, D, h, w]. ToCo's auxiliary classifier
+            reads them.
         final: Tokens after the last block and norm, [B, D, h, w].
         attention: Scores of the heads of the last two blocks between tokens, before the softmax, [B, 2 H, N, N]; None
             unless asked for.

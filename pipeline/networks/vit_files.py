@@ -17,6 +17,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 
 from diffseg.model.layout import read_json
+from pipeline.networks.size import check_size
 from pipeline.networks.vit import PlainViT, ViTConfig, ViTSegmenter
 
 HEAD_CHANNELS = 64
@@ -26,10 +27,10 @@ FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 """Files of weights: one, or several that an index lists."""
 
 UNUSED = re.compile(r"(head|head_dist|pre_logits|pooler|classifier)\.|embeddings\.mask_token$")
-"""Weights behind the tokens, which are left out."""
+"""Weights of layers that follow the tokens, such as classifiers; they are left out."""
 
 PREFIX = re.compile(r"^(vit|deit)\.")
-"""What models of transformers with a head put before the names of the transformer's weights."""
+"""What a model of transformers with a head puts before the names of the weights below the head."""
 
 TO_TIMM = (
     (r"^embeddings\.cls_token$", "cls_token"),
@@ -74,7 +75,7 @@ def new_vit(plain: Mapping[str, Any], weights: str | None, dimensions: int) -> t
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return all weights of a folder in float32, without those of heads behind the tokens."""
+    """Return all weights of a folder in float32, without those of layers that follow the tokens."""
     paths = sorted(path for path in folder.iterdir() if FILE.fullmatch(path.name))
     tensors = {name: tensor for path in paths for name, tensor in load_file(path).items()}
     own = {PREFIX.sub("", name): tensor.float() for name, tensor in tensors.items()}
@@ -82,7 +83,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a ViT of transformers by the names of timm, with queries, keys and values in one."""
+    """Return the weights of a ViT of transformers by the names of timm, with queries, keys and values in one tensor."""
     named: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for pattern, replacement in TO_TIMM:
@@ -100,7 +101,7 @@ def from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_weights(encoder: PlainViT, tensors: Mapping[str, Tensor], shown: str) -> None:
-    """Load weights by the names of timm. Raises ValueError, with the folder's name, unless they are exactly those."""
+    """Load weights by the names of timm. Raise ValueError, which shows `shown`, if they do not fit."""
     own = encoder.state_dict()
     for problem, names in (("lack", own.keys() - tensors.keys()), ("have unknown", tensors.keys() - own.keys())):
         if names:
@@ -118,7 +119,7 @@ def timm_config(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViTC
     """Return the configuration of a model of timm, whose sizes are those of its weights.
 
     Raises:
-        ValueError: They are not those of a plain vision transformer.
+        ValueError: The model is not a plain vision transformer.
     """
     try:
         channels, _, patch, _ = tensors["patch_embed.proj.weight"].shape
@@ -148,7 +149,7 @@ def transformers_config(plain: Mapping[str, Any], processor: Mapping[str, Any] |
         processor: Its preprocessor_config.json, which says how images are normalised.
 
     Raises:
-        ValueError: It is of another kind of model.
+        ValueError: The model is of another kind.
     """
     if plain.get("model_type") not in ("vit", "deit") or plain.get("hidden_act", "gelu") != "gelu":
         raise ValueError(
@@ -191,13 +192,7 @@ def from_bytes(config: Mapping[str, Any], weights: bytes) -> ViTSegmenter:
         ValueError: They do not fit each other.
     """
     shape, tensors = saved_config(config), load(weights)
-    found = sum(tensor.numel() for tensor in tensors.values())
-    # A configuration may come from anywhere, so its size is compared before memory is reserved for it.
-    with torch.device("meta"):
-        state = ViTSegmenter(shape, config["dimensions"]).state_dict()
-    expected = sum(tensor.numel() for tensor in state.values())
-    if found != expected:
-        raise ValueError(f"config.json is of a network with {expected:,} numbers, and the weights are {found:,}")
+    check_size(lambda: ViTSegmenter(shape, config["dimensions"]), tensors)
     network = ViTSegmenter(shape, config["dimensions"])
     network.load_state_dict(tensors)
     return network

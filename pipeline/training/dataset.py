@@ -57,7 +57,7 @@ class LabelDataset(IterableDataset):
         share_batches: Whether ranks share each batch of world_size times the batch size given to `start_at`, and the
             order of samples is that of one rank with so large a batch. Every rank then reads all stored images, but
             decodes only its own. By default each rank reads its own rows, and the order depends on world_size.
-        keep: Whether only the rows are used that `diffseg filter` has kept, by its table in OUT.
+        keep: Whether to use only the rows that `diffseg filter` has kept, as its table in OUT says.
 
     Raises:
         SourceError: The run, its rows or its source images do not exist, the run has no classes for target `classes`,

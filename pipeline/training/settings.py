@@ -93,7 +93,8 @@ ADDED_LATER = (
     *("recipe", "pixel_targets", "ptc_weight", "ctc_weight", "text_model"),
     *("network", "backbone", "splice", "splice_share"),
 )
-"""Settings that train.json leaves out where they have their defaults, so that trainings from before them continue."""
+"""Settings that train.json leaves out where they have their defaults, so that trainings that began
+before these settings existed continue."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Recipes: the ways to train a network on a run, one file each. `pipeline.training.loop` carries any of them out.
+"""Recipes: the ways to train a network on a run, one file each. `pipeline.training.loop` runs any of them.
 
 A recipe answers what differs between them: the network and the heads that only its losses need, the loss of a step, the
 optimiser and its learning rate, and what is saved. The loop does the rest: batches, checkpoints, records, the files in
@@ -6,12 +6,13 @@ MODEL.
 
 To add a recipe:
 
-1. Derive from `pipeline.training.recipes.base.Recipe` in a file of its own, and add it to `create_recipe`.
+1. Derive from `pipeline.training.recipes.base.Recipe` in a new file, and add it to `create_recipe`.
 2. Add its name and its settings to `pipeline.training.recipes.settings`, which refuses settings that do not fit it.
-   Settings with their defaults are left out of `TrainSettings.plain`, so that trainings from before them continue.
+   Settings with their defaults are left out of `TrainSettings.plain`, so that trainings that began before these
+   settings existed continue.
 3. If it needs more of a sample than image and mask, say so in `TrainSettings.dataset`.
 
-A network that labels is built by `pipeline.networks`; a recipe adds to it only what is thrown away after the training.
+A network that labels is built by `pipeline.networks`; a recipe adds only layers that are dropped after the training.
 """
 
 from __future__ import annotations

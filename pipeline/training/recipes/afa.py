@@ -1,14 +1,13 @@
-"""AFA (Ru et al., CVPR 2022): affinity of tokens, read from the attention of a transformer, refines its own CAMs.
+"""AFA (Ru et al., CVPR 2022): affinity of tokens, predicted from a transformer's attention, refines its CAMs.
 
 Departures from the paper: the transformer is a plain ViT instead of a MiT, so its decoder is that of ToCo;
-the means of the affinity loss are those of each image.
+the affinity loss is averaged within each image first.
 
 Axes: B images, S side of the square images, C classes without the background, N tokens, H heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 from pipeline.networks.vit import ViTSegmenter
 from pipeline.training.recipes import cams
 from pipeline.training.recipes.losses import balanced_cross_entropy, token_affinity_loss
-from pipeline.training.recipes.settings import IGNORE_INDEX, RecipeSettings
+from pipeline.training.recipes.settings import IGNORE_INDEX
 from pipeline.training.recipes.weak import PIXELS_FROM, Sample, WeakRecipe
 
 THRESHOLDS = cams.Thresholds(high=0.55, low=0.35)
 
 RADIUS = 8
-"""Largest distance of two tokens along rows and columns that have an affinity."""
+"""Largest distance, along rows and along columns, of two tokens that have an affinity."""
 
 SPREAD_FROM = 0.3
 """Share of the steps after which affinity spreads the CAMs: 6,000 of the paper's 20,000."""
@@ -76,19 +75,8 @@ class Afa(WeakRecipe):
     """Losses of classification, segmentation and affinity; only the first until a tenth of the steps are done."""
 
     power = 1.0
+    with_heads = AfaNetwork
     network: AfaNetwork
-
-    def __init__(self, settings: RecipeSettings, class_names: Sequence[str]) -> None:
-        super().__init__(settings)
-        self.network = AfaNetwork(self.create_vit(class_names), len(class_names) - 1)
-
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Return AdamW with a faster rate for everything above the transformer."""
-        return self.optimiser_with_heads(self.network.segmenter.encoder)
-
-    def trained(self) -> nn.Module:
-        """Return the network without classifier and affinity."""
-        return self.network.segmenter
 
     def losses(
         self, network: nn.Module, batch: dict[str, Any], *, step: int, seed: tuple[int, ...], device: str | torch.device
@@ -134,7 +122,9 @@ def neighbours(side: int, device: torch.device) -> Tensor:
 
 
 def transitions(affinity: Tensor) -> Tensor:
-    """Return by how much each token spreads to each other: squared affinity of neighbours, with columns of sum below 1.
+    """Return the weights by which scores spread between tokens: [B, N, N], squared affinity of neighbours.
+
+    Each column is divided by a little more than its sum.
 
     Args:
         affinity: [B, N, N].

@@ -1,9 +1,9 @@
-"""What a recipe is, and what most recipes share."""
+"""The interface of a recipe, and what most recipes share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,15 +21,15 @@ WARM_UP = 0.05
 
 
 class Recipe(ABC):
-    """One way to train a network on a run. Each worker has its own.
+    """One way to train a network on a run. Each worker creates one.
 
     The constructor builds everything, drawing weights from torch's generator, which is seeded before.
 
     Attributes:
         settings: The settings of the training.
-        network: Everything that is trained, and everything that a checkpoint must hold: also the heads that are thrown
-            away at the end, and averages of weights, as buffers or as parameters without a gradient. The loop moves it
-            to its device, and averages the gradients of all workers over it.
+        network: Everything that is trained, and everything that a checkpoint must hold: also heads that are dropped
+            after the training, and averages of weights, as buffers or as parameters without a gradient. The loop moves
+            it to its device, and averages the gradients of all workers over it.
         config: What config.json says of the network that `trained` returns.
     """
 
@@ -55,9 +55,20 @@ class Recipe(ABC):
             class_names=class_names,
             backbone=settings.backbone,
         )
-        shared = {"target": settings.target, "dimensions": dimensions, "size": settings.size}
-        self.config = about | shared | {"class_names": class_names}
+        self.describe(about, dimensions, class_names)
         return network
+
+    def describe(self, about: Mapping[str, Any], dimensions: int, class_names: Sequence[str]) -> None:
+        """Set `config`.
+
+        Args:
+            about: What rebuilds the network.
+            dimensions: Number of its outputs at each position.
+            class_names: Name of each output; empty if the outputs are no classes.
+        """
+        settings = self.settings
+        shared = {"target": settings.target, "dimensions": dimensions, "size": settings.size}
+        self.config = {**about, **shared, "class_names": tuple(class_names)}
 
     @abstractmethod
     def losses(

@@ -1,7 +1,7 @@
 """Class activation maps (CAMs), and labels of pixels that are made from them and from the classes of an image.
 
-As in AFA (Ru et al., CVPR 2022) and ToCo (Ru et al., CVPR 2023), whose published code differs in nothing that is named
-here, except that maps are kept at half the image's resolution.
+As in the published code of AFA (Ru et al., CVPR 2022) and ToCo (Ru et al., CVPR 2023), with one difference: maps are
+kept at half the resolution of the image.
 
 Axes: B images, C classes without the background, S side of the square images in pixels, s side of the maps, N tokens.
 """
@@ -90,15 +90,16 @@ def refined_labels(
 ) -> Tensor:
     """Return the class of each pixel after pixel-adaptive refinement (PAR).
 
-    The background has a constant score, once the high and once the low threshold. A pixel is of a class if it is in the
-    first case, background if it is in both, and uncertain otherwise.
+    The scores are refined twice, with the high and with the low threshold as the constant score of the background. A
+    pixel has a class if that wins against the high score. Otherwise it is background if that wins with the low score,
+    and uncertain if not.
 
     Args:
         cams: [B, C, s, s].
         present: Which classes each image shows, [B, C].
         images: float32 [B, 3, S, S] in [−1, 1].
         thresholds: The two scores of the background.
-        affinity: By which AFA spreads the scores over the tokens before, [B, N, N]; see `transitions`.
+        affinity: Weights by which AFA first spreads the scores between tokens, [B, N, N]; see `transitions`.
 
     Returns:
         int64 [B, S, S]: 0 for the background, and the ignore index where uncertain.

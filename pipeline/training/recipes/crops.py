@@ -57,13 +57,13 @@ def crop_side(size: int, patch: int) -> int:
 
 
 def draw_crops(regions: Tensor, size: int, side: int, rngs: list[np.random.Generator]) -> Crops:
-    """Draw crops whose centres are no objects; where there are too few such places, crops are drawn anywhere.
+    """Draw crops whose centres show no object, or crops anywhere if an image has too few such places.
 
     Args:
         regions: 0 background, 1 uncertain, 2 object, int64 [B, s, s].
         size: S, a multiple of s.
         side: Side of the crops in pixels.
-        rngs: Random numbers of each image.
+        rngs: A random number generator for each image.
     """
     stride = size // regions.shape[-1]
     cells = max(1, side // stride)
@@ -83,7 +83,7 @@ def draw_crops(regions: Tensor, size: int, side: int, rngs: list[np.random.Gener
 
 
 def recoloured(images: Tensor, rngs: list[np.random.Generator]) -> Tensor:
-    """Return images with other brightness, contrast and saturation, float32 [B, 3, S, S] in [−1, 1]; pixels stay."""
+    """Return images with other brightness, contrast and saturation, float32 [B, 3, S, S] in [−1, 1]."""
     drawn = np.stack([rng.uniform(1 - JITTER, 1 + JITTER, 3) for rng in rngs]).astype(np.float32)
     brightness, contrast, saturation = torch.from_numpy(drawn).to(images.device).T[..., None, None, None]
     bright = ((images + 1) * brightness - 1).clamp(-1, 1)

@@ -34,14 +34,8 @@ class DenseClipRecipe(Recipe):
         assert settings.text_model is not None
         text = load_text_model(settings.text_model)
         self.network = DenseClip(text, class_names[1:], width=settings.width)
-        self.config = about_text(settings.text_model, text) | {
-            "network": "denseclip",
-            "width": settings.width,
-            "target": settings.target,
-            "dimensions": self.network.classes.dimensions,
-            "size": settings.size,
-            "class_names": tuple(class_names),
-        }
+        about = {"network": "denseclip", "width": settings.width, **about_text(settings.text_model, text)}
+        self.describe(about, self.network.classes.dimensions, class_names)
 
     def losses(
         self, network: nn.Module, batch: dict[str, Any], *, step: int, seed: tuple[int, ...], device: str | torch.device
@@ -60,5 +54,7 @@ class DenseClipRecipe(Recipe):
         images = [] if self.network.clip is None else list(self.network.clip.parameters())
         slow = {id(weight) for weight in images}
         others = [weight for weight in self.network.parameters() if id(weight) not in slow]
-        groups = [{"params": others, "factor": 1.0}]
-        return optimiser_of(self.network, groups + [{"params": images, "factor": CLIP_FACTOR}] * bool(images))
+        groups: list[dict[str, Any]] = [{"params": others, "factor": 1.0}]
+        if images:
+            groups.append({"params": images, "factor": CLIP_FACTOR})
+        return optimiser_of(self.network, groups)

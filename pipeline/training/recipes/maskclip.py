@@ -33,8 +33,7 @@ class MaskClipRecipe(Recipe):
             settings.network, dimensions=classes.dimensions, width=settings.width, backbone=settings.backbone
         )
         self.network = TextClassifier(inner, classes)
-        shared = {"target": settings.target, "dimensions": classes.dimensions, "size": settings.size}
-        self.config = about | about_text(settings.text_model, text) | shared | {"class_names": tuple(class_names)}
+        self.describe(about | about_text(settings.text_model, text), classes.dimensions, class_names)
 
     def losses(
         self, network: nn.Module, batch: dict[str, Any], *, step: int, seed: tuple[int, ...], device: str | torch.device

@@ -31,7 +31,7 @@ def objective(
         batch: `image`, uint8 [B, 3, S, S], and `mask`, int64 [B, S, S].
         target: What the network learns.
         device: Device of the network.
-        seed: Seed of the sampled pixels, of which the last number is the rank of the worker.
+        seed: Seed of the sampled pixels; its last number is the rank of the worker.
 
     Returns:
         `loss`, which carries the gradient, and for target `segments` its parts `same` and `other`; each [].

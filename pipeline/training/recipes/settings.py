@@ -30,8 +30,8 @@ class RecipeSettings:
     well each position fits the names (DenseCLIP). maskclip: like plain, with the vectors of the names as a classifier
     that is not trained (MaskCLIP+). The last two need --text-model and can label with other names."""
     text_model: str | None = None
-    """Whose text encoder, which is not trained, turns names into vectors for denseclip and maskclip: a folder or hub id
-    of a CLIP or SigLIP, whose image encoder denseclip trains further, or of a Stable Diffusion checkpoint, or
+    """The model whose text encoder turns names into vectors for denseclip and maskclip, and is not trained: a folder or
+    hub id of a CLIP or SigLIP, whose image encoder denseclip trains further, or of a Stable Diffusion checkpoint, or
     tiny-text. It must stay there as long as the network is used."""
     network: NetworkName = "unet"
     """unet: a small U-Net of this program. segformer: SegFormer. dinov2-linear: a linear layer on the tokens of DINOv2

@@ -25,27 +25,28 @@ from pipeline.networks.vit import ViTSegmenter
 from pipeline.training.recipes import cams
 from pipeline.training.recipes.crops import crop_side, draw_crops, recoloured
 from pipeline.training.recipes.losses import affinity_loss, balanced_cross_entropy, class_token_contrast
-from pipeline.training.recipes.settings import IGNORE_INDEX, RecipeSettings
+from pipeline.training.recipes.settings import IGNORE_INDEX
 from pipeline.training.recipes.weak import PIXELS_FROM, Sample, WeakRecipe, random_numbers
 
 THRESHOLDS = cams.Thresholds(high=0.7, low=0.25)
 
 MOMENTUM = 0.9
-"""Share of itself that the teacher's head keeps at each step."""
+"""Share of the teacher's weights in their new values at each step; the rest comes from the student's weights."""
 
 SEGMENTATION_WEIGHT = 0.1
 
 MOST_TOKENS = 1024
-"""Tokens of an image that are compared at most; all pairs of them are held in memory."""
+"""Largest number of tokens of an image that are compared; all pairs of them are held in memory."""
 
 HIDDEN, BOTTLENECK, OUTPUTS = 2048, 256, 1024
-"""Channels of the contrast's head. The first two are at most four times and once those of the transformer."""
+"""Channels of the contrast's head: in its hidden layers, before its last layer, and at its output. The first is at most
+four times the number of channels of the transformer, and the second at most that number."""
 
 
 class ContrastHead(nn.Module):
     """A projection of class tokens as in DINO: [B, D] to [B, 1024].
 
-    Its last layer multiplies a vector of length 1 by weights of length 1, so that no output is beyond −1 to 1.
+    Its last layer multiplies a vector of length 1 by weights of length 1, so that all outputs are from −1 to 1.
     """
 
     def __init__(self, channels: int) -> None:
@@ -75,7 +76,7 @@ class Output(NamedTuple):
 
     Attributes:
         logits: Scores of the classes of whole images, [B, C].
-        auxiliary: Those of the auxiliary classifier.
+        auxiliary: Scores of the auxiliary classifier, [B, C].
         final: Final tokens, [B, D, h, w].
         scores: Scores of pixels, [B, 1 + C, h, w].
         student: Projections of two global views and the crops, [B, 2 + V, 1024].
@@ -130,7 +131,7 @@ class TocoNetwork(nn.Module):
 
 
 class Targets(NamedTuple):
-    """What the classes or the label maps of a batch say of its pixels.
+    """What is learned about tokens and pixels, made from the classes or from the label maps of a batch.
 
     Attributes:
         tokens: Classes of tokens for PTC, int64 [B, h, w], with the ignore index.
@@ -147,19 +148,8 @@ class Toco(WeakRecipe):
     """Losses of classification, PTC, CTC and segmentation. The segmentation starts after a tenth of the steps."""
 
     power = 0.9
+    with_heads = TocoNetwork
     network: TocoNetwork
-
-    def __init__(self, settings: RecipeSettings, class_names: Sequence[str]) -> None:
-        super().__init__(settings)
-        self.network = TocoNetwork(self.create_vit(class_names), len(class_names) - 1)
-
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Return AdamW with a faster rate for everything above the transformer."""
-        return self.optimiser_with_heads(self.network.segmenter.encoder)
-
-    def trained(self) -> nn.Module:
-        """Return the network without classifiers and heads of the contrast."""
-        return self.network.segmenter
 
     def losses(
         self, network: nn.Module, batch: dict[str, Any], *, step: int, seed: tuple[int, ...], device: str | torch.device

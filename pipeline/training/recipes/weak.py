@@ -1,9 +1,9 @@
-"""What recipes that learn classes from images share: their samples, optimiser and schedule."""
+"""What the recipes afa and toco share: their samples, optimiser and schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.networks.vit import ViTSegmenter
 from pipeline.training.recipes.base import Recipe
+from pipeline.training.recipes.settings import RecipeSettings
 from pipeline.training.recipes.workers import place
 
 HEADS_FACTOR = 10.0
@@ -48,26 +49,36 @@ class WeakRecipe(Recipe):
 
     Attributes:
         power: The learning rate falls as (1 − progress) to this power.
+        with_heads: Makes `network` from the network that will label and the number of classes without the background.
+        segmenter: The network that will label, a part of `network`.
     """
 
-    power: float
+    power: ClassVar[float]
+    with_heads: ClassVar[type[nn.Module]]
+    segmenter: ViTSegmenter
 
-    def create_vit(self, class_names: Sequence[str]) -> ViTSegmenter:
-        """Return the network that will label. Raises ValueError if there is no class but the background."""
+    def __init__(self, settings: RecipeSettings, class_names: Sequence[str]) -> None:
+        super().__init__(settings)
         if len(class_names) < 2:
-            raise ValueError(f"recipe {self.settings.recipe}: the run names no class but the background")
-        network = self.create_network(class_names)
-        assert isinstance(network, ViTSegmenter)
-        return network
+            raise ValueError(f"recipe {settings.recipe}: the run names no class but the background")
+        segmenter = self.create_network(class_names)
+        assert isinstance(segmenter, ViTSegmenter)
+        self.segmenter = segmenter
+        self.network = self.with_heads(segmenter, len(class_names) - 1)
 
-    def optimiser_with_heads(self, encoder: nn.Module) -> torch.optim.Optimizer:
-        """Return AdamW, by which all weights but those of the transformer learn faster."""
-        own = set(encoder.parameters())
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Return AdamW with a higher learning rate for everything above the transformer."""
+        encoder = list(self.segmenter.encoder.parameters())
+        known = set(encoder)
         groups: list[dict[str, Any]] = [
-            {"params": list(encoder.parameters())},
-            {"params": [weight for weight in self.network.parameters() if weight not in own], "factor": HEADS_FACTOR},
+            {"params": encoder},
+            {"params": [weight for weight in self.network.parameters() if weight not in known], "factor": HEADS_FACTOR},
         ]
         return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), weight_decay=0.01, fused=True)
+
+    def trained(self) -> nn.Module:
+        """Return the network that labels, without the heads."""
+        return self.segmenter
 
     def learning_rate(self, progress: float) -> float:
         """Return the learning rate as a share of its maximum: it rises, then falls to 0 by a power."""
@@ -79,10 +90,10 @@ class WeakRecipe(Recipe):
 
 
 def random_numbers(seed: tuple[int, ...], images: int) -> list[np.random.Generator]:
-    """Return random numbers for each of this worker's images, which do not depend on the number of workers.
+    """Return generators for this worker's images; their numbers do not depend on the number of workers.
 
     Args:
-        seed: Seed of the step, of which the last number is the rank of the worker.
+        seed: Seed of the step; its last number is the rank of the worker.
         images: Number of images of this worker.
     """
     first = place()[0] * images
