@@ -1,4 +1,4 @@
-"""Checks that what a run combines with a model fits the model, and what it may combine at all."""
+"""Checks that the model, the settings, the learned affinity and the references of a run can be combined."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from diffseg.affinity.affinity import check_state
 from diffseg.affinity.state import AffinityState, PassConditions, layers_by_grid
-from diffseg.method.reference_names import SegmentNaming, naming_by
+from diffseg.method.reference_names import SegmentNaming
 from diffseg.method.segment_features import feature_layers
 from diffseg.method.stages import Stage
 from diffseg.model.backbone import Backbone
-from diffseg.reference_state import References, pass_conditions
+from diffseg.reference_state import References, ReferencesError, pass_conditions
 from diffseg.settings import SegmenterSettings
 
 
@@ -31,7 +31,7 @@ class Passes:
 
 
 def check_compiled(needs: Collection[str], settings: SegmenterSettings, *, quality: bool) -> None:
-    """Check that nothing reads a compiled model in a way that compiled graphs do not support.
+    """Check that a run with a compiled model records no signal that compiled graphs cannot give.
 
     Args:
         needs: Signals that are recorded.
@@ -39,7 +39,7 @@ def check_compiled(needs: Collection[str], settings: SegmenterSettings, *, quali
         quality: Whether variants are recorded for `within_rho` and `between_rho`.
 
     Raises:
-        ValueError: Something does.
+        ValueError: The run records such a signal.
     """
     if "clip" in needs and settings.clip.clip_guide == "features":
         raise ValueError(
@@ -53,7 +53,7 @@ def check_compiled(needs: Collection[str], settings: SegmenterSettings, *, quali
         )
     if not {"layer_output", "features"}.isdisjoint(needs):
         reader, instead = (
-            ("features", "leave out features, and references")
+            ("features", "leave out features and references")
             if "features" in needs
             else ("ncut_on=features", "use ncut_on=attention")
         )
@@ -72,33 +72,36 @@ def check_compiled(needs: Collection[str], settings: SegmenterSettings, *, quali
 def check_affinity(
     affinity: AffinityState | None, passes: Passes, settings: SegmenterSettings, method: Sequence[str]
 ) -> None:
-    """Check that a learned affinity, if there is one, fits the model, the passes and the method.
+    """Check that a learned affinity fits the model, the passes and the method.
 
     Args:
-        affinity: The affinity.
+        affinity: The affinity; None if the run has none, which then must not have the stage affinity.
         passes: The passes of the run.
         settings: Settings of the method.
         method: Names of the stages.
 
     Raises:
-        ValueError: It does not fit; AffinityError is one.
+        AffinityError: It was learned from other passes, or the method does not fit it. This is a ValueError.
+        ValueError: A setting excludes it.
     """
-    checkpoint, now = passes.backbone.checkpoint, None
-    if affinity is not None:
-        now = PassConditions(
-            model_sha256=checkpoint.sha256,
-            timestep=passes.timestep,
-            resolution=passes.resolution,
-            layers=layers_by_grid(checkpoint.unet, passes.resolution),
-            conditioning=passes.backbone.conditioning(passes.resolution),
-        )
+    if affinity is None:
+        check_state(None, None, method)
+        return
+    checkpoint = passes.backbone.checkpoint
+    now = PassConditions(
+        model_sha256=checkpoint.sha256,
+        timestep=passes.timestep,
+        resolution=passes.resolution,
+        layers=layers_by_grid(checkpoint.unet, passes.resolution),
+        conditioning=passes.backbone.conditioning(passes.resolution),
+    )
     check_state(affinity, now, method)
-    if affinity is not None and passes.backbone.compiled:
+    if passes.backbone.compiled:
         raise ValueError(
             "compile and affinity exclude each other: affinity is read by hooks inside the layers, which compiled "
             "graphs do not call; leave out one of the two"
         )
-    if affinity is not None and settings.attention.crops:
+    if settings.attention.crops:
         raise ValueError(
             "crops and affinity exclude each other: affinity is learned from whole images, and crops show their "
             "parts at twice the scale on a grid twice as fine; leave out one of the two"
@@ -108,27 +111,44 @@ def check_affinity(
 def check_references(
     references: References | None, passes: Passes, settings: SegmenterSettings, stages: Sequence[Stage]
 ) -> SegmentNaming | None:
-    """Check that references, if there are some, fit, and return what names segments by them.
+    """Check that references fit the model, the passes and the method.
 
     Args:
-        references: The references.
+        references: The references; None if the run has none, which then must not have the stage references.
         passes: The passes of the run.
         settings: Settings of the method.
         stages: The stages.
 
     Returns:
-        None without references, and if a stage finds classes by them.
+        The object that names the finished segments by the references. None without references, or if the stage
+        references is the first and finds classes.
 
     Raises:
-        ValueError: They do not fit; ReferencesError is one.
+        ReferencesError: They were learned from other passes, or the method or a setting does not fit them. This is a
+            ValueError.
     """
-    checkpoint, now = passes.backbone.checkpoint, None
-    if references is not None:
-        now = pass_conditions(
-            model_sha256=checkpoint.sha256,
-            timestep=passes.timestep,
-            resolution=passes.resolution,
-            layers=feature_layers(checkpoint.unet, passes.resolution),
-            conditioning=passes.backbone.conditioning(passes.resolution),
+    method = [stage.name for stage in stages]
+    if ("references" in method) != (references is not None):
+        raise ReferencesError(
+            f"method {','.join(method)}: the stage references and the STATE of `diffseg fit references` need each "
+            "other (references=…, --references); give both or neither"
         )
-    return naming_by(references, now, stages, settings.segment_names)
+    if references is None:
+        return None
+    checkpoint = passes.backbone.checkpoint
+    now = pass_conditions(
+        model_sha256=checkpoint.sha256,
+        timestep=passes.timestep,
+        resolution=passes.resolution,
+        layers=feature_layers(checkpoint.unet, passes.resolution),
+        conditioning=passes.backbone.conditioning(passes.resolution),
+    )
+    references.check_fits(now)
+    if any("references" in stage.needs for stage in stages):
+        return None
+    if settings.segment_names.merge_names:
+        raise ReferencesError(
+            "merge_names and references exclude each other: segments are named by their features, and merged ones "
+            "would have others; leave out merge_names, or find classes with references as the first stage"
+        )
+    return SegmentNaming(references=references, settings=settings.segment_names)

@@ -44,7 +44,7 @@ class PendingBatch:
         threshold: The threshold of the segments, in the unit of the distances between leaves.
         features: The features of each image's positions, float32 [E, h, w] on the device, see
             `diffseg.method.segment_features`; empty unless features are requested.
-        naming: What names the segments by their features; None if a stage has named them, or none does.
+        naming: Names the segments by their features; None if a stage has named them, or if they get no names.
         response: How the positions of the images respond to noise; None unless the score of quality is requested.
     """
 

@@ -240,7 +240,7 @@ class Segmenter:
     def prepare(self, image: np.ndarray, prompt: Prompt | None = None) -> ModelInput:
         """Fit a uint8 [H, W, 3] image into the model's square, and attach its prompt. Threads may call this at once.
 
-        With references, an image without a prompt may show all their names.
+        With references, an image without a prompt may have any of their names.
         """
         settings = self.settings.model_input
         sides = [self.resolution, 2 * self.resolution] if self.settings.attention.crops else [self.resolution]

@@ -44,8 +44,8 @@ class SegmenterSettings:
     scores along the attention from confident positions; affinity, which must be first, replaces the attention by
     the affinity that `diffseg fit` learned; cross, clip or references name segments, by cross-attention, by a CLIP
     that you provide or by what `diffseg fit references` learned, or, as the first stage, find classes. None uses the
-    checkpoint's own stages, else diffseg, followed, where names are given, by references or clip if there are
-    references or a CLIP and else by cross."""
+    checkpoint's own stages, else diffseg, and then references if there are references; if only names are given, clip
+    with a CLIP and else cross."""
     min_area: float = 0.0
     """Merge connected pieces smaller than this share of the image into the neighbour with the longest common border. 0
     keeps all pieces."""

@@ -79,7 +79,10 @@ def split_heads(projected: torch.Tensor, heads: int) -> torch.Tensor:
 
 @contextmanager
 def replace_processors(unet: UNet2DConditionModel, processors: Mapping[Attention, Any]) -> Iterator[None]:
-    """Give attention layers of a UNet other processors within the block, and restore their own afterwards."""
+    """Give attention layers of a UNet other processors within the block, and restore the previous ones afterwards.
+
+    A UNet in half precision may use TF32 within the block, see `_allow_tf32_for_halves`.
+    """
     before = {layer: layer.processor for layer in processors}
     try:
         for layer, processor in processors.items():

@@ -28,14 +28,14 @@ from diffseg.attention.sums import AttentionSums
 
 
 class Trajectory:
-    """The attention of the passes of one batch."""
+    """Records the attention of the passes in which one batch is sampled."""
 
     def __init__(self, recorder: AttentionRecorder, latents: torch.Tensor, names: Sequence[NameContext] = ()) -> None:
         """Prepare the sums, which are 0.
 
         Args:
             recorder: The recorder of the UNet.
-            latents: [B, C, h, w], of which only shape and device are used.
+            latents: [B, C, h, w]. Only their shape and their device are used.
             names: For each image, a context with the names whose cross-attention is recorded; empty to record none.
         """
         self.recorder, self.names = recorder, names
@@ -58,7 +58,7 @@ class Trajectory:
             latents: [B, C, h, w].
             timestep: As for the UNet.
             context: [B, L, D], embeddings of the prompts.
-            record_cross: Whether the names are recorded in this pass, if there are any.
+            record_cross: Whether the cross-attention of names is recorded in this pass. Without names it has no effect.
             unet_options: Further keyword arguments of the UNet.
         """
         processors = self._cross_processors() if record_cross else {}
@@ -78,7 +78,7 @@ class Trajectory:
         return output, sums.self_attention()
 
     def cross_attention(self) -> CrossAttention:
-        """Return the maps of names, the mean over heads, layers and recorded passes; the sums are used up.
+        """Return the maps of names, the mean over heads, layers and recorded passes. Call it once: it changes the sums.
 
         Returns:
             Maps [B, T, P] of each resolution. T is the largest number of names of an image; maps of the names that an
@@ -93,15 +93,17 @@ class Trajectory:
             sums.all_cross_attention().combine_tokens(context.weights)
             for sums, context in zip(self._sums, self.names, strict=True)
         ]
-        most = max(context.weights.shape[1] for context in self.names)
+        count = max(context.weights.shape[1] for context in self.names)
         maps = {
-            grid: torch.cat([F.pad(image.maps[grid], (0, 0, 0, most - image.maps[grid].shape[1])) for image in images])
+            grid: torch.cat([F.pad(image.maps[grid], (0, 0, 0, count - image.maps[grid].shape[1])) for image in images])
             for grid in images[0].maps
         }
         return replace(images[0], maps={grid: of_grid / self._recorded for grid, of_grid in maps.items()})
 
     def _cross_processors(self) -> dict[Attention, Any]:
-        self._recorded += bool(self.names)
+        if not self.names:
+            return {}
+        self._recorded += 1
         return {
             layer.module: NamesBesideProcessor(
                 layer.module.processor,
@@ -112,7 +114,6 @@ class Trajectory:
                 ],
             )
             for layer in self._cross_layers
-            if self.names
         }
 
     def _run(
@@ -167,6 +168,6 @@ class SelfBesideProcessor:
 
     def __call__(self, attn: Attention, hidden_states: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         """Record the layer and run it."""
-        queries, keys = (split_heads(to(hidden_states), attn.heads) for to in (attn.to_q, attn.to_k))
+        queries, keys = (split_heads(project(hidden_states), attn.heads) for project in (attn.to_q, attn.to_k))
         self.backend.record(queries, keys, attn.scale, self.total)
         return self.processor(attn, hidden_states, *arguments, **options)

@@ -40,7 +40,7 @@ class ClipLayout:
         project: From mixtures of values, float32 [B, P, V], whose weights sum to 1, to vectors, float32 [B, P, D].
         tokenize: From texts to the ids of their tokens, int64 [T, L], on the CPU.
         encode_tokens: From ids to the vectors of the texts, float32 [T, D].
-        token_embedding: From ids to what the text encoder reads, [T, L, W]. None if the encoder has none of its own.
+        token_embedding: From ids to what the text encoder reads, [T, L, W]. None if the encoder has no such module.
         scale: Factor of similarities.
         bias: Added to scaled similarities whose sigmoid is the probability of a text. None if the probabilities of all
             texts together are a softmax.

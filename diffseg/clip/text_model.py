@@ -1,8 +1,8 @@
-"""A frozen text encoder that turns names into vectors, with learnable tokens before the names if wanted.
+"""A frozen text encoder that turns names into vectors, optionally with learnable tokens before the names.
 
-It belongs to a CLIP, whose vectors lie in the space of its images, or is the first text encoder of a Stable Diffusion
-checkpoint. The image encoder of the CLIP from which Stable Diffusion 1 took its text encoder is not part of the
-checkpoint, and the vectors of this encoder match the features of no image without a trained projection.
+It is the text encoder of a CLIP, or the first text encoder of a Stable Diffusion checkpoint. The vectors of a CLIP lie
+in the space that its images share with texts. A Stable Diffusion checkpoint has no image encoder, so the vectors of its
+text encoder match image features only after a trained projection.
 
 Axes: T names, L tokens of a text, M learnable tokens, W features of a token, D features of a vector.
 """
@@ -43,32 +43,33 @@ class TextModel:
 
     @property
     def width(self) -> int:
-        """W."""
+        """W, the number of features of a token."""
         return int(self.token_embedding.weight.shape[1])
 
     def vectors(self, names: Sequence[str], context: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the vectors of names on the device of the encoder, with the gradient with respect to the context.
+        """Return the vectors of names on the device of the encoder, differentiable with respect to the context.
 
         Args:
             names: T names.
-            context: Learnable tokens, float32 [M, W], which stand between the start token and the name in the place of
-                words such as "a photo of a" (Zhou et al., CoOp, IJCV 2022). None for the bare names.
+            context: Learnable tokens, float32 [M, W], between the start token and the name, instead of words such as
+                "a photo of a" (Zhou et al., CoOp, IJCV 2022). None for the bare names.
 
         Returns:
             float32 [T, D], not normalised.
 
         Raises:
-            ValueError: A name and the context are longer than what the encoder reads.
+            ValueError: A name and the context together have more tokens than the encoder reads.
         """
         ids, device = self.tokenize(names), self.token_embedding.weight.device
         if context is None or not len(context):
             return self.encode(ids.to(device), 0)
         start, count = self._start(), len(context)
+        # Tokenizers cut a text at the number of tokens that the encoder reads.
         longest = self.tokenize([" ".join(["a"] * 1000)]).shape[1]
         widened = torch.cat([ids[:, :start], ids[:, start : start + 1].expand(-1, count), ids[:, start:]], dim=1)
-        cut = widened[:, longest:]
+        cut = widened[:, longest:]  # may only be padding
         if cut.numel() and not (cut == widened[:, longest - 1 : longest]).all():
-            raise ValueError(f"names of {longest - count} tokens and more: {count} of {longest} are learnable")
+            raise ValueError(f"a name is too long: the encoder reads {longest} tokens, of which {count} are learnable")
 
         def replace(_: Any, __: Any, embedded: torch.Tensor) -> torch.Tensor:
             tokens = context.to(embedded).expand(len(embedded), -1, -1)
@@ -81,7 +82,7 @@ class TextModel:
             hook.remove()
 
     def _start(self) -> int:
-        """Return the number of tokens before a name: 1 with a start token, else 0."""
+        """Return the number of tokens before a name: 1 if the tokenizer adds a start token, else 0."""
         return int(self.tokenize([""])[0, 0] == self.tokenize(["a"])[0, 0])
 
 
@@ -109,7 +110,7 @@ def load_text_model(location: str) -> TextModel:
         return tokenizer(list(texts), **options).input_ids
 
     def encode(ids: torch.Tensor, context: int) -> torch.Tensor:
-        """Return the mean over the name's own tokens: the end token says nothing about it in tiny-text."""
+        """Return the mean over the tokens of the name: in tiny-text the end token carries no information about it."""
         own = (ids == tokenizer.eos_token_id).cumsum(dim=1) == 0
         own[:, : 1 + context] = False
         weights = own[:, :, None] / own.sum(dim=1).clamp_min(1)[:, None, None]
@@ -128,7 +129,7 @@ def _of_clip(clip: Clip) -> TextModel:
     """Return the text encoder of a CLIP. Raises CheckpointError."""
     layout = clip.layout
     if layout.token_embedding is None:
-        raise CheckpointError("the text encoder of this model of open_clip has no embedding of tokens of its own")
+        raise CheckpointError("the text encoder of this open_clip model has no token embedding that can be replaced")
     return TextModel(
         model=layout.model,
         sha256=clip.sha256,

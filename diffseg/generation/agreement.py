@@ -29,8 +29,8 @@ class Agreement(NamedTuple):
 
     Attributes:
         thresholds: float64 [B, T], of scores whose lowest and highest value in the image are 0 and 1.
-        iou: float64 [B, T], mean of the intersection over union of the raw and the refined mask at the threshold, and
-            of that of what they leave out, 0 to 1; 0 if the two masks have nothing in common.
+        iou: float64 [B, T], mean of two intersections over union at the threshold, that of the raw and the refined mask
+            and that of their complements, 0 to 1; 0 if the two masks do not overlap.
     """
 
     thresholds: torch.Tensor
@@ -48,7 +48,7 @@ def raw_class_maps(signals: Signals) -> torch.Tensor:
 def refined_class_maps(scores: Scores, classes: int) -> torch.Tensor:
     """Return the classes' scores at the end of the method, float32 [B, T, h, w].
 
-    Those of named segments are 1 in all segments with the name, and else 0.
+    If the scores are those of named segments, a class has score 1 in all segments with its name, and 0 elsewhere.
 
     Args:
         scores: Scores of classes, or of segments with names.
@@ -68,12 +68,12 @@ def refined_class_maps(scores: Scores, classes: int) -> torch.Tensor:
 def best_thresholds(raw: torch.Tensor, refined: torch.Tensor) -> Agreement:
     """Choose for each class the threshold at which the masks of both maps agree best, see `Agreement.iou`.
 
-    Each position is counted at the number of thresholds that both of its scores reach, and at the number that one of
-    them reaches. Sums of these counts from above are intersection and union at every threshold.
+    For each position, the thresholds are counted that both of its scores reach, and those that at least one of them
+    reaches. Histograms of these two counts, summed from the top, are intersection and union at every threshold.
 
     Args:
-        raw: float32 [B, T, h, w], which is scaled by `to_unit_range`.
-        refined: float32 [B, T, h, w], which is scaled likewise.
+        raw: float32 [B, T, h, w], scaled by `to_unit_range` before the comparison.
+        refined: float32 [B, T, h, w], scaled in the same way.
     """
     ascending = sorted(THRESHOLDS)
     edges = torch.tensor(ascending, dtype=torch.float64, device=raw.device)
@@ -93,9 +93,9 @@ def best_thresholds(raw: torch.Tensor, refined: torch.Tensor) -> Agreement:
 
 
 def to_unit_range(maps: torch.Tensor) -> torch.Tensor:
-    """Scale each map [B, T, h, w] linearly, from its lowest value, 0, to its highest, 1.
+    """Scale each map [B, T, h, w] linearly, so that its lowest value becomes 0 and its highest 1.
 
-    A constant map becomes 1, because the class is as strong everywhere, or 0 if it has no score at all.
+    A constant map becomes 1, because the class is equally strong everywhere, or 0 if its value is not positive.
     """
     low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
     span = high - low
@@ -103,7 +103,11 @@ def to_unit_range(maps: torch.Tensor) -> torch.Tensor:
 
 
 def _counts_from(reached: torch.Tensor) -> torch.Tensor:
-    """Return how many positions reach each threshold, int64 [B, T, G], of the numbers that they reach, [B, T, P]."""
+    """Return how many positions reach each threshold, int64 [B, T, G].
+
+    Args:
+        reached: int64 [B, T, h·w], the number of thresholds that each position reaches.
+    """
     counts = reached.new_zeros(*reached.shape[:2], len(THRESHOLDS) + 1)
     counts.scatter_add_(2, reached, torch.ones_like(reached))
     return counts.flip(2).cumsum(dim=2).flip(2)[..., 1:]

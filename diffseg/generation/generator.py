@@ -39,7 +39,7 @@ class GeneratedImage:
         segmentation: The label map. Uncertain pixels have the label `diffseg.IGNORE`.
         threshold: By class, the threshold at which raw and refined map agree best, see
             `diffseg.generation.agreement`. Empty for a method that names nothing.
-        agree_iou: By class, how well they agree there, 0 to 1.
+        agree_iou: By class, their agreement at that threshold, 0 to 1, see `Agreement.iou` there.
     """
 
     image: np.ndarray
@@ -149,7 +149,7 @@ class Generator:
         return images
 
     def sample(self, requests: Sequence[GenerationRequest], step: Step = no_step, *, record: bool = True) -> Sample:
-        """Sample a batch of `batch_size` requests or less, which is padded, and record what the stages need.
+        """Sample a batch of at most `batch_size` requests, padded to that size, and record what the stages need.
 
         Args:
             requests: The requests.

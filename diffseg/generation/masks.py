@@ -1,7 +1,4 @@
-"""Label maps of generated images, from the signals that were recorded while they were sampled.
-
-Axes: B images of a batch.
-"""
+"""Label maps of generated images, from the signals that were recorded while they were sampled."""
 
 from __future__ import annotations
 
@@ -72,7 +69,7 @@ class MaskMaker:
         """Return the label map of each image, or an error for an image that is not finite.
 
         Args:
-            signals: Signals of the images, and on devices other than the CPU of padding after them.
+            signals: Signals of the images, followed on devices other than the CPU by those of padding.
             inputs: The images with their classes as prompts.
             step: Timer of steps.
         """
@@ -99,8 +96,10 @@ class MaskMaker:
             min_area=self.settings.min_area,
             merge_names=self.settings.segment_names.merge_names,
         ).results()
-        numbers = [torch.cat([*parts]).tolist() for parts in zip(*agreements, strict=True)] or [[[]] * len(inputs)] * 2
-        return [self._mask(*image) for image in zip(results, inputs, *numbers, strict=False)]
+        # Without names there are no thresholds. Those of padding, at the end, are dropped.
+        thresholds = [row for part in agreements for row in part.thresholds.tolist()] or [[]] * len(inputs)
+        ious = [row for part in agreements for row in part.iou.tolist()] or [[]] * len(inputs)
+        return [self._mask(*image) for image in zip(results, inputs, thresholds, ious, strict=False)]
 
     def _mask(
         self,

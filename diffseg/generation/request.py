@@ -1,11 +1,11 @@
-"""What is asked of a generation: one image for each request."""
+"""Requests for generated images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 SEEDS = 2**63
-"""Seeds are below this number."""
+"""Number of possible seeds, which start at 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +14,8 @@ class GenerationRequest:
 
     Attributes:
         prompt: The text that the image shows. It alone conditions the image, together with the seed.
-        classes: The names that pixels may get, at least one, each once whatever its case. They need not be words of
-            the prompt.
+        classes: The names that pixels may get, at least one. No name may repeat another in upper or lower case. They
+            need not be words of the prompt.
         seed: Seed of the image's noise, 0 to 2⁶³ − 1. Nothing else in the image is random.
     """
 

@@ -24,7 +24,7 @@ LATENT_CHANNELS = 4
 
 
 class Condition(NamedTuple):
-    """What the UNet reads beside latents and timestep.
+    """What the UNet reads besides latents and timestep.
 
     Attributes:
         context: [B, L, D], embeddings of the prompts.
@@ -36,7 +36,7 @@ class Condition(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Sampled latents, and what was recorded.
+    """Sampled latents, and the attention that was recorded.
 
     Attributes:
         latents: float32 [B, 4, h, w].
@@ -59,10 +59,10 @@ class Sampler:
             backbone: Autoencoder and UNet, loaded with text encoders and the decoder.
             settings: Settings of the generation.
             side: Side of the images in pixels.
-            attention_timestep: Self-attention is recorded in the step whose diffusion timestep is the nearest.
+            attention_timestep: Self-attention is recorded in the step whose diffusion timestep is nearest to this one.
 
         Raises:
-            ValueError: The checkpoint cannot be sampled like this.
+            ValueError: The checkpoint cannot be sampled with these settings.
         """
         checkpoint = backbone.checkpoint
         check_scheduler(checkpoint.scheduler, checkpoint.name)
@@ -76,8 +76,8 @@ class Sampler:
         )
         if not self.cross_steps:
             raise ValueError(
-                f"record_from={settings.record_from}, record_to={settings.record_to}: none of the steps is there; they "
-                f"are at {', '.join(f'{timestep:g}' for timestep in timesteps)}"
+                f"record_from={settings.record_from}, record_to={settings.record_to}: no step lies in this range; the "
+                f"steps are at {', '.join(f'{timestep:g}' for timestep in timesteps)}"
             )
 
     def scheduler(self) -> Any:
@@ -117,7 +117,7 @@ class Sampler:
             prompts: The prompt of each image.
             seeds: The seed of each image.
             names: For each image, a context with the names whose cross-attention is recorded; empty to record none.
-            keep: Called with the self-attention of the step that records it; None records none.
+            keep: Called with the self-attention of the step that records it; None records no self-attention.
         """
         settings, unet = self.settings, self.backbone.checkpoint.unet
         scheduler = self.scheduler()

@@ -17,7 +17,7 @@ from diffseg.generation.settings import SchedulerName
 from diffseg.model.checkpoint import CheckpointError
 from diffseg.model.conditioning import FIRST_BETA, LAST_BETA, TRAINING_STEPS, noise_to_signal
 
-OWN = (
+SUPPORTED = (
     "DDIMScheduler",
     "DDPMScheduler",
     "PNDMScheduler",
@@ -32,9 +32,9 @@ OWN = (
     "EDMEulerScheduler",
     "EDMDPMSolverMultistepScheduler",
 )
-"""Sampling methods that a checkpoint may name as its own."""
+"""Sampling methods that a checkpoint may have."""
 
-CHOSEN: Mapping[SchedulerName, str] = {
+BY_NAME: Mapping[SchedulerName, str] = {
     "ddim": "DDIMScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
     "lcm": "LCMScheduler",
@@ -50,7 +50,7 @@ STABLE_DIFFUSION: Mapping[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-"""Configuration of checkpoints without one; single files have only what differs from it."""
+"""Configuration of checkpoints that have none. Single files give only the differences from it."""
 
 MOST_TRAINING_STEPS = 10_000
 
@@ -59,12 +59,12 @@ def check_scheduler(config: Mapping[str, Any], shown: str) -> None:
     """Check the configuration of a checkpoint's own sampling method.
 
     Raises:
-        CheckpointError: It is of a kind that is not supported; the message names the checkpoint as `shown`.
+        CheckpointError: It is not supported; the message names the checkpoint as `shown`.
     """
     config = complete(config)
     name, steps = config["_class_name"], config.get("num_train_timesteps", TRAINING_STEPS)
-    if name not in OWN:
-        raise CheckpointError(f"scheduler of {shown}: is a {name}; expected one of {', '.join(OWN)}")
+    if name not in SUPPORTED:
+        raise CheckpointError(f"scheduler of {shown}: is a {name}; expected one of {', '.join(SUPPORTED)}")
     if not isinstance(steps, int) or not 1 <= steps <= MOST_TRAINING_STEPS:
         raise CheckpointError(
             f"scheduler of {shown}: num_train_timesteps is {steps!r}; expected an integer from 1 to "
@@ -73,7 +73,7 @@ def check_scheduler(config: Mapping[str, Any], shown: str) -> None:
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with that of Stable Diffusion where it does not name a sampling method."""
+    """Return a configuration, completed by that of Stable Diffusion if it names no sampling method."""
     return dict(config) if "_class_name" in config else {**STABLE_DIFFUSION, **config}
 
 
@@ -82,23 +82,23 @@ def make_scheduler(name: SchedulerName, config: Mapping[str, Any], steps: int, d
 
     Args:
         name: The sampling method.
-        config: Configuration of the checkpoint's own one, which also says what the network predicts and with which
-            noise it was trained, see `complete`.
+        config: Configuration of the checkpoint's sampling method, see `complete`. It also states what the network
+            predicts and the noise schedule of its training.
         steps: Number of steps.
         device: Where the latents are.
 
     Raises:
-        ValueError: The method does not have so many steps, or cannot replace that of the checkpoint.
+        ValueError: The method cannot have this number of steps, or cannot replace that of the checkpoint.
     """
     config = complete(config)
     own = config["_class_name"]
-    kind_name = own if name == "checkpoint" else CHOSEN[name]
+    kind_name = own if name == "checkpoint" else BY_NAME[name]
     if own.startswith("EDM") != kind_name.startswith("EDM"):
         raise ValueError(f"scheduler={name}: this checkpoint is sampled by its own method only, {own}")
     kind: Any = getattr(diffusers, kind_name)
-    if "clip_sample" in inspect.signature(kind).parameters:  # the classes clip by default, as images need it
+    if "clip_sample" in inspect.signature(kind).parameters:  # clips by default, which suits images and not latents
         config.setdefault("clip_sample", False)
-    with warnings.catch_warnings():  # diffusers 0.42 turns tensors into arrays in a way that numpy 2 warns of
+    with warnings.catch_warnings():  # numpy 2 warns about how diffusers 0.42 turns tensors into arrays
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         scheduler = kind.from_config(config)
         scheduler.set_timesteps(steps, device=device)
@@ -106,7 +106,7 @@ def make_scheduler(name: SchedulerName, config: Mapping[str, Any], steps: int, d
 
 
 def diffusion_timesteps(scheduler: Any, sigma_data: float | None) -> Sequence[float]:
-    """Return the diffusion timestep of Stable Diffusion with the noise of each step, 0 to 999.
+    """Return, for each step, the diffusion timestep of Stable Diffusion that has the same noise, 0 to 999.
 
     Args:
         scheduler: A scheduler whose steps are set.

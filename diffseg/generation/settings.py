@@ -21,7 +21,8 @@ class GenerationSettings:
     steps: int = 25
     """Sampling steps, 1 to 1000. Turbo models need 1 to 4, latent consistency models 4 to 8."""
     guidance: float = 7.5
-    """Scale of classifier-free guidance, 1 to 100. 1 is none, which halves the time and which turbo models need."""
+    """Scale of classifier-free guidance, 1 to 100. 1 is no guidance, which halves the time and which turbo
+    models need."""
     negative_prompt: str = ""
     """What images should not show. Guidance leads away from it; with a guidance of 1 it has no effect."""
     size: int | None = None
@@ -35,8 +36,9 @@ class GenerationSettings:
     record_to: int = 999
     """Cross-attention is the mean over the steps whose diffusion timestep is at most this, 0 to 999."""
     uncertain: float = 0.1
-    """Pixels whose score is closer to the threshold of their class than half of this are ignored, where the highest
-    score counts as 1 and the threshold as 0.5; 0 ignores none. Used if the first stage finds classes."""
+    """Width of the band of scores around the threshold of a class in which pixels are ignored, 0 to below 1. Scores are
+    scaled so that the highest is 1 and the threshold is 0.5. 0 ignores no pixels. Used if the first stage finds
+    classes."""
 
     def __post_init__(self) -> None:
         require(

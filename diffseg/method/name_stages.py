@@ -59,9 +59,9 @@ class ClipNames:
 class ReferenceNames:
     """Stage references: names of segments by references that were learned from many images, or classes by them alone.
 
-    Features of segments are means over the finished label map. Segments are therefore named when that exists, see
-    `diffseg.method.reference_names`, as `diffseg name` does it. As the first stage, each name is a class (ReCo; Shin et
-    al., NeurIPS 2022, section 3).
+    The features of segments are means over the finished label map, so segments are named once the label map is finished
+    (`diffseg.method.reference_names`), as in `diffseg name`. If this is the first stage, each name is a class (ReCo;
+    Shin et al., NeurIPS 2022, section 3).
     """
 
     name: StageName = "references"

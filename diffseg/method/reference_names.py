@@ -1,27 +1,25 @@
 """Names by references (`diffseg.references`): of the segments of a label map, and of the positions of a pass.
 
-Axes: B images, E numbers of a feature, T names of the image with the most, V vectors, h and w of a grid.
+Axes: B images, E numbers of a feature, T largest number of names of an image, V vectors, h and w of a grid.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from diffseg.component_settings import SegmentNameSettings
-from diffseg.method.stages import Stage
-from diffseg.reference_state import BACKGROUND_OWNER, References, ReferencesError
+from diffseg.reference_state import BACKGROUND_OWNER, References
 from diffseg.segmentation import Features, Segmentation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SegmentNaming:
-    """What names the segments of a label map.
+    """Names the segments of label maps by references.
 
     Attributes:
         references: The references.
@@ -52,45 +50,8 @@ class SegmentNaming:
         return dataclasses.replace(segmentation, segments=segments)
 
 
-def naming_by(
-    references: References | None,
-    now: Mapping[str, Any] | None,
-    stages: Sequence[Stage],
-    settings: SegmentNameSettings,
-) -> SegmentNaming | None:
-    """Check that a run can use references, and return what names segments by them; None if a stage finds classes.
-
-    Args:
-        references: The references, or None.
-        now: What features of the run depend on, see `diffseg.reference_state.pass_conditions`; it may be None where
-            `references` is.
-        stages: The stages.
-        settings: How segments get names.
-
-    Raises:
-        ReferencesError: The references are of other passes, no stage uses them, or a stage needs some.
-    """
-    method = [stage.name for stage in stages]
-    if ("references" in method) != (references is not None):
-        raise ReferencesError(
-            f"method {','.join(method)}: the stage references and the STATE of `diffseg fit references` need each "
-            "other (references=…, --references); give both or neither"
-        )
-    if references is None:
-        return None
-    references.check_fits(now or {})
-    if any("references" in stage.needs for stage in stages):
-        return None
-    if settings.merge_names:
-        raise ReferencesError(
-            "merge_names and references exclude each other: segments are named by their features, and merged ones "
-            "would have others; leave out merge_names, or find classes with references as the first stage"
-        )
-    return SegmentNaming(references=references, settings=settings)
-
-
 def reference_maps(features: torch.Tensor, references: References, names: Sequence[Sequence[str]]) -> torch.Tensor:
-    """Return how much each position looks like each name.
+    """Return how similar each position is to the references of each name.
 
     Args:
         features: float16 [B, E, h, w], see `diffseg.method.segment_features.project`.
@@ -98,8 +59,9 @@ def reference_maps(features: torch.Tensor, references: References, names: Sequen
         names: The names of each image.
 
     Returns:
-        float32 [B, T, h, w]: the cosine with the nearest vector of a name, 0 where it is negative, for names that have
-        no reference and for those that an image lacks. References with vectors of the background add one last map.
+        float32 [B, T, h, w]: the cosine with the nearest vector of a name. It is 0 where it is negative, for names that
+        have no reference, and for names that an image lacks. If the references have vectors of the background, one last
+        map is that of the background.
     """
     vectors = F.normalize(torch.from_numpy(references.vectors).to(features.device).float(), dim=1)
     mean = torch.from_numpy(references.mean).to(features.device).float()

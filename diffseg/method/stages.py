@@ -64,8 +64,9 @@ def stages_of(stages: Sequence[StageName | Stage], settings: SegmenterSettings, 
     if isinstance(stages[0], str) and stages[0] not in (*PROPOSING, *NAMING, "affinity"):
         raise ValueError(f"stage {stages[0]} finds no segments, so it cannot be the first stage")
     resolved = [stage_of(stage, settings, tau) if isinstance(stage, str) else stage for stage in stages]
-    first = next(place for place, stage in enumerate([*resolved, None]) if getattr(stage, "name", "") != "affinity")
-    if first < len(resolved) and isinstance(classes := resolved[first], ReferenceNames):
+    # The stage affinity returns no scores, so the stage after it is the first that can find classes.
+    first = 1 if getattr(resolved[0], "name", "") == "affinity" and len(resolved) > 1 else 0
+    if isinstance(classes := resolved[first], ReferenceNames):
         resolved[first] = replace(classes, needs=classes.needs | {"references"})
     for stage in resolved:
         if not all(hasattr(stage, attribute) for attribute in ("name", "needs", "run")):

@@ -49,8 +49,8 @@ class Checkpoint:
         added: Further conditioning of SDXL (text_embeds), each [1, …].
         text: Encoders of other prompts; None unless they were requested.
         sigma_data: Standard deviation of the latents in the formulation of EDM; None for a network that is not in it.
-        scheduler: Configuration of the checkpoint's own sampling method, or of a single file what differs from that of
-            Stable Diffusion; empty if it has none or the decoder was not requested.
+        scheduler: Configuration of the checkpoint's own sampling method; for a single file, the differences from that
+            of Stable Diffusion. Empty if the checkpoint has none, or if the decoder was not requested.
     """
 
     name: str
@@ -89,8 +89,8 @@ def load_checkpoint(
         dtype: Dtype of the weights. With float16 the VAE stays in float32, because its activations exceed the range
             of float16.
         text: Keep the text encoders.
-        decoder: Keep the decoder of the autoencoder, and read the configuration of the sampling method, which then
-            counts in the digest.
+        decoder: Keep the decoder of the autoencoder, and read the configuration of the sampling method, which is then
+            part of the digest.
 
     Raises:
         CheckpointError: A part is missing or of another kind.
@@ -166,9 +166,8 @@ def _load_single_file(file: Path, dtype: torch.dtype, other_vae: Path | None, *,
     unet = checkpoint.unet(dtype)
     resolution = unet.config.sample_size * LATENT_PIXELS
     sha256 = fingerprint(file, vae=other_vae, dtype=_dtype_name(dtype))
-    return _Parts(
-        sha256, {}, resolution, vae, unet, checkpoint.text_encoders(unet), checkpoint.is_edm, checkpoint.scheduler
-    )
+    scheduler = checkpoint.scheduler if decoder else {}
+    return _Parts(sha256, {}, resolution, vae, unet, checkpoint.text_encoders(unet), checkpoint.is_edm, scheduler)
 
 
 def sigma_data_of(vae: Any) -> float:

@@ -1,4 +1,4 @@
-"""How well the text model generates: `python -m diffseg.tiny.evaluation.generation`.
+"""Measure how well the text model generates images: `python -m diffseg.tiny.evaluation.generation`.
 
 Images are generated from the captions of scenes that were not trained on, and the judge looks for the nouns in them.
 Sampling is that of StableDiffusionPipeline in diffusers, with the scheduler of the checkpoint.
@@ -10,13 +10,14 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from diffseg.drawing.overlay import contact_sheet
 from diffseg.scoring.bootstrap import Interval, bootstrap
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 
 MEASURES = ("nouns of the caption found", "area of its classes", "nouns of another caption found", "its absent nouns")
 """What is measured: the share of a caption's nouns that the judge finds, the share of the area that it gives to their
-classes, and the same share of nouns for the caption of the next scene, first for all of its nouns, then for those that
-the image's own caption does not name."""
+classes, and the share of the nouns of the next scene's caption that it finds, first of all of them, then of those that
+the caption of the image does not name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +68,7 @@ class GenerationScores:
 
 def captioned_scenes(seeds: Sequence[int], count: int) -> list[CaptionedScene]:
     """Return the first `count` scenes whose caption is not empty."""
-    scenes: list[CaptionedScene] = []
-    for seed in seeds:
-        if len(scenes) == count:
-            break
-        scene = generate_captioned(seed)
-        if scene.caption.classes:
-            scenes.append(scene)
-    return scenes
+    return [*islice((scene for scene in map(generate_captioned, seeds) if scene.caption.classes), count)]
 
 
 def generate(settings: GenerationScores, prompts: Sequence[str]) -> list[np.ndarray]:
@@ -126,8 +120,8 @@ def main(settings: GenerationScores) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(settings.threads)
     settings.out.mkdir(parents=True, exist_ok=True)
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(settings.model)
-    judge = train_judge(settings.judge, pipeline.vae.float().eval(), settings.training)
+    vae = AutoencoderTiny.from_pretrained(settings.model / "vae", use_safetensors=True).float().eval()
+    judge = train_judge(settings.judge, vae, settings.training)
     scenes = captioned_scenes(SEEDS[settings.scenes], settings.images)
     captions = [scene.caption.classes for scene in scenes]
     prompts = [scene.caption.text for scene in scenes]

@@ -1,4 +1,4 @@
-"""A small network that finds the 18 nouns in images, with which generated images of the text model are judged.
+"""A small network that finds the 18 nouns in images, to judge the images that the text model generates.
 
 It is trained on rendered scenes alone, as the autoencoder of the model reconstructs them, so that it knows the blur of
 its decoder. It shares nothing with the model that it judges except that autoencoder and the generator of the scenes.
@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 SIDE = 128
 """Side S of the images that the judge reads, in pixels; its class maps have half of it."""
 UNSURE = 255
-"""Value of pixels that the judge gives no class."""
+"""Value of pixels to which the judge gives no class."""
 FOUND_SHARE = 0.005
-"""Smallest share of an image for a noun to be found. Nouns in captions cover at least .008 of their scene, and the
-judge is unsure at borders. On validation scenes it finds 90 % of a caption's nouns with this share."""
+"""Smallest share of an image that a noun must cover to be found. Nouns in captions cover at least .008 of their scene,
+and the judge is unsure at borders. With this share it finds 90 % of a caption's nouns on validation scenes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class JudgeNetwork(nn.Module):
 
 
 def _block(entering: int, leaving: int) -> nn.Sequential:
-    """Return two convolutions with batch norms, which do not depend on what else an image shows."""
+    """Return two convolutions with batch norm, whose statistics do not depend on what else an image shows."""
     layers: list[nn.Module] = []
     for channels in (entering, leaving):
         layers += [nn.Conv2d(channels, leaving, 3, padding=1, bias=False), nn.BatchNorm2d(leaving), nn.SiLU()]
@@ -98,7 +98,7 @@ def train_judge(recipe: JudgeRecipe, vae: AutoencoderTiny, folder: Path, *, save
         recipe: Settings.
         vae: Autoencoder of the model.
         folder: Folder of the checkpoint and of encoded scenes in `captioned/`, which are those of
-            `diffseg.tiny.recipe.train_text`. The process may be killed at any time.
+            `diffseg.tiny.recipe.train_text`. Training resumes from it if the process is killed.
         save_every: Steps between checkpoints.
     """
     with torch.random.fork_rng(devices=[]):

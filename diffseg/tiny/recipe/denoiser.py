@@ -101,12 +101,12 @@ class PassInputs:
 def draw_inputs(stage: TrainingStage, batch: LatentBatch, alphas: Tensor, rng: np.random.Generator) -> PassInputs:
     """Draw timesteps, noise and queries for a batch."""
     count, side = len(batch.latents), batch.latents.shape[-1]
-    # Half of the timesteps lie near the clean end of the schedule, where DiffSeg works. Samples without noise are given
-    # any timestep below 600, so that the network is also trained on the exact pass of DiffSeg: no noise, t = 300.
     if stage.timesteps == "uniform":
         timesteps = rng.integers(0, 1000, count)
-    else:
+    else:  # half of the timesteps lie near the clean end of the schedule, where DiffSeg works
         timesteps = np.where(rng.random(count) < 0.5, rng.integers(0, 200, count), rng.integers(20, 800, count))
+    # Samples without noise are given any timestep below 600, so that the network is also trained on the exact pass of
+    # DiffSeg: no noise, t = 300.
     clean = rng.random(count) < stage.clean_share
     t = torch.from_numpy(np.where(clean, rng.integers(0, 600, count), timesteps))
     noisy = torch.from_numpy(~clean).float()

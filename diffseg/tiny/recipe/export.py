@@ -95,7 +95,7 @@ def _replace(folder: Path, new: Path) -> None:
 
 
 def _drop_fields(path: Path, *names: str) -> None:
-    """Remove fields of a configuration: one that AutoencoderTiny writes and warns about when it reads it, and paths."""
+    """Remove fields from the configuration of a part: a path, and one that AutoencoderTiny warns about on loading."""
     config = json.loads(path.read_text())
     for name in names:
         config.pop(name, None)

@@ -25,10 +25,10 @@ class TrainingStage:
         hold: Steps before the rate begins to fall, along half a cosine, to its last value.
         queries: Sampled attention rows per image.
         clean_share: Share of samples without noise, in [0, 1); DiffSeg presents images without noise.
-        timesteps: Timesteps of samples with noise: half of them at the clean end, where DiffSeg works, or all of them
-            uniform, for a model that generates images.
-        text_free: Share of each batch that has no caption, in [0, 1), for the text model; on these samples it learns
-            masks.
+        timesteps: Distribution of the timesteps of samples with noise: half of them near the clean end of the schedule,
+            where DiffSeg works, or uniform, for a model that generates images.
+        text_free: Share of each batch that has no caption, in [0, 1). On these samples the text model learns masks;
+            other models ignore it.
     """
 
     scenes: Literal["leaves", "scenes", "captioned"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ __all__ = ["TEXT_CHECKPOINT", "TextRecipe", "training_caption"]
 
 TEXT_CHECKPOINT = EMBEDDED["tiny-text"]
 """Folder of the embedded text model."""
+
+_generation_stage = functools.partial(TrainingStage, scenes="captioned", timesteps="uniform", text_free=0.125)
+"""A stage that teaches generation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +35,8 @@ class TextRecipe:
         attention_weight: Weight of the attention loss; the denoising loss has weight 1.
         naming_weight: Weight of the naming loss.
         text_factor: Factor of the learning rate for new weights, those of the text encoder and of cross-attention.
-        average: Highest decay of the running average of the weights, which rises again from 0.1 in each stage; the
-            averaged weights are exported.
+        average: Highest decay of the running average of the weights. The decay starts at 0.1 in each stage and rises.
+            The averaged weights are exported.
     """
 
     seed: int = 0
@@ -47,51 +51,10 @@ class TextRecipe:
         TrainingStage(
             scenes="captioned", steps=330, batch=8, lr=(6e-4, 0.0), warmup=20, hold=100, queries=96, clean_share=0.75
         ),
-        TrainingStage(
-            scenes="captioned",
-            steps=300,
-            batch=16,
-            crop=0.5,
-            lr=(8e-4, 8e-4),
-            warmup=50,
-            queries=64,
-            clean_share=0.3,
-            timesteps="uniform",
-            text_free=0.125,
-        ),
-        TrainingStage(
-            scenes="captioned",
-            steps=320,
-            batch=8,
-            lr=(8e-4, 6e-4),
-            warmup=20,
-            queries=64,
-            clean_share=0.3,
-            timesteps="uniform",
-            text_free=0.125,
-        ),
-        TrainingStage(
-            scenes="captioned",
-            steps=200,
-            batch=8,
-            lr=(6e-4, 0.0),
-            queries=64,
-            clean_share=0.4,
-            timesteps="uniform",
-            text_free=0.125,
-        ),
-        TrainingStage(
-            scenes="captioned",
-            steps=720,
-            batch=8,
-            lr=(7e-4, 0.0),
-            warmup=20,
-            hold=370,
-            queries=64,
-            clean_share=0.35,
-            timesteps="uniform",
-            text_free=0.125,
-        ),
+        _generation_stage(steps=300, batch=16, crop=0.5, lr=(8e-4, 8e-4), warmup=50, clean_share=0.3),
+        _generation_stage(steps=320, batch=8, lr=(8e-4, 6e-4), warmup=20, clean_share=0.3),
+        _generation_stage(steps=200, batch=8, lr=(6e-4, 0.0), clean_share=0.4),
+        _generation_stage(steps=720, batch=8, lr=(7e-4, 0.0), warmup=20, hold=370, clean_share=0.35),
     )
     attention_weight: float = 0.5
     naming_weight: float = 0.5

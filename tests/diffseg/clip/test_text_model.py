@@ -68,7 +68,7 @@ def test_a_name_that_leaves_no_room_for_the_context_is_refused(models: dict[str,
     model = models["clip"]
     name = " ".join(["red"] * 28)
     model.vectors([name], torch.zeros(2, model.width))
-    with pytest.raises(ValueError, match="3 of 32 are learnable"):
+    with pytest.raises(ValueError, match="reads 32 tokens, of which 3 are learnable"):
         model.vectors([name], torch.zeros(3, model.width))
 
 

@@ -162,5 +162,5 @@ def test_only_the_chosen_steps_are_recorded_and_self_attention_in_a_late_one(mak
     timesteps = sampler.scheduler().timesteps.tolist()
     assert [timesteps[step] for step in sorted(sampler.cross_steps)] == [601, 501, 401, 301]
     assert timesteps[sampler.self_step] == 301
-    with pytest.raises(ValueError, match="none of the steps is there; they are at 901, 801"):
+    with pytest.raises(ValueError, match="no step lies in this range; the steps are at 901, 801"):
         make(scheduler="ddim", steps=10, record_from=910, schedule={})

@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from recipe_options import recipe_options
 from torch import nn
+from transformers import CLIPTextModel
 from warm import WarmCommand
 
 from diffseg.tiny.recipe.export import CHECKPOINT
@@ -20,9 +21,9 @@ from diffseg.tiny.recipe.model import build_networks, empty_context
 from diffseg.tiny.recipe.objective import RowRecorder, class_targets, naming_loss
 from diffseg.tiny.recipe.settings import TrainingStage
 from diffseg.tiny.recipe.text_model import TEXT_WIDTH, build_text_encoder, build_text_unet
-from diffseg.tiny.recipe.text_settings import TextRecipe
+from diffseg.tiny.recipe.text_settings import TEXT_CHECKPOINT, TextRecipe
 from diffseg.tiny.recipe.tokenizer import caption_tokenizer
-from diffseg.tiny.recipe.train_text import train_text
+from diffseg.tiny.recipe.train_text import start_from, train_text
 from diffseg.tiny.recipe.training_state import load_state
 from diffseg.tiny.scenes.vocabulary import NOUNS, Caption
 
@@ -75,6 +76,26 @@ def test_a_killed_training_resumes_to_the_same_weights(uninterrupted: nn.ModuleD
     resumed = train_text(MINI, CHECKPOINT, tmp_path, save_every=4)
     for (name, value), expected in zip(resumed.state_dict().items(), uninterrupted.state_dict().values(), strict=True):
         assert torch.equal(value, expected), name
+
+
+def test_a_training_continues_from_a_checkpoint_unless_it_has_a_state(tmp_path: Path) -> None:
+    start_from(TEXT_CHECKPOINT, TextRecipe(), CHECKPOINT, tmp_path)
+    networks = nn.ModuleDict(
+        {
+            "unet": UNet2DConditionModel.from_pretrained(TEXT_CHECKPOINT / "unet", use_safetensors=True).float(),
+            "text": build_text_encoder(WORDS, 1),
+        }
+    )
+    expected = {name: value.clone() for name, value in networks["unet"].state_dict().items()}
+    assert load_state(tmp_path / "text.pt", networks=networks) == TextRecipe().steps
+    for name, value in networks["unet"].state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    text = CLIPTextModel.from_pretrained(TEXT_CHECKPOINT / "text_encoder", use_safetensors=True).float()
+    for name, value in networks["text"].state_dict().items():
+        assert torch.equal(value, text.state_dict()[name]), name
+    before = (tmp_path / "text.pt").read_bytes()
+    start_from(CHECKPOINT / "missing", TextRecipe(), CHECKPOINT, tmp_path)
+    assert (tmp_path / "text.pt").read_bytes() == before
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
