@@ -89,8 +89,8 @@ class FitCommand(RayFlags):
     confidence: float = 0.0
     """Leave out segments with a lower confidence, 0 to 1."""
     source: str | None = None
-    """Where the images of SRC are now; default: the place that run.json names. For references they are
-    needed only for the page."""
+    """Where the images of SRC are now; default: the place that run.json names. For references they are needed only for
+    the page."""
     model: str | None = None
     """Where the model of the run is now; default: the place that run.json names."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"

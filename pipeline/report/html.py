@@ -34,7 +34,7 @@ class Page:
         manifest: Manifest of the run.
         commits: Commit records of done shards by name.
         failed: Reason of each failed shard by name.
-        images_missing: Why there are no source images; empty if there are.
+        images_missing: Why the source images are missing; empty if they are not.
         statistics: Statistics over all rows.
         data: Folder of the data files, relative to index.html.
         scripts: Names of the scripts in it, in the order in which they are loaded.

@@ -27,6 +27,7 @@ from pipeline.references.state import RETRIEVAL, ReferenceReport, read_report
 from pipeline.report.packing import reduced
 from pipeline.report.templates import page_template
 from pipeline.storage import SourceError, Storage
+from pipeline.wording import counted
 
 PAGE = "report.html"
 IMAGES_SHOWN = 12
@@ -188,6 +189,7 @@ def picture(pixels: np.ndarray | None, labels: np.ndarray, seed: int | None) -> 
 def render(report: ReferenceReport, shown: Mapping[str, Sequence[ShownImage]], out: str, images_missing: str) -> str:
     """Return the page. Names and keys are escaped, so they appear as text whatever they contain."""
     return page_template("references.html").render(
+        counted=counted,
         report=report,
         shown=shown,
         out=out,

@@ -32,7 +32,7 @@ class ReportContext:
         out: OUT of the run.
         data: Folder of the page's data files.
         image_field: Image field of the run's SRC.
-        images_missing: Why there are no source images at all; empty if there are.
+        images_missing: Why all source images are missing; empty if they are not.
         selection: Rows that the page is about.
         full: Whether pictures are stored in full size too.
         levels: Whether the rows have levels.
@@ -162,7 +162,7 @@ class _TileWriter:
 
 
 def _source_images(context: ReportContext, task: ReportTask) -> SourceImages | str:
-    """Return the source images of a label shard, or why there are none."""
+    """Return the source images of a label shard, or why they are missing."""
     if context.images_missing or task.source is None:
         return context.images_missing or f"shard {task.shard} is no longer in SRC"
     keys = selected_keys(context.out, task.shard, context.selection)

@@ -65,7 +65,7 @@ def make_tile(
 
     Args:
         row: A labelled row.
-        source_images: Source images of its shard, or why there are none.
+        source_images: Source images of its shard, or why they are missing.
         full: Whether to make the pictures in full size as well.
         scores: The row's scores by evaluation, in the order of `IMAGE_SCORES`.
     """

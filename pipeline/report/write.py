@@ -61,7 +61,7 @@ class Report:
         commits: Commit records of done shards by name.
         failed: Reason of each failed shard by name.
         sources: Source shards by name.
-        images_missing: Why there are no source shards; empty if there are.
+        images_missing: Why the source shards are missing; empty if they are not.
         rows: Largest number of rows in the gallery; more rows are reduced to those of evenly spaced label shards.
         selection: Rows that the page is about.
     """

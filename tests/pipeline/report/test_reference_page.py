@@ -63,6 +63,7 @@ def test_each_name_has_its_retrieved_images_with_seeds_and_supports(tmp_path: Pa
     learn(tmp_path, planted_images())
     page = page_of(tmp_path, missing="SRC <gone>")
     assert re.findall(r'<h2 id="name-\d+"><bdi>(.*?)</bdi>', page) == ["cat", "dog", "sky"]
+    assert "<h1>References of 3 names</h1>" in page
     assert "10 images, 10 retrieved, mean support" in page
     assert page.count("<li>") == 10 + 10 + 12
     assert page.count("support 0.") + page.count("support 1.") == 3 + 32
@@ -77,6 +78,7 @@ def test_names_and_keys_appear_as_text(tmp_path: Path) -> None:
     images = {HOSTILE: PlantedImage(features, {"labels": [NAME]}), "b": PlantedImage(features / 2, {"labels": [NAME]})}
     learn(tmp_path, images, NameSettings(names=(NAME,), labels_field="labels"))
     page = page_of(tmp_path, missing=HOSTILE)
+    assert "<h1>References of 1 name</h1>" in page
     elements = Elements()
     elements.feed(page)
     assert not {"script", "iframe", "object", "form"} & {tag for tag, _ in elements.found}
@@ -118,7 +120,7 @@ def test_only_the_label_shards_with_the_most_images_are_read(tmp_path: Path, mon
     monkeypatch.setattr(reference_page, "NAMES_SHOWN", 2)
     page = page_of(tmp_path)
     assert page.count("<li>") == page.count("data:image/jpeg") <= 8
-    assert "and 1 names that are not shown" in page
+    assert "and 1 more name<" in page
     out = Storage(url=str(tmp_path / "out"))
     with pytest.raises(SourceError, match="expected the STATE"):
         write_reference_page(Storage(url=str(tmp_path / "none")), out, require_manifest(out), {})
