@@ -148,27 +148,8 @@ def _comparisons(command: BenchCommand, folder: Path) -> Iterator[Comparison]:
         from jobs.benchmarks.merging import measure_merging
 
         yield measure_merging(regions=REGIONS, repetitions=command.repetitions, reference=command.reference)
-    if "settings" in parts:
-        from jobs.benchmarks.models import checkpoint_of
-        from jobs.benchmarks.settings import measure_settings
-
-        for model in command.models.split(","):
-            checkpoint = checkpoint_of(model, dtype="float32", device=command.device)
-            yield measure_settings(checkpoint, read_images(folder)[:2], repetitions=command.repetitions)
-    if "names" in parts:
-        from jobs.benchmarks.models import checkpoint_of
-        from jobs.benchmarks.settings import measure_names
-
-        for model in command.models.split(","):
-            checkpoint = checkpoint_of(model, dtype="float32", device=command.device, text=True)
-            yield measure_names(checkpoint, read_images(folder)[:1], repetitions=command.repetitions)
-    if "features" in parts:
-        from jobs.benchmarks.models import checkpoint_of
-        from jobs.benchmarks.settings import measure_features
-
-        for model in command.models.split(","):
-            checkpoint = checkpoint_of(model, dtype="float32", device=command.device)
-            yield measure_features(checkpoint, read_images(folder)[:2], repetitions=command.repetitions)
+    if {"settings", "names", "features"} & set(parts):
+        yield from _costs(command, folder)
     if "generate" in parts:
         from jobs.benchmarks.generation import measure_generation
         from jobs.benchmarks.models import checkpoint_of
@@ -197,6 +178,25 @@ def _comparisons(command: BenchCommand, folder: Path) -> Iterator[Comparison]:
                 with_actor=on_cpu and model not in RANDOM_MODELS,
                 batches=1 if on_cpu else BATCHES,
             )
+
+
+def _costs(command: BenchCommand, folder: Path) -> Iterator[Comparison]:
+    """Measure the parts that show what something costs beside the pass without it."""
+    from jobs.benchmarks.images import read_images
+    from jobs.benchmarks.models import checkpoint_of
+    from jobs.benchmarks.settings import measure_features, measure_names, measure_settings
+
+    images = read_images(folder)[:2]
+    measurements = (
+        ("settings", measure_settings, images),
+        ("names", measure_names, images[:1]),
+        ("features", measure_features, images),
+    )
+    for part, measure, measured in measurements:
+        if part in command.parts.split(","):
+            for model in command.models.split(","):
+                checkpoint = checkpoint_of(model, dtype="float32", device=command.device, text=part == "names")
+                yield measure(checkpoint, measured, repetitions=command.repetitions)
 
 
 def _draw(path: Path, comparisons: Sequence[Comparison], growths: Sequence[Growth]) -> None:

@@ -26,7 +26,7 @@ class RunFlags:
     """The flags of every command that reads a run."""
 
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
-    """Folder or URL of a run, as given to `diffseg label`."""
+    """Folder or URL of a run, as given to `diffseg label` or `diffseg generate`."""
     storage_options: str = ""
     """JSON object with options for fsspec, such as credentials or an endpoint."""
     json: bool = False

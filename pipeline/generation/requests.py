@@ -213,8 +213,8 @@ def _problem(prompt: str) -> str:
         return "the prompt is empty"
     if len(prompt) > MAX_CAPTION_CHARACTERS:
         return (
-            f"the prompt has {len(prompt):,} characters; expected at most {MAX_CAPTION_CHARACTERS:,}, of which text "
-            "encoders read 77 tokens"
+            f"the prompt has {len(prompt):,} characters; expected at most {MAX_CAPTION_CHARACTERS:,}, and text "
+            "encoders read only its first 77 tokens"
         )
     controls = [character for character in prompt if unicodedata.category(character) == "Cc"]
     return f"the prompt holds the control character U+{ord(controls[0]):04X}" if controls else ""

@@ -1,4 +1,4 @@
-"""Batches of items of which the model works on some, and the types of the model's errors."""
+"""How items are grouped into batches, and the types of the model's errors."""
 
 from __future__ import annotations
 

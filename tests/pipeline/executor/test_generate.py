@@ -51,7 +51,7 @@ def generate(
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> PromptSource:
-    """Return a file of four prompts, of which two cannot be used."""
+    """Return a file of four prompts. Two of them cannot be used."""
     path = tmp_path / "prompts.txt"
     path.write_text("a dog\na cat and a dog\na house\na \x07cat\n")
     return PromptSource(url=str(path), count=2)
