@@ -75,6 +75,7 @@ def parsed(kind: type[Command], argv: list[str] | None, name: str, description: 
     config = (tyro.conf.FlagCreatePairsOff,)
     with printing():
         return tyro.cli(kind, args=arguments, prog=f"diffseg {name}", description=description, config=config)
+    raise SystemExit(OK)  # the reader of --help, such as `head`, has closed its pipe
 
 
 def guarded(command: Callable[[], int]) -> int:

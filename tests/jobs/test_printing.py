@@ -19,7 +19,9 @@ from labelled_runs import write_png, write_run
 from rich.table import Table
 from runs import environment
 
+from jobs.common import parsed
 from jobs.printing import CleanConsole, print_line
+from jobs.run_flags import RunFlags
 from jobs.streams import clean
 from pipeline.output.commit import Commit, write_commit
 from pipeline.output.manifest import require_manifest, write_manifest
@@ -161,3 +163,14 @@ def test_a_replaced_image_is_named(tmp_path: Path, plain: str, capsys: pytest.Ca
     text = capsys.readouterr().err.replace("\n", " ")
     assert "has 70 x 30 pixels now and had 60 x 40 in the run, so it is another image" in text
     assert os.path.getsize(tmp_path / "a.png") > 0
+
+
+def test_help_that_is_not_read_to_its_end_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ClosedPipe(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
+    with pytest.raises(SystemExit) as ended:
+        parsed(RunFlags, ["--help"], "status", None)
+    assert ended.value.code == 0
