@@ -1,4 +1,4 @@
-"""Several workers of Ray Train: they train the network of one worker, and a lost worker changes nothing."""
+"""Several workers of Ray Train train the network of one worker, and a killed worker does not change it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_worker(out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return MODEL of an undisturbed training in this process, with as many images in each step; read-only."""
+    """Return MODEL of an undisturbed training in this process, with the same images in each step; read-only."""
     model = tmp_path_factory.mktemp("one-worker")
     assert jobs.train.main([str(out), str(model), *FLAGS, *ONE_WORKER]) == 0
     return model
@@ -61,10 +61,10 @@ def killed(out: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory)
     """Train on two workers, and kill the worker of rank 1 once, after a step.
 
     Returns:
-        MODEL, read-only, and the steps of rank 1, each after the id of the process that made it.
+        MODEL, read-only, and for each step of rank 1 the id of its process and the number of the step.
     """
     folder = tmp_path_factory.mktemp("killed")
-    diary = folder / "diary"
+    steps_file = folder / "steps"
 
     def worker(config: dict[str, Any]) -> None:
         import time
@@ -77,9 +77,9 @@ def killed(out: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory)
             def pause(record: Any) -> None:
                 on_record(record)
                 if place()[0] == 1:
-                    with diary.open("a") as file:
+                    with steps_file.open("a") as file:
                         file.write(f"{os.getpid()} {record['step']}\n")
-                    while record["step"] == PAUSED_STEP and len({line.split()[0] for line in diary.open()}) == 1:
+                    while record["step"] == PAUSED_STEP and len({line.split()[0] for line in steps_file.open()}) == 1:
                         time.sleep(0.05)  # until it is killed
 
             return train(*args, on_record=pause, **options)
@@ -87,21 +87,21 @@ def killed(out: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory)
         vars(on_ray)["train"] = train_with_a_pause
         on_ray._train_worker(config)
 
-    with pytest.MonkeyPatch.context() as patch, killing(diary):
+    with pytest.MonkeyPatch.context() as patch, killing(steps_file):
         patch.setattr(on_ray, "_train_worker", worker)
         assert jobs.train.main([str(out), str(folder / "model"), *FLAGS, *TWO_WORKERS]) == 0
-    lines = [line.split() for line in diary.read_text().splitlines()]
+    lines = [line.split() for line in steps_file.read_text().splitlines()]
     return folder / "model", [(int(process), int(step)) for process, step in lines]
 
 
 @contextmanager
-def killing(diary: Path) -> Iterator[None]:
+def killing(steps_file: Path) -> Iterator[None]:
     """While the block lasts, kill the process that has written the line of `PAUSED_STEP`, once."""
     ended = threading.Event()
 
     def kill() -> None:
         while not ended.wait(0.05):
-            lines = diary.read_text().splitlines() if diary.exists() else []
+            lines = steps_file.read_text().splitlines() if steps_file.exists() else []
             if lines and lines[-1].endswith(f" {PAUSED_STEP}"):
                 os.kill(int(lines[-1].split()[0]), signal.SIGKILL)
                 return
@@ -120,14 +120,14 @@ def losses(model: Path) -> list[float]:
 
 
 def test_the_training_continues_from_its_last_checkpoint(killed: tuple[Path, list[tuple[int, int]]]) -> None:
-    model, diary = killed
-    first = diary[0][0]
-    assert [step for process, step in diary if process == first] == [1, 2, PAUSED_STEP]
-    assert [step for process, step in diary if process != first] in ([3, 4, 5, 6], [4, 5, 6])
+    model, steps = killed
+    first = steps[0][0]
+    assert [step for process, step in steps if process == first] == [1, 2, PAUSED_STEP]
+    assert [step for process, step in steps if process != first] in ([3, 4, 5, 6], [4, 5, 6])
     assert {"model.safetensors", "config.json", "metrics.json"} <= {path.name for path in model.iterdir()}
 
 
-def test_two_workers_of_which_one_is_killed_have_the_losses_of_one_with_as_many_images_in_each_step(
+def test_two_workers_have_the_losses_of_one_with_the_same_images_in_each_step_although_one_is_killed(
     one_worker: Path, killed: tuple[Path, list[tuple[int, int]]]
 ) -> None:
     assert losses(killed[0]) == pytest.approx(losses(one_worker), rel=1e-4)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from trainings import SEGFORMER
 from transformers import (
     AutoModelForSemanticSegmentation,
     Dinov2Config,
@@ -25,13 +26,6 @@ from pipeline.networks.library import normalised
 from pipeline.networks.onnx_export import to_onnx
 from pipeline.storage import SourceError, Storage
 
-SEGFORMER: dict[str, Any] = {
-    "model_type": "segformer",
-    "hidden_sizes": [8, 8, 16, 16],
-    "depths": [1, 1, 1, 1],
-    "num_attention_heads": [1, 1, 2, 2],
-    "decoder_hidden_size": 16,
-}
 PLAIN: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 DINOV2 = {"model_type": "dinov2", "image_size": 56, "patch_size": 14, **PLAIN}
 REGISTERS = {**DINOV2, "model_type": "dinov2_with_registers", "num_register_tokens": 3}

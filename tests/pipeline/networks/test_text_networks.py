@@ -1,4 +1,4 @@
-"""Networks whose classes are texts: score maps, texts that look at the image, other names, and files."""
+"""Networks whose classes are texts: score maps, texts that depend on the image, other names, and files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from small_clip import write_clip
 from small_siglip import write_siglip
 from torch import nn
+from trainings import SEGFORMER, VIT
 
 from diffseg.clip.text_model import TextModel, load_text_model
 from pipeline.networks.build import create_network
@@ -24,15 +25,7 @@ from pipeline.storage import SourceError, Storage
 
 NAMES = ("red", "blue", "green")
 KINDS = ("clip", "siglip", "tiny-text")
-SEGFORMER = {
-    "model_type": "segformer",
-    "hidden_sizes": [8, 8, 16, 16],
-    "depths": [1, 1, 1, 1],
-    "num_attention_heads": [1, 1, 2, 2],
-    "decoder_hidden_size": 16,
-}
-VIT = {"model_type": "vit", "image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1}
-BACKBONES = {"segformer": SEGFORMER, "vit": {**VIT, "num_attention_heads": 2, "intermediate_size": 32}}
+BACKBONES = {"segformer": SEGFORMER, "vit": VIT}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +81,7 @@ def test_without_gamma_the_score_map_is_that_of_the_plain_texts(kind: str, locat
         plain = similarities(dense, network.classes()) / TAU
         torch.testing.assert_close(with_score_map(network, images)[1], plain, atol=1e-4, rtol=1e-5)
         network.context.gamma.fill_(0.5)
-        assert not torch.allclose(with_score_map(network, images)[1], plain, atol=0.1), "the texts look at the image"
+        assert not torch.allclose(with_score_map(network, images)[1], plain, atol=0.1), "the image changes the texts"
 
 
 def test_the_dense_features_are_those_of_the_given_clip(locations: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
+from trainings import VIT
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from pipeline.networks.build import create_network
@@ -22,15 +23,7 @@ from pipeline.networks.vit import ViTConfig as OwnConfig
 from pipeline.networks.vit import ViTSegmenter
 from pipeline.storage import SourceError, Storage
 
-OWN: dict[str, Any] = {
-    "model_type": "vit",
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
+OWN = {**VIT, "num_hidden_layers": 4}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 

@@ -67,7 +67,7 @@ def test_reading_starts_in_the_middle_of_an_epoch(labelled: Path) -> None:
 def test_ranks_that_share_batches_read_those_of_one_rank(
     ranks: int, workers: int, batch_size: int, labelled: Path
 ) -> None:
-    """20 rows: the last batch of 8 is cut short, and of what is left of 6 each of the ranks gets as much."""
+    """The last of the batches of 20 rows is smaller, and all ranks get equally many of its rows."""
 
     def batches(rank: int, world_size: int, size: int) -> list[list[str]]:
         settings = DatasetSettings(size=SIDE, shuffle_buffer=6)

@@ -10,25 +10,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from labelled_runs import write_png, write_run
+from trainings import SEGFORMER, VIT, whole_and_continued
 
 import jobs.train
 from diffseg.segmentation import BACKGROUND
-from pipeline.output.selection import RowSelection
 from pipeline.storage import Storage
-from pipeline.training.dataset import LabelDataset
-from pipeline.training.loop import train
-from pipeline.training.settings import TrainRunSettings, TrainSettings
+from pipeline.training.settings import TrainSettings
 from pipeline.training.state import CHECKPOINT, claim
 
-SEGFORMER = {
-    "model_type": "segformer",
-    "hidden_sizes": [8, 8, 16, 16],
-    "depths": [1, 1, 1, 1],
-    "num_attention_heads": [1, 1, 2, 2],
-    "decoder_hidden_size": 16,
-}
-VIT = {"model_type": "vit", "image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1}
-BACKBONES = {"segformer": SEGFORMER, "dinov2-linear": {**VIT, "num_attention_heads": 2, "intermediate_size": 32}}
+BACKBONES = {"segformer": SEGFORMER, "dinov2-linear": VIT}
 
 
 @pytest.fixture(scope="module")
@@ -54,32 +44,9 @@ def settings_of(folder: Path, network: Any, **changes: Any) -> TrainSettings:
     return TrainSettings(**{**own, "target": "classes", "steps": 4, **changes})
 
 
-class Interrupted(Exception):
-    pass
-
-
-def stop_after(step: int) -> Any:
-    def on_record(record: Any) -> None:
-        if record["step"] == step:
-            raise Interrupted
-
-    return on_record
-
-
 @pytest.mark.parametrize("network", BACKBONES)
 def test_an_interrupted_training_ends_with_the_same_bytes(network: str, folder: Path, tmp_path: Path) -> None:
-    settings, run = settings_of(folder, network), TrainRunSettings(no_ray=True, save_every=1)
-    models = [Storage(url=str(tmp_path / name)) for name in ("whole", "interrupted")]
-
-    def run_in(model: Storage, **options: Any) -> None:
-        dataset = LabelDataset(str(folder / "out"), settings.dataset(RowSelection()))
-        train(settings, run, dataset, model, **options)
-
-    run_in(models[0])
-    with pytest.raises(Interrupted):
-        run_in(models[1], on_record=stop_after(3))
-    assert not models[1].exists("model.safetensors")
-    run_in(models[1])
+    models = whole_and_continued(folder / "out", settings_of(folder, network), tmp_path, interrupted_after=3)
     for name in ("model.safetensors", "config.json"):
         assert models[0].read_bytes(name) == models[1].read_bytes(name)
     assert models[1].exists(CHECKPOINT)

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from labelled_runs import write_png, write_run
+from trainings import whole_and_continued
 
 from diffseg import IGNORE
 from diffseg.segmentation import BACKGROUND
-from pipeline.storage import Storage
 from pipeline.training.dataset import DatasetSettings, LabelDataset, TrainingSample
-from pipeline.training.loop import train
-from pipeline.training.settings import TrainRunSettings, TrainSettings
+from pipeline.training.settings import TrainSettings
 
 IMAGES, SIDE = 6, 48
 EXACT = {"crop": 1.0, "shuffle_buffer": 3}
@@ -23,7 +22,7 @@ EXACT = {"crop": 1.0, "shuffle_buffer": 3}
 
 @pytest.fixture(scope="module")
 def checkers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return OUT of a run over checkerboards: red tells the image, green the class of a cell, blue ignored pixels."""
+    """Return OUT of a run over checkerboards: red shows the image, green the class of a cell, blue ignored pixels."""
     folder = tmp_path_factory.mktemp("checkers")
     labels: dict[str, np.ndarray | None] = {}
     rows, columns = np.indices((SIDE, SIDE)) // 12
@@ -94,18 +93,5 @@ def test_a_reader_that_starts_within_an_epoch_splices_the_same_samples(checkers:
 
 def test_a_training_with_splices_that_is_stopped_ends_with_the_same_network(checkers: Path, tmp_path: Path) -> None:
     settings = TrainSettings(steps=8, batch_size=2, size=32, width=8, target="classes", splice=2)
-    run = TrainRunSettings(no_ray=True, save_every=1)
-
-    def stop(record: object) -> None:
-        if record["step"] == 5:  # type: ignore[index]
-            raise KeyboardInterrupt
-
-    for folder in ("whole", "stopped"):
-        model = Storage(url=str(tmp_path / folder))
-        dataset = LabelDataset(str(checkers), settings.dataset(DatasetSettings().rows.selection))
-        if folder == "stopped":
-            with pytest.raises(KeyboardInterrupt):
-                train(settings, run, dataset, model, on_record=stop)
-        train(settings, run, dataset, model)
-    whole, stopped = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in ("whole", "stopped"))
-    assert whole == stopped
+    whole, continued = whole_and_continued(checkers, settings, tmp_path, interrupted_after=5)
+    assert whole.read_bytes("model.safetensors") == continued.read_bytes("model.safetensors")

@@ -13,18 +13,15 @@ import torch
 import torch.nn.functional as F
 from labelled_runs import write_png, write_run
 from small_clip import COLOURS, write_clip
+from trainings import whole_and_continued
 
 import jobs.label
 import jobs.train
 from diffseg.optim import set_lr
 from diffseg.segmentation import BACKGROUND
-from pipeline.output.selection import RowSelection
-from pipeline.storage import Storage
-from pipeline.training.dataset import LabelDataset
-from pipeline.training.loop import train
 from pipeline.training.recipes import create_recipe
 from pipeline.training.recipes.losses import balanced_cross_entropy
-from pipeline.training.settings import TrainRunSettings, TrainSettings
+from pipeline.training.settings import TrainSettings
 
 NAMES = ("red", "blue")
 CASES = [("denseclip", "clip"), ("maskclip", "tiny-text")]
@@ -54,31 +51,9 @@ def settings_of(folder: Path, recipe: Any, text: str, **changes: Any) -> TrainSe
     return TrainSettings(**{**own, "target": "classes", "steps": 3, **changes})
 
 
-class Interrupted(Exception):
-    pass
-
-
-def stop_after(step: int) -> Any:
-    def on_record(record: Any) -> None:
-        if record["step"] == step:
-            raise Interrupted
-
-    return on_record
-
-
 @pytest.mark.parametrize(("recipe", "text"), CASES)
 def test_an_interrupted_training_ends_with_the_same_bytes(recipe: str, text: str, folder: Path, tmp_path: Path) -> None:
-    settings, run = settings_of(folder, recipe, text), TrainRunSettings(no_ray=True, save_every=1)
-    models = [Storage(url=str(tmp_path / name)) for name in ("whole", "interrupted")]
-
-    def run_in(model: Storage, **options: Any) -> None:
-        train(settings, run, LabelDataset(str(folder / "out"), settings.dataset(RowSelection())), model, **options)
-
-    run_in(models[0])
-    with pytest.raises(Interrupted):
-        run_in(models[1], on_record=stop_after(2))
-    assert not models[1].exists("model.safetensors")
-    run_in(models[1])
+    models = whole_and_continued(folder / "out", settings_of(folder, recipe, text), tmp_path, interrupted_after=2)
     for name in ("model.safetensors", "config.json"):
         assert models[0].read_bytes(name) == models[1].read_bytes(name)
 

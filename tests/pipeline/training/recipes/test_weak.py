@@ -11,29 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from labelled_runs import write_png, write_run
+from trainings import VIT, whole_and_continued
 
 import jobs.train
 from diffseg.segmentation import BACKGROUND
 from pipeline.networks.vit import ViTSegmenter
 from pipeline.output.selection import RowSelection
-from pipeline.storage import Storage
 from pipeline.training.dataset import LabelDataset
-from pipeline.training.loop import train
 from pipeline.training.recipes import create_recipe
 from pipeline.training.recipes.afa import Afa, neighbours, transitions
 from pipeline.training.recipes.settings import FROM_IMAGES, IGNORE_INDEX, RecipeSettings
 from pipeline.training.recipes.toco import MOMENTUM, Toco, mean_similarity
-from pipeline.training.settings import TrainRunSettings, TrainSettings
+from pipeline.training.settings import TrainSettings
 
-VIT = {
-    "model_type": "vit",
-    "image_size": 64,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
 NAMES = ("dark", "light")
 CLASS_NAMES = (BACKGROUND, *NAMES)
 
@@ -52,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_png(folder / "images" / f"{number}.png", image)
         labels[f"{number}.png"], names[f"{number}.png"] = segments, (BACKGROUND, NAMES[number % 2])
     write_run(folder / "out", labels, source=folder / "images", names=names, vocabulary=NAMES)
-    (folder / "vit.json").write_text(json.dumps(VIT))
+    (folder / "vit.json").write_text(json.dumps({**VIT, "image_size": 64, "num_hidden_layers": 3}))
     return folder
 
 
@@ -177,26 +167,10 @@ def test_crops_and_targets_of_toco_lie_where_the_label_map_of_the_sample_is(
 def test_an_interrupted_training_ends_with_the_same_bytes(
     name: str, targets: str, folder: Path, tmp_path: Path
 ) -> None:
-    class Interrupted(Exception):
-        pass
-
-    def interrupt(record: Any) -> None:
-        if record["step"] == 3:
-            raise Interrupted
-
-    settings, run = settings_of(folder, name, pixel_targets=targets), TrainRunSettings(no_ray=True, save_every=1)
-
-    def train_in(name: str, **options: Any) -> Storage:
-        dataset = LabelDataset(str(folder / "out"), settings.dataset(RowSelection()))
-        train(settings, run, dataset, Storage(url=str(tmp_path / name)), **options)
-        return Storage(url=str(tmp_path / name))
-
-    whole = train_in("whole")
-    with pytest.raises(Interrupted):
-        train_in("interrupted", on_record=interrupt)
-    resumed = train_in("interrupted")
-    assert whole.read_bytes("model.safetensors") == resumed.read_bytes("model.safetensors")
-    config = json.loads(resumed.read_bytes("config.json"))
+    settings = settings_of(folder, name, pixel_targets=targets)
+    whole, continued = whole_and_continued(folder / "out", settings, tmp_path, interrupted_after=3)
+    assert whole.read_bytes("model.safetensors") == continued.read_bytes("model.safetensors")
+    config = json.loads(continued.read_bytes("config.json"))
     assert (config["network"], config["class_names"]) == ("vit", list(CLASS_NAMES))
 
 
