@@ -89,9 +89,10 @@ class SignalRecorder:
         """Compute the signals of up to `batch_size` images, padded to that number by repeating the last image.
 
         On a CPU the signals of the padding are dropped once the model has run. Every image must have a prompt if the
-        run needs cross-attention or a CLIP.
+        run needs cross-attention, a CLIP or references.
         """
         padded = [*inputs, *[inputs[-1]] * (batch_size - len(inputs))]
+        names = [prompt.names for prompt in _prompts(padded)]
         with step("resize"):
             pixels = squares_of(padded, self.backbone.checkpoint.vae.device)
         recorded = self.run_pass(pixels, self._fitting_prompts(padded), step)
@@ -107,14 +108,14 @@ class SignalRecorder:
         if self.clip is not None and "clip" in self.needs:
             with step("clip"):
                 guide = self._clip_guide(aggregated, finite, grid, recorded.features, len(padded))
-                probabilities = self._clip_probabilities(pixels, [prompt.names for prompt in _prompts(padded)], guide)
+                probabilities = self._clip_probabilities(pixels, names, guide)
         has_names = recorded.cross_attention is not None or probabilities is not None
-        counts = torch.tensor([len(prompt.names) for prompt in _prompts(padded)]) if has_names else None
+        counts = torch.tensor([len(of_image) for of_image in names]) if has_names else None
         features = project(recorded.features) if recorded.features and "features" in self.needs else None
         maps = None
         if self.references is not None and features is not None and "references" in self.needs:
             with step("name"):
-                maps = reference_maps(features, self.references, [prompt.names for prompt in _prompts(padded)])
+                maps = reference_maps(features, self.references, names)
         signals = Signals(
             pixels=pixels,
             grid=grid,

@@ -89,14 +89,11 @@ def levels_of(
     for segment in range(len(segmentation.segments)):
         cells = segments == segment
         own = np.flatnonzero(owner == segment)
-        sizes = np.bincount(sampled[own][:, cells].argmax(axis=0), minlength=len(own)) if len(own) else own
-        order = [leaf for leaf in np.argsort(-sizes, kind="stable") if sizes[leaf]]
+        order, sizes, ranks = _leaves_by_size(sampled[own][:, cells])
         if len(order) > 1:
-            rank = np.zeros(len(own), np.uint8)
-            rank[order] = np.arange(len(order))
-            numbers[cells] = rank[sampled[own][:, cells].argmax(axis=0)]
+            numbers[cells] = ranks
             rows += (len(scores) + own[order]).tolist()
-            weights += sizes[order].tolist()
+            weights += sizes.tolist()
             segment_of_leaf += [segment] * len(order)
         else:
             rows.append(_most_frequent(coarse_of_token, tokens == segment, view, segmentation.segments[segment].bbox))
@@ -114,6 +111,24 @@ def levels_of(
         heights=heights,
         confidences=_rounded([margins.of(node) for node in _members(pairs, len(rows))]),
     )
+
+
+def _leaves_by_size(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order the leaves of a segment by the number of cells that they win.
+
+    Args:
+        scores: float32 [N, C], the score of each leaf in each cell of the segment.
+
+    Returns:
+        The leaves that win cells, the largest first; the number of cells of each; and for each cell the place of its
+        leaf in that order, uint8 [C].
+    """
+    winners = scores.argmax(axis=0) if len(scores) else np.zeros(0, np.int64)
+    sizes = np.bincount(winners, minlength=len(scores))
+    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
+    ranks = np.zeros(len(scores), np.uint8)
+    ranks[order] = np.arange(len(order))
+    return order, sizes[order], ranks[winners]
 
 
 def segments_on_grid(labels: np.ndarray, grid: Grid, content: Box, region: Box) -> np.ndarray:
