@@ -59,7 +59,7 @@ def learn_references(
         settings: How the references are learned.
         state: Folder to write.
         collect: Does the work on label shards.
-        on_shard: Called whenever a label shard has been read for the first time.
+        on_shard: Called for each label shard whose images of each name are known.
 
     Returns:
         The report, which may be that of an earlier call with the same fingerprint.
@@ -130,18 +130,15 @@ def _find_images(
     Raises:
         SourceError: No image shows a name.
     """
-    found, missing = Retrieval(job.settings), []
-    for shard in shards:
-        if (of_shard := read_found(job, shard)) is None:
-            missing.append(ReferenceTask(shard=shard))
-        else:
-            found.add(of_shard)
-            on_shard()
+    missing = [ReferenceTask(shard=shard) for shard in shards if read_found(job, shard) is None]
+    for _ in range(len(shards) - len(missing)):
+        on_shard()
     if missing:
         for _ in collect(ReferenceWorker, job, missing):
             on_shard()
-    for task in missing:
-        of_shard = read_found(job, task.shard)
+    found = Retrieval(job.settings)
+    for shard in shards:  # read again, because the reported problems depend on the order
+        of_shard = read_found(job, shard)
         assert of_shard is not None
         found.add(of_shard)
     if not found.candidates:
@@ -151,7 +148,7 @@ def _find_images(
 
 
 class Learned(NamedTuple):
-    """What the retrieved images give: fields of `References`, and the seeds of each name."""
+    """The fields of `References` that are learned from the retrieved images, and the seeds of each name."""
 
     names: tuple[str, ...]
     vectors: np.ndarray
