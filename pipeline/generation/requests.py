@@ -134,7 +134,7 @@ def entries_of(rows: Sequence[PromptRow], naming: NameSettings, count: int) -> l
     entries = []
     for row in rows:
         entry = reader.entry(row)
-        if row.key is not None and (other := places.setdefault(entry.key, row.place)) != row.place:
+        if _given_key(row) and (other := places.setdefault(entry.key, row.place)) != row.place:
             raise SourceError(
                 f"{other} and {row.place} have the key {shorten(entry.key, 60)!r}; expected each key once"
             )
@@ -157,8 +157,7 @@ class _RowReader:
         prompt = row.prompt if isinstance(row.prompt, str) else ""
         cleaned = clean(prompt)
         shown = shorten(_without_controls(cleaned), MAX_ERROR_PROMPT)
-        given = None if row.key is None else shorten(_without_controls(clean(str(row.key))), MAX_KEY_CHARACTERS)
-        key = given or _key_of(cleaned)
+        key = _given_key(row) or _key_of(cleaned)
         count, error = self._count_of(row.count)
         if not error:
             error = _problem(cleaned) if isinstance(row.prompt, str | None) else "the prompt is not a text"
@@ -222,6 +221,11 @@ def _problem(prompt: str) -> str:
 
 def _without_controls(text: str) -> str:
     return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in text)
+
+
+def _given_key(row: PromptRow) -> str:
+    """Return the key that a row gives, cleaned, or "" if it gives none."""
+    return "" if row.key is None else shorten(_without_controls(clean(str(row.key))), MAX_KEY_CHARACTERS)
 
 
 def _key_of(prompt: str) -> str:

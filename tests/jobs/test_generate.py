@@ -1,4 +1,4 @@
-"""`diffseg generate` with the embedded model in two steps, and its flags."""
+"""`diffseg generate` with the embedded model and two sampling steps, and its flags."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAST = ("--no-ray", "--device", "cpu", "--steps", "2", "--size", "64", "--images
 
 
 def test_a_generation_that_is_killed_continues_with_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL comes just before the second of two commit records is written."""
+    """SIGKILL comes just before the third of three commit records is renamed to its final name."""
     (tmp_path / "prompts.csv").write_text("prompt,classes\na dog on grass,dog\n,dog\na cat,cat\n")
     words = [str(tmp_path / "prompts.csv"), *FAST]
     killed, whole = tmp_path / "killed", tmp_path / "whole"

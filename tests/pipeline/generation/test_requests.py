@@ -140,6 +140,12 @@ def test_a_row_can_have_a_key_of_its_own_which_no_other_row_has() -> None:
         entries_of([row("a dog", key="7"), PromptRow(place="line 2", prompt="a cat", key=7)], NAMING, 1)
 
 
+def test_rows_with_empty_keys_get_keys_from_their_prompts() -> None:
+    rows = [PromptRow(place=f"line {line}", prompt="a dog", key=key) for line, key in enumerate(("", " ", None), 1)]
+    shards = shards_of_entries(entries_of(rows, NAMING, 1), 64)
+    assert keys(shards) == [f"a-dog-7dbdf68a-{number:04d}" for number in range(3)]
+
+
 def test_a_template_gives_a_prompt_for_each_name() -> None:
     entries = template_entries(NAMING, "a photo of a {}", 2)
     assert [(each.prompt, each.classes, each.count) for each in entries] == [
