@@ -100,14 +100,21 @@ def filter_run(
         sources = _sources_of(job, manifest, shards)
         _make_parts(job, shards, sources, run, workers, on_start, on_part)
         scored = _read_parts(job, shards)
-    scores, problems = scored
-    table = decide(scores, thresholds)
     about = {"run": manifest.fingerprint, "labels": labels, "scores": fingerprint, "settings": plain}
+    report = _write_decisions(out, *scored, thresholds, about)
+    _delete_parts(out)
+    return report
+
+
+def _write_decisions(
+    out: Storage, scores: pa.Table, problems: Sequence[str], thresholds: KeepSettings, about: Mapping[str, Any]
+) -> FilterReport:
+    """Decide which rows are kept, and write the table and the report."""
+    table = decide(scores, thresholds)
     report = make_report(table, about, thresholds, problems)
-    noted = about | {"thresholds": report.thresholds, "problems": report.problems}
+    noted = {**about, "thresholds": report.thresholds, "problems": report.problems}
     out.write_bytes(TABLE, table_bytes(table, noted))
     out.write_bytes(REPORT, json.dumps(asdict(report), indent=1, sort_keys=True).encode() + b"\n")
-    _delete_parts(out)
     return report
 
 
