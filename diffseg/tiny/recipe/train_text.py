@@ -62,9 +62,9 @@ segments. Use a published Stable Diffusion to make useful labels.
 The folder has the layout of StableDiffusionPipeline in diffusers: UNet, AutoencoderTiny, CLIPTextModel and
 CLIPTokenizer, with weights in half precision. Each word of the vocabulary is one token, and all other words are split
 into shorter tokens, down to bytes. The model was trained from the weights of `tiny` in {steps} steps on one CPU core.
-Its recipe is in `diffseg.json`; `make tiny-text-train` trains such a model anew, and `make tiny-eval` measures it. It
-also generates images from captions, best with 25 steps and a guidance of 3; `python -m
-diffseg.tiny.evaluation.generation` measures them.
+Its recipe is in `diffseg.json`; `make tiny-text-train` trains such a model anew, and `make tiny-eval` measures it.
+It also generates images from captions, best with 25 steps and a guidance of 3;
+`python -m diffseg.tiny.evaluation.generation` measures them.
 """
 
 
