@@ -69,7 +69,7 @@ def main() -> None:
     text = markdown(["method", "covering", "mIoU matched per image"], rows)
     (folder / "results.md").write_text(text + "\n")
     print(text)
-    print(f"pairs of held-out images told rightly: {', '.join(f'{kind} {value:.3f}' for kind, value in auc.items())}")
+    print(f"AUC of pixel pairs in held-out images: {', '.join(f'{kind} {value:.3f}' for kind, value in auc.items())}")
 
 
 if __name__ == "__main__":

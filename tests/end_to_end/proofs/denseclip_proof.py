@@ -1,4 +1,4 @@
-"""What the recipes denseclip and maskclip are worth, also for nouns that no training label has.
+"""How well do the recipes denseclip and maskclip label nouns with and without training labels?
 
     python tests/end_to_end/proofs/denseclip_proof.py --folder denseclip-proof
 
@@ -21,15 +21,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # before the folders of tests that have the names of packages
+sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 from labelled_runs import write_png, write_run
+from proof_parts import mean_and_values, train
+from runs import rows_of
 
 import jobs.label
-import jobs.train
 from diffseg.tiny.evaluation.tables import markdown
 from diffseg.tiny.scenes.captioned import generate_captioned
 from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS
@@ -37,8 +38,8 @@ from diffseg.tiny.scenes.vocabulary import NOUNS
 from pipeline.output.rows import decode_mask
 
 UNSEEN = ("water", "road", "green bush", "purple star")
-"""Nouns without training labels, chosen before anything was trained: two grounds and two objects, with no word that
-another noun has."""
+"""Nouns without training labels, chosen before anything was trained: two grounds and two objects, and no word of them
+is in another noun."""
 
 SEEN = tuple(noun for noun in NOUNS if noun not in UNSEEN)
 SEEDS = TRAINING_SEEDS[6_000_000:]
@@ -72,20 +73,19 @@ def write_truth(out: Path, truth: dict[str, np.ndarray], images: Path) -> None:
 
 
 def label(images: Path, out: Path, model: Path, names: Sequence[str]) -> None:
-    """Label images with a trained network, with other names than those of its training unless there are none."""
+    """Label images with a trained network and these names; without names, with those of its training."""
     given = ["--names", ",".join(names)] if names else []
     words = [str(images), str(out), "--no-ray", "--device", "cpu", "--network", str(model), *given]
     assert jobs.label.main(words) == 0
 
 
 def confusion(out: Path, truth: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the pixels of each true noun by the noun that was found, whose last column is the background."""
+    """Return how many pixels of each true noun have each predicted noun; the last column is the background."""
     number = {noun: index for index, noun in enumerate(NOUNS)}
     counts = np.zeros((len(NOUNS), len(NOUNS) + 1), np.int64)
-    for path in sorted((out / "labels").iterdir()):
-        for row in pq.read_table(path, columns=["key", "mask", "segments"]).to_pylist():
-            table = np.array([number.get(segment["name"], len(NOUNS)) for segment in row["segments"]])
-            np.add.at(counts, (truth[row["key"]], table[decode_mask(row["mask"])]), 1)
+    for row in rows_of(out):
+        table = np.array([number.get(segment["name"], len(NOUNS)) for segment in row["segments"]])
+        np.add.at(counts, (truth[row["key"]], table[decode_mask(row["mask"])]), 1)
     return counts
 
 
@@ -107,7 +107,7 @@ def scores_of(model: Path, images: Path, truth: dict[str, np.ndarray], *, takes_
 
 
 def ious(counts: np.ndarray) -> np.ndarray:
-    """Return the IoU of each noun from the pixels of each true noun by the noun that was found."""
+    """Return the IoU of each noun from the numbers of pixels by true and predicted noun."""
     both = np.diag(counts)
     return both / np.maximum(counts.sum(axis=1) + counts.sum(axis=0)[:-1] - both, 1)
 
@@ -117,8 +117,7 @@ def table_of(results: dict[str, list[list[float | None]]]) -> str:
     rows = []
     for recipe, runs in results.items():
         columns = [[value for value in values if value is not None] for values in zip(*runs, strict=True)]
-        cells = [f"{np.mean(c):.3f}: {' '.join(f'{value:.3f}' for value in c)}" if c else "" for c in columns]
-        rows.append([recipe, *cells])
+        rows.append([recipe, *map(mean_and_values, columns)])
     return markdown(["recipe", *SCORES], rows)
 
 
@@ -151,8 +150,7 @@ def main() -> None:
             settings |= {"threads": options.threads, "target": "classes"}
             if recipe != "plain":
                 settings |= {"recipe": recipe.partition(",")[0], "text-model": "tiny-text"}
-            words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-            assert jobs.train.main([str(out), str(model), *words, "--no-ray"]) == 0
+            train(out, model, settings)
             results[recipe].append(scores_of(model, images["held-out"], held_out, takes_names=recipe != "plain"))
             (folder / "results.json").write_text(json.dumps(results, indent=1))
             print(seed, recipe, results[recipe][-1], flush=True)

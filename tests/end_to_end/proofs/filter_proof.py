@@ -4,7 +4,7 @@
 
 tiny-text labels captioned scenes that it was not trained on, with the names of all nouns. The run is filtered by
 cv_iou, by confidence and by both, as it is and as a run without names. The table has the mean true IoU of the rows that
-are kept, beside all rows and the best that such a share could have, and the rank correlation of each score with the
+are kept, of all rows and of as many rows with the highest true IoU, and the rank correlation of each score with the
 true IoU. The command resumes after a stop, and writes results.json and results.md.
 """
 
@@ -22,7 +22,10 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # before the folders of tests that have the names of packages
+sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 from labelled_runs import write_png, write_run
+from proof_parts import flags_of
+from runs import rows_of
 
 import jobs.filter
 import jobs.label
@@ -56,11 +59,6 @@ def label_scenes(folder: Path, count: int, side: int) -> dict[str, np.ndarray]:
         # `write_run` sets every confidence to 1, so that the scores of this run are its cv_iou alone.
         write_run(folder / "unnamed", masks, source=folder / "images", per_shard=PER_SHARD)
     return truth
-
-
-def rows_of(out: Path) -> list[dict]:
-    """Return the rows of a run."""
-    return [row for path in sorted((out / "labels").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
 def semantic_iou(row: dict, truth: np.ndarray) -> float:
@@ -120,9 +118,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folder: Path = options.folder
     truth = label_scenes(folder, options.images, options.side)
-    flags = [
-        word for name in ("folds", "steps", "size", "width") for word in (f"--{name}", str(getattr(options, name)))
-    ]
+    flags = flags_of({name: getattr(options, name) for name in ("folds", "steps", "size", "width")})
     rows = rows_of(folder / "named")
     results = {}
     for out, measure, by in (("named", semantic_iou, SCORES), ("unnamed", matched_iou, ("cv_iou",))):

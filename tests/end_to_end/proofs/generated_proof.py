@@ -2,19 +2,17 @@
 
     python tests/end_to_end/proofs/generated_proof.py --folder generated-proof
 
-The captions of rendered scenes are given to `diffseg generate`, whose rows `diffseg filter` then scores; the scenes
-themselves are labelled by the same model, which is told the nouns of each scene, and have true classes. Copies of one
-small network are trained on each, label held-out rendered scenes, and are scored by their semantic mIoU. Each step is a
-command of the program. The proof resumes after a stop. It writes results.json and results.md.
+`diffseg generate` makes pairs from the captions of rendered scenes, and `diffseg filter` scores them. The same model
+labels the scenes themselves, with the nouns of each scene as the possible names; their true classes are known. Copies
+of one small network are trained on each, label held-out rendered scenes, and are scored by their semantic mIoU. Each
+step is a command of the program. The proof resumes after a stop. It writes results.json and results.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,20 +22,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # before the folders of tests that have the names of packages
-from labelled_runs import write_png, write_run
+from labelled_runs import write_png
+from proof_parts import flags_of, train, write_tar, write_truth
+from train_proof import UNSEEN
 
 import jobs.evaluate
 import jobs.filter
 import jobs.generate
 import jobs.label
-import jobs.train
 from diffseg.tiny.evaluation.tables import markdown
-from diffseg.tiny.scenes.captioned import CaptionedScene, generate_captioned, visible_classes
-from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS
+from diffseg.tiny.scenes.captioned import CaptionedScene, generate_captioned
+from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS
 from diffseg.tiny.scenes.vocabulary import NOUNS
 
-UNSEEN = TRAINING_SEEDS[5_000_000:]
-"""Seeds of scenes that the embedded model was not trained on: its training took the first ones of the range."""
 PER_SHARD = 16
 TARGETS = ("generated", "generated, filtered", "pseudo-labels", "truth")
 
@@ -55,26 +52,8 @@ def make_scenes(folder: Path, seeds: Sequence[int], count: int, side: int) -> di
             scenes[name] = scene
             write_png(folder / "images" / name, scene.image)
             write_png(folder / "truth" / name, scene.classes + 1)
-    with tarfile.open(folder / "scenes.tar", "w") as tar:
-        for name, scene in scenes.items():
-            labels = {"labels": [NOUNS[c] for c in visible_classes(scene.classes)]}
-            member(tar, name, (folder / "images" / name).read_bytes())
-            member(tar, name.replace(".png", ".json"), json.dumps(labels).encode())
+    write_tar(folder / "scenes.tar", scenes, folder / "images")
     return scenes
-
-
-def member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Add a file to a tar, without a time."""
-    entry = tarfile.TarInfo(name)
-    entry.size = len(data)
-    tar.addfile(entry, io.BytesIO(data))
-
-
-def write_truth(out: Path, scenes: Mapping[str, CaptionedScene], images: Path) -> None:
-    """Write a run whose segments are the true regions, with their nouns."""
-    names = {name: [NOUNS[c] for c in np.unique(scene.classes)] for name, scene in scenes.items()}
-    labels: dict[str, np.ndarray | None] = {name: scene.labels for name, scene in scenes.items()}
-    write_run(out, labels, source=images, per_shard=PER_SHARD, names=names, vocabulary=NOUNS)
 
 
 def write_prompts(path: Path, scenes: Mapping[str, CaptionedScene]) -> None:
@@ -94,7 +73,7 @@ def make_runs(options: argparse.Namespace) -> None:
     vocabulary, shards = ",".join(NOUNS), str(PER_SHARD)
     images = folder / "training" / "images"
     if not (folder / "truth" / "run.json").exists():
-        write_truth(folder / "truth", scenes, images)
+        write_truth(folder / "truth", scenes, images, PER_SHARD)
     write_prompts(folder / "prompts.jsonl", scenes)
     generated = ["--names", vocabulary, "--guidance", str(options.guidance), "--steps", str(options.sampling_steps)]
     generated += ["--size", str(options.side), "--images-per-shard", shards, "--no-ray"]
@@ -102,9 +81,9 @@ def make_runs(options: argparse.Namespace) -> None:
     pseudo = ["--model", "tiny-text", "--names", vocabulary, "--labels-field", "labels"]
     pseudo += ["--samples-per-shard", shards, "--device", "cpu", "--no-ray"]
     run(jobs.label, str(folder / "training" / "scenes.tar"), str(folder / "pseudo-labels"), *pseudo)
-    size = ["--size", str(options.size), "--width", str(options.width), "--steps", str(options.fold_steps)]
-    size += ["--folds", str(options.folds), "--keep", str(options.keep), "--threads", str(options.threads), "--no-ray"]
-    run(jobs.filter, str(folder / "generated"), *size)
+    scoring = {"size": options.size, "width": options.width, "steps": options.fold_steps, "folds": options.folds}
+    scoring |= {"keep": options.keep, "threads": options.threads}
+    run(jobs.filter, str(folder / "generated"), *flags_of(scoring), "--no-ray")
 
 
 def run(command: ModuleType, *words: str) -> None:
@@ -118,11 +97,10 @@ def score(options: argparse.Namespace, target: str, seed: int) -> float:
     folder: Path = options.folder
     filtered = target == "generated, filtered"
     model = folder / "networks" / f"{target.replace(', ', '-')}-{seed}"
-    numbers = {"size": options.size, "width": options.width, "steps": options.steps, "threads": options.threads}
-    words = [word for name, value in {**numbers, "seed": seed}.items() for word in (f"--{name}", str(value))]
-    words += ["--target", "classes", "--no-ray", "--predict", str(folder / "held-out" / "images")]
+    settings = {"target": "classes", "size": options.size, "width": options.width, "steps": options.steps}
+    settings |= {"threads": options.threads, "seed": seed, "predict": folder / "held-out" / "images"}
     out = folder / ("generated" if filtered else target)
-    run(jobs.train, str(out), str(model), *words, *(["--filter"] if filtered else []))
+    train(out, model, settings, *(["--filter"] if filtered else []))
     classes = json.dumps({noun: index + 1 for index, noun in enumerate(NOUNS)})
     truth = ["--classes", classes, "--ignore", "", "--baseline-images", "0", "--processes", "1"]
     run(jobs.evaluate, str(model / "labels"), str(folder / "held-out" / "truth"), *truth)

@@ -1,4 +1,4 @@
-"""Does a network that is trained on pseudo-labels until it learns no more pass the model that made them?
+"""Does a network become better than the model whose labels it learns from, if it is trained until it stops improving?
 
     python tests/end_to_end/proofs/longer_training.py --folder longer-training
 
@@ -13,11 +13,10 @@ command resumes after a stop, and writes results.json and results.md after each 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
-import tarfile
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # before the folders of tests that have the names of packages
 sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
-from labelled_runs import write_png, write_run
+from labelled_runs import write_png
+from proof_parts import mean_and_values, train, write_tar, write_truth
 from runs import rows_of
 from train_proof import PER_SHARD, UNSEEN
 
 import jobs.label
-import jobs.train
 from diffseg.scoring.overlap import covering, overlap
 from diffseg.tiny.evaluation.tables import markdown
-from diffseg.tiny.scenes.captioned import CaptionedScene, generate_captioned, visible_classes
+from diffseg.tiny.scenes.captioned import CaptionedScene, generate_captioned
 from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS
 from diffseg.tiny.scenes.vocabulary import NOUNS
 from pipeline.output.rows import decode_mask
@@ -44,6 +43,9 @@ FACTOR, FLAT = 4, 0.01
 """A training is flat if it gains less than `FLAT` over one with a quarter of its steps, in the mean over the seeds."""
 
 LABELS = ("pseudo-labels", "truth")
+NOUNS_OF_IMAGE = ("--labels-field", "labels")
+"""Flags by which the nouns of an image are the only possible names of its segments."""
+
 SCORE_OF_TARGET = {"classes": "miou", "segments": "covering"}
 """The score by which a training of a target counts as flat."""
 
@@ -58,26 +60,9 @@ def make_scenes(folder: Path, seeds: Sequence[int], side: int) -> dict[str, Capt
         if not (folder / "images" / name).exists():
             write_png(folder / "images" / name, scene.image)
     for first in range(0, len(names), PER_SHARD):
-        path = folder / "tars" / f"{first:06d}.tar"
-        if not path.exists():  # a tar that is written again would be labelled again
-            path.parent.mkdir(exist_ok=True)
-            _write_tar(path, {name: scenes[name] for name in names[first : first + PER_SHARD]}, folder / "images")
+        chosen = {name: scenes[name] for name in names[first : first + PER_SHARD]}
+        write_tar(folder / "tars" / f"{first:06d}.tar", chosen, folder / "images")
     return scenes
-
-
-def _write_tar(path: Path, scenes: Mapping[str, CaptionedScene], images: Path) -> None:
-    """Write the images with the nouns that they show, as a field `labels`."""
-    aside = path.with_suffix(".writing")
-    with tarfile.open(aside, "w") as tar:
-        for name, scene in scenes.items():
-            nouns = [NOUNS[c] for c in visible_classes(scene.classes)]
-            files = {name: (images / name).read_bytes()}
-            files[Path(name).stem + ".json"] = json.dumps({"labels": nouns}).encode()
-            for member, data in files.items():
-                info = tarfile.TarInfo(member)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    aside.rename(path)
 
 
 def label(source: Path, out: Path, *flags: str) -> None:
@@ -108,11 +93,40 @@ def scores_of(out: Path, scenes: Mapping[str, CaptionedScene]) -> Scores:
     return scores
 
 
-def train(out: Path, model: Path, images: Path, settings: Mapping[str, Any]) -> Path:
-    """Train and label `images`, or continue; return the labels."""
-    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    assert jobs.train.main([str(out), str(model), *flags, "--no-ray", "--predict", str(images)]) == 0
-    return model / "labels"
+def score_teacher(folder: Path, scenes: Mapping[str, Mapping[str, CaptionedScene]]) -> list[dict[str, Any]]:
+    """Label both sets of scenes with `tiny-text`, and return the scores of its labels."""
+    all_nouns = f"tiny-text, all {len(NOUNS)} nouns"
+    runs = (
+        ("tiny-text, nouns of the image", "held-out", folder / "teacher" / "own", NOUNS_OF_IMAGE),
+        (all_nouns, "held-out", folder / "teacher" / "all", ()),
+        ("pseudo-labels (training scenes)", "training", folder / "pseudo-labels", NOUNS_OF_IMAGE),
+    )
+    results: list[dict[str, Any]] = []
+    for name, part, out, flags in runs:
+        label(folder / "scenes" / part / "tars", out, *flags)
+        scores = scores_of(out, scenes[part])
+        results.append({"labels": name, "target": "–", "steps": 0, "seed": 0, "scores": scores})
+        print(name, scores, flush=True)
+    return results
+
+
+def train_all(
+    options: argparse.Namespace, steps: int, held_out: Mapping[str, CaptionedScene], results: list[dict[str, Any]]
+) -> None:
+    """Train all networks with this number of steps, append their scores to the results, and write these to files."""
+    folder: Path = options.folder
+    images = str(folder / "scenes" / "held-out" / "images")
+    shared = {"size": options.size, "width": options.width, "batch-size": 8, "threads": options.threads}
+    # All labels of a seed are trained before the next seed, so that results can be compared at any time.
+    for target, seed, labels in product(options.targets, range(options.seeds), LABELS):
+        model = folder / "networks" / f"{labels}-{target}-{steps}-{seed}"
+        settings = {**shared, "target": target, "steps": steps, "seed": seed}
+        train(folder / labels, model, settings, "--predict", images)
+        scores = scores_of(model / "labels", held_out)
+        results.append({"labels": labels, "target": target, "steps": steps, "seed": seed, "scores": scores})
+        (folder / "results.json").write_text(json.dumps(results, indent=1))
+        (folder / "results.md").write_text(table_of(results) + "\n")
+        print(labels, target, steps, seed, scores, flush=True)
 
 
 def are_flat(results: Sequence[dict[str, Any]], steps: int) -> bool:
@@ -139,10 +153,7 @@ def table_of(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(runs: Sequence[Scores], score: str) -> str:
-    values = [run[score] for run in runs if score in run]
-    if len(values) < 2:
-        return "".join(f"{value:.3f}" for value in values)
-    return f"{np.mean(values):.3f}: {' '.join(f'{value:.3f}' for value in values)}"
+    return mean_and_values([run[score] for run in runs if score in run])
 
 
 def main() -> None:
@@ -162,54 +173,11 @@ def main() -> None:
     folder: Path = options.folder
     sets = {"training": UNSEEN[: options.images], "held-out": HELD_OUT_SEEDS[: options.held_out]}
     scenes = {name: make_scenes(folder / "scenes" / name, seeds, options.size) for name, seeds in sets.items()}
-    own = ("--labels-field", "labels")
-    runs = {
-        "tiny-text, nouns of the image": (folder / "teacher" / "own", own),
-        f"tiny-text, all {len(NOUNS)} nouns": (folder / "teacher" / "all", ()),
-    }
-    results: list[dict[str, Any]] = []
-    for name, (out, flags) in runs.items():
-        label(folder / "scenes" / "held-out" / "tars", out, *flags)
-        scores = scores_of(out, scenes["held-out"])
-        results.append({"labels": name, "target": "–", "steps": 0, "seed": 0, "scores": scores})
-        print(name, scores, flush=True)
-    outs = {name: folder / name for name in LABELS}
-    label(folder / "scenes" / "training" / "tars", outs["pseudo-labels"], *own)
-    scores = scores_of(outs["pseudo-labels"], scenes["training"])
-    results.append(
-        {"labels": "pseudo-labels (training scenes)", "target": "–", "steps": 0, "seed": 0, "scores": scores}
-    )
-    print("training scenes", scores, flush=True)
-    write_run(
-        outs["truth"],
-        {name: scene.labels for name, scene in scenes["training"].items()},
-        source=folder / "scenes" / "training" / "images",
-        per_shard=PER_SHARD,
-        names={name: [NOUNS[c] for c in np.unique(scene.classes)] for name, scene in scenes["training"].items()},
-        vocabulary=NOUNS,
-    )
+    results = score_teacher(folder, scenes)
+    write_truth(folder / "truth", scenes["training"], folder / "scenes" / "training" / "images", PER_SHARD)
     steps = options.steps
     while steps == options.steps or (steps <= options.most_steps and not are_flat(results, steps // FACTOR)):
-        # All labels of a seed are trained before the next seed, so that results can be compared at any time.
-        for target in options.targets:
-            for seed in range(options.seeds):
-                for labels in LABELS:
-                    settings = {
-                        "target": target,
-                        "size": options.size,
-                        "width": options.width,
-                        "batch-size": 8,
-                        "steps": steps,
-                        "seed": seed,
-                        "threads": options.threads,
-                    }
-                    model = folder / "networks" / f"{labels}-{target}-{steps}-{seed}"
-                    predicted = train(outs[labels], model, folder / "scenes" / "held-out" / "images", settings)
-                    scores = scores_of(predicted, scenes["held-out"])
-                    results.append({"labels": labels, "target": target, "steps": steps, "seed": seed, "scores": scores})
-                    (folder / "results.json").write_text(json.dumps(results, indent=1))
-                    (folder / "results.md").write_text(table_of(results) + "\n")
-                    print(labels, target, steps, seed, scores, flush=True)
+        train_all(options, steps, scenes["held-out"], results)
         steps *= FACTOR
     print(table_of(results))
 

@@ -40,7 +40,7 @@ image-groups: # The cost and the sizes of the groups of 1,000,000 image files
 launches: # The operations that the method sends to a GPU for a batch, counted without a GPU
 	$(BIN)/python $(PROOFS)/launches.py $(ARGS)
 
-longer-training: # Whether networks that learn from tiny-text's labels until they learn no more pass it (hours; resumes)
+longer-training: # Networks trained on tiny-text's labels and on the truth for longer and longer, beside tiny-text (hours; resumes)
 	$(BIN)/python $(PROOFS)/longer_training.py --folder longer-training $(ARGS)
 
 metrics: # Every panel of the Grafana dashboard has data in a real Prometheus

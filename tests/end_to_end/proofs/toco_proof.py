@@ -27,8 +27,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # before the folders of tests that have the names of packages
 from labelled_runs import write_png, write_run
+from proof_parts import mean_and_values, train
 
-import jobs.train
 from diffseg.segmentation import BACKGROUND
 from diffseg.tiny.evaluation.tables import markdown
 from diffseg.tiny.scenes.captioned import generate_captioned, visible_classes
@@ -56,7 +56,7 @@ def classes_of(nouns: np.ndarray) -> np.ndarray:
 
 
 def bands(count: int, side: int) -> np.ndarray:
-    """Return a label map of `count` vertical bands, uint16 [side, side], which says nothing of places in the image."""
+    """Return a label map of `count` vertical bands, uint16 [side, side], which do not depend on the image."""
     return np.repeat((np.arange(side) * count // side)[None], side, axis=0).astype(np.uint16)
 
 
@@ -108,13 +108,8 @@ def table_of(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Return a Markdown table of the scores of each variant: mean, standard deviation and the value of each seed."""
     rows = []
     for variant, runs in results.items():
-        cells = []
-        for score in SCORES:
-            values = [run[score] for run in runs if score in run]
-            each = " ".join(f"{value:.3f}" for value in values)
-            spread = f" ± {np.std(values, ddof=1):.3f}: {each}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
-        rows.append([variant, *cells])
+        values = ([run[score] for run in runs if score in run] for score in SCORES)
+        rows.append([variant, *(mean_and_values(each, with_deviation=True) for each in values)])
     return markdown(["trained with", *SCORES.values()], rows)
 
 
@@ -148,8 +143,7 @@ def main() -> None:
             settings |= {"backbone": folder / "backbone.json", "ptc-weight": ptc, "ctc-weight": ctc}
             settings |= {"size": options.size, "batch-size": options.batch_size, "steps": options.steps}
             settings |= {"learning-rate": options.learning_rate, "seed": seed, "threads": options.threads}
-            words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-            assert jobs.train.main([str(folder / "training" / "out"), str(model), *words, "--no-ray"]) == 0
+            train(folder / "training" / "out", model, settings)
             results[variant].append(scores_of(model, images, truth))
             (folder / "results.json").write_text(json.dumps(results, indent=1))
             print(seed, variant, results[variant][-1], flush=True)

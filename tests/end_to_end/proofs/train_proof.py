@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[3]))  # before the folders of tests that have the names of packages
 sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 from labelled_runs import write_png, write_run
+from proof_parts import mean_and_values, train
 from runs import masks_of
 
 import jobs.label
-import jobs.train
 from diffseg.scoring.overlap import covering, match_per_image, overlap
 from diffseg.tiny.evaluation.tables import markdown
 from diffseg.tiny.scenes.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, generate_scene
@@ -82,12 +82,7 @@ def table_of(results: Mapping[str, list[dict[str, float]]]) -> str:
     """Return a Markdown table of the scores of each target: mean, standard deviation and the value of each seed."""
     rows = []
     for target, runs in results.items():
-        cells = []
-        for score in SCORES:
-            values = [run[score] for run in runs]
-            each = " ".join(f"{value:.3f}" for value in values)
-            spread = f" ± {np.std(values, ddof=1):.3f}: {each}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}")
+        cells = (mean_and_values([run[score] for run in runs], with_deviation=True) for score in SCORES)
         rows.append([target, *cells])
     return markdown(["trained on", "covering: mean ± deviation, each seed", "mIoU matched per image"], rows)
 
@@ -127,9 +122,7 @@ def main() -> None:
                 "seed": seed,
                 "threads": options.threads,
             }
-            words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-            line = [str(outs[target]), str(model), *words, "--no-ray", "--predict", str(images["held-out"])]
-            assert jobs.train.main(line) == 0
+            train(outs[target], model, settings, "--predict", str(images["held-out"]))
             results[target].append(scores_of(masks_of(model / "labels"), truth["held-out"]))
             (folder / "results.json").write_text(json.dumps(results, indent=1))
             print(seed, target, results[target][-1], flush=True)
