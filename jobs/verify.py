@@ -31,7 +31,8 @@ class VerifyCommand(RunFlags):
     """The flags of `diffseg verify`."""
 
     redo: bool = False
-    """Delete the commit records of damaged shards, so that the next `diffseg label` labels these shards again."""
+    """Delete the commit records of damaged shards, so that the command that made the run makes these shards
+    again."""
 
 
 def _verify(command: VerifyCommand) -> int:

@@ -70,6 +70,11 @@ def versions() -> dict[str, str]:
     return by_package
 
 
+REWRITTEN = {"recut": "diffseg recut", "named": "diffseg name"}
+"""Settings in run.json of a run whose rows were made from those of another run (`pipeline.executor.rewrite`), with the
+command that makes such a run. A run with both was cut last, since a cut drops the features that names need."""
+
+
 def is_generated(settings: Mapping[str, Any]) -> bool:
     """Return True if a run with these settings in run.json generated its images, which are then in its rows."""
     return "generation" in settings
@@ -77,7 +82,8 @@ def is_generated(settings: Mapping[str, Any]) -> bool:
 
 def command_of(settings: Mapping[str, Any]) -> str:
     """Return the command that makes the rows of a run with these settings, for advice."""
-    return "diffseg generate" if is_generated(settings) else "diffseg label"
+    default = "diffseg generate" if is_generated(settings) else "diffseg label"
+    return next((command for name, command in REWRITTEN.items() if name in settings), default)
 
 
 def is_run(out: Storage) -> bool:

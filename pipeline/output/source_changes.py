@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.output.listing import Listing
-from pipeline.output.manifest import Manifest, is_generated
+from pipeline.output.manifest import REWRITTEN, Manifest, is_generated
 from pipeline.output.records import SortedRecords
 from pipeline.readers.find import find_files, shards_of
 from pipeline.readers.samples import Shard
@@ -16,9 +16,6 @@ from pipeline.wording import counted
 
 RETRY_TIMEOUT_SECONDS = 10.0
 """How long requests to a store of SRC that does not answer are retried."""
-
-REWRITTEN = ("recut", "named")
-"""Settings in run.json of a run whose rows were made from those of another run (`pipeline.executor.rewrite`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +65,10 @@ def compare_with_source(
     """
     store = dataclasses.replace(store, retry_timeout=RETRY_TIMEOUT_SECONDS)
     settings = manifest.settings
-    if is_generated(settings):
-        return SourceChanges(unknown="its images were generated; the same `diffseg generate` compares its prompts")
     if any(name in settings for name in REWRITTEN):
         return SourceChanges(unknown="its rows come from those of another run, which can be compared")
+    if is_generated(settings):
+        return SourceChanges(unknown="its images were generated; the same `diffseg generate` compares its prompts")
     try:
         files = find_files(manifest.source, store, image_field=settings.get("image_field"))
         found = shards_of(

@@ -180,7 +180,9 @@ def test_commands_read_the_images_from_the_rows(tmp_path: Path, out: Path, capsy
     assert jobs.train.main([str(out), str(tmp_path / "model"), *small]) == 0
 
 
-def test_a_run_that_is_made_from_the_rows_keeps_the_images(tmp_path: Path, out: Path) -> None:
+def test_a_run_that_is_made_from_the_rows_keeps_the_images(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = RunSettings(no_ray=True)
     recut_run(str(out), str(tmp_path / "new"), None, background_below=0.6, run=run, format="parquet")
     before, after = rows_of(out), rows_of(tmp_path / "new")
@@ -188,3 +190,9 @@ def test_a_run_that_is_made_from_the_rows_keeps_the_images(tmp_path: Path, out: 
     assert {segment["name"] for row in after for segment in row["segments"]} == {"background"}
     assert decode_mask(after[0]["mask"]).shape == decode_mask(before[0]["mask"]).shape
     assert jobs.show.main([str(tmp_path / "new"), before[0]["key"], "--picture", str(tmp_path / "p.png")]) == 0
+    (tmp_path / "new" / "labels" / "generated-000000.parquet").unlink()
+    capsys.readouterr()
+    assert jobs.verify.main([str(tmp_path / "new")]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "its rows come from those of another run" in printed
+    assert "`diffseg verify --redo`, then the same `diffseg recut`: generated-000000" in printed
