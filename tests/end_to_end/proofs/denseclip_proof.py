@@ -3,11 +3,12 @@
     python tests/end_to_end/proofs/denseclip_proof.py --folder denseclip-proof
 
 Captioned scenes have the true classes of 14 nouns, and the pixels of four others are ignored. Networks of the recipes
-plain, denseclip and maskclip are trained on them with the text encoder of tiny-text, and a second maskclip on the
-labels that the first gives to the same images when it is asked for all 18 nouns (self-training). Each labels held-out
-scenes three times. Asked for the 14 nouns: their semantic mIoU, without any matching, over their own pixels. Asked for
-all 18, of which plain knows 14: the mIoU of the 14 and that of the four over all pixels. Asked for the four: the share
-of the pixels of each that is named correctly, where chance is a quarter.
+plain, denseclip and maskclip are trained on them with the text encoder of tiny-text. A second maskclip is trained on
+the labels that the first gives to the same images with all 18 nouns as names (self-training). Each network labels
+held-out scenes three times. With the 14 nouns as names, the score is their semantic mIoU, without any matching, over
+the pixels of these nouns. With all 18 (plain always has its 14), the scores are the mIoU of the 14 and that of the
+four, over all pixels. With the four, the score is the share of the pixels of each that is named correctly; chance is a
+quarter.
 
 The command resumes after a stop, and writes results.json and results.md.
 """
