@@ -172,8 +172,8 @@ def _check_rows(job: FilterJob, shards: Sequence[LabelShard]) -> None:
     fewest = counts.total() - max(counts.values())
     if fewest < job.settings.batch_size:
         raise SourceError(
-            f"{job.out.redacted}: without one of {job.settings.folds} folds, {fewest} rows are left, which are fewer "
-            f"than one batch of {job.settings.batch_size}; use more folds or a smaller --batch-size"
+            f"{job.out.redacted}: without one of {job.settings.folds} folds, {fewest} of the rows are left, fewer than "
+            f"one batch of {job.settings.batch_size}; use more folds or a smaller --batch-size"
         )
 
 

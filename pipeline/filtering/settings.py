@@ -21,7 +21,7 @@ class FoldSettings:
     network: NetworkName = "unet"
     """Network of each fold, as for `diffseg train`."""
     backbone: str | None = None
-    """What segformer and dinov2-linear start from, as for `diffseg train`."""
+    """What segformer, dinov2-linear and vit start from, as for `diffseg train`."""
     steps: int = 400
     """Steps of each training."""
     batch_size: int = 8
