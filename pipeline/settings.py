@@ -226,9 +226,9 @@ class WorkerSettings:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the model. auto uses cuda if the cluster or this machine has it, else cpu."""
     batch_size: int | Literal["auto"] = "auto"
-    """Images in one pass of the model. Short batches are padded. auto is 1 on a CPU. On a GPU, `diffseg label` tries sizes
-    until images/s stop rising or memory is short, and keeps the choice in DIFFSEG_CACHE, else in ~/.cache/diffseg;
-    `diffseg generate` takes 8."""
+    """Images in one pass of the model. Short batches are padded. auto is 1 on a CPU. On a GPU, `diffseg label` tries
+    sizes until images/s stop rising or memory is short, and keeps the choice in DIFFSEG_CACHE, else in
+    ~/.cache/diffseg; `diffseg generate` takes 8."""
     threads: int = 1
     """CPU threads that the model uses in each worker."""
     compile: bool = False
